@@ -1,0 +1,56 @@
+"""What every engine promises: asked for (prompt, sample index) items, it gives back generations.
+
+Engines know nothing of the store. An item's random draws depend on its key alone (sampling seed, prompt content,
+sample index), never on the batch that it is computed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from sinterlm.records import FinishReason, Prompt
+
+
+class Item(NamedTuple):
+    """One answer that is wanted."""
+
+    prompt: Prompt
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer as an engine gives it; the pipeline makes a Response of it."""
+
+    prompt_id: str
+    index: int
+    content: str
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_tokens: int
+
+
+class Engine(Protocol):
+    """A source of answers. Cheap to construct: weights are loaded by the first :meth:`sample`."""
+
+    @property
+    def identity(self) -> str:
+        """Names everything that decides an answer: weights, template, prompt format, sampling settings and seed.
+
+        The number of samples does not belong to it, so that asking for more keeps those that are there.
+        """
+        ...
+
+    def batches(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Split the whole work list into batches, the same for the same list."""
+        ...
+
+    def sample(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Generation]]:
+        """Answer batch after batch; each yielded list is whole and in the batch's order."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held (weights, connections); sampling again loads again."""
+        ...

@@ -1,0 +1,318 @@
+"""The workspace's store: prompts, responses, scores, drops and finished stages in one SQLite file.
+
+Owned by one process at a time (see :func:`workspace_lock`), written in transactions: what a method has returned from
+survives ``kill -9`` and a power cut, and writing the same record again changes nothing. Answers and scores belong to
+the workspace and are shared by its recipes; split, drops and stages belong to a *run*, named by its output folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock, Timeout
+
+from sinterlm.errors import InputError, TryAgainError
+from sinterlm.records import Dropped, FinishReason, Message, Prompt, Response, SamplingSettings, Score, digest
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE prompts (
+    run TEXT, id TEXT, part TEXT, position INTEGER, content_hash TEXT, messages TEXT, answers TEXT, domain TEXT,
+    PRIMARY KEY (run, id)
+) WITHOUT ROWID;
+CREATE TABLE responses (
+    id TEXT PRIMARY KEY, identity TEXT, prompt_hash TEXT, sample_index INTEGER, content TEXT, finish_reason TEXT,
+    num_prompt_tokens INTEGER, num_tokens INTEGER, sampling TEXT
+) WITHOUT ROWID;
+CREATE INDEX responses_by_identity ON responses (identity, prompt_hash, sample_index);
+CREATE TABLE scores (
+    response_id TEXT, scorer TEXT, answers_hash TEXT, value REAL, passed INTEGER, detail TEXT,
+    PRIMARY KEY (response_id, scorer, answers_hash)
+) WITHOUT ROWID;
+CREATE TABLE dropped (run TEXT, stage TEXT, subject TEXT, reason TEXT, detail TEXT);
+CREATE INDEX dropped_by_stage ON dropped (run, stage);
+CREATE TABLE stages (
+    run TEXT, name TEXT, key TEXT, seconds REAL, peak_memory_bytes INTEGER, counts TEXT, finished_at REAL,
+    PRIMARY KEY (run, name)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStage:
+    """A stage that is done, and what it took.
+
+    Example: ``FinishedStage("sample-sources", "5e..", 12.5, 1_900_000_000, {"responses": 4300})``
+    """
+
+    name: str
+    key: str
+    """Hash of all that decides the stage's result; another key means that it must be done again."""
+    seconds: float
+    peak_memory_bytes: int
+    counts: Mapping[str, float] = field(default_factory=dict)
+    finished_at: float = 0.0
+    """Unix time."""
+
+
+def answers_hash(prompt: Prompt) -> str:
+    """The part of a score's key that stands for the prompt's accepted answers."""
+    return digest(list(prompt.answers))
+
+
+class Store:
+    """One workspace's ``store.sqlite``.
+
+    Args:
+        path: The file; made when it is not there, unless ``read_only``.
+        read_only: For ``plan``, ``status`` and ``report``, which may look while a run writes.
+
+    Raises:
+        InputError: The file is damaged, is no store, or was written by another version.
+        TryAgainError: The disk is full (from any writing method).
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        if read_only and not path.exists():
+            raise InputError(f"{path}: there is no store; run a recipe in this workspace first")
+        with self._translated_errors():
+            if read_only:
+                self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._connection = sqlite3.connect(path)
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.row_factory = sqlite3.Row
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version == 0 and not read_only:
+                with self._connection:
+                    # executescript would commit between the statements; a kill must leave all tables or none.
+                    self._connection.execute("BEGIN")
+                    for statement in filter(str.strip, _SCHEMA.split(";")):
+                        self._connection.execute(statement)
+                    self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif version != SCHEMA_VERSION:
+                raise InputError(f"{path}: store of version {version}, expected {SCHEMA_VERSION}; use a new workspace")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    def set_prompts(self, run: str, parts: Mapping[str, Sequence[Prompt]]) -> None:
+        """Replace the run's prompts and their parts (``held_out``, ``sft``, ...)."""
+        rows = [
+            (run, prompt.id, part, position, prompt.content_hash, json.dumps(prompt.messages), *_answers(prompt))
+            for part, prompts in parts.items()
+            for position, prompt in enumerate(prompts)
+        ]
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM prompts WHERE run = ?", (run,))
+            connection.executemany("INSERT INTO prompts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def prompts(self, run: str, part: str) -> list[Prompt]:
+        """The prompts of one part, in the split's order."""
+        query = "SELECT * FROM prompts WHERE run = ? AND part = ? ORDER BY position"
+        return [
+            Prompt(
+                id=row["id"],
+                messages=tuple(Message(*message) for message in json.loads(row["messages"])),
+                answers=tuple(json.loads(row["answers"])),
+                domain=row["domain"],
+            )
+            for row in self._read(query, run, part)
+        ]
+
+    # -- responses -----------------------------------------------------------------------------------------------
+
+    def response_ids(self, identity: str) -> set[str]:
+        """Ids of all responses of one source identity."""
+        return {row["id"] for row in self._read("SELECT id FROM responses WHERE identity = ?", identity)}
+
+    def add_responses(self, identity: str, responses: Iterable[tuple[Prompt, Response]]) -> None:
+        """Write responses; those that are there already stay as they are."""
+        rows = [
+            (
+                response.id,
+                identity,
+                prompt.content_hash,
+                response.index,
+                response.content,
+                response.finish_reason,
+                response.num_prompt_tokens,
+                response.num_tokens,
+                json.dumps(asdict(response.sampling)) if response.sampling else None,
+            )
+            for prompt, response in responses
+        ]
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def responses(self, identity: str, prompt: Prompt, *, source: str, num_samples: int) -> list[Response]:
+        """The first ``num_samples`` responses of one source identity to ``prompt``, by index; fewer where fewer are."""
+        query = """SELECT * FROM responses WHERE identity = ? AND prompt_hash = ? AND sample_index < ?
+                   ORDER BY sample_index"""
+        return [
+            Response(
+                id=row["id"],
+                prompt_id=prompt.id,
+                source=source,
+                index=row["sample_index"],
+                content=row["content"],
+                finish_reason=cast(FinishReason, row["finish_reason"]),
+                num_prompt_tokens=row["num_prompt_tokens"],
+                num_tokens=row["num_tokens"],
+                sampling=SamplingSettings(**json.loads(row["sampling"])) if row["sampling"] else None,
+            )
+            for row in self._read(query, identity, prompt.content_hash, num_samples)
+        ]
+
+    def mean_tokens(self, identity: str) -> tuple[float, float] | None:
+        """Mean prompt and answer tokens of a source identity's responses, for estimates; None where there are none."""
+        query = "SELECT AVG(num_prompt_tokens), AVG(num_tokens), COUNT(*) FROM responses WHERE identity = ?"
+        prompt_tokens, tokens, count = self._read(query, identity)[0]
+        return (prompt_tokens, tokens) if count else None
+
+    # -- scores --------------------------------------------------------------------------------------------------
+
+    def add_scores(self, scores: Iterable[tuple[Prompt, Score]]) -> None:
+        """Write scores; those that are there already stay as they are."""
+        rows = [
+            (
+                score.response_id,
+                score.scorer,
+                answers_hash(prompt),
+                score.value,
+                score.passed,
+                json.dumps(dict(score.detail)),
+            )
+            for prompt, score in scores
+        ]
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def score(self, scorer: str, prompt: Prompt, response: Response) -> Score | None:
+        """What ``scorer`` said of ``response``; None where it has not been asked."""
+        query = "SELECT * FROM scores WHERE response_id = ? AND scorer = ? AND answers_hash = ?"
+        for row in self._read(query, response.id, scorer, answers_hash(prompt)):
+            passed = None if row["passed"] is None else bool(row["passed"])
+            return Score(row["response_id"], row["scorer"], row["value"], passed, json.loads(row["detail"]))
+        return None
+
+    # -- stages and drops ----------------------------------------------------------------------------------------
+
+    def finish_stage(self, run: str, stage: FinishedStage, dropped: Iterable[Dropped] = ()) -> None:
+        """Mark a stage as done and write what it dropped, in one transaction."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM dropped WHERE run = ? AND stage = ?", (run, stage.name))
+            connection.executemany(
+                "INSERT INTO dropped VALUES (?, ?, ?, ?, ?)",
+                [(run, stage.name, drop.subject, drop.reason, drop.detail) for drop in dropped],
+            )
+            connection.execute(
+                "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run,
+                    stage.name,
+                    stage.key,
+                    stage.seconds,
+                    stage.peak_memory_bytes,
+                    json.dumps(dict(stage.counts)),
+                    stage.finished_at or time.time(),
+                ),
+            )
+
+    def finished_stages(self, run: str) -> dict[str, FinishedStage]:
+        """The run's finished stages by name."""
+        rows = self._read("SELECT * FROM stages WHERE run = ? ORDER BY finished_at", run)
+        return {
+            row["name"]: FinishedStage(
+                row["name"],
+                row["key"],
+                row["seconds"],
+                row["peak_memory_bytes"],
+                json.loads(row["counts"]),
+                row["finished_at"],
+            )
+            for row in rows
+        }
+
+    def dropped(self, run: str) -> Iterator[Dropped]:
+        """Everything that the run has dropped, in order."""
+        for row in self._read("SELECT * FROM dropped WHERE run = ? ORDER BY rowid", run):
+            yield Dropped(row["subject"], row["stage"], row["reason"], row["detail"])
+
+    # -- the file ------------------------------------------------------------------------------------------------
+
+    def _read(self, query: str, *parameters: object) -> list[Any]:
+        with self._translated_errors():
+            return self._connection.execute(query, parameters).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._translated_errors(), self._connection:
+            yield self._connection
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "full" in str(error) or "disk I/O" in str(error):
+                raise TryAgainError(f"{self.path}: {error}; free some space and give the same command again") from error
+            raise InputError(f"{self.path}: cannot be used as a store ({error})") from error
+        except sqlite3.DatabaseError as error:
+            raise InputError(
+                f"{self.path}: the store is damaged ({error}); restore it from a backup or use a new workspace"
+            ) from error
+
+
+def _answers(prompt: Prompt) -> tuple[str, str]:
+    return json.dumps(list(prompt.answers)), prompt.domain
+
+
+@contextmanager
+def workspace_lock(workspace: Path, output: Path) -> Iterator[None]:
+    """Hold the workspace for one writing process; the operating system frees it when the process dies.
+
+    Raises:
+        TryAgainError: Another process holds it; the message names it.
+    """
+    workspace.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(workspace / "store.lock")
+    holder = workspace / "store.lock.json"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        try:
+            held = json.loads(holder.read_text())
+            who = f"process {held['pid']} on {held['host']} since {held['since']}, which writes {held['output']}"
+        except (OSError, ValueError, KeyError):
+            who = "another process"
+        raise TryAgainError(f"{workspace}: this workspace is in use by {who}; wait for it or stop it") from error
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        host = socket.gethostname()
+        holder.write_text(json.dumps({"pid": os.getpid(), "host": host, "since": since, "output": str(output)}))
+        yield
+        holder.unlink(missing_ok=True)
+    finally:
+        lock.release()
