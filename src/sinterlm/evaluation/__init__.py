@@ -1,0 +1,1 @@
+"""Pure functions from records to figures: rates with intervals, paired differences, internal reward accuracies."""

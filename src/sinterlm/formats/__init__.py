@@ -1,0 +1,16 @@
+"""Prompts, rows and recorded answers in and out (JSON Lines, Parquet), and whole-or-nothing writes."""
+
+from sinterlm.formats.prompts import read_prompts
+from sinterlm.formats.recorded import RecordedAnswer, read_recorded
+from sinterlm.formats.rows import read_rows, read_training_file, write_rows
+from sinterlm.formats.write import atomic_write
+
+__all__ = [
+    "RecordedAnswer",
+    "atomic_write",
+    "read_prompts",
+    "read_recorded",
+    "read_rows",
+    "read_training_file",
+    "write_rows",
+]

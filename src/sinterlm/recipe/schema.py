@@ -6,45 +6,97 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 
 class Strict(BaseModel):
     """Refuses unknown keys and silent conversions; immutable once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-PathField = Annotated[Path, Field(strict=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, strict=False)]
+def _expected(expectation: str) -> PydanticCustomError:
+    """An error whose message says what was expected."""
+    return PydanticCustomError("expected", "{expectation}", {"expectation": expectation})
+
+
+def _check_size(size: object) -> object:
+    is_count = isinstance(size, int) and not isinstance(size, bool) and size >= 0
+    is_fraction = isinstance(size, float) and 0 <= size <= 1
+    if not (is_count or is_fraction):
+        raise _expected("a count (0, 1, 2, ...) or a fraction with a point (0.0 to 1.0)")
+    return size
+
+
+def _check_size_or_rest(size: object) -> object:
+    if size != "rest":
+        try:
+            _check_size(size)
+        except PydanticCustomError as error:
+            raise _expected(f"rest, {error.message()}") from None
+    return size
+
+
+def _check_source_name(name: str) -> str:
+    if not name or name.startswith("target") or "/" in name:
+        raise _expected("a source's name that neither begins with 'target' nor holds a '/'")
+    return name
+
+
+def _check_method_name(name: str) -> str:
+    if name == "sft" or not re.fullmatch("[a-z0-9-]+", name):
+        raise _expected("a method's name of a-z, 0-9 and '-', other than 'sft': it becomes the name of files")
+    return name
+
+
+def _find_input(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder") or Path()
+    return Path(folder, path.expanduser())
+
+
+InputPath = Annotated[Path, Field(strict=False), AfterValidator(_find_input)]
+"""A file to read; in a recipe file relative to that file's folder."""
+OutputPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
+"""A folder to write; relative to the current working directory."""
+Size = Annotated[int | float, BeforeValidator(_check_size)]
+"""A count, or a fraction: ``1`` is one prompt, ``1.0`` all of them."""
+SizeOrRest = Annotated[int | float | Literal["rest"], BeforeValidator(_check_size_or_rest)]
+SourceName = Annotated[str, AfterValidator(_check_source_name)]
+MethodName = Annotated[str, AfterValidator(_check_method_name)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Split(Strict):
     """Which prompt serves what. Each prompt is in exactly one part."""
 
-    held_out: Annotated[int, Field(ge=0)] | Fraction = 0
+    held_out: Size = 0
     """A count, or a fraction of all prompts."""
-    sft: Annotated[int, Field(ge=0)] | Fraction = 0.33
+    sft: Size = 0.33
     """A count, or a fraction of what ``held_out`` leaves; so too the next two."""
-    development: Annotated[int, Field(ge=0)] | Fraction = 0
-    preference: Literal["rest"] | Annotated[int, Field(ge=0)] | Fraction = "rest"
+    development: Size = 0
+    preference: SizeOrRest = "rest"
 
 
 class Prompts(Strict):
-    path: PathField
+    path: InputPath
+    """JSON Lines or Parquet with ``prompt`` or ``messages``, and optional ``id``, ``answers``, ``domain``."""
     split: Split = Split()
 
 
 class Sampling(Strict):
     """How one model is sampled for training data."""
 
-    num_samples: Annotated[int, Field(ge=1)] = 5
-    temperature: Annotated[float, Field(ge=0, strict=False)] = 0.8
-    top_p: Annotated[float, Field(gt=0, le=1, strict=False)] = 0.95
-    max_new_tokens: Annotated[int, Field(ge=1)] = 512
+    num_samples: Positive = 5
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    max_new_tokens: Positive = 512
     seed: int | None = None
     """The recipe's own seed unless given."""
 
@@ -53,7 +105,7 @@ class PromptFormat(Strict):
     """How a model is asked: its chat template (with a system prompt, if any), or a few-shot completion prompt."""
 
     system: str | None = None
-    few_shot: PathField | None = None
+    few_shot: InputPath | None = None
     """A YAML file with ``template`` and ``examples``."""
 
 
@@ -65,7 +117,7 @@ class LocalModel(Strict):
     prompt: PromptFormat = PromptFormat()
     sampling: Sampling = Sampling()
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
 
 
 class TransformersSource(LocalModel):
@@ -76,7 +128,9 @@ class RecordedSource(Strict):
     """Answers made elsewhere, joined to the prompts by id or text."""
 
     engine: Literal["recorded"]
-    path: PathField
+    path: InputPath
+    num_samples: Positive = 5
+    """So many answers to a prompt are taken, where the file has as many."""
 
 
 Source = Annotated[TransformersSource | RecordedSource, Field(discriminator="engine")]
@@ -95,10 +149,10 @@ class RewardModel(Strict):
 
     kind: Literal["reward-model"]
     model: str
-    max_length: Annotated[int, Field(ge=1)] = 4096
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    max_length: Positive = 4096
+    batch_size: Positive = 8
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
 
 
 Scorer = Annotated[ExactMatch | RewardModel, Field(discriminator="kind")]
@@ -136,15 +190,18 @@ PreferenceSelect = Annotated[Wrpo | OnPolicy, Field(discriminator="kind")]
 
 
 class Objective(Strict):
-    """Kind and hyper-parameters; what is not given comes from the objective's row in ``objectives/table.py``."""
+    """Kind and hyper-parameters; what is not given comes from the objective's row in ``objectives/table.py``.
+
+    Which of them an objective has, and within which bounds, that table says; it is asked when the recipe is read.
+    """
 
     kind: str
     base: str | None = None
     beta: float | None = None
     gamma: float | None = None
     tau: float | None = None
-    alpha: Fraction | None = None
-    alpha_schedule: Literal["constant", "ramp"] | None = None
+    alpha: float | None = None
+    alpha_schedule: str | None = None
     label_smoothing: float | None = None
 
 
@@ -167,7 +224,7 @@ class HeldOut(Strict):
     """Greedy answers of every model to the held-out prompts."""
 
     scorer: Scorer
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_new_tokens: Positive | None = None
     """Each model's own sampling limit unless given."""
 
 
@@ -178,14 +235,16 @@ class Evaluation(Strict):
 class Recipe(Strict):
     """One fusion."""
 
-    output: PathField
-    workspace: PathField | None = None
+    output: OutputPath
+    workspace: OutputPath | None = None
     """Holds store.sqlite; the output folder unless given."""
     seed: int = 0
+    """Of the split, of ties, of sampling and training unless they name their own."""
     prompts: Prompts
     target: Target
-    sources: dict[str, Source]
+    sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
     scorer: Scorer
     sft: Sft | None = None
-    preference: dict[str, Preference] = {}
+    preference: dict[MethodName, Preference] = {}
+    """By method's name, e.g. ``wrpo``; each starts from the SFT model and shares its samples."""
     evaluation: Evaluation = Evaluation()

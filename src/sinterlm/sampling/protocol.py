@@ -17,7 +17,7 @@ class Item(NamedTuple):
     """One answer that is wanted."""
 
     prompt: Prompt
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 @dataclass(frozen=True, slots=True)

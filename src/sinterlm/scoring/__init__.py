@@ -1,0 +1,1 @@
+"""Scorers behind one protocol: responses in, one score each out."""

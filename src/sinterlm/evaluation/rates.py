@@ -1,0 +1,171 @@
+"""Held-out figures of models: rates and mean scores with 95 % intervals, and paired differences between models.
+
+Everything is joined by prompt id. The intervals are over questions: Wilson's for a rate, a bootstrap over questions for
+means and differences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sinterlm.records import Score
+
+Z_95 = 1.959963984540054
+"""The standard normal quantile of 0.975."""
+_CHUNK_ELEMENTS = 2**20
+"""Largest matrix of draws that the bootstrap holds at once."""
+
+
+class Rate(NamedTuple):
+    """A rate or mean and its 95 % interval over ``n`` questions, e.g. ``Rate(0.55, 0.47, 0.63, 150)``."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Difference(NamedTuple):
+    """One model's mean minus another's over the same ``n`` questions, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def metrics_of(score: Score) -> dict[str, float]:
+    """The figures that one score contributes to, main one first.
+
+    ``exact_match`` (and ``contains`` where the scorer tells it) for pass-or-fail scorers, ``score`` for graded ones.
+    """
+    if score.passed is None:
+        return {"score": score.value}
+    metrics = {"exact_match": float(score.passed)}
+    if "contains" in score.detail:
+        metrics["contains"] = float(score.detail["contains"])
+    return metrics
+
+
+def values_by_metric(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    """Metric to prompt id to value, of one model's scores by prompt id."""
+    values: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for prompt_id, score in scores.items():
+        for metric, value in metrics_of(score).items():
+            values[metric][prompt_id] = value
+    return dict(values)
+
+
+def compute_rates(scores: Mapping[str, Score]) -> dict[str, Rate]:
+    """Every metric of one model: Wilson's interval for rates, the bootstrap's for graded scores.
+
+    Args:
+        scores: prompt id to the score of the model's answer.
+    """
+    return {
+        metric: mean_score(values.values()) if metric == "score" else pass_rate(values.values())
+        for metric, values in values_by_metric(scores).items()
+    }
+
+
+def compute_rates_by_domain(scores: Mapping[str, Score], domains: Mapping[str, str]) -> dict[str, dict[str, Rate]]:
+    """Domain to metric to rate, in alphabetical order of the domains.
+
+    Args:
+        scores: prompt id to the score of the model's answer.
+        domains: prompt id to domain, of every prompt in ``scores``.
+    """
+    by_domain: defaultdict[str, dict[str, Score]] = defaultdict(dict)
+    for prompt_id, score in scores.items():
+        by_domain[domains[prompt_id]][prompt_id] = score
+    return {domain: compute_rates(by_domain[domain]) for domain in sorted(by_domain)}
+
+
+def pass_rate(passes: Iterable[float]) -> Rate:
+    """Share of ones among zeros and ones, with Wilson's score interval (Wilson 1927; Brown, Cai, DasGupta 2001).
+
+    With p = k/n: centre (p + z^2/2n) / (1 + z^2/n), half width z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n).
+
+    Raises:
+        ValueError: there is none, or one that is neither 0 nor 1.
+    """
+    values = [float(value) for value in passes]
+    if not values or not set(values) <= {0.0, 1.0}:
+        raise ValueError("a pass rate needs at least one value, all of them 0 or 1")
+    n, rate = len(values), sum(values) / len(values)
+    shrinkage = 1 + Z_95**2 / n
+    centre = (rate + Z_95**2 / (2 * n)) / shrinkage
+    half_width = Z_95 * math.sqrt(rate * (1 - rate) / n + Z_95**2 / (4 * n**2)) / shrinkage
+    # At 0 and 1 the interval ends there exactly; rounding must not push it past the rate.
+    return Rate(rate, min(max(centre - half_width, 0.0), rate), max(min(centre + half_width, 1.0), rate), n)
+
+
+def mean_score(values: Iterable[float], *, seed: int = 0, num_resamples: int = 10_000) -> Rate:
+    """Mean of graded scores with the bootstrap's interval over questions."""
+    return Rate(*_bootstrap([[value] for value in values], seed=seed, num_resamples=num_resamples))
+
+
+def join_runs(runs: Iterable[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, list[tuple[float, float]]]:
+    """Pair two models' values question by question, over one run or several.
+
+    Args:
+        runs: the two models' values by prompt id, a pair a run; within a run both have the same prompts.
+
+    Returns:
+        Prompt id to one pair for every run in which the prompt was held out: the clusters of a paired difference.
+
+    Raises:
+        ValueError: one model of a run lacks a prompt that the other has.
+    """
+    pairs: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    for values, others in runs:
+        if values.keys() != others.keys():
+            unpaired = sorted(values.keys() ^ others.keys())
+            raise ValueError(f"{len(unpaired)} prompts have the values of one model only, e.g. {unpaired[0]!r}")
+        for prompt_id, value in values.items():
+            pairs[prompt_id].append((value, others[prompt_id]))
+    return dict(pairs)
+
+
+def paired_difference(
+    pairs: Mapping[str, Sequence[tuple[float, float]]], *, seed: int = 0, num_resamples: int = 10_000
+) -> Difference:
+    """Mean of (model - other) over all pairs, with a percentile bootstrap over questions.
+
+    A question that several runs held out is one cluster: all its pairs are drawn together, because answers to one
+    question are not independent of each other.
+
+    Args:
+        pairs: prompt id to its (model, other) values, one a run (see :func:`join_runs`).
+        seed: of the resampling.
+        num_resamples: how often the questions are drawn anew.
+    """
+    differences = [[value - other for value, other in cluster] for cluster in pairs.values()]
+    return Difference(*_bootstrap(differences, seed=seed, num_resamples=num_resamples))
+
+
+def _bootstrap(
+    clusters: Sequence[Sequence[float]], *, seed: int, num_resamples: int
+) -> tuple[float, float, float, int]:
+    """Mean over all values, the 2.5 and 97.5 % points of that mean when whole clusters are drawn anew, their number.
+
+    The mean needs only every cluster's sum and size; sorted, so that the order of questions does not matter.
+    """
+    if not clusters or not all(clusters):
+        raise ValueError("a bootstrap needs at least one question, and a value for every question")
+    sums, sizes = np.array(sorted((math.fsum(cluster), len(cluster)) for cluster in clusters)).T
+    num_clusters = len(clusters)
+    generator = np.random.default_rng(seed)
+    means: list[NDArray[np.float64]] = []
+    chunk = max(1, _CHUNK_ELEMENTS // num_clusters)
+    for start in range(0, num_resamples, chunk):
+        drawn = generator.integers(num_clusters, size=(min(chunk, num_resamples - start), num_clusters))
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(sums.sum() / sizes.sum()), float(low), float(high), num_clusters

@@ -1,0 +1,159 @@
+"""Files of records, read line by line: JSON Lines or Parquet, with the place of every record for error messages."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sinterlm.errors import InputError
+from sinterlm.records import Message
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One record of a file and where it stands; keys without a value (null) are not there."""
+
+    place: str
+    """For messages, e.g. ``questions.jsonl, line 12``."""
+    fields: Mapping[str, Any]
+
+    def error(self, found: str, expected: str) -> InputError:
+        """The error to raise for this line."""
+        return InputError(f"{self.place}: {found}; expected {expected}")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """The text under ``key``; without a default it must be there."""
+        value = self.fields.get(key, default)
+        if not isinstance(value, str):
+            raise self.error(f"`{key}` is {_describe(value)}", "text")
+        return value
+
+    def identifier(self, key: str) -> str | None:
+        """The id under ``key``: text, or a whole number, which is read as text."""
+        value = self.fields.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            raise self.error(f"`{key}` is {_describe(value)}", "text or a whole number")
+        return str(value)
+
+    def number(self, key: str, default: float) -> float:
+        """The finite number under ``key``."""
+        value = self.fields.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.error(f"`{key}` is {_describe(value)}", "a finite number")
+        return float(value)
+
+    def optional_number(self, key: str) -> float | None:
+        """The finite number under ``key``, if there is one."""
+        return self.number(key, 0.0) if key in self.fields else None
+
+    def whole_number(self, key: str, default: int) -> int:
+        """The whole number from 0 up under ``key``."""
+        value = self.fields.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self.error(f"`{key}` is {_describe(value)}", "a whole number, at least 0")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """The texts under ``key``: a list, or one text for a list of one; empty where there are none."""
+        value = self.fields.get(key, [])
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
+            raise self.error(f"`{key}` is {_describe(value)}", "text or a list of texts")
+        return tuple(values)
+
+    def messages(self, key: str, *, speaker: str = "user") -> tuple[Message, ...]:
+        """The conversation under ``key``: a list of messages, or one message, or text, which is the ``speaker``'s."""
+        value = self.fields.get(key)
+        if isinstance(value, str):
+            return (Message(speaker, value),)
+        turns = [value] if isinstance(value, Mapping) else value
+        if not isinstance(turns, list) or not turns:
+            raise self.error(f"`{key}` is {_describe(value)}", "text or a list of messages")
+        return tuple(self._message(f"{key}[{number}]", turn) for number, turn in enumerate(turns))
+
+    def prompt(self, key: str) -> tuple[Message, ...]:
+        """The conversation under ``key``, which must end with words of the user."""
+        messages = self.messages(key)
+        if messages[-1].role != "user" or not messages[-1].content.strip():
+            found = "is empty" if messages[-1].role == "user" else f"is of the role {messages[-1].role!r}"
+            raise self.error(f"the last message of `{key}` {found}", "a message of the user")
+        return messages
+
+    def objects(self, key: str) -> list[Line]:
+        """The objects in the list under ``key``, as lines of their own."""
+        value = self.fields.get(key)
+        if not isinstance(value, list) or not value or not all(isinstance(item, Mapping) for item in value):
+            raise self.error(f"`{key}` is {_describe(value)}", "a list of objects")
+        return [Line(f"{self.place}, `{key}[{number}]`", _present(item)) for number, item in enumerate(value)]
+
+    def _message(self, key: str, turn: object) -> Message:
+        if not isinstance(turn, Mapping):
+            raise self.error(f"`{key}` is {_describe(turn)}", "a message with `role` and `content`")
+        role, content = turn.get("role"), turn.get("content")
+        if role not in ROLES:
+            raise self.error(f"`{key}.role` is {_describe(role)}", " or ".join(ROLES))
+        if not isinstance(content, str):
+            raise self.error(f"`{key}.content` is {_describe(content)}", "text")
+        return Message(role, content)
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """Every record of a JSON Lines or Parquet (``.parquet``) file, in order."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return _parquet_lines(path) if path.suffix == ".parquet" else _json_lines(path)
+
+
+def _json_lines(path: Path) -> Iterator[Line]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            place = f"{path}, line {number}"
+            try:
+                text = raw.decode("utf-8-sig").strip()
+                fields = json.loads(text) if text else {}
+            except UnicodeDecodeError as error:
+                raise InputError(f"{place}: not UTF-8 ({error.reason} at byte {error.start})") from error
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"{place}: not JSON ({error.msg} at column {error.colno}); expected one JSON object in each line"
+                ) from error
+            if not isinstance(fields, dict):
+                raise InputError(f"{place}: {_describe(fields)}; expected one JSON object in each line")
+            if text:
+                yield Line(place, _present(fields))
+
+
+def _parquet_lines(path: Path) -> Iterator[Line]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Line(f"{path}, row {number}", _present(fields))
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: not a whole Parquet file ({error})") from error
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _describe(value: object) -> str:
+    """A value in an error message, shortened."""
+    if value is None:
+        return "missing"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."

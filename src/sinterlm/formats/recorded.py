@@ -1,0 +1,70 @@
+"""Answers that were made elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from sinterlm.errors import InputError
+from sinterlm.formats.lines import Line, read_lines
+from sinterlm.records import FinishReason, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedAnswer:
+    """One recorded answer; it belongs to the prompt with this id or, where the file gives none, with this content.
+
+    Example: ``RecordedAnswer("capital-france", None, "Paris", "", 0, "stop")``
+    """
+
+    prompt_id: str | None
+    content_hash: str | None
+    """As :attr:`Prompt.content_hash`; None where there is a ``prompt_id``."""
+    content: str
+    source: str = ""
+    """The model that answered, where the file says so."""
+    index: int = 0
+    """Sample index: the file's, else counted from 0 in the file's order."""
+    finish_reason: FinishReason = "stop"
+
+
+def read_recorded(path: Path) -> list[RecordedAnswer]:
+    """Read answers from JSON Lines or Parquet.
+
+    A line has ``prompt_id`` or ``prompt`` (text or messages), ``response`` or ``content``, and optionally ``source``,
+    ``index`` and ``finish_reason`` (``stop`` or ``length``).
+
+    Raises:
+        InputError: A line is of another shape, an answer is there twice, or there is none at all.
+    """
+    counted: Counter[tuple[str | None, str | None, str]] = Counter()
+    places: dict[tuple[str | None, str | None, str, int], str] = {}
+    answers: list[RecordedAnswer] = []
+    for line in read_lines(path):
+        prompt_id = line.identifier("prompt_id")
+        content_hash = None if prompt_id else Prompt("", line.prompt("prompt")).content_hash
+        source = line.text("source", default="")
+        index = line.whole_number("index", default=counted[prompt_id, content_hash, source])
+        key = (prompt_id, content_hash, source, index)
+        if key in places:
+            raise line.error(f"answer {index} to this prompt is there already ({places[key]})", "each answer once")
+        places[key] = line.place
+        counted[prompt_id, content_hash, source] += 1
+        answers.append(RecordedAnswer(prompt_id, content_hash, _content(line), source, index, _finish_reason(line)))
+    if not answers:
+        raise InputError(
+            f"{path}: there is no answer in it; expected lines with `prompt_id` (or `prompt`) and `response`"
+        )
+    return answers
+
+
+def _content(line: Line) -> str:
+    return line.text("content" if "content" in line.fields and "response" not in line.fields else "response")
+
+
+def _finish_reason(line: Line) -> FinishReason:
+    reason = line.fields.get("finish_reason", "stop")
+    if reason not in ("stop", "length"):
+        raise line.error(f"`finish_reason` is {reason!r}", "stop or length")
+    return "length" if reason == "length" else "stop"

@@ -1,0 +1,162 @@
+"""Sampling and scoring into the store: only what is missing is asked for, every batch is one transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+from sinterlm.errors import ToleranceError
+from sinterlm.pipeline.fusion import Ask
+from sinterlm.pipeline.stage import Run, StageResult
+from sinterlm.recipe.build import build_engine, build_scorer, engine_identity
+from sinterlm.recipe.schema import Scorer
+from sinterlm.records import Dropped, Prompt, Response, SamplingSettings, Scored, response_id
+from sinterlm.sampling.protocol import Engine, Generation, Item
+from sinterlm.scoring.protocol import Answered
+
+SCORING_BATCH = 64
+
+
+def engine_of(run: Run, ask: Ask) -> Engine:
+    """The participant's engine, which says where its weights went once they are loaded."""
+    participant = ask.participant
+    return build_engine(
+        participant.config,
+        location=participant.location,
+        settings=ask.settings,
+        on_loaded=lambda placement: run.reporter.say(f"  {participant.name}: loaded on {placement}"),
+    )
+
+
+def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_answer: bool = False) -> StageResult:
+    """Sample one participant for every prompt, as often as asked, except what the store has.
+
+    A batch of which a part is stored is sampled again whole, and only its missing items are written: so a resumed run
+    gives the answers of an uninterrupted one, whatever a batch's composition does to the last bits.
+
+    Raises:
+        ToleranceError: ``must_answer``, and every answer of the participant is empty.
+    """
+    participant, settings, num_samples = ask
+    with closing(engine_of(run, ask)) as engine:
+        identity = engine.identity
+        stored = run.store.response_ids(identity)
+        ids = {
+            (prompt.id, index): response_id(identity, prompt.content_hash, index)
+            for prompt in prompts
+            for index in range(num_samples)
+        }
+        batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(num_samples)])
+        available = {(item.prompt.id, item.index) for batch in batches for item in batch}
+        pending = [batch for batch in batches if any(ids[item.prompt.id, item.index] not in stored for item in batch)]
+        by_id = {prompt.id: prompt for prompt in prompts}
+        num_missing = sum(len(batch) for batch in pending)
+        seconds, tokens = 0.0, 0
+        if pending:
+            started = time.monotonic()
+            with run.reporter.task(f"{participant.name}", num_missing, "answers") as task:
+                for generations in engine.sample(pending):
+                    run.store.add_responses(
+                        identity,
+                        [
+                            (by_id[generation.prompt_id], _response(generation, ids, participant.name, settings))
+                            for generation in generations
+                        ],
+                    )
+                    tokens += sum(generation.num_tokens for generation in generations)
+                    seconds = time.monotonic() - started
+                    task.advance(len(generations), f"{tokens / max(seconds, 1e-9):.0f} tokens/s")
+    dropped = [
+        Dropped(prompt_id, stage, "no-recorded-answer", f"{participant.name} has no answer {index}")
+        for prompt_id, index in ids
+        if (prompt_id, index) not in available and index == 0
+    ]
+    responses = [
+        response
+        for prompt in prompts
+        for response in run.store.responses(identity, prompt, source=participant.name, num_samples=num_samples)
+    ]
+    empty = [response for response in responses if not response.content]
+    if must_answer and prompts and len(empty) == len(responses):
+        raise ToleranceError(
+            f"source {participant.name}: all {len(responses)} answers are empty; look at its prompt (chat template or "
+            "few-shot file), its stop string and max_new_tokens"
+        )
+    dropped += [
+        Dropped(response.id, stage, "empty-answer", f"{participant.name} on {response.prompt_id}, sample {response.index}")
+        for response in empty
+    ]
+    counts = {
+        f"{participant.name} answers": len(responses),
+        f"{participant.name} sampled now": num_missing,
+        f"{participant.name} cut by the limit": sum(response.finish_reason == "length" for response in responses),
+    }
+    if seconds:
+        counts[f"{participant.name} tokens/s"] = round(tokens / seconds)
+    return StageResult(counts, dropped)
+
+
+def answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answered]:
+    """The stored answers of one participant, prompt by prompt."""
+    participant = ask.participant
+    identity = engine_identity(participant.config, location=participant.location, settings=ask.settings)
+    assert identity is not None  # noqa: S101
+    for prompt in prompts:
+        for response in run.store.responses(identity, prompt, source=participant.name, num_samples=ask.num_samples):
+            yield Answered(prompt, response)
+
+
+def score(run: Run, config: Scorer, answered: Sequence[Answered]) -> StageResult:
+    """Score every answer that the store has no score of, in batches that are the same whatever is stored."""
+    with closing(build_scorer(config)) as scorer:
+        batches = [answered[start : start + SCORING_BATCH] for start in range(0, len(answered), SCORING_BATCH)]
+        pending = [
+            batch
+            for batch in batches
+            if any(run.store.score(scorer.identity, prompt, response) is None for prompt, response in batch)
+        ]
+        if pending:
+            with run.reporter.task(config.kind, sum(map(len, pending)), "answers") as task:
+                for batch in pending:
+                    scores = scorer.score(batch)
+                    run.store.add_scores((item.prompt, score) for item, score in zip(batch, scores, strict=True))
+                    task.advance(len(batch))
+        passed = values = 0.0
+        for prompt, response in answered:
+            stored = run.store.score(scorer.identity, prompt, response)
+            assert stored is not None  # noqa: S101
+            passed += bool(stored.passed)
+            values += stored.value
+    counts = {"answers": len(answered), "scored now": sum(map(len, pending))}
+    if answered:
+        counts["mean score"] = round(values / len(answered), 4)
+    return StageResult(counts)
+
+
+def scored_answers(run: Run, config: Scorer, answered: Iterator[Answered]) -> dict[str, list[Scored]]:
+    """Answers with their stored scores, by prompt id."""
+    by_prompt: dict[str, list[Scored]] = {}
+    with closing(build_scorer(config)) as scorer:
+        identity = scorer.identity
+    for prompt, response in answered:
+        stored = run.store.score(identity, prompt, response)
+        if stored is not None:
+            by_prompt.setdefault(prompt.id, []).append(Scored(response, stored))
+    return by_prompt
+
+
+def _response(
+    generation: Generation, ids: dict[tuple[str, int], str], source: str, settings: SamplingSettings | None
+) -> Response:
+    return Response(
+        id=ids[generation.prompt_id, generation.index],
+        prompt_id=generation.prompt_id,
+        source=source,
+        index=generation.index,
+        content=generation.content,
+        finish_reason=generation.finish_reason,
+        num_prompt_tokens=generation.num_prompt_tokens,
+        num_tokens=generation.num_tokens,
+        sampling=settings,
+    )

@@ -1,0 +1,163 @@
+"""Figures on the held-out questions: rates, paired differences, and the internal rewards of quadruples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sinterlm.chat import encode_example
+from sinterlm.evaluation.rates import compute_rates, compute_rates_by_domain, join_runs, paired_difference, values_by_metric
+from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
+from sinterlm.formats import atomic_write
+from sinterlm.models import load_model, load_tokenizer
+from sinterlm.pipeline.answers import answers_of, scored_answers
+from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.rows import candidates_of
+from sinterlm.pipeline.stage import Run, StageResult
+from sinterlm.recipe.build import build_hyperparameters
+from sinterlm.records import Dropped, Prompt, Role, Score, TrainingRow
+from sinterlm.selection.wrpo import select_wrpo
+
+if TYPE_CHECKING:
+    from sinterlm.training.logprobs import SequenceLogp
+
+QUADRUPLE_ROLES: tuple[Role, ...] = ("chosen_source", "chosen_target", "rejected")
+
+
+def evaluate(run: Run) -> StageResult:
+    """Compute every figure of the held-out part and write ``evaluation.json``."""
+    fusion = run.fusion
+    prompts = run.store.prompts(fusion.run_name, "held_out")
+    scores = {
+        participant.name: held_out_scores(run, prompts, participant.name) for participant in fusion.participants
+    }
+    scores = {name: answered for name, answered in scores.items() if answered}
+    domains = {prompt.id: prompt.domain for prompt in prompts}
+    figures: dict[str, Any] = {
+        "models": {name: _as_json(compute_rates(answered)) for name, answered in scores.items()},
+        "domains": {
+            name: {
+                domain: _as_json(rates)
+                for domain, rates in compute_rates_by_domain(answered, domains).items()
+            }
+            for name, answered in scores.items()
+        }
+        if any(domains.values())
+        else {},
+        "differences": _differences(fusion, scores),
+    }
+    dropped: Sequence[Dropped] = ()
+    if fusion.recipe.preference:
+        quadruples, dropped = _quadruples(run, prompts)
+        figures["num_quadruples"] = len(quadruples)
+        if quadruples:
+            figures |= _internal_figures(run, quadruples)
+    with atomic_write(fusion.output / "evaluation.json") as path:
+        path.write_text(json.dumps(figures, indent=1))
+    return StageResult({"questions": len(prompts), "models": len(scores)}, dropped)
+
+
+def held_out_scores(run: Run, prompts: Sequence[Prompt], name: str) -> dict[str, Score]:
+    """The score of the model's one evaluation answer, by prompt id; unanswered prompts are missing."""
+    held_out = run.fusion.recipe.evaluation.held_out
+    assert held_out is not None  # noqa: S101
+    participant = next(participant for participant in run.fusion.participants if participant.name == name)
+    answered = answers_of(run, run.fusion.for_evaluation(participant), prompts)
+    scored = scored_answers(run, held_out.scorer, answered)
+    return {prompt_id: answers[0].score for prompt_id, answers in scored.items()}
+
+
+def _differences(fusion: Fusion, scores: Mapping[str, Mapping[str, Score]]) -> list[dict[str, Any]]:
+    """Every trained model against the sources, the target, and the models trained before it."""
+    differences = []
+    others = [participant.name for participant in (*fusion.sources, fusion.target)]
+    for model in fusion.trained:
+        for other in others:
+            if model.name not in scores or other not in scores:
+                continue
+            shared = scores[model.name].keys() & scores[other].keys()
+            ours = values_by_metric({prompt_id: scores[model.name][prompt_id] for prompt_id in shared})
+            theirs = values_by_metric({prompt_id: scores[other][prompt_id] for prompt_id in shared})
+            for metric in ours:
+                difference = paired_difference(join_runs([(ours[metric], theirs[metric])]))
+                differences.append(
+                    {
+                        "model": model.name,
+                        "other": other,
+                        "metric": metric,
+                        "difference": difference.value,
+                        "low": difference.low,
+                        "high": difference.high,
+                        "n": difference.n,
+                    }
+                )
+        others.append(model.name)
+    return differences
+
+
+def _quadruples(run: Run, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingRow], Sequence[Dropped]]:
+    """WRPO's quadruples of the held-out questions, for measurement only."""
+    fusion = run.fusion
+    held_out = fusion.recipe.evaluation.held_out
+    assert held_out is not None  # noqa: S101
+    candidates = candidates_of(
+        run,
+        prompts,
+        held_out.scorer,
+        sources=[fusion.for_training(source) for source in fusion.sources],
+        target=fusion.for_training(fusion.start),
+    )
+    selection = select_wrpo(candidates, seed=fusion.recipe.seed, stage="evaluate")
+    return selection.rows, selection.dropped
+
+
+def _internal_figures(run: Run, quadruples: Sequence[TrainingRow]) -> dict[str, Any]:
+    """Log-probabilities of the quadruples' answers under every form of the target, and what follows from them."""
+    fusion = run.fusion
+    models = (fusion.target, *fusion.trained)
+    with run.reporter.task("log-probabilities", len(models), "models") as task:
+        logps = {}
+        for model in models:
+            assert model.location is not None  # noqa: S101
+            logps[model.name] = _row_logps(model.location, quadruples)
+            task.advance(1)
+    reference = logps[fusion.start.name]
+    accuracies = {}
+    for method, preference in fusion.recipe.preference.items():
+        policy = logps[fusion.preferred(method).name]
+        # beta scales all three alike, so the accuracies need log-ratios only.
+        rewards = [
+            QuadrupleRewards(*(ours[role].logp - theirs[role].logp for role in QUADRUPLE_ROLES))
+            for ours, theirs in zip(policy, reference, strict=True)
+        ]
+        alpha = build_hyperparameters(preference.objective).get("alpha", 0.0)
+        accuracies[fusion.preferred(method).name] = _as_json(reward_accuracies(rewards, alpha=alpha)._asdict())
+    return {
+        "reward_accuracies": accuracies,
+        "average_logps": {
+            name: {
+                "chosen_source": [row["chosen_source"].mean for row in rows],
+                "target": [row[role].mean for row in rows for role in ("chosen_target", "rejected")],
+            }
+            for name, rows in logps.items()
+        },
+    }
+
+
+def _row_logps(location: str, rows: Sequence[TrainingRow]) -> list[dict[Role, SequenceLogp]]:
+    """What the model at ``location`` thinks of every row's answers, by role."""
+    from sinterlm.training.logprobs import sequence_logps  # brings torch in
+
+    tokenizer = load_tokenizer(location)
+    examples = [
+        encode_example(tokenizer, row.messages, response.content, truncated=response.truncated)
+        for row in rows
+        for response in map(row.with_role, QUADRUPLE_ROLES)
+    ]
+    logps = iter(sequence_logps(load_model(location), examples))
+    return [{role: next(logps) for role in QUADRUPLE_ROLES} for _ in rows]
+
+
+def _as_json(rates: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {metric: rate._asdict() for metric, rate in rates.items()}

@@ -1,0 +1,220 @@
+"""What a recipe will do and take, without loading a model: from counts, stored means and text lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sinterlm.formats import read_prompts
+from sinterlm.models import cached_fingerprint, known_weights_bytes
+from sinterlm.pipeline.fusion import Ask, Fusion
+from sinterlm.pipeline.stage import is_done, stage_keys
+from sinterlm.pipeline.stages import build_stages, held_out_asks, split_parts
+from sinterlm.recipe.build import build_few_shot, engine_identity
+from sinterlm.recipe.schema import RecordedSource
+from sinterlm.records import Prompt, response_id
+from sinterlm.store import Store
+
+CHARACTERS_PER_TOKEN = 4
+"""A rule of thumb for English text, used where the store has no counts of the same model yet."""
+BYTES_PER_ANSWER = 600
+"""Of the store: key, indices, settings and score of one answer, its text aside."""
+OPTIMIZER_COPIES = 3
+"""A checkpoint holds the weights and AdamW's two moments; training holds these and the gradients."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage and what is left to do of it; None where that cannot be known yet."""
+
+    name: str
+    done: bool
+    calls: int | None = None
+    """Answers still to be sampled, or scored."""
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    """At most, where the store has no mean of the same model's answers yet."""
+    disk_bytes: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The stages of a fusion and their sums."""
+
+    output: str
+    workspace: str
+    stages: tuple[StagePlan, ...]
+    prompts: dict[str, int]
+    """Number of prompts by part."""
+    memory_bytes: int | None
+    """Estimated peak: training holds weights, gradients and AdamW's two moments in float32."""
+    money: float
+    """0: local models and recorded answers cost nothing."""
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan with its sums, for ``--json``."""
+        sums = {
+            name: sum(getattr(stage, name) or 0 for stage in self.stages if not stage.done)
+            for name in ("calls", "prompt_tokens", "new_tokens", "disk_bytes")
+        }
+        return {**asdict(self), "total": sums}
+
+
+def plan_fusion(fusion: Fusion) -> Plan:
+    """Plan ``fusion``; a file or model that is not there is noted, not refused."""
+    stages = build_stages(fusion, lambda model: cached_fingerprint(model) or "unknown")
+    keys = stage_keys(stages)
+    notes = list(_missing(fusion))
+    parts = _parts(fusion)
+    if fusion.store_path.exists():
+        with closing(Store(fusion.store_path, read_only=True)) as store:
+            finished = {name: past.key for name, past in store.finished_stages(fusion.run_name).items()}
+            planned = [
+                _plan_stage(stage.name, is_done(stage, keys[stage.name], finished), fusion, parts, store)
+                for stage in stages
+            ]
+    else:
+        planned = [_plan_stage(stage.name, False, fusion, parts, None) for stage in stages]
+    weights = known_weights_bytes(fusion.recipe.target.model)
+    return Plan(
+        output=str(fusion.output),
+        workspace=str(fusion.workspace),
+        stages=tuple(planned),
+        prompts={part: len(prompts) if isinstance(prompts, list) else prompts for part, prompts in parts.items()},
+        memory_bytes=None if weights is None else weights * (OPTIMIZER_COPIES + 1),
+        money=0.0,
+        notes=tuple(notes),
+    )
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print the plan as a table with its sums."""
+    table = Table("stage", "", title=f"{plan.output}", title_justify="left")
+    for column in ("answers", "prompt tokens", "new tokens", "disk"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for stage in plan.stages:
+        table.add_row(
+            stage.name,
+            "done" if stage.done else "to do",
+            *(_number(value) for value in (stage.calls, stage.prompt_tokens, stage.new_tokens)),
+            _size(stage.disk_bytes),
+            stage.note,
+        )
+    total = plan.to_json()["total"]
+    table.add_section()
+    table.add_row(
+        "left to do", "", *(_number(total[name]) for name in ("calls", "prompt_tokens", "new_tokens")),
+        _size(total["disk_bytes"]), f"money: {plan.money:g}; memory: about {_size(plan.memory_bytes)}",
+    )  # fmt: skip
+    console.print(table)
+    console.print("prompts: " + ", ".join(f"{part} {count}" for part, count in plan.prompts.items()), highlight=False)
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _parts(fusion: Fusion) -> dict[str, list[Prompt]] | dict[str, int]:
+    recipe = fusion.recipe
+    if recipe.prompts.path.is_file():
+        return {part: list(prompts) for part, prompts in split_parts(recipe, read_prompts(recipe.prompts.path)).items()}
+    split = recipe.prompts.split
+    return {
+        part: size for part, size in split.model_dump().items() if isinstance(size, int) and not isinstance(size, bool)
+    }
+
+
+def _missing(fusion: Fusion) -> Iterator[str]:
+    recipe = fusion.recipe
+    if not recipe.prompts.path.is_file():
+        yield f"{recipe.prompts.path}: not there; counts are the recipe's"
+    for participant in (*fusion.sources, fusion.target):
+        config = participant.config
+        if isinstance(config, RecordedSource):
+            if not config.path.is_file():
+                yield f"{config.path}: not there (recorded answers of {participant.name})"
+        elif cached_fingerprint(config.model) is None:
+            yield f"{config.model}: weights not read yet, so what the store has of {participant.name} is unknown"
+
+
+def _plan_stage(
+    name: str, done: bool, fusion: Fusion, parts: dict[str, list[Prompt]] | dict[str, int], store: Store | None
+) -> StagePlan:
+    if done:
+        return StagePlan(name, True)
+    if name.startswith("sample-"):
+        asks, used = {
+            "sample-sources": ([fusion.for_training(source) for source in fusion.sources], fusion.training_parts),
+            "sample-target": ([fusion.for_training(fusion.start)], ("preference",)),
+            "sample-held-out": (held_out_asks(fusion), ("held_out",)),
+        }[name]
+        return _plan_sampling(name, asks, [parts.get(part, 0) for part in used], store)
+    if name.startswith("score-"):
+        return StagePlan(name, False, note="the answers without a score")
+    if name.startswith("train-"):
+        weights = known_weights_bytes(fusion.recipe.target.model)
+        return StagePlan(
+            name,
+            False,
+            disk_bytes=weights,
+            note="" if weights is None else f"and {_size(weights * OPTIMIZER_COPIES)} a checkpoint until it is done",
+        )
+    return StagePlan(name, False)
+
+
+def _plan_sampling(
+    name: str, asks: Sequence[Ask], parts: Sequence[list[Prompt] | int], store: Store | None
+) -> StagePlan:
+    calls = prompt_tokens = new_tokens = disk_bytes = 0
+    for ask in asks:
+        config = ask.participant.config
+        identity = engine_identity(
+            config, location=ask.participant.location, settings=ask.settings, fingerprint=cached_fingerprint
+        )
+        stored = store.response_ids(identity) if store and identity else set()
+        means = store.mean_tokens(identity) if store and identity else None
+        few_shot = None if isinstance(config, RecordedSource) else build_few_shot(config.prompt)
+        prefix = len(few_shot.prefix) / CHARACTERS_PER_TOKEN if few_shot else 0
+        for part in parts:
+            if isinstance(part, int):
+                missing, length = part * ask.num_samples, 0.0
+            else:
+                lacking = [
+                    prompt
+                    for prompt in part
+                    for index in range(ask.num_samples)
+                    if not identity or response_id(identity, prompt.content_hash, index) not in stored
+                ]
+                missing = len(lacking)
+                length = sum(_length(prompt) for prompt in lacking) / max(missing, 1)
+            limit = ask.settings.max_new_tokens if ask.settings else 0
+            per_prompt, per_answer = means or (prefix + length / CHARACTERS_PER_TOKEN, limit)
+            calls += missing
+            prompt_tokens += round(missing * per_prompt)
+            new_tokens += round(missing * per_answer)
+            disk_bytes += round(missing * (BYTES_PER_ANSWER + per_answer * CHARACTERS_PER_TOKEN))
+    return StagePlan(name, False, calls, prompt_tokens, new_tokens, disk_bytes)
+
+
+def _length(prompt: Prompt) -> int:
+    return sum(len(message.content) for message in prompt.messages)
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _size(value: int | None) -> str:
+    if value is None:
+        return ""
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}"
+        value //= 1000
+    return f"{value:,} GB" if value >= 10 else f"{value} GB"

@@ -1,0 +1,60 @@
+"""From scored answers to training rows: joins them by prompt, applies the recipe's policy, writes the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from sinterlm.chat import with_system
+from sinterlm.errors import ToleranceError
+from sinterlm.formats import write_rows
+from sinterlm.pipeline.answers import answers_of, scored_answers
+from sinterlm.pipeline.fusion import Ask
+from sinterlm.pipeline.stage import Run, StageResult, count_reasons
+from sinterlm.recipe.build import build_policy
+from sinterlm.recipe.schema import Scorer, Strict
+from sinterlm.records import Candidates, Prompt, Scored
+
+
+def candidates_of(
+    run: Run, prompts: Sequence[Prompt], scorer: Scorer, *, sources: Sequence[Ask], target: Ask | None
+) -> Iterator[Candidates]:
+    """Every prompt with all its scored answers; the prompt as the target is asked it, its system prompt included."""
+    by_source = [scored_answers(run, scorer, answers_of(run, ask, prompts)) for ask in sources]
+    by_target = scored_answers(run, scorer, answers_of(run, target, prompts)) if target else {}
+    system = run.fusion.recipe.target.prompt.system
+    for prompt in prompts:
+        scored: list[Scored] = [answer for answers in by_source for answer in answers.get(prompt.id, [])]
+        yield Candidates(
+            prompt=replace(prompt, messages=with_system(prompt.messages, system)),
+            sources=tuple(scored),
+            target=tuple(by_target.get(prompt.id, [])),
+        )
+
+
+def select(run: Run, name: str, policy: Strict, *, part: str, with_target: bool) -> StageResult:
+    """Select the rows of one training (``sft`` or a preference method) and write them to ``rows/NAME.parquet``.
+
+    Raises:
+        ToleranceError: No prompt gives a row.
+    """
+    fusion = run.fusion
+    stage = f"select-{name}"
+    prompts = run.store.prompts(fusion.run_name, part)
+    candidates = candidates_of(
+        run,
+        prompts,
+        fusion.recipe.scorer,
+        sources=[fusion.for_training(source) for source in fusion.sources],
+        target=fusion.for_training(fusion.start) if with_target else None,
+    )
+    selection = build_policy(policy, seed=fusion.recipe.seed, stage=stage)(candidates)
+    if not selection.rows:
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in count_reasons(selection.dropped).items())
+        raise ToleranceError(
+            f"{stage}: none of the {len(prompts)} prompts of the {part} part gives a training row ({reasons}); "
+            "look at the answers and scores, bring more prompts or samples, or other sources"
+        )
+    write_rows(fusion.rows_path(name), selection.rows)
+    counts = {"rows": len(selection.rows), "dropped": len(selection.dropped)}
+    return StageResult(counts, selection.dropped)

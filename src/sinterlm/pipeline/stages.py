@@ -1,0 +1,228 @@
+"""The stages of a fusion, in order, and what each depends on: the table of contents of a run.
+
+    prompts -> sample-sources -> score-sources -> select-sft -> train-sft -> sample-target -> score-target
+            -> select-METHOD, train-METHOD (each preference method) -> sample-held-out -> score-held-out -> evaluate -> report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from sinterlm.formats import read_prompts
+from sinterlm.pipeline.answers import answers_of, sample, score
+from sinterlm.pipeline.evaluate import evaluate
+from sinterlm.pipeline.fusion import Ask, Fusion
+from sinterlm.pipeline.report import write_run_report
+from sinterlm.pipeline.rows import select
+from sinterlm.pipeline.stage import Run, Stage, StageResult
+from sinterlm.pipeline.train import train_preference, train_sft
+from sinterlm.recipe.build import build_few_shot, build_hyperparameters
+from sinterlm.recipe.schema import RecordedSource, Recipe, Scorer
+from sinterlm.records import Prompt, digest
+from sinterlm.selection.split import split_prompts
+
+Fingerprint = Callable[[str], str | None]
+"""A model's fingerprint by its name in the recipe; None where it is not known yet (in a plan)."""
+
+
+def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
+    """The stages of ``fusion`` in an order in which they can be done."""
+    recipe = fusion.recipe
+    held_out = recipe.evaluation.held_out
+
+    def described(ask: Ask) -> object:
+        return _describe_ask(ask, fingerprint)
+
+    target = described(fusion.for_training(fusion.target))
+    scorer = _describe_scorer(recipe.scorer, fingerprint)
+    stages = [
+        Stage("prompts", [_file_digest(recipe.prompts.path), recipe.prompts.split.model_dump(), recipe.seed], _prompts),
+        Stage(
+            "sample-sources",
+            {source.name: described(fusion.for_training(source)) for source in fusion.sources},
+            _sample_sources,
+            needs=("prompts",),
+        ),
+        Stage("score-sources", scorer, _score_sources, needs=("sample-sources",)),
+    ]
+    start = "prompts"
+    if recipe.sft:
+        stages += [
+            Stage(
+                "select-sft",
+                [recipe.sft.select.model_dump(), recipe.seed],
+                partial(select, name="sft", policy=recipe.sft.select, part="sft", with_target=False),
+                needs=("score-sources",),
+                outputs=(fusion.rows_path("sft"),),
+            ),
+            Stage(
+                "train-sft",
+                [target, recipe.sft.train, recipe.seed],
+                train_sft,
+                needs=("select-sft",),
+                outputs=(fusion.output / fusion.start.name,),
+            ),
+        ]
+        start = "train-sft"
+    if recipe.preference:
+        stages += [
+            Stage("sample-target", target, _sample_target, needs=("prompts", start)),
+            Stage("score-target", scorer, _score_target, needs=("sample-target",)),
+        ]
+    for method, preference in recipe.preference.items():
+        stages += [
+            Stage(
+                f"select-{method}",
+                [preference.select.model_dump(), recipe.seed],
+                partial(select, name=method, policy=preference.select, part="preference", with_target=True),
+                needs=("score-sources", "score-target"),
+                outputs=(fusion.rows_path(method),),
+            ),
+            Stage(
+                f"train-{method}",
+                [
+                    target,
+                    preference.objective.kind,
+                    build_hyperparameters(preference.objective),
+                    preference.train,
+                    recipe.seed,
+                ],
+                partial(train_preference, method=method),
+                needs=(f"select-{method}", start),
+                outputs=(fusion.output / fusion.preferred(method).name,),
+            ),
+        ]
+    done = tuple(stage.name for stage in stages)
+    if held_out:
+        stages += [
+            Stage("sample-held-out", held_out.max_new_tokens, _sample_held_out, needs=done),
+            Stage(
+                "score-held-out",
+                _describe_scorer(held_out.scorer, fingerprint),
+                _score_held_out,
+                needs=("sample-held-out",),
+            ),
+            Stage(
+                "evaluate",
+                None,
+                evaluate,
+                needs=("score-held-out",),
+                outputs=(fusion.output / "evaluation.json",),
+            ),
+        ]
+        done = ("evaluate",)
+    stages.append(
+        Stage(
+            "report",
+            None,
+            write_run_report,
+            needs=done,
+            outputs=(fusion.output / "report.html", fusion.output / "summary.json"),
+        )
+    )
+    return stages
+
+
+def split_parts(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, tuple[Prompt, ...]]:
+    """The recipe's split of its prompts, by part."""
+    split = recipe.prompts.split
+    parts = split_prompts(
+        prompts,
+        held_out=split.held_out,
+        sft=split.sft if recipe.sft else 0,
+        development=split.development,
+        preference=split.preference,
+        seed=recipe.seed,
+    )
+    return parts._asdict()
+
+
+def _prompts(run: Run) -> StageResult:
+    recipe = run.fusion.recipe
+    parts = split_parts(recipe, read_prompts(recipe.prompts.path))
+    run.store.set_prompts(run.fusion.run_name, parts)
+    return StageResult({part: len(prompts) for part, prompts in parts.items() if prompts})
+
+
+def _training_prompts(run: Run) -> list[Prompt]:
+    parts = run.fusion.training_parts
+    return [prompt for part in parts for prompt in run.store.prompts(run.fusion.run_name, part)]
+
+
+def _sample_sources(run: Run) -> StageResult:
+    prompts = _training_prompts(run)
+    asks = [run.fusion.for_training(source) for source in run.fusion.sources]
+    return _merge([sample(run, "sample-sources", ask, prompts, must_answer=True) for ask in asks])
+
+
+def _score_sources(run: Run) -> StageResult:
+    prompts = _training_prompts(run)
+    asks = [run.fusion.for_training(source) for source in run.fusion.sources]
+    answered = [answered for ask in asks for answered in answers_of(run, ask, prompts)]
+    return score(run, run.fusion.recipe.scorer, answered)
+
+
+def _sample_target(run: Run) -> StageResult:
+    prompts = run.store.prompts(run.fusion.run_name, "preference")
+    return sample(run, "sample-target", run.fusion.for_training(run.fusion.start), prompts)
+
+
+def _score_target(run: Run) -> StageResult:
+    prompts = run.store.prompts(run.fusion.run_name, "preference")
+    answered = list(answers_of(run, run.fusion.for_training(run.fusion.start), prompts))
+    return score(run, run.fusion.recipe.scorer, answered)
+
+
+def _sample_held_out(run: Run) -> StageResult:
+    prompts = run.store.prompts(run.fusion.run_name, "held_out")
+    return _merge([sample(run, "sample-held-out", ask, prompts) for ask in held_out_asks(run.fusion)])
+
+
+def _score_held_out(run: Run) -> StageResult:
+    held_out = run.fusion.recipe.evaluation.held_out
+    assert held_out is not None  # noqa: S101
+    prompts = run.store.prompts(run.fusion.run_name, "held_out")
+    answered = [answered for ask in held_out_asks(run.fusion) for answered in answers_of(run, ask, prompts)]
+    return score(run, held_out.scorer, answered)
+
+
+def held_out_asks(fusion: Fusion) -> list[Ask]:
+    """Every model once and greedily; and, to measure internal rewards on quadruples, sources and start as in training."""
+    asks = [fusion.for_evaluation(participant) for participant in fusion.participants]
+    if fusion.recipe.preference:
+        asks += [fusion.for_training(participant) for participant in (*fusion.sources, fusion.start)]
+    return asks
+
+
+def _merge(results: Sequence[StageResult]) -> StageResult:
+    counts: dict[str, float] = {}
+    for result in results:
+        for name, count in result.counts.items():
+            counts[name] = count if "tokens/s" in name else counts.get(name, 0) + count
+    return StageResult(counts, [drop for result in results for drop in result.dropped])
+
+
+def _describe_ask(ask: Ask, fingerprint: Fingerprint) -> object:
+    config = ask.participant.config
+    if isinstance(config, RecordedSource):
+        return [_file_digest(config.path), ask.num_samples]
+    few_shot = build_few_shot(config.prompt)
+    return [
+        fingerprint(config.model),
+        config.prompt.system,
+        few_shot and few_shot.identity,
+        repr(ask.settings),
+        ask.num_samples,
+    ]
+
+
+def _describe_scorer(scorer: Scorer, fingerprint: Fingerprint) -> object:
+    model = getattr(scorer, "model", None)
+    return [scorer.model_dump(), model and fingerprint(model)]
+
+
+def _file_digest(path: Path) -> str | None:
+    """The content's hash; None for a file that is not there (a plan says so, a run refuses)."""
+    return digest(path.read_bytes().hex()) if path.is_file() else None

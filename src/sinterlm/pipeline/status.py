@@ -1,0 +1,67 @@
+"""What a run has done so far, from its folder and the store alone."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sinterlm.models import cached_fingerprint
+from sinterlm.pipeline.fusion import load_fusion
+from sinterlm.pipeline.stage import is_done, stage_keys
+from sinterlm.pipeline.stages import build_stages
+from sinterlm.store import Store
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """Stages with their state (``done``, ``outdated``, ``to do``), time and counts, and what was dropped and why.
+
+    Raises:
+        InputError: ``folder`` holds no run.
+    """
+    fusion = load_fusion(folder)
+    stages = build_stages(fusion, lambda model: cached_fingerprint(model) or "unknown")
+    keys = stage_keys(stages)
+    with closing(Store(fusion.store_path, read_only=True)) as store:
+        past = store.finished_stages(fusion.run_name)
+        dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for drop in store.dropped(fusion.run_name):
+            dropped[drop.stage][drop.reason] += 1
+    finished = {name: stage.key for name, stage in past.items()}
+    entries = []
+    for stage in stages:
+        entry: dict[str, Any] = {"name": stage.name, "state": "to do"}
+        if stage.name in past:
+            was = past[stage.name]
+            entry |= {
+                "state": "done" if is_done(stage, keys[stage.name], finished) else "outdated",
+                "seconds": round(was.seconds, 2),
+                "peak_memory_bytes": was.peak_memory_bytes,
+                "counts": dict(was.counts),
+                "finished_at": was.finished_at,
+            }
+        entries.append(entry)
+    return {
+        "output": str(fusion.output),
+        "workspace": str(fusion.workspace),
+        "stages": entries,
+        "dropped": {stage: dict(reasons) for stage, reasons in dropped.items()},
+    }
+
+
+def print_status(status: dict[str, Any], console: Console) -> None:
+    """Print :func:`status_of`'s answer as a table."""
+    table = Table("stage", "", "seconds", "memory", "counts", title=status["output"], title_justify="left")
+    for stage in status["stages"]:
+        counts = ", ".join(f"{name}: {count:g}" for name, count in stage.get("counts", {}).items())
+        seconds = f"{stage['seconds']:.1f}" if "seconds" in stage else ""
+        memory = f"{stage['peak_memory_bytes'] / 1e9:.1f} GB" if "peak_memory_bytes" in stage else ""
+        table.add_row(stage["name"], stage["state"], seconds, memory, counts)
+    console.print(table)
+    for stage_name, reasons in status["dropped"].items():
+        for reason, count in reasons.items():
+            console.print(f"{stage_name} dropped {count}: {reason}", markup=False, highlight=False)

@@ -1,0 +1,132 @@
+"""The only place where configuration meets components: a recipe's mappings in, engines, scorers and policies out."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sinterlm.chat import FewShot
+from sinterlm.models import fingerprint
+from sinterlm.objectives.table import resolve_objective
+from sinterlm.recipe.load import load_few_shot
+from sinterlm.recipe.schema import (
+    LocalModel,
+    Objective,
+    PromptFormat,
+    RecordedSource,
+    Sampling,
+    Scorer,
+    Strict,
+)
+from sinterlm.records import Candidates, SamplingSettings, Selection
+from sinterlm.sampling.identity import recorded_identity, transformers_identity
+from sinterlm.sampling.protocol import Engine
+from sinterlm.sampling.table import ENGINES
+from sinterlm.scoring.protocol import Scorer as ScorerComponent
+from sinterlm.scoring.table import SCORERS
+from sinterlm.selection.table import POLICIES
+
+Policy = Callable[[Iterable[Candidates]], Selection]
+
+
+def build_settings(sampling: Sampling, *, seed: int) -> SamplingSettings:
+    """The settings of one model's training samples; ``seed`` is the recipe's, for models that name none."""
+    return SamplingSettings(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_new_tokens=sampling.max_new_tokens,
+        seed=seed if sampling.seed is None else sampling.seed,
+    )
+
+
+def greedy(settings: SamplingSettings, *, max_new_tokens: int | None = None) -> SamplingSettings:
+    """The settings of an evaluation answer: the likeliest token at every step, so no seed either."""
+    return SamplingSettings(
+        temperature=0.0, top_p=1.0, max_new_tokens=max_new_tokens or settings.max_new_tokens, seed=0
+    )
+
+
+def build_few_shot(prompt: PromptFormat) -> FewShot | None:
+    """The few-shot prompt that the model answers through; None where it is asked by its chat template."""
+    return load_few_shot(prompt.few_shot) if prompt.few_shot else None
+
+
+def build_engine(
+    config: LocalModel | RecordedSource,
+    *,
+    location: str | None = None,
+    settings: SamplingSettings | None = None,
+    on_loaded: Callable[[str], None] | None = None,
+) -> Engine:
+    """An engine that samples one model.
+
+    Args:
+        config: The model's mapping in the recipe.
+        location: Weights to use instead of the mapping's own (a trained target).
+        settings: How to sample; not for recorded answers.
+        on_loaded: Told where and in which precision the weights were loaded.
+    """
+    if isinstance(config, RecordedSource):
+        engine: Engine = _component(ENGINES[config.engine].path)(config.path)
+        return engine
+    engine = _component(ENGINES["transformers"].path)(
+        location or config.model,
+        few_shot=build_few_shot(config.prompt),
+        system=config.prompt.system,
+        settings=settings,
+        device=config.device,
+        dtype=config.dtype,
+        on_loaded=on_loaded,
+    )
+    return engine
+
+
+def engine_identity(
+    config: LocalModel | RecordedSource,
+    *,
+    location: str | None,
+    settings: SamplingSettings | None,
+    fingerprint: Callable[[str], str | None] = fingerprint,
+) -> str | None:
+    """The identity of the engine that :func:`build_engine` would build, without building it.
+
+    None where ``fingerprint`` does not know the weights.
+    """
+    if isinstance(config, RecordedSource):
+        return recorded_identity(config.path)
+    weights = fingerprint(location or config.model)
+    if weights is None:
+        return None
+    few_shot = build_few_shot(config.prompt)
+    assert settings is not None  # noqa: S101
+    return transformers_identity(weights, few_shot=few_shot, system=config.prompt.system, settings=settings)
+
+
+def build_scorer(config: Scorer) -> ScorerComponent:
+    """The scorer of a ``scorer:`` mapping."""
+    scorer: ScorerComponent = _component(SCORERS[config.kind].path)(**_arguments(config))
+    return scorer
+
+
+def build_policy(config: Strict, *, seed: int, stage: str) -> Policy:
+    """The selection policy of a ``select:`` mapping, as a function of the candidates alone."""
+    arguments = _arguments(config)
+    kind = config.kind  # type: ignore[attr-defined]  # every select mapping has one
+    return functools.partial(POLICIES[kind].select, seed=seed, stage=stage, **arguments)
+
+
+def build_hyperparameters(objective: Objective) -> dict[str, Any]:
+    """Every hyper-parameter of the objective: what the recipe gives, over the table's defaults."""
+    given = {name: value for name, value in _arguments(objective).items() if value is not None}
+    return dict(resolve_objective(objective.kind, given).values)
+
+
+def _arguments(config: Strict) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in type(config).model_fields if name not in ("kind", "engine")}
+
+
+def _component(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)

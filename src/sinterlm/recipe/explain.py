@@ -1,0 +1,206 @@
+"""From what is wrong with a file to messages that a person can act on.
+
+Every line names file and line (or the command line), the dotted key, what was found, what was expected, and the nearest
+valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from sinterlm.errors import InputError
+from sinterlm.recipe.yaml_file import Document, KeyPath, show_path
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_DISCRIMINATORS = ("kind", "engine")
+_MAX_SHOWN = 60
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "path_type": "a path",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "at least {min_length} of them",
+    "string_too_short": "at least {min_length} character",
+}
+"""Pydantic's kinds of errors, and what was expected instead."""
+_TYPES = {str: "text", int: "a whole number", float: "a number", Path: "a path", list: "a list"}
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong, and where."""
+
+    path: KeyPath
+    text: str
+
+
+def validate(document: Document, model: type[ModelT], *, folder: Path | None = None) -> ModelT:
+    """``document`` as an instance of ``model``.
+
+    Args:
+        document: what a file says.
+        model: what it should say.
+        folder: what its relative paths of input files are relative to.
+
+    Raises:
+        InputError: one line for everything that is wrong.
+    """
+    try:
+        return model.model_validate(document.value, context={"folder": folder})
+    except ValidationError as error:
+        problems = [_explain(details, model) for details in error.errors(include_url=False)]
+        raise refuse(document, problems) from None
+
+
+def refuse(document: Document, problems: Iterable[Problem]) -> InputError:
+    """The error that lists ``problems``, one a line."""
+    return InputError(
+        "\n".join(
+            ": ".join(filter(None, (document.place(problem.path), show_path(problem.path), problem.text)))
+            for problem in problems
+        )
+    )
+
+
+def found_but_expected(found: object, expected: str) -> str:
+    """What was found and what was expected.
+
+    >>> found_but_expected("5", "a whole number")
+    "found '5' (text), expected a whole number"
+    """
+    return f"found {describe(found)}, expected {expected}"
+
+
+def describe(found: object) -> str:
+    """What was found, in words; long values are cut."""
+    if found is None:
+        return "nothing"
+    if isinstance(found, bool):
+        return str(found).lower()
+    if isinstance(found, dict):
+        return "a mapping"
+    if isinstance(found, list):
+        return "a list"
+    shown = repr(found) if len(str(found)) <= _MAX_SHOWN else repr(str(found)[:_MAX_SHOWN]) + "..."
+    return f"{shown} (text)" if isinstance(found, str) else shown
+
+
+def unknown_name(name: str, known: Iterable[str], what: str = "key") -> str:
+    """That there is no such name, the nearest valid one, and all of them where they are few.
+
+    >>> unknown_name("bta", ["alpha", "beta"])
+    'unknown key; did you mean beta? (known: alpha, beta)'
+    """
+    names = sorted(known)
+    listing = f" (known: {', '.join(names)})" if 0 < len(names) <= 20 else ""
+    return f"unknown {what}{_did_you_mean(name, names)}{listing}"
+
+
+def _explain(details: ErrorDetails, root: type[BaseModel]) -> Problem:
+    path, annotation = _locate(root, details["loc"])
+    kind, found, context = details["type"], details["input"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        _, parent = _locate(root, details["loc"][:-1])
+        known = [name for model in _models(parent) for name in model.model_fields]
+        return Problem(path, unknown_name(str(path[-1]), known))
+    if kind == "missing":
+        return Problem(path, f"missing, expected {_describe_annotation(annotation)}")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _explain_tag(path, found, [tag for model in _models(annotation) for tag in _tags(model)], context)
+    if kind == "expected":
+        return Problem(path, found_but_expected(found, details["msg"]))
+    if kind in _EXPECTED:
+        expected = _EXPECTED[kind].format_map(context)
+        hint = "; put it in quotes" if kind == "string_type" and isinstance(found, bool | int | float) else ""
+        return Problem(path, found_but_expected(found, expected) + hint + _did_you_mean(found, _literals(annotation)))
+    return Problem(path, f"found {describe(found)}: {details['msg']}")
+
+
+def _explain_tag(path: KeyPath, found: Any, tags: Sequence[str], context: Mapping[str, Any]) -> Problem:
+    """About the key that picks among several forms of a mapping."""
+    discriminator = str(context["discriminator"]).strip("'")
+    path = (*path, discriminator)
+    one_of = f"one of {', '.join(tags)}"
+    if discriminator not in found:
+        return Problem(path, f"missing, expected {one_of}")
+    value = found[discriminator]
+    return Problem(path, found_but_expected(value, one_of) + _did_you_mean(value, tags))
+
+
+def _locate(root: type[BaseModel], location: Sequence[str | int]) -> tuple[KeyPath, Any]:
+    """The keys of a pydantic location, without the marks that it puts between them, and what is declared there."""
+    annotation: Any = root
+    path: list[str | int] = []
+    for element in location:
+        if element == "[key]":  # the key of a dictionary entry, not its value
+            continue
+        models = _models(annotation)
+        if len(models) > 1:  # a union: the element is the tag of the form that was picked
+            annotation = next(model for model in models if element in _tags(model))
+            continue
+        path.append(element)
+        annotation = _child(annotation, element)
+    return tuple(path), annotation
+
+
+def _child(annotation: Any, key: str | int) -> Any:
+    """What is declared for ``key`` of a mapping or list that is declared as ``annotation``."""
+    for model in _models(annotation):
+        return model.model_fields[key].annotation if key in model.model_fields else None
+    return typing.get_args(annotation)[-1]
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The alternatives of an annotation."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [member for argument in typing.get_args(annotation) for member in _members(argument)]
+    return [annotation]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    return [member for member in _members(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
+
+
+def _tags(model: type[BaseModel]) -> list[str]:
+    """The values of the key by which ``model`` is picked in a union."""
+    fields = (model.model_fields[name] for name in _DISCRIMINATORS if name in model.model_fields)
+    return [str(tag) for field in fields for tag in typing.get_args(field.annotation)]
+
+
+def _literals(annotation: Any) -> list[str]:
+    """The names that an annotation allows, where it names them."""
+    literals = (member for member in _members(annotation) if typing.get_origin(member) is Literal)
+    return [str(name) for member in literals for name in typing.get_args(member)]
+
+
+def _describe_annotation(annotation: Any) -> str:
+    (member, *_) = _members(annotation)
+    return " or ".join(_literals(member)) or _TYPES.get(typing.get_origin(member) or member, "a mapping")
+
+
+def _did_you_mean(found: object, names: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(str(found), names, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

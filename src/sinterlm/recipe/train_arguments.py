@@ -1,0 +1,109 @@
+"""Checks the names and types of ``train:`` against Transformers' TrainingArguments without importing it.
+
+Importing the class brings torch in, which takes seconds. Its source lies in the installed package and declares every
+argument with its type, so that reading it is enough.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sinterlm.errors import InputError
+from sinterlm.recipe.explain import found_but_expected, unknown_name
+
+OWNED = {
+    "output_dir": "every stage has its own folder in the recipe's output",
+    "do_train": "the stages decide what is done",
+    "do_eval": "held-out prompts stand under evaluation:",
+    "do_predict": "held-out prompts stand under evaluation:",
+    "eval_strategy": "training stages have no evaluation data; held-out prompts stand under evaluation:",
+    "eval_on_start": "training stages have no evaluation data; held-out prompts stand under evaluation:",
+    "load_best_model_at_end": "training stages have no evaluation data to choose by",
+    "resume_from_checkpoint": "the same command resumes by itself",
+    "remove_unused_columns": "rows are records, not columns",
+    "label_names": "rows are records, not columns",
+    "seed": "the recipe's own seed: is used",
+    "label_smoothing_factor": "it belongs to the objective: objective.label_smoothing",
+    "local_rank": "the launcher sets it",
+    "hub_token": "secrets do not belong in recipes; set HF_TOKEN in the environment",
+}
+"""Arguments that Sinter sets itself, and why."""
+
+
+class _Declared(NamedTuple):
+    """What an argument accepts; ``is_open`` where the declaration names a type that YAML does not have."""
+
+    types: tuple[type, ...]
+    words: str
+    is_open: bool
+
+
+_SIMPLE: Mapping[str, tuple[type, str]] = {
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "text"),
+    "dict": (dict, "a mapping"),
+    "list": (list, "a list"),
+    "None": (type(None), "null"),
+}
+
+
+def find_problems(arguments: Mapping[str, Any], also_known: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+    """Name and problem of every argument that is unknown, ill-typed, or not the recipe's to set.
+
+    Args:
+        arguments: by name.
+        also_known: names of other settings that could stand beside them, to guess what an unknown one means.
+    """
+    for name, value in arguments.items():
+        if name in OWNED:
+            yield name, f"not for recipes to set: {OWNED[name]}"
+        elif name not in (declared := _declared_arguments()):
+            yield name, unknown_name(name, {*declared, *also_known} - OWNED.keys(), "training argument")
+        elif not _accepts(declared[name], value):
+            yield name, found_but_expected(value, declared[name].words)
+
+
+@functools.cache
+def _declared_arguments() -> Mapping[str, _Declared]:
+    """Every argument by name: TrainingArguments' fields and ``max_length``."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise InputError("the package transformers is not installed; pip install transformers")
+    source = Path(spec.origin).with_name("training_args.py").read_text(encoding="utf-8")
+    body = next(
+        node.body
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+    )
+    fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    declared = {ast.unparse(field.target): _read_annotation(field.annotation) for field in fields}
+    return {"max_length": _Declared((int,), "a whole number (tokens of prompt and answer)", False)} | declared
+
+
+def _read_annotation(annotation: ast.expr) -> _Declared:
+    names = [ast.unparse(member).partition("[")[0] for member in _union_members(annotation)]
+    simple = [_SIMPLE[name] for name in names if name in _SIMPLE]
+    # Where text is accepted too, what YAML does not have (an enumeration) is written as text.
+    is_open = "str" not in names and any(name not in _SIMPLE for name in names)
+    return _Declared(tuple(kind for kind, _ in simple), " or ".join(words for _, words in simple), is_open)
+
+
+def _union_members(annotation: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(annotation, ast.BinOp):
+        yield from _union_members(annotation.left)
+        yield from _union_members(annotation.right)
+    else:
+        yield annotation
+
+
+def _accepts(declared: _Declared, value: object) -> bool:
+    if declared.is_open or type(value) in declared.types:
+        return True
+    return type(value) is int and float in declared.types

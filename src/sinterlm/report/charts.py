@@ -1,0 +1,400 @@
+"""The charts of the report page: plain data to themed SVG. Titles and captions stand in the template."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sinterlm.evaluation.rates import Difference, Rate
+from sinterlm.evaluation.rewards import RewardAccuracies
+from sinterlm.report.data import AverageLogps, HeldOut, TrainingRun
+from sinterlm.report.tallies import Kind, ScoreTally, kind_of
+from sinterlm.report.theme import Colour, chart_style, inline_svg, printable
+
+_WIDTH = 7.6
+"""Inches; the page scales the chart to its column."""
+_NUM_BINS = 36
+_MAX_POINTS = 120
+
+_KIND_COLOURS: Mapping[Kind, Colour] = {
+    "source": Colour.SOURCE,
+    "target": Colour.TARGET,
+    "fused": Colour.FUSED,
+}
+
+_REWARD_LINES = {
+    "rewards/source_chosen": ("source's chosen answer (y_ws)", Colour.SOURCE, "-"),
+    "rewards/target_chosen": ("target's chosen answer (y_wt)", Colour.TARGET, "-"),
+    "rewards/chosen": ("target's chosen answer (y_wt)", Colour.TARGET, "-"),
+    "rewards/rejected": ("rejected answer (y_l)", Colour.REJECTED, "--"),
+    "rewards/margins": ("margin", Colour.INK, ":"),
+}
+"""Metric to label, colour and line style; ``rewards/chosen`` only where it is not a mix of the first two."""
+
+RANKINGS = {
+    "source_chosen": "y_ws above y_l",
+    "target_chosen": "y_wt above y_l",
+    "chosen": "chosen, as mixed in training, above y_l",
+}
+"""Fields of ``RewardAccuracies`` in words."""
+
+
+def held_out_chart(held_out: HeldOut) -> Markup:
+    """Every model's held-out figures with their intervals."""
+    models = list(held_out.models)
+    metrics = list(dict.fromkeys(itertools.chain.from_iterable(held_out.models.values())))
+    is_rate = held_out.unit == "rate"
+    scale = 100 if is_rate else 1
+    with chart_style():
+        figure = Figure((_WIDTH, 1.0 + 0.36 * len(models)), layout="constrained")
+        axes = figure.subplots()
+        for row, (model, rates) in enumerate(held_out.models.items()):
+            for metric, rate in rates.items():
+                _draw_interval(
+                    axes,
+                    row + _offset(metrics.index(metric), len(metrics)),
+                    rate,
+                    _KIND_COLOURS[kind_of(model)],
+                    scale=scale,
+                    filled=metric == metrics[0],
+                )
+        _label_rows(axes, models)
+        axes.set_xlabel("questions answered (%)" if is_rate else "mean score")
+        if is_rate:
+            axes.set_xlim(-1, 101)
+        if len(metrics) > 1:
+            for metric in metrics:
+                face = Colour.MUTED if metric == metrics[0] else Colour.PAPER
+                axes.plot([], [], "o", color=Colour.MUTED, markerfacecolor=face, label=words(metric))
+            _legend_above(axes)
+        return inline_svg(
+            figure,
+            name="held-out",
+            description=_describe(
+                "Dot plot with 95 % intervals",
+                (
+                    f"{model}: "
+                    + ", ".join(f"{words(metric)} {scale * rate.value:.4g}" for metric, rate in rates.items())
+                    for model, rates in held_out.models.items()
+                ),
+            ),
+        )
+
+
+def comparisons_chart(held_out: HeldOut) -> Markup:
+    """Paired differences of each fused model against the target and every source, one panel a metric."""
+    metrics = list(dict.fromkeys(comparison.metric for comparison in held_out.comparisons))
+    pairs = list(dict.fromkeys((comparison.model, comparison.other) for comparison in held_out.comparisons))
+    scale = 100 if held_out.unit == "rate" else 1
+    with chart_style():
+        figure = Figure((_WIDTH, 0.9 + 0.27 * len(pairs)), layout="constrained")
+        panels = figure.subplots(1, len(metrics), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, metric in zip(panels, metrics, strict=True):
+            axes.axvline(0, color=Colour.MUTED, linewidth=1)
+            axes.set_title(words(metric))
+            axes.set_xlabel("difference (percentage points)" if scale == 100 else "difference in mean score")
+        for comparison in held_out.comparisons:
+            _draw_interval(
+                panels[metrics.index(comparison.metric)],
+                pairs.index((comparison.model, comparison.other)),
+                comparison.difference,
+                Colour.FUSED,
+                scale=scale,
+                filled=comparison.excludes_zero,
+            )
+        _label_rows(panels[0], [f"{printable(model, 24)} minus {printable(other, 20)}" for model, other in pairs])
+        return inline_svg(
+            figure,
+            name="comparisons",
+            description=_describe(
+                "Forest plot of paired differences with 95 % intervals",
+                (
+                    f"{comparison.model} minus {comparison.other}, {words(comparison.metric)}: "
+                    f"{scale * comparison.difference.value:+.3g}"
+                    for comparison in held_out.comparisons
+                ),
+            ),
+        )
+
+
+def source_share_chart(shares: Mapping[str, Mapping[str, int]]) -> Markup:
+    """Share of each source among the preferred answers, one panel a set of training rows."""
+    sources = list(dict.fromkeys(itertools.chain.from_iterable(shares.values())))
+    with chart_style():
+        figure = Figure((_WIDTH, 0.9 + 0.3 * len(sources)), layout="constrained")
+        panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+        for axes, (name, counts) in zip(panels, shares.items(), strict=True):
+            percent = [100 * counts.get(source, 0) / sum(counts.values()) for source in sources]
+            bars = axes.barh(range(len(sources)), percent, height=0.6, color=Colour.SOURCE)
+            axes.bar_label(bars, fmt="%.1f %%", padding=4)
+            axes.set_xlim(0, 122)
+            axes.set_xticks(range(0, 101, 25))
+            axes.set_title(f"{printable(name)}, {sum(counts.values()):,} rows")
+            axes.set_xlabel("share of y_ws (%)")
+        _label_rows(panels[0], sources)
+        return inline_svg(
+            figure,
+            name="source-share",
+            description=_describe(
+                "Bar chart",
+                (
+                    f"{name}: " + ", ".join(f"{source} {count}" for source, count in counts.items())
+                    for name, counts in shares.items()
+                ),
+            ),
+        )
+
+
+def pass_rate_chart(tallies: Sequence[ScoreTally]) -> Markup:
+    """Pass rates of every model's training answers, and of the prompts that have one that passes."""
+    with chart_style():
+        figure = Figure((_WIDTH, 1.0 + 0.34 * len(tallies)), layout="constrained")
+        axes = figure.subplots()
+        for row, tally in enumerate(tallies):
+            answers = 100 * (tally.num_passed or 0) / tally.num_answers
+            prompts = 100 * tally.num_prompts_passed / tally.num_prompts
+            colour = _KIND_COLOURS[kind_of(tally.model)]
+            axes.barh(row, answers, height=0.5, color=colour)
+            axes.plot([answers, prompts], [row, row], color=colour, linewidth=1, zorder=1.5)
+            axes.plot(prompts, row, "D", color=colour, markersize=5.5, markerfacecolor=Colour.PAPER)
+        _label_rows(axes, [tally.model for tally in tallies])
+        axes.set_xlim(0, 101)
+        axes.set_xlabel("share (%)")
+        axes.plot([], [], "s", color=Colour.MUTED, label="answers that pass")
+        axes.plot([], [], "D", color=Colour.MUTED, markerfacecolor=Colour.PAPER, label="prompts with a passing answer")
+        _legend_above(axes)
+        return inline_svg(
+            figure,
+            name="scores",
+            description=_describe(
+                "Bar chart of pass rates",
+                (f"{tally.model}: {tally.num_passed} of {tally.num_answers} answers" for tally in tallies),
+            ),
+        )
+
+
+def score_chart(tallies: Sequence[ScoreTally]) -> Markup:
+    """Distributions of graded scores, one row a model."""
+    edges = np.histogram_bin_edges(np.concatenate([tally.scores for tally in tallies]), _NUM_BINS).tolist()
+    with chart_style():
+        figure = Figure((_WIDTH, 0.7 + 0.75 * len(tallies)), layout="constrained")
+        rows = figure.subplots(len(tallies), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, tally in zip(rows, tallies, strict=True):
+            colour = _KIND_COLOURS[kind_of(tally.model)]
+            _draw_histogram(axes, tally.scores, edges, colour)
+            axes.axvline(tally.mean, color=colour)
+            axes.set_title(printable(tally.model))
+        rows[-1].set_xlabel("score")
+        figure.supylabel("share of answers (%)", fontsize=9, color=Colour.MUTED)
+        return inline_svg(
+            figure,
+            name="scores",
+            description=_describe("Histograms", (f"{tally.model}: mean {tally.mean:.3g}" for tally in tallies)),
+        )
+
+
+def average_logps_chart(distributions: Sequence[AverageLogps]) -> Markup:
+    """Average log-probabilities of y_ws and the target's own answers through training (figure 1, arXiv 2412.03187)."""
+    models = list(dict.fromkeys(distribution.model for distribution in distributions))
+    everything = np.concatenate([distribution.values for distribution in distributions])
+    low = float(np.quantile(everything, 0.01))
+    edges = np.histogram_bin_edges(everything.clip(min=low), _NUM_BINS).tolist()
+    looks = {
+        "chosen_source": ("sources' preferred answers (y_ws)", Colour.SOURCE, "-"),
+        "target": ("the target's own answers", Colour.TARGET, "--"),
+    }
+    with chart_style():
+        figure = Figure((_WIDTH, 0.9 + 0.95 * len(models)), layout="constrained")
+        rows = figure.subplots(len(models), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, model in zip(rows, models, strict=True):
+            for distribution in distributions:
+                if distribution.model == model:
+                    label, colour, style = looks[distribution.responses]
+                    clipped = [max(value, low) for value in distribution.values]
+                    _draw_histogram(axes, clipped, edges, colour, label=label, linestyle=style)
+                    axes.axvline(statistics.median(distribution.values), color=colour, linestyle=style)
+            axes.set_title(printable(model))
+        _share_legend(figure, rows)
+        rows[-1].set_xlabel("average log-probability per token (nats)")
+        figure.supylabel("share of answers (%)", fontsize=9, color=Colour.MUTED)
+        return inline_svg(
+            figure,
+            name="average-logps",
+            description=_describe(
+                "Histograms",
+                (
+                    f"{distribution.model}, {looks[distribution.responses][0]}: "
+                    f"median {statistics.median(distribution.values):.2f}"
+                    for distribution in distributions
+                ),
+            ),
+        )
+
+
+def rewards_chart(runs: Sequence[TrainingRun]) -> Markup:
+    """Internal rewards and margin over optimizer steps, with alpha below (figure 3, arXiv 2412.03187)."""
+    with chart_style():
+        figure = Figure((_WIDTH, 4.1), layout="constrained")
+        panels = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False, height_ratios=(1, 0.28))
+        for (axes, alpha_axes), run in zip(panels.T, runs, strict=True):
+            axes.axhline(0, color=Colour.MUTED, linewidth=0.8)
+            for metric in reward_metrics(run):
+                label, colour, style = _REWARD_LINES[metric]
+                axes.plot(*curve(run, metric), color=colour, linestyle=style, label=label)
+            alpha_axes.plot(*alpha_curve(run), color=Colour.MUTED)
+            axes.set_title(printable(run.name))
+            alpha_axes.set_xlabel("optimizer step")
+        panels[0, 0].set_ylabel("internal reward")
+        panels[1, 0].set_ylabel("alpha")
+        _share_legend(figure, panels[0])
+        return inline_svg(
+            figure,
+            name="rewards",
+            description=_describe(
+                "Lines over optimizer steps, with their last values",
+                (
+                    f"{run.name}: "
+                    + ", ".join(f"{_REWARD_LINES[m][0]} {curve(run, m)[1][-1]:.3g}" for m in reward_metrics(run))
+                    for run in runs
+                ),
+            ),
+        )
+
+
+def loss_chart(runs: Sequence[TrainingRun]) -> Markup:
+    """Training loss over optimizer steps, one panel a run."""
+    num_columns = min(len(runs), 3)
+    num_rows = -(-len(runs) // num_columns)
+    with chart_style():
+        figure = Figure((_WIDTH, 0.4 + 2.0 * num_rows), layout="constrained")
+        panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+        for axes, run in itertools.zip_longest(panels, runs):
+            if run is None:
+                axes.set_axis_off()
+                continue
+            axes.plot(*curve(run, "loss"), color=Colour.INK)
+            axes.set_title(printable(run.name))
+            axes.set_xlabel("optimizer step")
+        panels[0].set_ylabel("loss (nats)")
+        return inline_svg(
+            figure,
+            name="loss",
+            description=_describe(
+                "Lines over optimizer steps",
+                (
+                    f"{run.name} from {losses[0]:.3g} to {losses[-1]:.3g}"
+                    for run in runs
+                    for _, losses in [curve(run, "loss")]
+                ),
+            ),
+        )
+
+
+def reward_accuracy_chart(accuracies: Mapping[str, RewardAccuracies]) -> Markup:
+    """Held-out accuracy of each preference model's internal reward."""
+    colours = {"source_chosen": Colour.SOURCE, "target_chosen": Colour.TARGET, "chosen": Colour.INK}
+    with chart_style():
+        figure = Figure((_WIDTH, 1.0 + 0.6 * len(accuracies)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(50, color=Colour.MUTED, linewidth=1, linestyle="--")
+        for row, rates in enumerate(accuracies.values()):
+            for position, (ranking, rate) in enumerate(rates._asdict().items()):
+                _draw_interval(
+                    axes, row + _offset(position, len(rates)), rate, colours[ranking], scale=100, filled=True
+                )
+        _label_rows(axes, list(accuracies))
+        axes.set_xlim(-1, 101)
+        axes.set_xlabel("quadruples ranked rightly (%)")
+        for ranking, label in RANKINGS.items():
+            axes.plot([], [], "o", color=colours[ranking], label=label)
+        _legend_above(axes)
+        return inline_svg(
+            figure,
+            name="reward-accuracy",
+            description=_describe(
+                "Dot plot with 95 % intervals",
+                (
+                    f"{model}: "
+                    + ", ".join(f"{RANKINGS[name]} {100 * r.value:.1f} %" for name, r in rates._asdict().items())
+                    for model, rates in accuracies.items()
+                ),
+            ),
+        )
+
+
+def words(metric: str) -> str:
+    """A metric's name as one reads it: ``exact_match`` is "exact match"."""
+    return metric.replace("_", " ")
+
+
+def reward_metrics(run: TrainingRun) -> list[str]:
+    """The rewards that a run logged, in the order of display; WRPO's mix gives way to its two parts."""
+    logged = [metric for metric in _REWARD_LINES if curve(run, metric)[0]]
+    return [metric for metric in logged if metric != "rewards/chosen" or "rewards/source_chosen" not in logged]
+
+
+def curve(run: TrainingRun, metric: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one metric; means over equal stretches where there are more steps than a chart can show."""
+    points = [(record["step"], record[metric]) for record in run.metrics if record.get(metric) is not None]
+    if not points:
+        return [], []
+    stretches = np.array_split(np.asarray(points, dtype=float), min(len(points), _MAX_POINTS))
+    steps, values = np.array([stretch.mean(axis=0) for stretch in stretches]).T
+    return steps.tolist(), values.tolist()
+
+
+def alpha_curve(run: TrainingRun) -> tuple[list[float], list[float]]:
+    """Steps and alpha; a run that logs none trains on the target's own answers alone, which is alpha = 0."""
+    steps, alphas = curve(run, "alpha")
+    if steps:
+        return steps, alphas
+    steps, _ = curve(run, "rewards/rejected")
+    return steps, [0.0] * len(steps)
+
+
+def _describe(kind: str, facts: Iterable[str]) -> str:
+    return f"{kind}. {'; '.join(facts)}."
+
+
+def _offset(position: int, count: int) -> float:
+    """Where the marks of one row stand around its middle, so that they do not cover each other."""
+    return 0.26 * (position - (count - 1) / 2)
+
+
+def _draw_interval(
+    axes: Axes, row: float, figure: Rate | Difference, colour: Colour, *, scale: int, filled: bool
+) -> None:
+    axes.plot([scale * figure.low, scale * figure.high], [row, row], color=colour, linewidth=1.6, solid_capstyle="butt")
+    face = colour if filled else Colour.PAPER
+    axes.plot(scale * figure.value, row, "o", color=colour, markersize=6, markerfacecolor=face)
+
+
+def _draw_histogram(
+    axes: Axes, values: Sequence[float], edges: list[float], colour: Colour, *, label: str = "", linestyle: str = "-"
+) -> None:
+    weights = [100 / len(values)] * len(values)
+    axes.hist(values, bins=edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.2)
+    axes.hist(values, bins=edges, weights=weights, histtype="step", color=colour, label=label, linestyle=linestyle)
+
+
+def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Name horizontal rows, the first on top."""
+    axes.set_yticks(range(len(labels)), [printable(label, 60) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+
+
+def _share_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend above all panels, each label once, in the order of the fullest panel."""
+    legends = sorted((axes.get_legend_handles_labels() for axes in panels), key=lambda legend: -len(legend[1]))
+    handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=4)

@@ -1,0 +1,154 @@
+"""What the report page shows, as plain data: the pipeline fills it, the page renders it.
+
+Answers, rows and drops come as the run's own records; shares, pass rates and histograms are counted from them here in
+the report, so that no figure on the page can contradict the answers that its reader can open. Held-out figures come as
+``evaluation`` computes them, and what needs a model (log-probabilities) comes computed too.
+
+Everywhere, models carry their names in ``summary.json``: ``target``, ``target-sft``, ``target-sft-wrpo``, ...; sources
+have the names that the recipe gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sinterlm.evaluation.rates import Difference, Rate
+from sinterlm.evaluation.rewards import RewardAccuracies
+from sinterlm.records import Candidates, Dropped, Scored, TrainingRow
+from sinterlm.selection.choices import REASONS
+
+Part = Literal["sft", "preference", "development", "held_out"]
+Unit = Literal["rate", "score"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the run, e.g. ``Stage("sample-sources", 40.2, {"responses": 2145})``."""
+
+    name: str
+    seconds: float
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What it made or read, by name."""
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What was fused into what, and what it cost."""
+
+    name: str
+    """Title of the page, e.g. the output folder's name."""
+    target: str
+    """The target's model as the recipe names it, e.g. ``HuggingFaceTB/SmolLM2-135M-Instruct``."""
+    sources: Mapping[str, str]
+    """Source name to what it is, e.g. ``{"gemma": "google/gemma-3-270m, few-shot prompt"}``."""
+    scorer: str
+    """What scored the training answers, in words, e.g. ``exact-match``."""
+    seed: int
+    seconds: float
+    """Wall-clock time of all stages, over all commands that it took."""
+    stages: Sequence[Stage] = ()
+    peak_memory_bytes: int | None = None
+    date: str = ""
+    """When the run ended, as it should be shown; empty leaves it out."""
+    version: str = ""
+    """Sinter's version; empty leaves it out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A paired difference over the same questions: ``model`` minus ``other``.
+
+    Example: ``Comparison("target-sft-wrpo", "gemma", "exact_match", Difference(0.27, 0.18, 0.36, 150))``
+    """
+
+    model: str
+    other: str
+    metric: str
+    difference: Difference
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies wholly on one side of zero."""
+        return self.difference.low > 0 or self.difference.high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """How every model answers the held-out questions (greedy answers, one a model and question)."""
+
+    scorer: str
+    """In words, e.g. ``exact-match``."""
+    models: Mapping[str, Mapping[str, Rate]]
+    """Model to metric to figure, both in the order of display and as ``compute_rates`` gives them: the first metric is
+    the main one, ``exact_match`` or, with a graded scorer, ``score``."""
+    domains: Mapping[str, Mapping[str, Mapping[str, Rate]]] = field(default_factory=dict)
+    """Model to domain to metric to figure, as ``compute_rates_by_domain`` gives them; empty without domains."""
+    comparisons: Sequence[Comparison] = ()
+    """Each fused model against the target and every source."""
+    answers: Mapping[str, Sequence[Scored]] = field(default_factory=dict)
+    """Model to its greedy answers, for the browser of prompts; joined by prompt id."""
+    featured: str = ""
+    """The fused model that the page leads with; the last one of ``models`` unless given."""
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that models are compared by first."""
+        return next(iter(next(iter(self.models.values()))))
+
+    @property
+    def unit(self) -> Unit:
+        """How figures are shown: rates in per cent, scores on the scorer's own scale."""
+        return "score" if self.main_metric == "score" else "rate"
+
+
+@dataclass(frozen=True, slots=True)
+class AverageLogps:
+    """Average log-probability per token (natural log) that ``model`` gives to a set of answers.
+
+    Example: ``AverageLogps("target-sft", "chosen_source", (-0.71, -1.32))``
+    """
+
+    model: str
+    """Whose log-probabilities: the target before SFT, after SFT, after each preference training."""
+    responses: Literal["chosen_source", "target"]
+    """Of which answers: y_ws, or the target's own."""
+    values: Sequence[float]
+    """One an answer, finite; the same answers for every model."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """One training and the records of its ``metrics.jsonl``, one an optimizer step, as they stand there.
+
+    Example: ``TrainingRun("wrpo", "WRPO: beta 0.1, alpha 0 to 0.5", ({"step": 1, "loss": 0.69, "alpha": 0.0},))``
+    """
+
+    name: str
+    """``sft``, or the preference method's name in the recipe."""
+    description: str
+    """Objective and hyper-parameters in words."""
+    metrics: Sequence[Mapping[str, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything that the page shows. Parts that a run does not have stay empty: their sections say so in one line."""
+
+    run: Run
+    parts: Mapping[Part, Sequence[Candidates]] = field(default_factory=dict)
+    """Every prompt of the run with its scored answers, by part; prompts without answers too (empty ``sources``)."""
+    rows: Mapping[str, Sequence[TrainingRow]] = field(default_factory=dict)
+    """Selected training rows by training run (``sft``, ``wrpo``, ...), joined to the answers by prompt id, source and
+    index: give every :class:`~sinterlm.records.RowResponse` its ``source`` and ``index``."""
+    dropped: Sequence[Dropped] = ()
+    drop_explanations: Mapping[str, str] = field(default_factory=lambda: REASONS)
+    """Reason to what it means; a reason that is not there is shown with an example's detail."""
+    held_out: HeldOut | None = None
+    average_logps: Sequence[AverageLogps] = ()
+    training: Sequence[TrainingRun] = ()
+    """In the order in which they ran."""
+    reward_accuracies: Mapping[str, RewardAccuracies] = field(default_factory=dict)
+    """Preference-trained model to how often its internal reward ranks held-out quadruples rightly."""

@@ -1,0 +1,243 @@
+"""Puts the report page together: counts, charts and prompts into ``page.html.j2``, its style and its script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sinterlm.evaluation.rates import Difference, Rate
+from sinterlm.report import charts
+from sinterlm.report.browser import PromptSample, sample_prompts
+from sinterlm.report.data import AverageLogps, Comparison, HeldOut, ReportData, TrainingRun, Unit
+from sinterlm.report.tallies import count_drops, count_source_shares, featured_model, kind_of, tally_scores
+
+MAX_DOMAINS = 60
+"""Rows of the table by domain; the largest are shown."""
+
+_NO_PROMPTS = PromptSample(Markup("[]"), num_shown=0, num_prompts=0)
+_NUMBERS_BYTES = 200
+"""Room for the counts that the page states once its prompts are known."""
+
+
+def render_page(data: ReportData, *, max_bytes: int, seed: int) -> bytes:
+    """The whole page as HTML in UTF-8 (see :func:`sinterlm.report.write_report`)."""
+    template = _environment().get_template("page.html.j2")
+    context = _context(data)
+
+    def render(prompts: PromptSample) -> bytes:
+        return template.render(context, prompts=prompts).encode(errors="replace")  # answers may hold lone surrogates
+
+    room = max_bytes - len(render(_NO_PROMPTS)) - _NUMBERS_BYTES
+    return render(sample_prompts(data, max_bytes=room, seed=seed))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("sinterlm.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "figure": figure,
+        "signed": signed,
+        "interval": interval,
+        "duration": duration,
+        "memory": memory,
+        "words": charts.words,
+        "kind": kind_of,
+    }
+    return environment
+
+
+def _context(data: ReportData) -> dict[str, Any]:
+    script = _package_text("page.js")
+    held_out = data.held_out if data.held_out and data.held_out.models else None
+    tallies = tally_scores(data.parts)
+    shares = count_source_shares(data.rows, data.run.sources)
+    training = [run for run in data.training if charts.curve(run, "loss")[0]]
+    preference = [run for run in training if charts.reward_metrics(run)]
+    logps = [distribution for distribution in data.average_logps if distribution.values]
+    is_graded = any(tally.num_passed is None for tally in tallies)
+    charted = [tally for tally in tallies if tally.scores]
+    return {
+        "run": data.run,
+        "methods": [run.name for run in data.training if run.name != "sft"],
+        "held_out": held_out,
+        "headline": _headline(held_out) if held_out else None,
+        "domains": _domains(held_out) if held_out else [],
+        "max_domains": MAX_DOMAINS,
+        "shares": shares,
+        "tallies": tallies,
+        "is_graded": is_graded,
+        "logps": _logps_table(logps),
+        "training": [_training_summary(run) for run in training],
+        "preference": preference,
+        "reward_accuracies": data.reward_accuracies,
+        "rankings": charts.RANKINGS,
+        "drops": count_drops(data.dropped),
+        "drop_explanations": data.drop_explanations,
+        "charts": {
+            "held_out": held_out and charts.held_out_chart(held_out),
+            "comparisons": held_out and held_out.comparisons and charts.comparisons_chart(held_out),
+            "shares": shares and charts.source_share_chart(shares),
+            "scores": charted and (charts.score_chart if is_graded else charts.pass_rate_chart)(charted),
+            "logps": logps and charts.average_logps_chart(logps),
+            "rewards": preference and charts.rewards_chart(preference),
+            "loss": training and charts.loss_chart(training),
+            "reward_accuracy": data.reward_accuracies and charts.reward_accuracy_chart(data.reward_accuracies),
+        },
+        "style": Markup(_package_text("page.css")),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+
+
+def _package_text(name: str) -> str:
+    return resources.files("sinterlm.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class _Headline:
+    """The main result in a sentence: the featured fused model against the target before fusion and the best source."""
+
+    metric: str
+    model: str
+    others: Sequence[tuple[str, Comparison | None]]
+    is_partly_format: bool
+    """The target holds the answer far more often than it gives it in the wanted form."""
+
+
+def _headline(held_out: HeldOut) -> _Headline | None:
+    featured = featured_model(held_out)
+    if not featured:
+        return None
+    metric = held_out.main_metric
+    sources = [model for model in held_out.models if kind_of(model) == "source"]
+    best_source = max(sources, key=lambda source: held_out.models[source][metric].value, default="")
+    comparisons = {c.other: c for c in held_out.comparisons if c.metric == metric and c.model == featured}
+    return _Headline(
+        metric,
+        featured,
+        [(other, comparisons.get(other)) for other in ("target", best_source) if other in held_out.models],
+        is_partly_format=_is_partly_format(held_out.models.get("target", {})),
+    )
+
+
+def _is_partly_format(target: Mapping[str, Rate]) -> bool:
+    return {"exact_match", "contains"} <= target.keys() and target["contains"].low > target["exact_match"].high
+
+
+@dataclass(frozen=True, slots=True)
+class _Domain:
+    """One row of the table by domain: a cell a model, None where it has no figure."""
+
+    name: str
+    n: int
+    cells: Sequence[tuple[Rate, float] | None]
+    """Main figure, and how strongly its cell is tinted, from 0 to 1."""
+
+
+def _domains(held_out: HeldOut) -> list[_Domain]:
+    """Largest domains first."""
+    rates = {
+        model: {domain: figures[held_out.main_metric] for domain, figures in domains.items()}
+        for model, domains in held_out.domains.items()
+    }
+    values = [rate.value for by_domain in rates.values() for rate in by_domain.values()]
+    low, high = (0.0, 1.0) if held_out.unit == "rate" or not values else (min(values), max(values))
+    rows = []
+    for name in dict.fromkeys(name for by_domain in rates.values() for name in by_domain):
+        row = [rates.get(model, {}).get(name) for model in held_out.models]
+        cells = [rate and (rate, (rate.value - low) / ((high - low) or 1)) for rate in row]
+        rows.append(_Domain(name, max(rate.n for rate in row if rate), cells))
+    return sorted(rows, key=lambda row: -row.n)
+
+
+def _logps_table(distributions: Sequence[AverageLogps]) -> dict[str, dict[str, float]]:
+    """Model to kind of answers to mean average log-probability."""
+    table: dict[str, dict[str, float]] = {}
+    for distribution in distributions:
+        means = table.setdefault(distribution.model, {})
+        means[distribution.responses] = sum(distribution.values) / len(distribution.values)
+    return table
+
+
+def _training_summary(run: TrainingRun) -> dict[str, Any]:
+    """A training run in one row: where it began and ended."""
+    ends = {
+        metric: curve[1]
+        for metric in ("loss", "rewards/margins", "rewards/accuracies")
+        for curve in [charts.curve(run, metric)]
+    }
+    last = run.metrics[-1]
+    return {
+        "name": run.name,
+        "description": run.description,
+        "steps": last["step"],
+        "first_loss": ends["loss"][0],
+        "last_loss": ends["loss"][-1],
+        "last_margin": ends["rewards/margins"][-1] if ends["rewards/margins"] else None,
+        "last_accuracy": ends["rewards/accuracies"][-1] if ends["rewards/accuracies"] else None,
+        "num_tokens": last.get("num_tokens"),
+    }
+
+
+def figure(value: float, unit: Unit = "rate") -> str:
+    """A rate in per cent, or a score, as text.
+
+    >>> figure(0.5733), figure(0.5733, "score")
+    ('57.3', '0.573')
+    """
+    return _minus(f"{100 * value:.1f}" if unit == "rate" else f"{value:.3f}")
+
+
+def signed(value: float, unit: Unit = "rate") -> str:
+    """A difference with its sign, as text.
+
+    >>> signed(0.0933)
+    '+9.3'
+    """
+    return _minus(f"{100 * value:+.1f}" if unit == "rate" else f"{value:+.3f}")
+
+
+def interval(figures: Rate | Difference, unit: Unit = "rate") -> str:
+    """The ends of an interval.
+
+    >>> interval(Rate(0.5733, 0.4933, 0.65, 150))
+    '49.3 to 65.0'
+    """
+    return f"{figure(figures.low, unit)} to {figure(figures.high, unit)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as one says them.
+
+    >>> duration(4.21), duration(462), duration(7260)
+    ('4.2 s', '7 min 42 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def memory(num_bytes: int) -> str:
+    """Bytes as one says them.
+
+    >>> memory(5_120_000_000)
+    '5.1 GB'
+    """
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,55 @@
+"""How a model is asked, and where its answer ends: by its chat template, or by a few-shot completion prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from sinterlm.chat import FewShot, encode_completion, encode_prompt, with_system
+from sinterlm.errors import InputError
+from sinterlm.records import Prompt
+
+
+class Asking(NamedTuple):
+    """Turns prompts into tokens, and tokens into answers."""
+
+    tokenizer: PreTrainedTokenizerBase
+    few_shot: FewShot | None
+    """None: by chat template."""
+    system: str | None
+    end_tokens: frozenset[int]
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids up to where the answer begins; what all prompts begin with is encoded together with the rest."""
+        if self.few_shot is None:
+            return encode_prompt(self.tokenizer, with_system(prompt.messages, self.system))
+        if [message.role for message in prompt.messages] != ["user"]:
+            roles = ", ".join(message.role for message in prompt.messages)
+            raise InputError(
+                f"prompt {prompt.id}: a few-shot prompt holds one question, but its messages are of {roles}; "
+                "ask this model by its chat template, or leave the prompt out"
+            )
+        return encode_completion(
+            self.tokenizer, self.few_shot.prefix + self.few_shot.render(prompt.messages[0].content)
+        )
+
+    def is_finished(self, tokens: Sequence[int]) -> bool:
+        """Whether an answer, whose last token is new, is whole."""
+        if tokens[-1] in self.end_tokens:
+            return True
+        if self.few_shot is None:
+            return False
+        # The stop text would end in the new token, and each of its tokens is at least a byte of it; one token more,
+        # because the first of a run may lose its space in decoding.
+        last = tokens[-len(self.few_shot.stop.encode()) - 1 :]
+        return self.few_shot.stop in self._decode(last)
+
+    def read(self, tokens: Sequence[int]) -> str:
+        """The answer's text, up to the stop text: without special tokens, and stripped of white space."""
+        text = self._decode(tokens)
+        return (text if self.few_shot is None else text.split(self.few_shot.stop)[0]).strip()
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))

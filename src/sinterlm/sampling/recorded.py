@@ -1,0 +1,77 @@
+"""The engine that answers from a file made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from sinterlm.errors import InputError
+from sinterlm.formats import RecordedAnswer, read_recorded
+from sinterlm.records import Prompt
+from sinterlm.sampling.identity import recorded_identity
+from sinterlm.sampling.protocol import Generation, Item
+
+
+class RecordedEngine:
+    """Gives the answers that a JSON Lines or Parquet file holds, joined to the prompts by id or by content.
+
+    All answers of the file to a prompt, of whatever model, are its samples: in the order of the model's name and the
+    recorded index they are numbered from 0. Items for which there is none are left out of the batches.
+
+    Args:
+        path: the file, as :func:`sinterlm.formats.read_recorded` reads it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(path)
+
+    @property
+    def identity(self) -> str:
+        """Names the file's content."""
+        return recorded_identity(self._path)
+
+    def batches(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Leave the items that the file answers, in one batch.
+
+        Raises:
+            InputError: The file answers none of them.
+        """
+        answered = [item for item in items if item.index < len(self._answers_to(item.prompt))]
+        if items and not answered:
+            raise InputError(self._no_match(items[0].prompt))
+        return [answered] if answered else []
+
+    def sample(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Generation]]:
+        """Look up batch after batch."""
+        for batch in batches:
+            yield [self._generation(item) for item in batch]
+
+    def close(self) -> None:
+        """Forget the answers that were read."""
+        self.__dict__.pop("_answers", None)
+
+    @cached_property
+    def _answers(self) -> dict[tuple[str, str], list[RecordedAnswer]]:
+        """The file's answers by ("id", prompt id) or ("content", content hash)."""
+        answers: dict[tuple[str, str], list[RecordedAnswer]] = {}
+        for answer in read_recorded(self._path):
+            key = ("content", answer.content_hash or "") if answer.prompt_id is None else ("id", answer.prompt_id)
+            answers.setdefault(key, []).append(answer)
+        return {key: sorted(group, key=lambda answer: (answer.source, answer.index)) for key, group in answers.items()}
+
+    def _answers_to(self, prompt: Prompt) -> list[RecordedAnswer]:
+        return self._answers.get(("id", prompt.id), []) + self._answers.get(("content", prompt.content_hash), [])
+
+    def _generation(self, item: Item) -> Generation:
+        answer = self._answers_to(item.prompt)[item.index]
+        return Generation(item.prompt.id, item.index, answer.content, answer.finish_reason, 0, 0)
+
+    def _no_match(self, prompt: Prompt) -> str:
+        kind, name = next(iter(self._answers))
+        example = f"prompt_id {name!r}" if kind == "id" else f"a prompt with the content hash {name[:12]}"
+        return (
+            f"{self._path}: none of its answers belongs to a prompt of this run; the file answers {example}, "
+            f"the run asks prompt {prompt.id!r} (content hash {prompt.content_hash[:12]}); "
+            "expected `prompt_id` or `prompt` as in the file of prompts"
+        )

@@ -1,0 +1,37 @@
+"""What the target first learns from: the best answer over all sources (arXiv 2412.03187, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sinterlm.records import Candidates, RowResponse, Selection
+from sinterlm.selection.choices import NoRow, choose_source_answer, collect, to_row_response
+from sinterlm.selection.ranking import Ties, Truncated
+
+
+def select_best_of_sources(
+    candidates: Iterable[Candidates],
+    *,
+    seed: int,
+    ties: Ties = "hash",
+    truncated: Truncated = "drop",
+    stage: str = "select-best-of-sources",
+) -> Selection:
+    """Select the best-scored answer over all sources for every prompt; with a pass-or-fail scorer it passes.
+
+    Args:
+        candidates: every prompt's scored answers, in any order; read once.
+        seed: decides between answers of the same score.
+        ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
+        truncated: whether answers cut by the token limit may be chosen.
+        stage: named in every :class:`Dropped`.
+
+    Returns:
+        Rows with one response of the role ``chosen``, and the prompts that give none.
+    """
+
+    def choose(candidate: Candidates) -> Sequence[RowResponse] | NoRow:
+        answer = choose_source_answer(candidate.sources, seed=seed, ties=ties, truncated=truncated)
+        return answer if isinstance(answer, NoRow) else [to_row_response(answer, "chosen")]
+
+    return collect(candidates, choose, stage=stage)

@@ -1,0 +1,41 @@
+"""Preference pairs of the target's own answers: its best against its worst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sinterlm.records import Candidates, RowResponse, Selection
+from sinterlm.selection.choices import NoRow, choose_target_pair, collect, to_row_response
+from sinterlm.selection.ranking import Ties, Truncated
+
+
+def select_on_policy(
+    candidates: Iterable[Candidates],
+    *,
+    seed: int,
+    ties: Ties = "hash",
+    truncated: Truncated = "drop",
+    stage: str = "select-on-policy",
+) -> Selection:
+    """Select the target's best and worst answer for every prompt; prompts where they tie are dropped.
+
+    With a pass-or-fail scorer the chosen answer passes and the rejected one fails.
+
+    Args:
+        candidates: every prompt's scored answers, in any order; read once.
+        seed: decides between answers of the same score.
+        ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
+        truncated: whether answers cut by the token limit may be chosen.
+        stage: named in every :class:`Dropped`.
+
+    Returns:
+        Rows with the roles ``chosen`` and ``rejected``, and the prompts that give none.
+    """
+
+    def choose(candidate: Candidates) -> Sequence[RowResponse] | NoRow:
+        pair = choose_target_pair(candidate.target, seed=seed, ties=ties, target_ties="drop", truncated=truncated)
+        if isinstance(pair, NoRow):
+            return pair
+        return to_row_response(pair.best, "chosen"), to_row_response(pair.worst, "rejected")
+
+    return collect(candidates, choose, stage=stage)

@@ -1,0 +1,120 @@
+"""Which prompt serves what: held-out questions, SFT, development, preference optimisation."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from sinterlm.errors import InputError
+from sinterlm.records import Prompt, digest
+
+Size = int | float
+"""A count of prompts (int), or a fraction (float)."""
+
+
+class Parts(NamedTuple):
+    """Every prompt in exactly one part, each part in the order of its prompts' hashes."""
+
+    held_out: tuple[Prompt, ...]
+    sft: tuple[Prompt, ...]
+    development: tuple[Prompt, ...]
+    preference: tuple[Prompt, ...]
+    unused: tuple[Prompt, ...]
+    """What is left where ``preference`` is a count or a fraction and not the rest."""
+
+
+class _Question(NamedTuple):
+    """All prompts of one content (as a rule one): they stay together."""
+
+    order: str
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def domain(self) -> str:
+        return self.prompts[0].domain
+
+
+def split_prompts(
+    prompts: Iterable[Prompt],
+    *,
+    held_out: Size,
+    sft: Size,
+    development: Size,
+    preference: Size | Literal["rest"],
+    seed: int,
+) -> Parts:
+    """Split prompts by the SHA-256 of (seed, prompt id), whatever their order in the file.
+
+    Prompts of one content stay together and count once. Every part takes its share of each domain (largest remainder),
+    the first in hash order. Fractions are rounded down; that of ``held_out`` is one of all prompts, the others are
+    fractions of what it leaves.
+
+    Raises:
+        InputError: the parts ask for more prompts than there are.
+    """
+    questions = _group_by_content(prompts, seed)
+    num_all = len(questions)
+    num_held_out = _count(held_out, num_all)
+    num_training = max(num_all - num_held_out, 0)
+    sizes = {
+        "held_out": num_held_out,
+        "sft": _count(sft, num_training),
+        "development": _count(development, num_training),
+        "preference": 0 if preference == "rest" else _count(preference, num_training),
+    }
+    num_wanted = sum(sizes.values())
+    if num_wanted > num_all:
+        wanted = " + ".join(f"{name} {size}" for name, size in sizes.items() if size)
+        raise InputError(
+            f"prompts.split asks for {num_wanted} prompts ({wanted}), but there are {num_all} different ones: "
+            "lower these numbers or bring more prompts"
+        )
+    if preference == "rest":
+        sizes["preference"] = num_all - num_wanted
+    parts = []
+    for size in sizes.values():
+        part, questions = _take_stratified(questions, size, seed)
+        parts.append(part)
+    return Parts(*(tuple(prompt for question in part for prompt in question.prompts) for part in [*parts, questions]))
+
+
+def _count(size: Size, num_prompts: int) -> int:
+    if isinstance(size, int):
+        return size
+    return math.floor(size * num_prompts + 1e-9)  # 0.29 * 100 is 28.999999999999996 in floating point
+
+
+def _group_by_content(prompts: Iterable[Prompt], seed: int) -> list[_Question]:
+    """All questions in hash order."""
+    groups: defaultdict[str, list[tuple[str, Prompt]]] = defaultdict(list)
+    for prompt in prompts:
+        groups[prompt.content_hash].append((digest([seed, prompt.id]), prompt))
+    ordered = (sorted(group, key=lambda member: member[0]) for group in groups.values())
+    return sorted(_Question(group[0][0], tuple(prompt for _, prompt in group)) for group in ordered)
+
+
+def _take_stratified(questions: Sequence[_Question], size: int, seed: int) -> tuple[list[_Question], list[_Question]]:
+    """Take ``size`` questions, every domain's share of them; what is taken and what is left, both in order."""
+    domains: defaultdict[str, int] = defaultdict(int)
+    for question in questions:
+        domains[question.domain] += 1
+    left_to_take = _apportion(size, domains, seed)
+    taken: list[_Question] = []
+    left: list[_Question] = []
+    for question in questions:
+        is_taken = left_to_take[question.domain] > 0
+        left_to_take[question.domain] -= is_taken
+        (taken if is_taken else left).append(question)
+    return taken, left
+
+
+def _apportion(size: int, domains: Mapping[str, int], seed: int) -> dict[str, int]:
+    """Deal ``size`` seats to domains in proportion to their counts, by largest remainder (ties by hash)."""
+    total = max(sum(domains.values()), 1)
+    seats = {domain: size * count // total for domain, count in domains.items()}
+    by_remainder = sorted(domains, key=lambda domain: (-(size * domains[domain] % total), digest([seed, domain])))
+    for domain in by_remainder[: size - sum(seats.values())]:
+        seats[domain] += 1
+    return seats

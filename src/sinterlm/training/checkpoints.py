@@ -1,0 +1,63 @@
+"""Which checkpoint to resume from: the newest that is whole.
+
+Transformers writes a checkpoint file by file and resumes from the highest number; a run that was killed while saving
+would meet a half-written folder. A manifest written last, with every file's size, tells the whole ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from sinterlm.formats import atomic_write
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointManifest(TrainerCallback):
+    """Writes the manifest when all processes have saved their share."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint as whole."""
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            write_manifest(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
+def write_manifest(checkpoint: Path) -> None:
+    """Record the size of every file of the checkpoint."""
+    with atomic_write(checkpoint / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(_sizes(checkpoint)))
+
+
+def newest_whole_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step whose files are all there at their full size; None where there is none."""
+    checkpoints = {
+        int(step): path
+        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (step := path.name.rpartition("-")[2]).isdigit()
+    }
+    return next((checkpoints[step] for step in sorted(checkpoints, reverse=True) if _is_whole(checkpoints[step])), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        expected = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return False
+    found = _sizes(checkpoint)
+    return all(found.get(name) == size for name, size in expected.items())
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Bytes of every file, by path within the checkpoint; the manifest's own are not counted."""
+    return {
+        str(path.relative_to(checkpoint)): path.stat().st_size
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and MANIFEST not in path.name
+    }

@@ -1,0 +1,90 @@
+"""The metrics of an optimizer step, and the file that holds one line for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sinterlm.formats import atomic_write
+
+
+class StepMetrics:
+    """Sums what the micro-batches of a step report, over all devices, until it is logged."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._num_rows = 0
+        self._num_tokens = 0
+        self._started = 0.0
+
+    def begin(self, num_tokens: int) -> None:
+        """A step begins, with so many tokens over all devices."""
+        self._started = self._started or perf_counter()
+        self._num_tokens += num_tokens
+
+    def add(self, metrics: Mapping[str, Tensor], *, num_rows: int) -> None:
+        """Add a micro-batch's per-row metrics, (B,) each; they stay on the device."""
+        self._num_rows += num_rows
+        for name, values in metrics.items():
+            total = values.sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over the rows since the last call, and the speed; begins anew."""
+        seconds = perf_counter() - self._started
+        logged = {"step_seconds": seconds, "tokens_per_second": self._num_tokens / seconds}
+        if self._sums:
+            local = torch.stack([*self._sums.values(), torch.tensor(float(self._num_rows), device=accelerator.device)])
+            *sums, num_rows = accelerator.reduce(local, "sum").tolist()
+            logged |= {name: total / num_rows for name, total in zip(self._sums, sums, strict=True)}
+        self._clear()
+        return logged
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every step's metrics to a JSON Lines file; a resumed run goes on behind its checkpoint's step."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Cut what an interrupted run wrote after the checkpoint that training starts from."""
+        if state.is_world_process_zero:
+            lines = self._path.read_text().splitlines() if self._path.exists() else []
+            kept = [line for line in lines if _is_up_to(line, state.global_step)]
+            with atomic_write(self._path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write a training step's line."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether a line is whole and belongs to a step up to ``step``."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except ValueError:
+        return False

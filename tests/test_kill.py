@@ -1,0 +1,128 @@
+"""``kill -9`` at any moment, then the same command: the result is that of an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from sinterlm.store import Store
+from tests.tiny_fusion import write_tiny_fusion
+
+UNTIMED = ("step_seconds", "tokens_per_second")
+"""Figures of metrics.jsonl that no two runs share."""
+
+
+def command(recipe: Path, output: Path) -> list[str]:
+    return [sys.executable, "-m", "sinterlm", "run", str(recipe), f"output={output}"]
+
+
+def run_to_the_end(recipe: Path, output: Path) -> None:
+    finished = subprocess.run(command(recipe, output), capture_output=True, text=True, timeout=280, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def outcome(output: Path) -> dict[str, Any]:
+    """All that a run has made, without what the clock decides."""
+    connection = sqlite3.connect(output / "store.sqlite")
+    tables = {
+        "responses": "SELECT * FROM responses ORDER BY id",
+        "scores": "SELECT * FROM scores ORDER BY response_id, scorer, answers_hash",
+        "dropped": "SELECT stage, subject, reason, detail FROM dropped ORDER BY stage, subject, reason, detail",
+        "prompts": "SELECT * FROM prompts ORDER BY id",
+    }
+    made: dict[str, Any] = {name: connection.execute(query).fetchall() for name, query in tables.items()}
+    connection.close()
+    made["rows"] = {path.name: pq.read_table(path).to_pylist() for path in sorted((output / "rows").iterdir())}
+    made["metrics"] = {
+        path.parent.name: [
+            {name: value for name, value in json.loads(line).items() if name not in UNTIMED}
+            for line in path.read_text().splitlines()
+        ]
+        for path in sorted(output.glob("*/metrics.jsonl"))
+    }
+    made["weights"] = {path.parent.name: path.read_bytes() for path in sorted(output.glob("*/model.safetensors"))}
+    made["evaluation"] = json.loads((output / "evaluation.json").read_text())
+    return made
+
+
+def finished_at(output: Path) -> dict[str, float]:
+    try:
+        with Store(output / "store.sqlite", read_only=True) as store:
+            return {name: stage.finished_at for name, stage in store.finished_stages(".").items()}
+    except Exception:  # killed before the store was whole
+        return {}
+
+
+def kill_moments(stages: list[tuple[str, float]], num_kills: int, seed: int) -> list[tuple[str, float]]:
+    """(stage, seconds after its start) of every kill, in order, spread over all stages."""
+    rng = random.Random(seed)
+    chosen = [stages[k % len(stages)] for k in rng.sample(range(max(num_kills, len(stages))), num_kills)]
+    order = [name for name, _ in stages]
+    return sorted(
+        ((name, rng.random() * seconds) for name, seconds in chosen), key=lambda kill: (order.index(kill[0]), kill[1])
+    )
+
+
+def kill_in_stage(recipe: Path, output: Path, stage: str, seconds: float) -> None:
+    """Start the run, wait for ``stage`` to begin and ``seconds`` more, and kill it (or see it end before)."""
+    process = subprocess.Popen(command(recipe, output), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"{stage} ..."):
+            time.sleep(seconds)
+            break
+    process.send_signal(signal.SIGKILL)
+    process.stdout.close()
+    process.wait()
+
+
+def check_kills(folder: Path, recipe: Path, reference: Path, num_kills: int, seed: int) -> None:
+    with Store(reference / "store.sqlite", read_only=True) as store:
+        stages = [(name, stage.seconds) for name, stage in store.finished_stages(".").items()]
+    output = folder / f"killed-{seed}"
+    finished: dict[str, float] = {}
+    for stage, seconds in kill_moments(stages, num_kills, seed):
+        kill_in_stage(recipe, output, stage, seconds)
+        now = finished_at(output)
+        redone = {name for name, moment in finished.items() if now.get(name) != moment}
+        assert not redone, f"finished stages were redone: {redone}"
+        finished = now
+    run_to_the_end(recipe, output)
+    assert {name: finished_at(output)[name] for name in finished} == finished
+    assert outcome(output) == outcome(reference)
+    assert not list(output.glob("*/checkpoints")), "checkpoints of finished stages are removed"
+    shutil.rmtree(output)
+
+
+@pytest.fixture(scope="module")
+def fusion(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Folder, recipe, and the output of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("kill")
+    recipe = write_tiny_fusion(folder)
+    run_to_the_end(recipe, folder / "whole")
+    return folder, recipe, folder / "whole"
+
+
+@pytest.mark.timeout(600)
+def test_ten_kills_over_all_stages_change_nothing(fusion: tuple[Path, Path, Path]) -> None:
+    folder, recipe, reference = fusion
+    check_kills(folder, recipe, reference, num_kills=10, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_fifty_kills_in_five_runs_change_nothing(fusion: tuple[Path, Path, Path], seed: int) -> None:
+    folder, recipe, reference = fusion
+    check_kills(folder, recipe, reference, num_kills=10, seed=seed)

@@ -1,0 +1,197 @@
+"""The store: what it acknowledged is there once and only once, whatever happens to the process."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sinterlm.errors import InputError, TryAgainError
+from sinterlm.records import Dropped, Message, Prompt, Response, SamplingSettings, Score, response_id
+from sinterlm.store import FinishedStage, Store, workspace_lock
+
+PROMPT = Prompt("capital-france", (Message("user", "What is the capital of France?"),), ("Paris",), "capitals")
+
+
+def response(index: int, content: str = "Paris", identity: str = "gemma@1") -> Response:
+    key = response_id(identity, PROMPT.content_hash, index)
+    return Response(key, PROMPT.id, "gemma", index, content, "stop", 131, 2, SamplingSettings(seed=3))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store.sqlite")
+
+
+def test_a_response_comes_back_as_it_went_in(store: Store) -> None:
+    store.add_responses("gemma@1", [(PROMPT, response(1, "Pâris\n\x00 “q”")), (PROMPT, response(0))])
+    assert store.responses("gemma@1", PROMPT, source="gemma", num_samples=5) == [
+        response(0),
+        response(1, "Pâris\n\x00 “q”"),
+    ]
+    assert store.responses("gemma@1", PROMPT, source="gemma", num_samples=1) == [response(0)]
+    assert store.responses("gemma@2", PROMPT, source="gemma", num_samples=5) == []
+    assert store.mean_tokens("gemma@1") == (131, 2)
+    assert store.mean_tokens("gemma@2") is None
+
+
+def test_recipes_with_other_ids_share_answers_to_the_same_prompt(store: Store) -> None:
+    store.add_responses("gemma@1", [(PROMPT, response(0))])
+    renamed = Prompt("other-id", PROMPT.messages, ("Paris", "the city of Paris"))
+    (shared,) = store.responses("gemma@1", renamed, source="their-name", num_samples=5)
+    assert (shared.id, shared.prompt_id, shared.source) == (response(0).id, "other-id", "their-name")
+
+
+def test_writing_again_changes_nothing(store: Store) -> None:
+    store.add_responses("gemma@1", [(PROMPT, response(0, "first"))])
+    store.add_responses("gemma@1", [(PROMPT, response(0, "second")), (PROMPT, response(0, "third"))])
+    assert [r.content for r in store.responses("gemma@1", PROMPT, source="gemma", num_samples=9)] == ["first"]
+    store.add_scores([(PROMPT, Score("r", "exact", 1.0, True))])
+    store.add_scores([(PROMPT, Score("r", "exact", 0.0, False))])
+    found = store.score("exact", PROMPT, Response("r", PROMPT.id, "s", 0, "", "stop", 0, 0))
+    assert found == Score("r", "exact", 1.0, True, {})
+
+
+def test_a_score_belongs_to_the_accepted_answers(store: Store) -> None:
+    store.add_scores([(PROMPT, Score(response(0).id, "exact", 1.0, True, {"contains": 1.0}))])
+    stricter = Prompt(PROMPT.id, PROMPT.messages, ("Lyon",))
+    assert store.score("exact", PROMPT, response(0)) == Score(response(0).id, "exact", 1.0, True, {"contains": 1.0})
+    assert store.score("exact", stricter, response(0)) is None
+
+
+def test_prompts_keep_part_and_order(store: Store) -> None:
+    second = Prompt("b", (Message("system", "s"), Message("user", "u")))
+    store.set_prompts("run", {"sft": [second, PROMPT], "held_out": []})
+    assert store.prompts("run", "sft") == [second, PROMPT]
+    store.set_prompts("run", {"sft": [PROMPT]})
+    assert store.prompts("run", "sft") == [PROMPT]
+    assert store.prompts("other", "sft") == []
+
+
+def test_finishing_a_stage_replaces_its_drops_only(store: Store) -> None:
+    kept = Dropped("p0", "select-sft", "no-passing-source-answer", "best 0")
+    store.finish_stage("run", FinishedStage("select-sft", "k", 1.0, 2, {}, 1.0), [kept])
+    store.finish_stage("run", FinishedStage("select-wrpo", "k1", 1.0, 2, {}, 2.0), [Dropped("p1", "select-wrpo", "x")])
+    again = FinishedStage("select-wrpo", "k2", 1.5, 3, {"rows": 4}, 3.0)
+    store.finish_stage("run", again, [Dropped("p2", "select-wrpo", "y")])
+    assert list(store.dropped("run")) == [kept, Dropped("p2", "select-wrpo", "y")]
+    assert store.finished_stages("run")["select-wrpo"] == again
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 3), st.text(max_size=3)), max_size=6), max_size=5),
+)
+def test_any_order_of_writes_keeps_the_first_content_of_every_key(batches: list[list[tuple[int, str]]]) -> None:
+    store = Store(Path(":memory:"))
+    first: dict[int, str] = {}
+    for batch in batches:
+        store.add_responses("gemma@1", [(PROMPT, response(index, content)) for index, content in batch])
+        for index, content in batch:
+            first.setdefault(index, content)
+    found = store.responses("gemma@1", PROMPT, source="gemma", num_samples=9)
+    assert {r.index: r.content for r in found} == first
+    assert store.response_ids("gemma@1") == {response(index).id for index in first}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kill_9_loses_nothing_acknowledged_and_leaves_whole_transactions(tmp_path: Path, seed: int) -> None:
+    """A process writes batches of five answers and prints each batch that it was told is stored; it is killed."""
+    program = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from sinterlm.records import Message, Prompt, Response, response_id
+        from sinterlm.store import Store
+        store, prompt = Store(Path(sys.argv[1])), Prompt("p", (Message("user", "q"),))
+        for batch in range(10**6):
+            indices = range(5 * batch, 5 * batch + 5)
+            store.add_responses("i", [
+                (prompt, Response(response_id("i", prompt.content_hash, k), "p", "s", k, "x" * 2000, "stop", 1, 1))
+                for k in indices
+            ])
+            print(batch, flush=True)
+    """)
+    path = tmp_path / "store.sqlite"
+    process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.02 + 0.03 * seed)
+    process.send_signal(signal.SIGKILL)
+    acknowledged = 1 + len([line for line in process.stdout.read().splitlines() if line.strip()])
+    process.wait()
+    process.stdout.close()
+    stored = len(Store(path).response_ids("i"))
+    assert stored % 5 == 0
+    assert 5 * acknowledged <= stored <= 5 * (acknowledged + 1)
+
+
+def test_a_damaged_store_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    with Store(path) as store:
+        store.add_responses("gemma@1", [(PROMPT, response(k, "x" * 3000)) for k in range(20)])
+    content = bytearray(path.read_bytes())
+    content[:100] = b"not a database at all" * 4 + b"0" * 16
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"store\.sqlite.*damaged"):
+        Store(path)
+
+
+def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    Store(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(InputError, match="version 99, expected 1"):
+        Store(path)
+
+
+def test_reading_a_store_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no store"):
+        Store(tmp_path / "store.sqlite", read_only=True)
+    assert not (tmp_path / "store.sqlite").exists()
+
+
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    store.add_responses("gemma@1", [(PROMPT, response(0))])
+    store._connection.execute("PRAGMA max_page_count = 40")  # SQLite reports this limit as it reports a full disk
+    with pytest.raises(TryAgainError, match="full"):
+        store.add_responses("gemma@1", [(PROMPT, response(k, "x" * 9000)) for k in range(1, 90)])
+    store._connection.execute("PRAGMA max_page_count = 100000")
+    assert store.response_ids("gemma@1") == {response(0).id}
+    store.add_responses("gemma@1", [(PROMPT, response(k, "x" * 9000)) for k in range(1, 90)])
+    assert len(store.response_ids("gemma@1")) == 90
+
+
+def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
+    program = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from sinterlm.store import workspace_lock
+        with workspace_lock(Path(sys.argv[1]), Path("runs/first")):
+            print("held", flush=True)
+            sys.stdin.read()
+    """)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with (
+        pytest.raises(TryAgainError, match=rf"process {process.pid} .*runs/first"),
+        workspace_lock(tmp_path, Path("runs/second")),
+    ):
+        pass
+    process.kill()  # the operating system frees the lock of a dead process
+    process.communicate()
+    with workspace_lock(tmp_path, Path("runs/second")):
+        pass
