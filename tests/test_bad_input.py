@@ -107,7 +107,7 @@ def test_no_quadruple_remains_and_mending_the_recipe_goes_on(sinterlm: Command, 
 @pytest.mark.parametrize(
     ("objective", "row", "named"),
     [
-        ("dpo", {"prompt": [{"role": "user", "content": "q"}], "chosen": [{"role": "assistant", "content": "a"}]}, "rejected"),
+        ("dpo", {"prompt": "q", "chosen": [{"role": "assistant", "content": "a"}]}, "rejected"),
         ("wrpo", {"prompt": "q", "chosen": "a", "rejected": "b"}, "chosen_source"),
         ("sft", {"prompt": "q", "completion": ""}, "empty"),
         ("dpo", {"prompt": "q", "chosen": "a", "rejected": "b", "weight": "heavy"}, "weight"),

@@ -222,19 +222,20 @@ def test_values_by_metric() -> None:
 
 
 def test_reward_accuracies_by_hand() -> None:
-    """Four quadruples, alpha 0.25: y_ws wins 3 of 4 and y_wt 1 of 4 (equal rewards lose).
+    """Five quadruples, alpha 0.25: y_ws wins 3 of 5 and y_wt 1 of 5 (equal rewards lose).
 
-    Compound rewards 0.25 y_ws + 0.75 y_wt: 0.25 + 0 > 0; 1 - 0.75 = 0.25 > 0; 0.25 - 1.5 < 0; -0.25 + 0.75 > 0.
+    Compound rewards 0.25 y_ws + 0.75 y_wt: 0.25 + 0 > 0; 1 - 0.75 = 0.25 > 0; 0.25 - 1.5 < 0; -0.25 + 0.75 > 0; 0 = 0.
     """
     rewards = [
         QuadrupleRewards(1.0, 0.0, 0.0),
         QuadrupleRewards(4.0, -1.0, 0.0),
         QuadrupleRewards(1.0, -2.0, 0.0),
         QuadrupleRewards(-1.0, 1.0, 0.0),
+        QuadrupleRewards(0.0, 0.0, 0.0),
     ]
     accuracies = reward_accuracies(rewards, alpha=0.25)
-    assert accuracies.source_chosen == pass_rate([1, 1, 1, 0])
-    assert accuracies.target_chosen == pass_rate([0, 0, 0, 1])
-    assert accuracies.chosen == pass_rate([1, 1, 0, 1])
+    assert accuracies.source_chosen == pass_rate([1, 1, 1, 0, 0])
+    assert accuracies.target_chosen == pass_rate([0, 0, 0, 1, 0])
+    assert accuracies.chosen == pass_rate([1, 1, 0, 1, 0])
     assert reward_accuracies(rewards, alpha=0).chosen == accuracies.target_chosen
     assert reward_accuracies(rewards, alpha=1).chosen == accuracies.source_chosen

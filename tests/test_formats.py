@@ -252,6 +252,8 @@ class TestTrainingFile:
                 r"`responses\[0\]`: `role` is 'best'; expected chosen, rejected",
             ),
             (SFT, {"prompt": "q", "responses": [{"content": "", "role": "chosen"}]}, r"`responses\[0\]`: `content` is"),
+            (SFT, {"prompt": "q", "completion": "a", "weight": -1}, "`weight` is -1; expected a number, at least 0"),
+            (SFT, {"prompt": "q", "responses": [{"content": "a", "truncated": 1}]}, r".*`truncated` is 1; expected"),
             (SFT, {"prompt": "q", "responses": []}, r"`responses` is \[\]; expected a list of objects"),
         ],
     )  # fmt: skip
@@ -289,7 +291,7 @@ rows = st.builds(
         lambda turns: (*turns, Message("user", "?"))
     ),
     responses=st.lists(responses, min_size=1, max_size=4).map(tuple),
-    weight=floats,
+    weight=floats.map(abs),
 )
 
 

@@ -19,7 +19,7 @@ from sinterlm.errors import InputError
 from sinterlm.objectives.table import OBJECTIVES
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.load import load_few_shot, load_recipe, quickstart_recipe, read_train_settings, resolve_text
-from sinterlm.recipe.schema import Objective, Recipe, RecordedSource, TransformersSource
+from sinterlm.recipe.schema import Objective, Recipe, RecordedSource, LocalModel
 from sinterlm.recipe.train_arguments import OWNED, find_problems
 from sinterlm.recipe.yaml_file import dump_yaml, parse_value, read_yaml
 
@@ -92,7 +92,7 @@ def test_every_part_is_read(recipe_path: Path) -> None:
     assert recipe.prompts.path == recipe_path.parent / "questions.jsonl"
     assert recipe.prompts.split.model_dump() == {"held_out": 150, "sft": 0.33, "development": 0, "preference": "rest"}
     gemma, recorded = recipe.sources.values()
-    assert isinstance(gemma, TransformersSource)
+    assert isinstance(gemma, LocalModel)
     assert isinstance(recorded, RecordedSource)
     assert gemma.model == "gguf:package/FILE.gguf"
     assert gemma.prompt.few_shot == recipe_path.parent / "shots.yaml"
@@ -653,7 +653,7 @@ def test_shipped_recipes_load() -> None:
     recipe = load_recipe(quickstart_recipe()).recipe
     assert recipe.prompts.path.is_file()
     for source in recipe.sources.values():
-        assert isinstance(source, TransformersSource)
+        assert isinstance(source, LocalModel)
         assert source.prompt.few_shot is not None
         assert load_few_shot(source.prompt.few_shot).examples
 

@@ -156,6 +156,18 @@ def test_passing_outranks_a_higher_score() -> None:
     assert outcome(select_wrpo([case], seed=0)) == quadruple("Paris", "Paris", "Lyon")
 
 
+def test_graded_failures_still_tie() -> None:
+    """Where the target never passes, a higher grade makes no winner: the prompt stays or goes by ``target_ties``."""
+    answers = tuple(
+        Scored(scored((content, 0.0), "target-sft", index).response, Score("x", "scorer", value, False))
+        for index, (content, value) in enumerate([("Lyon", 0.9), ("Nice", 0.2)])
+    )
+    case = Candidates(PROMPT, candidates(RIGHT).sources, answers)
+    assert outcome(select_wrpo([case], seed=0)) == quadruple("Paris", "Lyon", "Nice")
+    assert outcome(select_wrpo([case], seed=0, target_ties="drop")) == TIED
+    assert outcome(select_on_policy([case], seed=0)) == TIED
+
+
 def test_wrpo_row_is_whole() -> None:
     """The row carries the prompt as the target is asked it, and of every answer its source, index, score and cut."""
     case = candidates(

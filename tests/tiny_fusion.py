@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.tiny import save_tiny, save_tiny_reward_model
@@ -75,5 +76,5 @@ def write_tiny_fusion(folder: Path, *, num_questions: int = 32) -> Path:
     return recipe
 
 
-def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:
+def _write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -25,7 +26,7 @@ NAMES = {
 
 def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
     """Write model and tokenizer with Q8_0 weights; returns the dequantised weights by their Transformers names."""
-    config = model.config
+    config: Any = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_block_count(config.num_hidden_layers)
@@ -51,9 +52,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokeniz
             written[f"{hf_name}.weight"] = torch.from_numpy(weight)
             continue
         packed = gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q8_0)
-        written[f"{hf_name}.weight"] = torch.from_numpy(
-            gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
-        )
+        written[f"{hf_name}.weight"] = torch.from_numpy(gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0))
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name.split(".")[-1])
         if heads:  # GGUF pairs neighbouring rows for the rotation, Transformers rows half a head apart
             packed = packed.reshape(heads, 2, -1, packed.shape[-1]).swapaxes(1, 2).reshape(packed.shape)

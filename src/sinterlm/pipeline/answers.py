@@ -84,7 +84,9 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
             "few-shot file), its stop string and max_new_tokens"
         )
     dropped += [
-        Dropped(response.id, stage, "empty-answer", f"{participant.name} on {response.prompt_id}, sample {response.index}")
+        Dropped(
+            response.id, stage, "empty-answer", f"{participant.name} on {response.prompt_id}, sample {response.index}"
+        )
         for response in empty
     ]
     counts = {
@@ -101,7 +103,7 @@ def answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answer
     """The stored answers of one participant, prompt by prompt."""
     participant = ask.participant
     identity = engine_identity(participant.config, location=participant.location, settings=ask.settings)
-    assert identity is not None  # noqa: S101
+    assert identity is not None
     for prompt in prompts:
         for response in run.store.responses(identity, prompt, source=participant.name, num_samples=ask.num_samples):
             yield Answered(prompt, response)
@@ -125,10 +127,10 @@ def score(run: Run, config: Scorer, answered: Sequence[Answered]) -> StageResult
         passed = values = 0.0
         for prompt, response in answered:
             stored = run.store.score(scorer.identity, prompt, response)
-            assert stored is not None  # noqa: S101
+            assert stored is not None
             passed += bool(stored.passed)
             values += stored.value
-    counts = {"answers": len(answered), "scored now": sum(map(len, pending))}
+    counts: dict[str, float] = {"answers": len(answered), "scored now": sum(map(len, pending))}
     if answered:
         counts["mean score"] = round(values / len(answered), 4)
     return StageResult(counts)

@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinterlm.chat import encode_example
-from sinterlm.evaluation.rates import compute_rates, compute_rates_by_domain, join_runs, paired_difference, values_by_metric
+from sinterlm.evaluation.rates import (
+    compute_rates,
+    compute_rates_by_domain,
+    join_runs,
+    paired_difference,
+    values_by_metric,
+)
 from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
 from sinterlm.formats import atomic_write
 from sinterlm.models import load_model, load_tokenizer
 from sinterlm.pipeline.answers import answers_of, scored_answers
-from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.fusion import Fusion, Participant
 from sinterlm.pipeline.rows import candidates_of
 from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.recipe.build import build_hyperparameters
@@ -29,24 +35,9 @@ def evaluate(run: Run) -> StageResult:
     """Compute every figure of the held-out part and write ``evaluation.json``."""
     fusion = run.fusion
     prompts = run.store.prompts(fusion.run_name, "held_out")
-    scores = {
-        participant.name: held_out_scores(run, prompts, participant.name) for participant in fusion.participants
-    }
-    scores = {name: answered for name, answered in scores.items() if answered}
-    domains = {prompt.id: prompt.domain for prompt in prompts}
-    figures: dict[str, Any] = {
-        "models": {name: _as_json(compute_rates(answered)) for name, answered in scores.items()},
-        "domains": {
-            name: {
-                domain: _as_json(rates)
-                for domain, rates in compute_rates_by_domain(answered, domains).items()
-            }
-            for name, answered in scores.items()
-        }
-        if any(domains.values())
-        else {},
-        "differences": _differences(fusion, scores),
-    }
+    figures = _figures(run, prompts)
+    if development := run.store.prompts(fusion.run_name, "development"):
+        figures["development"] = _figures(run, development)
     dropped: Sequence[Dropped] = ()
     if fusion.recipe.preference:
         quadruples, dropped = _quadruples(run, prompts)
@@ -55,14 +46,31 @@ def evaluate(run: Run) -> StageResult:
             figures |= _internal_figures(run, quadruples)
     with atomic_write(fusion.output / "evaluation.json") as path:
         path.write_text(json.dumps(figures, indent=1))
-    return StageResult({"questions": len(prompts), "models": len(scores)}, dropped)
+    return StageResult({"questions": len(prompts), "models": len(figures["models"])}, dropped)
 
 
-def held_out_scores(run: Run, prompts: Sequence[Prompt], name: str) -> dict[str, Score]:
+def _figures(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Rates of every model on ``prompts``, by domain too, and paired differences."""
+    fusion = run.fusion
+    scores = {participant.name: held_out_scores(run, prompts, participant) for participant in fusion.participants}
+    scores = {name: answered for name, answered in scores.items() if answered}
+    domains = {prompt.id: prompt.domain for prompt in prompts}
+    return {
+        "models": {name: _as_json(compute_rates(answered)) for name, answered in scores.items()},
+        "domains": {
+            name: {domain: _as_json(rates) for domain, rates in compute_rates_by_domain(answered, domains).items()}
+            for name, answered in scores.items()
+        }
+        if any(domains.values())
+        else {},
+        "differences": _differences(fusion, scores),
+    }
+
+
+def held_out_scores(run: Run, prompts: Sequence[Prompt], participant: Participant) -> dict[str, Score]:
     """The score of the model's one evaluation answer, by prompt id; unanswered prompts are missing."""
     held_out = run.fusion.recipe.evaluation.held_out
-    assert held_out is not None  # noqa: S101
-    participant = next(participant for participant in run.fusion.participants if participant.name == name)
+    assert held_out is not None
     answered = answers_of(run, run.fusion.for_evaluation(participant), prompts)
     scored = scored_answers(run, held_out.scorer, answered)
     return {prompt_id: answers[0].score for prompt_id, answers in scored.items()}
@@ -100,7 +108,7 @@ def _quadruples(run: Run, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingR
     """WRPO's quadruples of the held-out questions, for measurement only."""
     fusion = run.fusion
     held_out = fusion.recipe.evaluation.held_out
-    assert held_out is not None  # noqa: S101
+    assert held_out is not None
     candidates = candidates_of(
         run,
         prompts,
@@ -119,8 +127,8 @@ def _internal_figures(run: Run, quadruples: Sequence[TrainingRow]) -> dict[str, 
     with run.reporter.task("log-probabilities", len(models), "models") as task:
         logps = {}
         for model in models:
-            assert model.location is not None  # noqa: S101
-            logps[model.name] = _row_logps(model.location, quadruples)
+            assert model.weights is not None
+            logps[model.name] = _row_logps(model.weights, quadruples)
             task.advance(1)
     reference = logps[fusion.start.name]
     accuracies = {}

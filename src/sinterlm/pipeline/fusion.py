@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sinterlm.errors import InputError
 from sinterlm.recipe.build import build_settings, greedy
 from sinterlm.recipe.load import load_recipe
-from sinterlm.recipe.schema import LocalModel, RecordedSource, Recipe
+from sinterlm.recipe.schema import AskedModel, LocalModel, Recipe, Source
 from sinterlm.records import SamplingSettings
 
 
@@ -21,9 +21,14 @@ class Participant:
 
     name: str
     """As in tables and records: a source's name in the recipe, ``target``, ``target-sft``, ..."""
-    config: LocalModel | RecordedSource
-    location: str | None
-    """Weights to load; None for recorded answers."""
+    config: Source
+    location: str | None = None
+    """Weights to load instead of those that ``config`` names: a trained target's."""
+
+    @property
+    def weights(self) -> str | None:
+        """The model that gives the answers, as Transformers finds it; None where nothing is loaded here."""
+        return self.location or (self.config.model if isinstance(self.config, LocalModel) else None)
 
 
 class Ask(NamedTuple):
@@ -60,15 +65,12 @@ class Fusion:
     @cached_property
     def sources(self) -> tuple[Participant, ...]:
         """The models learnt from."""
-        return tuple(
-            Participant(name, config, None if isinstance(config, RecordedSource) else config.model)
-            for name, config in self.recipe.sources.items()
-        )
+        return tuple(Participant(name, config) for name, config in self.recipe.sources.items())
 
     @cached_property
     def target(self) -> Participant:
         """The model to be trained, as it came."""
-        return Participant("target", self.recipe.target, self.recipe.target.model)
+        return Participant("target", self.recipe.target)
 
     @cached_property
     def start(self) -> Participant:
@@ -99,7 +101,7 @@ class Fusion:
     def for_training(self, participant: Participant) -> Ask:
         """How the participant is asked for training data."""
         config = participant.config
-        if isinstance(config, RecordedSource):
+        if not isinstance(config, AskedModel):
             return Ask(participant, None, config.num_samples)
         settings = build_settings(config.sampling, seed=self.recipe.seed)
         return Ask(participant, settings, config.sampling.num_samples)
@@ -107,7 +109,7 @@ class Fusion:
     def for_evaluation(self, participant: Participant) -> Ask:
         """How the participant is asked for the one answer that evaluation looks at: greedily."""
         config, held_out = participant.config, self.recipe.evaluation.held_out
-        if isinstance(config, RecordedSource):
+        if not isinstance(config, AskedModel):
             return Ask(participant, None, 1)
         limit = held_out.max_new_tokens if held_out else None
         return Ask(participant, greedy(build_settings(config.sampling, seed=0), max_new_tokens=limit), 1)

@@ -16,7 +16,7 @@ from sinterlm.pipeline.fusion import Ask, Fusion
 from sinterlm.pipeline.stage import is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages, held_out_asks, split_parts
 from sinterlm.recipe.build import build_few_shot, engine_identity
-from sinterlm.recipe.schema import RecordedSource
+from sinterlm.recipe.schema import AskedModel
 from sinterlm.records import Prompt, response_id
 from sinterlm.store import Store
 
@@ -135,12 +135,14 @@ def _missing(fusion: Fusion) -> Iterator[str]:
     if not recipe.prompts.path.is_file():
         yield f"{recipe.prompts.path}: not there; counts are the recipe's"
     for participant in (*fusion.sources, fusion.target):
-        config = participant.config
-        if isinstance(config, RecordedSource):
-            if not config.path.is_file():
-                yield f"{config.path}: not there (recorded answers of {participant.name})"
-        elif cached_fingerprint(config.model) is None:
-            yield f"{config.model}: weights not read yet, so what the store has of {participant.name} is unknown"
+        ask = fusion.for_training(participant)
+        identity = engine_identity(
+            participant.config, location=None, settings=ask.settings, fingerprint=cached_fingerprint
+        )
+        if identity is None and participant.weights:
+            yield f"{participant.weights}: not read yet, so what the store has of {participant.name} is unknown"
+        elif identity is None:
+            yield f"{participant.name}: its answers are not there"
 
 
 def _plan_stage(
@@ -152,7 +154,7 @@ def _plan_stage(
         asks, used = {
             "sample-sources": ([fusion.for_training(source) for source in fusion.sources], fusion.training_parts),
             "sample-target": ([fusion.for_training(fusion.start)], ("preference",)),
-            "sample-held-out": (held_out_asks(fusion), ("held_out",)),
+            "sample-held-out": (held_out_asks(fusion), ("held_out", "development")),
         }[name]
         return _plan_sampling(name, asks, [parts.get(part, 0) for part in used], store)
     if name.startswith("score-"):
@@ -174,12 +176,14 @@ def _plan_sampling(
     calls = prompt_tokens = new_tokens = disk_bytes = 0
     for ask in asks:
         config = ask.participant.config
+        if not isinstance(config, AskedModel):
+            continue  # the answers are there
         identity = engine_identity(
             config, location=ask.participant.location, settings=ask.settings, fingerprint=cached_fingerprint
         )
         stored = store.response_ids(identity) if store and identity else set()
         means = store.mean_tokens(identity) if store and identity else None
-        few_shot = None if isinstance(config, RecordedSource) else build_few_shot(config.prompt)
+        few_shot = build_few_shot(config.prompt)
         prefix = len(few_shot.prefix) / CHARACTERS_PER_TOKEN if few_shot else 0
         for part in parts:
             if isinstance(part, int):

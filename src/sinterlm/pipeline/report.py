@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import typing
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -17,11 +18,11 @@ from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.formats import atomic_write, read_rows
 from sinterlm.pipeline.answers import answers_of, scored_answers
 from sinterlm.pipeline.fusion import Ask, Fusion, Participant, load_fusion
+from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.rows import candidates_of
 from sinterlm.pipeline.stage import Run, StageResult
-from sinterlm.pipeline.progress import Reporter
 from sinterlm.recipe.build import build_hyperparameters
-from sinterlm.recipe.schema import Objective, RecordedSource
+from sinterlm.recipe.schema import AskedModel, Objective
 from sinterlm.records import Candidates, Prompt, Scored
 from sinterlm.report import data as page
 from sinterlm.report import write_report
@@ -32,7 +33,7 @@ EXPLANATIONS = {
     **REASONS,
     "empty-answer": "the model gave an empty answer, which no policy may choose",
     "no-recorded-answer": "the file of recorded answers has none for this prompt",
-    "too-long": "prompt and answer do not fit into max_length tokens",
+    "prompt-longer-than-max-length": "the prompt leaves no room for an answer within max_length tokens",
 }
 
 
@@ -75,17 +76,23 @@ def summarise(run: Run) -> dict[str, Any]:
         if name != "report"
     }
     figures = _figures(fusion)
+    development = figures.get("development")
     return {
         "seconds": round(sum(stage.seconds for name, stage in past.items() if name != "report"), 3),
         "peak_memory_bytes": max((stage.peak_memory_bytes for stage in past.values()), default=0),
         "seed": fusion.recipe.seed,
         "stages": stages,
-        "held_out": {
-            name: {key: value for metric, rate in rates.items() for key, value in _flat(metric, rate).items()}
-            for name, rates in figures.get("models", {}).items()
-        },
+        "held_out": _flat_models(figures.get("models", {})),
         "held_out_differences": figures.get("differences", []),
         "reward_accuracies": figures.get("reward_accuracies", {}),
+        **({"development": _flat_models(development["models"])} if development else {}),
+    }
+
+
+def _flat_models(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: value for metric, rate in rates.items() for key, value in _flat(metric, rate).items()}
+        for name, rates in models.items()
     }
 
 
@@ -122,7 +129,7 @@ def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
             peak_memory_bytes=summary["peak_memory_bytes"],
             date=time.strftime("%Y-%m-%d"),
         ),
-        parts={cast(page.Part, part): list(_candidates(run, part)) for part in ("sft", "preference", "held_out")},
+        parts={part: list(_candidates(run, part)) for part in typing.get_args(page.Part)},
         rows=rows,
         dropped=list(run.store.dropped(fusion.run_name)),
         drop_explanations=EXPLANATIONS,
@@ -197,7 +204,7 @@ def _rates(metrics: Mapping[str, Any]) -> dict[str, Rate]:
 
 def _greedy_answers(run: Run, ask: Ask, prompts: list[Prompt]) -> list[Scored]:
     held_out = run.fusion.recipe.evaluation.held_out
-    assert held_out is not None  # noqa: S101
+    assert held_out is not None
     scored = scored_answers(run, held_out.scorer, answers_of(run, ask, prompts))
     return [answer for answers in scored.values() for answer in answers]
 
@@ -210,10 +217,10 @@ def _trainings(fusion: Fusion) -> dict[str, str]:
 
 def _describe(participant: Participant) -> str:
     config = participant.config
-    if isinstance(config, RecordedSource):
+    if not isinstance(config, AskedModel):
         return f"recorded answers, {config.path.name}"
     asked = "few-shot prompt" if config.prompt.few_shot else "chat"
-    return f"{config.model}, {asked}"
+    return f"{participant.weights}, {asked}"
 
 
 def _describe_training(fusion: Fusion, name: str) -> str:
@@ -244,7 +251,7 @@ def print_outcome(fusion: Fusion, console: Console, *, nothing_was_left: bool) -
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     system = fusion.recipe.target.prompt.system
     turns = [{"role": "system", "content": system}] if system else []
-    turns.append({"role": "user", "content": "What is the plural of \"ox\"?"})
+    turns.append({"role": "user", "content": 'What is the plural of "ox"?'})
     console.print(
         f"\nThe fused model: {fusion.output / best.name}\n"
         "  from transformers import pipeline\n"
@@ -290,8 +297,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
     if main == "exact_match" and target.get("contains", 0) - target.get("exact_match", 0) > 0.1:
         console.print(
             f"The target knows more than its exact match says: it answers in sentences (contains "
-            f"{target['contains']:.2f}, exact match {target['exact_match']:.2f}), so format alone is part of every gain "
-            "in exact match.",
+            f"{target['contains']:.2f}, exact match {target['exact_match']:.2f}), so format alone is part of every "
+            "gain in exact match.",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
     console.print(

@@ -1,12 +1,13 @@
 """The stages of a fusion, in order, and what each depends on: the table of contents of a run.
 
-    prompts -> sample-sources -> score-sources -> select-sft -> train-sft -> sample-target -> score-target
-            -> select-METHOD, train-METHOD (each preference method) -> sample-held-out -> score-held-out -> evaluate -> report
+prompts -> sample-sources -> score-sources -> select-sft -> train-sft -> sample-target -> score-target
+        -> select-METHOD, train-METHOD (each preference method) -> sample-held-out
+            -> score-held-out -> evaluate -> report
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +19,11 @@ from sinterlm.pipeline.report import write_run_report
 from sinterlm.pipeline.rows import select
 from sinterlm.pipeline.stage import Run, Stage, StageResult
 from sinterlm.pipeline.train import train_preference, train_sft
-from sinterlm.recipe.build import build_few_shot, build_hyperparameters
-from sinterlm.recipe.schema import RecordedSource, Recipe, Scorer
+from sinterlm.recipe.build import build_hyperparameters, engine_identity
+from sinterlm.recipe.schema import Recipe, Scorer
 from sinterlm.records import Prompt, digest
+from sinterlm.sampling.identity import Fingerprint
 from sinterlm.selection.split import split_prompts
-
-Fingerprint = Callable[[str], str | None]
-"""A model's fingerprint by its name in the recipe; None where it is not known yet (in a plan)."""
 
 
 def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
@@ -52,7 +51,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
         stages += [
             Stage(
                 "select-sft",
-                [recipe.sft.select.model_dump(), recipe.seed],
+                [recipe.sft.select.model_dump(), recipe.target.prompt.system, recipe.seed],
                 partial(select, name="sft", policy=recipe.sft.select, part="sft", with_target=False),
                 needs=("score-sources",),
                 outputs=(fusion.rows_path("sft"),),
@@ -176,20 +175,25 @@ def _score_target(run: Run) -> StageResult:
 
 
 def _sample_held_out(run: Run) -> StageResult:
-    prompts = run.store.prompts(run.fusion.run_name, "held_out")
+    prompts = evaluation_prompts(run)
     return _merge([sample(run, "sample-held-out", ask, prompts) for ask in held_out_asks(run.fusion)])
 
 
 def _score_held_out(run: Run) -> StageResult:
     held_out = run.fusion.recipe.evaluation.held_out
-    assert held_out is not None  # noqa: S101
-    prompts = run.store.prompts(run.fusion.run_name, "held_out")
+    assert held_out is not None
+    prompts = evaluation_prompts(run)
     answered = [answered for ask in held_out_asks(run.fusion) for answered in answers_of(run, ask, prompts)]
     return score(run, held_out.scorer, answered)
 
 
+def evaluation_prompts(run: Run) -> list[Prompt]:
+    """The prompts that no training sees: the held-out ones, and those set apart for choosing settings."""
+    return [prompt for part in ("held_out", "development") for prompt in run.store.prompts(run.fusion.run_name, part)]
+
+
 def held_out_asks(fusion: Fusion) -> list[Ask]:
-    """Every model once and greedily; and, to measure internal rewards on quadruples, sources and start as in training."""
+    """Every model once and greedily; to measure internal rewards on quadruples, sources and start as in training too."""
     asks = [fusion.for_evaluation(participant) for participant in fusion.participants]
     if fusion.recipe.preference:
         asks += [fusion.for_training(participant) for participant in (*fusion.sources, fusion.start)]
@@ -205,17 +209,11 @@ def _merge(results: Sequence[StageResult]) -> StageResult:
 
 
 def _describe_ask(ask: Ask, fingerprint: Fingerprint) -> object:
-    config = ask.participant.config
-    if isinstance(config, RecordedSource):
-        return [_file_digest(config.path), ask.num_samples]
-    few_shot = build_few_shot(config.prompt)
-    return [
-        fingerprint(config.model),
-        config.prompt.system,
-        few_shot and few_shot.identity,
-        repr(ask.settings),
-        ask.num_samples,
-    ]
+    participant = ask.participant
+    identity = engine_identity(
+        participant.config, location=participant.location, settings=ask.settings, fingerprint=fingerprint
+    )
+    return [identity, ask.num_samples]
 
 
 def _describe_scorer(scorer: Scorer, fingerprint: Fingerprint) -> object:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinterlm.formats import read_rows, read_training_file
+from sinterlm.objectives.table import resolve_objective
 from sinterlm.pipeline.progress import Reporter, Task
 from sinterlm.pipeline.stage import Run, StageResult, count_reasons
 from sinterlm.recipe.build import build_hyperparameters
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def train_sft(run: Run) -> StageResult:
     """Fine-tune the target on the selected answers of the sources."""
     recipe, fusion = run.fusion.recipe, run.fusion
-    assert recipe.sft is not None  # noqa: S101
+    assert recipe.sft is not None
     return _train(
         run,
         "sft",
@@ -38,11 +39,11 @@ def train_preference(run: Run, method: str) -> StageResult:
     """Optimise the SFT model (or, without one, the target) by one preference method."""
     fusion = run.fusion
     preference = fusion.recipe.preference[method]
-    assert fusion.start.location is not None  # noqa: S101
+    assert fusion.start.weights is not None
     return _train(
         run,
         method,
-        start=fusion.start.location,
+        start=fusion.start.weights,
         objective=preference.objective.kind,
         hyperparameters=build_hyperparameters(preference.objective),
         arguments=preference.train,
@@ -93,7 +94,7 @@ def train_on_file(
         reporter: Where progress is told.
     """
     given = read_train_settings(objective, settings)
-    rows = read_training_file(data, objective=objective)
+    rows = read_training_file(data, resolve_objective(objective, given.hyperparameters).roles)
     result = _with_progress(
         reporter,
         objective,
@@ -119,6 +120,7 @@ def _with_progress(reporter: Reporter, label: str, **arguments: Any) -> Training
 
     with ExitStack() as stack:
         task: Task | None = None
+        done = 0
 
         def report(step: int, num_steps: int, loss: float) -> None:
             nonlocal task, done
@@ -126,7 +128,6 @@ def _with_progress(reporter: Reporter, label: str, **arguments: Any) -> Training
             task.advance(step - done, f"loss {loss:.4f}")
             done = step
 
-        done = 0
         return train(report_progress=report, **arguments)
 
 
@@ -138,7 +139,7 @@ def _card(run: Run) -> CardDetails:
     return CardDetails(
         fusion.recipe.target.model,
         {
-            **{f"Source {source.name}": source.location or "recorded answers" for source in fusion.sources},
+            **{f"Source {source.name}": source.weights or "recorded answers" for source in fusion.sources},
             "Scorer": fusion.recipe.scorer.kind,
         },
     )

@@ -1,0 +1,1 @@
+"""Recipes: their form, how they are read, and what is built from them."""

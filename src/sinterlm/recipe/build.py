@@ -11,17 +11,9 @@ from sinterlm.chat import FewShot
 from sinterlm.models import fingerprint
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.recipe.load import load_few_shot
-from sinterlm.recipe.schema import (
-    LocalModel,
-    Objective,
-    PromptFormat,
-    RecordedSource,
-    Sampling,
-    Scorer,
-    Strict,
-)
+from sinterlm.recipe.schema import AskedModel, Objective, PromptFormat, Sampling, Scorer, Source, Strict
 from sinterlm.records import Candidates, SamplingSettings, Selection
-from sinterlm.sampling.identity import recorded_identity, transformers_identity
+from sinterlm.sampling.identity import Fingerprint
 from sinterlm.sampling.protocol import Engine
 from sinterlm.sampling.table import ENGINES
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
@@ -54,7 +46,7 @@ def build_few_shot(prompt: PromptFormat) -> FewShot | None:
 
 
 def build_engine(
-    config: LocalModel | RecordedSource,
+    config: Source,
     *,
     location: str | None = None,
     settings: SamplingSettings | None = None,
@@ -65,43 +57,35 @@ def build_engine(
     Args:
         config: The model's mapping in the recipe.
         location: Weights to use instead of the mapping's own (a trained target).
-        settings: How to sample; not for recorded answers.
-        on_loaded: Told where and in which precision the weights were loaded.
+        settings: How to sample; for models that are asked.
+        on_loaded: Told where and in which precision the weights were loaded; for models that are asked.
     """
-    if isinstance(config, RecordedSource):
-        engine: Engine = _component(ENGINES[config.engine].path)(config.path)
-        return engine
-    engine = _component(ENGINES["transformers"].path)(
-        location or config.model,
-        few_shot=build_few_shot(config.prompt),
-        system=config.prompt.system,
-        settings=settings,
-        device=config.device,
-        dtype=config.dtype,
-        on_loaded=on_loaded,
-    )
+    arguments = _engine_arguments(config, location, settings)
+    if isinstance(config, AskedModel):
+        arguments["on_loaded"] = on_loaded
+    engine: Engine = _component(ENGINES[config.engine].path)(**arguments)
     return engine
 
 
 def engine_identity(
-    config: LocalModel | RecordedSource,
-    *,
-    location: str | None,
-    settings: SamplingSettings | None,
-    fingerprint: Callable[[str], str | None] = fingerprint,
+    config: Source, *, location: str | None, settings: SamplingSettings | None, fingerprint: Fingerprint = fingerprint
 ) -> str | None:
     """The identity of the engine that :func:`build_engine` would build, without building it.
 
-    None where ``fingerprint`` does not know the weights.
+    None where ``fingerprint`` does not know the weights, or a file of answers is not there.
     """
-    if isinstance(config, RecordedSource):
-        return recorded_identity(config.path)
-    weights = fingerprint(location or config.model)
-    if weights is None:
-        return None
-    few_shot = build_few_shot(config.prompt)
-    assert settings is not None  # noqa: S101
-    return transformers_identity(weights, few_shot=few_shot, system=config.prompt.system, settings=settings)
+    arguments = _engine_arguments(config, location, settings)
+    identity: str | None = _component(ENGINES[config.engine].identity)(**arguments, fingerprint=fingerprint)
+    return identity
+
+
+def _engine_arguments(config: Source, location: str | None, settings: SamplingSettings | None) -> dict[str, Any]:
+    own = {
+        name: value for name, value in _arguments(config).items() if name not in ("prompt", "sampling", "num_samples")
+    }
+    if isinstance(config, AskedModel):
+        own |= {"few_shot": build_few_shot(config.prompt), "system": config.prompt.system, "settings": settings}
+    return own | ({"model": location} if location else {})
 
 
 def build_scorer(config: Scorer) -> ScorerComponent:

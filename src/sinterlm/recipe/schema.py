@@ -69,7 +69,6 @@ SizeOrRest = Annotated[int | float | Literal["rest"], BeforeValidator(_check_siz
 SourceName = Annotated[str, AfterValidator(_check_source_name)]
 MethodName = Annotated[str, AfterValidator(_check_method_name)]
 Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -109,19 +108,21 @@ class PromptFormat(Strict):
     """A YAML file with ``template`` and ``examples``."""
 
 
-class LocalModel(Strict):
-    """What a model that runs in this process needs."""
+class AskedModel(Strict):
+    """What every model has that is asked for its answers, wherever it runs."""
 
-    model: str
-    """A hub name, a folder, or ``gguf:PACKAGE/FILE.gguf`` for a GGUF file inside an installed package."""
     prompt: PromptFormat = PromptFormat()
     sampling: Sampling = Sampling()
+
+
+class LocalModel(AskedModel):
+    """A model that runs in this process."""
+
+    engine: Literal["transformers"] = "transformers"
+    model: str
+    """A hub name, a folder, or ``gguf:PACKAGE/FILE.gguf`` for a GGUF file inside an installed package."""
     device: str = "auto"
     dtype: Dtype = "auto"
-
-
-class TransformersSource(LocalModel):
-    engine: Literal["transformers"] = "transformers"
 
 
 class RecordedSource(Strict):
@@ -133,7 +134,7 @@ class RecordedSource(Strict):
     """So many answers to a prompt are taken, where the file has as many."""
 
 
-Source = Annotated[TransformersSource | RecordedSource, Field(discriminator="engine")]
+Source = Annotated[LocalModel | RecordedSource, Field(discriminator="engine")]
 
 
 class Target(LocalModel):
@@ -198,8 +199,6 @@ class Objective(Strict):
     kind: str
     base: str | None = None
     beta: float | None = None
-    gamma: float | None = None
-    tau: float | None = None
     alpha: float | None = None
     alpha_schedule: str | None = None
     label_smoothing: float | None = None

@@ -1,14 +1,13 @@
 """Token by token: many answers to many prompts, where nothing that is the same is computed twice.
 
-The keys and values of what all prompts begin with are computed once for all batches, those of a prompt once for all its
-samples. From there on a row of the batch is a *history*: the samples of one prompt that have drawn the same tokens so
-far share a row until they part, and a row whose samples have all ended is dropped. So greedy samples never part.
+A row of the batch is a *history*: the samples of one prompt share a row as long as they have drawn the same tokens, and
+part where they differ; a row whose samples have all ended is dropped. So a prompt is read once for all its samples, and
+greedy samples never part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -18,22 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from sinterlm.sampling.nucleus import draw_tokens
-from sinterlm.sampling.prefix_attention import NOWHERE, Prefix, Rows
-
-TOKENS_AT_ONCE = 2048
-"""Prompt tokens that one call of the model reads, over all rows: a bound on the memory of attention scores."""
-
-
-def count_shared(sequences: Sequence[Sequence[int]]) -> int:
-    """Count the tokens that all of them begin with."""
-    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
-
-
-@torch.inference_mode()
-def compute_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
-    """Run the model over ``tokens``, which may be none, and keep what later tokens attend to."""
-    rows = _read(model, Prefix((), ()), [tokens])
-    return Prefix(tuple(tokens), tuple((keys[0], values[0]) for keys, values, *_ in rows.cache))
+from sinterlm.sampling.prefix_attention import Prefix
+from sinterlm.sampling.rows import next_logits, read_prompts
 
 
 @torch.inference_mode()
@@ -64,14 +49,12 @@ def decode(
     samples_of: dict[tuple[int, ...], list[int]] = {}
     for sample, prompt in enumerate(prompts):
         samples_of.setdefault(tuple(prompt), []).append(sample)
-    shared = count_shared([prefix.tokens, *(prompt[:-1] for prompt in samples_of)])
-    rows = _read(model, prefix.first(shared), [prompt[shared:-1] for prompt in samples_of])
+    rows = read_prompts(model, prefix, [prompt[:-1] for prompt in samples_of])
     inputs = torch.tensor([prompt[-1] for prompt in samples_of], device=model.device)
-    positions = torch.tensor([len(prompt) - 1 for prompt in samples_of], device=model.device)
     histories = list(samples_of.values())
     answers: list[list[int]] = [[] for _ in prompts]
     for points in uniforms.T:
-        logits = model(**rows.append(inputs[:, None], positions[:, None]), logits_to_keep=1).logits[:, -1]
+        logits, rows = next_logits(model, rows, inputs)
         parted: dict[tuple[int, int], list[int]] = {}
         for row, sample, token in _draw(logits, histories, points, temperature, top_p):
             answers[sample].append(token)
@@ -81,40 +64,28 @@ def decode(
             break
         parents, inputs = torch.tensor(list(growing), device=model.device).unbind(-1)
         if parents.tolist() != list(range(len(histories))):
-            rows.select(parents)
-        positions = positions[parents] + 1
+            rows = rows.select(parents)
         histories = list(growing.values())
     return answers
 
 
-def _read(model: PreTrainedModel, prefix: Prefix, rests: Sequence[Sequence[int]]) -> Rows:
-    """Compute the keys and values of what follows the prefix in every row, padded at the end."""
-    rows = Rows(prefix, torch.empty((len(rests), 0), dtype=torch.long, device=model.device))
-    tokens = pad_sequence([torch.tensor(rest, dtype=torch.long) for rest in rests], batch_first=True)
-    lengths = torch.tensor([len(rest) for rest in rests])[:, None]
-    slots = torch.arange(tokens.shape[1])
-    positions = torch.where(slots < lengths, len(prefix.tokens) + slots, NOWHERE)
-    width = max(1, TOKENS_AT_ONCE // len(rests))
-    if tokens.shape[1]:
-        for part, places in zip(torch.split(tokens, width, dim=1), torch.split(positions, width, dim=1), strict=True):
-            model.base_model(**rows.append(part.to(model.device), places.to(model.device)))
-    return rows
-
-
 def _draw(
-    logits: Tensor,
+    logits_BV: Tensor,
     histories: Sequence[Sequence[int]],
     points: NDArray[np.float64],
     temperature: float,
     top_p: float,
 ) -> list[tuple[int, int, int]]:
-    """A token for every sample, as (row, sample, token)."""
-    pairs = [(row, sample) for row, samples in enumerate(histories) for sample in samples]
-    rows, samples = torch.tensor(pairs, device=logits.device).unbind(-1)
+    """A token for every sample, as (row, sample, token); ``points`` has a uniform number for each sample."""
     if temperature == 0:
-        tokens = logits.argmax(-1)[rows]
+        likeliest = logits_BV.argmax(-1).tolist()
+        drawn = [[token] * len(samples) for token, samples in zip(likeliest, histories, strict=True)]
     else:
-        probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-        uniforms = torch.from_numpy(points.copy()).to(logits.device)[samples]
-        tokens = draw_tokens(probabilities, rows, uniforms, top_p=top_p)
-    return [(row, sample, token) for (row, sample), token in zip(pairs, tokens.tolist(), strict=True)]
+        uniforms_BD = pad_sequence([torch.from_numpy(points[samples]) for samples in histories], batch_first=True)
+        probabilities_BV = torch.softmax(logits_BV.float() / temperature, dim=-1)
+        drawn = draw_tokens(probabilities_BV, uniforms_BD.to(logits_BV.device), top_p=top_p).tolist()
+    return [
+        (row, sample, token)
+        for row, (samples, tokens) in enumerate(zip(histories, drawn, strict=True))
+        for sample, token in zip(samples, tokens, strict=False)  # rows with fewer samples are padded
+    ]

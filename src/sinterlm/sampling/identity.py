@@ -1,22 +1,38 @@
-"""What names a source's answers in the store, known without loading a model or importing torch."""
+"""What names a source's answers in the store, known without loading a model or importing torch.
+
+An identity function takes the same arguments as its engine (see ``table.py``) and ``fingerprint``, which gives the hash
+of a model's weights and template by its name, or None where it is not known yet.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from sinterlm.chat import FewShot
 from sinterlm.records import SamplingSettings, digest
 
+Fingerprint = Callable[[str], str | None]
+
 
 def transformers_identity(
-    weights: str, *, few_shot: FewShot | None, system: str | None, settings: SamplingSettings
-) -> str:
-    """Hash of weights (a fingerprint: template included), prompt format, sampling settings and seed.
+    *,
+    model: str,
+    few_shot: FewShot | None,
+    system: str | None,
+    settings: SamplingSettings,
+    fingerprint: Fingerprint,
+    **placement: object,
+) -> str | None:
+    """Hash of weights, template, prompt format, sampling settings and seed; None where the weights are not known.
 
     Device and dtype change an answer by rounding only; the number of samples not at all: they are no part of it.
     """
+    weights = fingerprint(model)
+    if weights is None:
+        return None
     return digest(
         {
             "engine": "transformers",
@@ -28,6 +44,8 @@ def transformers_identity(
     )
 
 
-def recorded_identity(path: Path) -> str:
-    """Hash of the file's content."""
+def recorded_identity(*, path: Path, fingerprint: Fingerprint | None = None) -> str | None:
+    """Hash of the file's content; None where there is no file."""
+    if not path.is_file():
+        return None
     return digest({"engine": "recorded", "content": hashlib.sha256(path.read_bytes()).hexdigest()})

@@ -17,7 +17,8 @@ class RecordedEngine:
     """Gives the answers that a JSON Lines or Parquet file holds, joined to the prompts by id or by content.
 
     All answers of the file to a prompt, of whatever model, are its samples: in the order of the model's name and the
-    recorded index they are numbered from 0. Items for which there is none are left out of the batches.
+    recorded index they are numbered from 0; white space around an answer
+    is no part of it. Items for which there is none are left out of the batches.
 
     Args:
         path: the file, as :func:`sinterlm.formats.read_recorded` reads it.
@@ -29,7 +30,10 @@ class RecordedEngine:
     @property
     def identity(self) -> str:
         """Names the file's content."""
-        return recorded_identity(self._path)
+        identity = recorded_identity(path=self._path)
+        if identity is None:
+            raise InputError(f"{self._path}: there is no such file of recorded answers")
+        return identity
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
         """Leave the items that the file answers, in one batch.
@@ -65,7 +69,7 @@ class RecordedEngine:
 
     def _generation(self, item: Item) -> Generation:
         answer = self._answers_to(item.prompt)[item.index]
-        return Generation(item.prompt.id, item.index, answer.content, answer.finish_reason, 0, 0)
+        return Generation(item.prompt.id, item.index, answer.content.strip(), answer.finish_reason, 0, 0)
 
     def _no_match(self, prompt: Prompt) -> str:
         kind, name = next(iter(self._answers))

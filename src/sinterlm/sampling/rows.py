@@ -1,24 +1,24 @@
-"""Rows of tokens that a model has read: what is the same in several rows is read once.
+"""Rows of tokens that a model has read, where what is the same in several rows was read once.
 
 All rows begin with one prefix, which is kept once. Prompts with a common opening (the wording of a question, say) are
 one row until they part, and rows of like length are read together, so that little is padded.
 
-Legend: B rows, S tokens of a row behind the prefix, T new tokens of a row, V vocabulary.
+Legend: B rows, S tokens of a row behind the prefix, T new tokens of a row, V vocabulary, H key heads, D head size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from copy import copy
+from dataclasses import dataclass
 from itertools import groupby, takewhile
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from sinterlm.sampling.prefix_attention import NOWHERE, Prefix, Sight
 
@@ -28,67 +28,147 @@ SHORTEST_OPENING = 4
 """Tokens that prompts must have in common to be one row until they part."""
 
 
+@dataclass(frozen=True)
 class Rows:
-    """The keys and values of every row's own tokens, and where these stand.
+    """The keys and values of the rows' own tokens, and where these stand.
 
-    Padding may stand anywhere in a row: its position keeps it out of sight.
-
-    Args:
-        model: a model with our attention.
-        prefix: what every row begins with.
-        count: how many rows; they have no tokens of their own yet.
+    Padding may stand anywhere in a row: its position, ``NOWHERE``, keeps it out of sight.
     """
 
-    def __init__(self, model: PreTrainedModel, prefix: Prefix, count: int) -> None:
-        self._model = model
-        self._prefix = prefix
-        self._positions_BS = torch.empty((count, 0), dtype=torch.long, device=model.device)
-        self._cache = DynamicCache()
+    prefix: Prefix
+    positions_BS: Tensor
+    layers: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Each layer's keys and values, shape (B, H, S, D)."""
 
-    @property
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer, shape (B, heads, S, size)."""
-        return [(keys, values) for keys, values, *_ in self._cache]
+    def select(self, rows: Tensor) -> Rows:
+        """These rows, in this order; one may be there several times."""
+        layers = tuple((keys[rows], values[rows]) for keys, values in self.layers)
+        return Rows(self.prefix, self.positions_BS[rows], layers)
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be there several times."""
-        self._cache.batch_select_indices(rows)
-        self._positions_BS = self._positions_BS[rows]
+    def next_positions(self) -> Tensor:
+        """Where each row goes on, shape (B,)."""
+        return len(self.prefix.tokens) + (self.positions_BS < NOWHERE).sum(1)
 
-    def next_logits(self, tokens_B: Tensor) -> Tensor:
-        """Append one token to every row; returns the logits of what follows, shape (B, V)."""
-        sight = self._make_room(self._next_positions()[:, None])
-        output = self._model(
-            input_ids=tokens_B[:, None],
-            position_ids=sight.positions_BT,
-            past_key_values=self._cache,
-            logits_to_keep=1,
-            sight=sight,
-        )
-        logits: Tensor = output.logits[:, -1]
-        return logits
 
-    def read(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Append tokens to every row: to each as many as are given for it, which may be none."""
-        by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
-        parts = []
-        for _, group in groupby(by_length, key=lambda row: _length_class(len(tokens[row]))):
-            rows = list(group)
-            part = copy(self)
-            part._cache = copy(self._cache)
-            part._cache.layers = [copy(layer) for layer in self._cache.layers]
-            part.select(torch.tensor(rows, device=self._model.device))
-            part._read_padded([tokens[row] for row in rows])
-            parts.append(part)
-        self._join(parts)
-        self.select(torch.tensor(by_length, device=self._model.device).argsort())
+def count_shared(sequences: Sequence[Sequence[int]]) -> int:
+    """Count the tokens that all of them begin with."""
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
 
-    def _read_padded(self, tokens: Sequence[Sequence[int]]) -> None:
-        tokens_BT = pad_sequence([torch.tensor(row, dtype=torch.long) for row in tokens], batch_first=True)
-        lengths = torch.tensor([len(row) for row in tokens])[:, None]
-        slots = torch.arange(tokens_BT.shape[1])
-        positions_BT = torch.where(slots < lengths, self._next_positions().cpu()[:, None] + slots, NOWHERE)
-        ...
 
-    def _next_positions(self) -> Tensor:
-        return len(self._prefix.tokens) + (self._positions_BS < NOWHERE).sum(1)
+@torch.inference_mode()
+def compute_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
+    """Read tokens, which may be none, as a prefix of rows to come."""
+    rows = _read_padded(model, _empty_rows(model, Prefix((), ()), 1), [tokens])
+    return Prefix(tuple(tokens), tuple((keys[0], values[0]) for keys, values in rows.layers))
+
+
+def read_prompts(model: PreTrainedModel, prefix: Prefix, prompts: Sequence[Sequence[int]]) -> Rows:
+    """Read prompts, one a row; of the prefix as much is used as all of them begin with."""
+    shared = count_shared([prefix.tokens, *prompts])
+    rests = [prompt[shared:] for prompt in prompts]
+    openings, opening_of = _find_openings(rests)
+    rows = _read(model, _empty_rows(model, prefix.first(shared), len(openings)), openings)
+    rows = rows.select(torch.tensor(opening_of, device=model.device))
+    return _read(model, rows, [rest[len(openings[i]) :] for rest, i in zip(rests, opening_of, strict=True)])
+
+
+def next_logits(model: PreTrainedModel, rows: Rows, tokens_B: Tensor) -> tuple[Tensor, Rows]:
+    """Read one token more in every row.
+
+    Returns:
+        The logits of what follows, shape (B, V), and the longer rows.
+    """
+    arguments, cache = _arguments(rows, tokens_B[:, None], positions_BT := rows.next_positions()[:, None])
+    logits = model(**arguments, logits_to_keep=1).logits[:, -1]
+    return logits, _extended(rows, positions_BT, cache)
+
+
+def _empty_rows(model: PreTrainedModel, prefix: Prefix, count: int) -> Rows:
+    return Rows(prefix, torch.empty((count, 0), dtype=torch.long, device=model.device))
+
+
+def _find_openings(rests: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
+    """What neighbours in alphabetical order have in common.
+
+    Returns:
+        The openings, and for every rest the number of its own, which may be the whole of it.
+    """
+    openings: list[Sequence[int]] = []
+    opening_of = [0] * len(rests)
+    for position in sorted(range(len(rests)), key=lambda position: list(rests[position])):
+        rest = rests[position]
+        shared = count_shared([openings[-1], rest]) if openings else 0
+        if shared >= SHORTEST_OPENING:
+            openings[-1] = rest[:shared]
+        else:
+            openings.append(rest)
+        opening_of[position] = len(openings) - 1
+    return openings, opening_of
+
+
+def _read(model: PreTrainedModel, rows: Rows, tokens: Sequence[Sequence[int]]) -> Rows:
+    """Append to every row the tokens that are given for it, which may be none."""
+    by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
+    parts = []
+    for _, group in groupby(by_length, key=lambda row: _length_class(len(tokens[row]))):
+        members = list(group)
+        where = torch.tensor(members, device=model.device)
+        parts.append((where, _read_padded(model, rows.select(where), [tokens[row] for row in members])))
+    return _reunite(parts)
+
+
+def _length_class(length: int) -> int:
+    """Lengths of one class differ by a fifth at most."""
+    return int(4 * math.log2(1 + length))
+
+
+def _read_padded(model: PreTrainedModel, rows: Rows, tokens: Sequence[Sequence[int]]) -> Rows:
+    """Append tokens to every row, padded at the end, so many columns at once as the bound allows."""
+    tokens_BT = pad_sequence([torch.tensor(row, dtype=torch.long) for row in tokens], batch_first=True).to(model.device)
+    lengths = torch.tensor([len(row) for row in tokens], device=model.device)[:, None]
+    columns = torch.arange(tokens_BT.shape[1], device=model.device)
+    positions_BT = torch.where(columns < lengths, rows.next_positions()[:, None] + columns, NOWHERE)
+    width = max(1, TOKENS_AT_ONCE // len(tokens))
+    for start in range(0, tokens_BT.shape[1], width):
+        new = slice(start, start + width)
+        arguments, cache = _arguments(rows, tokens_BT[:, new], positions_BT[:, new])
+        model.base_model(**arguments)
+        rows = _extended(rows, positions_BT[:, new], cache)
+    return rows
+
+
+def _arguments(rows: Rows, tokens_BT: Tensor, positions_BT: Tensor) -> tuple[dict[str, Any], DynamicCache]:
+    """The model's arguments for new tokens, and the cache that its call extends."""
+    cache = DynamicCache()
+    for keys, values in rows.layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    seen = torch.cat([rows.positions_BS, positions_BT], dim=1)
+    sight = Sight(rows.prefix, seen, positions_BT)
+    return {"input_ids": tokens_BT, "position_ids": positions_BT, "past_key_values": cache, "sight": sight}, cache
+
+
+def _extended(rows: Rows, positions_BT: Tensor, cache: DynamicCache) -> Rows:
+    layers = tuple((keys, values) for keys, values, *_ in cache)
+    return Rows(rows.prefix, torch.cat([rows.positions_BS, positions_BT], dim=1), layers)
+
+
+def _reunite(parts: Sequence[tuple[Tensor, Rows]]) -> Rows:
+    """Put rows that were read apart back where each part says, padded at the end; some may have no tokens at all."""
+    count = sum(len(where) for where, _ in parts)
+    width = max(part.positions_BS.shape[1] for _, part in parts)
+    longest = max((part for _, part in parts), key=lambda part: part.positions_BS.shape[1])
+    positions_BS = longest.positions_BS.new_full((count, width), NOWHERE)
+    layers = tuple(
+        (keys.new_zeros((count, *keys.shape[1:])), values.new_zeros((count, *values.shape[1:])))
+        for keys, values in longest.layers
+    )
+    for where, part in parts:
+        own = slice(part.positions_BS.shape[1])
+        positions_BS[where, own] = part.positions_BS
+        for (keys, values), (part_keys, part_values) in zip(layers, part.layers, strict=False):
+            keys[where, :, own] = part_keys
+            values[where, :, own] = part_values
+    return Rows(longest.prefix, positions_BS, layers)

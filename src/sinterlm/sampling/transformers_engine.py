@@ -17,11 +17,12 @@ from sinterlm.errors import InputError
 from sinterlm.models import describe_placement, fingerprint, load_model, load_tokenizer
 from sinterlm.records import Message, Prompt, SamplingSettings
 from sinterlm.sampling.asking import Asking
-from sinterlm.sampling.decoding import compute_prefix, count_shared, decode
+from sinterlm.sampling.decoding import decode
 from sinterlm.sampling.identity import transformers_identity
 from sinterlm.sampling.nucleus import draw_uniforms
 from sinterlm.sampling.prefix_attention import Prefix, plug_in
 from sinterlm.sampling.protocol import Generation, Item
+from sinterlm.sampling.rows import compute_prefix, count_shared
 
 BATCH_TOKENS = 16_384
 CHARACTERS_PER_TOKEN = 3
@@ -82,9 +83,15 @@ class TransformersEngine:
     @property
     def identity(self) -> str:
         """Names weights, template, prompt format, sampling settings and seed; reads the weights where they are new."""
-        return transformers_identity(
-            fingerprint(self._name), few_shot=self._few_shot, system=self._system, settings=self._settings
+        identity = transformers_identity(
+            model=self._name,
+            few_shot=self._few_shot,
+            system=self._system,
+            settings=self._settings,
+            fingerprint=fingerprint,
         )
+        assert identity is not None
+        return identity
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
         """Put prompts of like length together, and all samples of a prompt into one batch."""
@@ -130,7 +137,8 @@ class TransformersEngine:
     def _answer(self, loaded: _Loaded, batch: Sequence[Item]) -> list[Generation]:
         model, asking, prefix = loaded
         settings = self._settings
-        encoded = {item.prompt.id: asking.encode(item.prompt) for item in batch}
+        prompts = {item.prompt.id: item.prompt for item in batch}
+        encoded = {name: asking.encode(prompt) for name, prompt in prompts.items()}
         answers = decode(
             model,
             prefix,

@@ -54,6 +54,8 @@ class FusionConfig(TrainingArguments):
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; a prompt and a response need at least 2 tokens")
         super().__post_init__()  # type: ignore[no-untyped-call]
+        # Transformers does this for `use_cpu` only; elsewhere without an accelerator torch would warn in every epoch.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
 
     @property
     def resolved_objective(self) -> ResolvedObjective:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, groupby
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -137,20 +138,21 @@ def choose_layout(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample
 
 
 def sequence_logps(
-    model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]], *, batch_size: int = 32
-) -> list[list[SequenceLogp]]:
-    """Log-probabilities of the responses of many prompts, without gradient.
+    model: PreTrainedModel, examples: Sequence[EncodedExample], *, batch_size: int = 32
+) -> list[SequenceLogp]:
+    """Log-probabilities of many responses, without gradient.
 
     Args:
         model: a causal language model; its mode (train or eval) is restored.
-        rows: the prompts' responses, as token ids.
-        batch_size: rows in one forward pass; they are batched by length.
+        examples: prompts and responses as token ids; a prompt that stands in several in a row is computed once.
+        batch_size: prompts in one forward pass; they are batched by length.
 
     Returns:
         One a response, in the order given.
     """
-    if not rows:
+    if not examples:
         return []
+    rows = [list(row) for _, row in groupby(examples, key=lambda example: example.prompt_ids)]
     layout = choose_layout(model, rows)
     order = sorted(range(len(rows)), key=lambda index: max(map(_num_tokens, rows[index])))
     results: list[list[SequenceLogp]] = [[] for _ in rows]
@@ -159,7 +161,7 @@ def sequence_logps(
         logps = iter(_logps(model, [rows[index] for index in indices], layout).tolist())
         for index in indices:
             results[index] = [SequenceLogp(next(logps), len(example.response_ids)) for example in rows[index]]
-    return results
+    return list(chain.from_iterable(results))
 
 
 def _logps(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]], layout: Layout) -> Tensor:

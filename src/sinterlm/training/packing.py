@@ -85,8 +85,13 @@ def one_to_a_line(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int
     lines = [example.prompt_ids + example.response_ids for example in examples]
     input_ids = _padded(lines, pad_token_id)
     paths = [[line * input_ids.shape[1] + position for position in range(len(ids))] for line, ids in enumerate(lines)]
+    predictors, targets, lengths = _responses(examples, paths)
     return SequenceBatch(
-        input_ids=input_ids, attention_mask=_padded([[1] * len(ids) for ids in lines], 0), **_responses(examples, paths)
+        input_ids=input_ids,
+        attention_mask=_padded([[1] * len(ids) for ids in lines], 0),
+        predictors=predictors,
+        targets=targets,
+        lengths=lengths,
     )
 
 
@@ -108,12 +113,16 @@ def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> Se
     mask = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1, 1)
     for line, tree in enumerate(trees):
         mask[line, 0, : len(tree.token_ids), : len(tree.token_ids)] = tree.visible()
-    examples = [example for row in rows for example in row]
+    predictors, targets, lengths = _responses(
+        [example for row in rows for example in row], [[line * width + node for node in path] for line, path in places]
+    )
     return SequenceBatch(
         input_ids=input_ids,
         attention_mask=mask,
         position_ids=mask.sum(-1).squeeze(1) - 1,
-        **_responses(examples, [[line * width + node for node in path] for line, path in places]),
+        predictors=predictors,
+        targets=targets,
+        lengths=lengths,
     )
 
 
@@ -122,24 +131,16 @@ def _num_tokens(row: Sequence[EncodedExample]) -> int:
     return len(row[0].prompt_ids) + sum(len(example.response_ids) for example in row)
 
 
-class _Responses(TypedDict):
-    predictors: Tensor
-    targets: Tensor
-    lengths: Tensor
-
-
-def _responses(examples: Sequence[EncodedExample], paths: Sequence[Sequence[int]]) -> _Responses:
-    """Where every response token is predicted: at the token before it, of the prompt for the first."""
+def _responses(examples: Sequence[EncodedExample], paths: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictors, targets and lengths: a response token is predicted at the token before it on its path."""
     predictors = [
         position
         for example, path in zip(examples, paths, strict=True)
         for position in path[len(example.prompt_ids) - 1 : -1]
     ]
-    return _Responses(
-        predictors=torch.tensor(predictors),
-        targets=torch.tensor([token_id for example in examples for token_id in example.response_ids]),
-        lengths=torch.tensor([len(example.response_ids) for example in examples]),
-    )
+    targets = [token_id for example in examples for token_id in example.response_ids]
+    lengths = [len(example.response_ids) for example in examples]
+    return torch.tensor(predictors), torch.tensor(targets), torch.tensor(lengths)
 
 
 def _padded(lines: Sequence[Sequence[int]], value: int) -> Tensor:

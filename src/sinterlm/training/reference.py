@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,5 +55,6 @@ def with_reference(
 
 
 def _compute(model: PreTrainedModel, rows: Sequence[EncodedRow], *, batch_size: int) -> list[list[float]]:
-    of_rows = sequence_logps(model, [row_examples(row) for row in rows], batch_size=batch_size)
-    return [[response.logp for response in of_row] for of_row in of_rows]
+    examples = [row_examples(row) for row in rows]
+    flat = iter(sequence_logps(model, list(chain.from_iterable(examples)), batch_size=batch_size))
+    return [[next(flat).logp for _ in row] for row in examples]

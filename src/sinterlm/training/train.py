@@ -12,14 +12,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
 from transformers import (
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -39,7 +37,7 @@ from sinterlm.objectives.table import resolve_objective
 from sinterlm.records import Dropped, TrainingRow, digest
 from sinterlm.training.card import CardDetails, render_card
 from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint
-from sinterlm.training.config import HYPERPARAMETERS, FusionConfig
+from sinterlm.training.config import FusionConfig
 from sinterlm.training.metrics import MetricsFile
 from sinterlm.training.reference import ReferenceCache
 from sinterlm.training.trainer import FusionTrainer
@@ -47,8 +45,6 @@ from sinterlm.training.trainer import FusionTrainer
 RESULT = "training.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-OWN_ARGUMENTS = ("output_dir", "seed", "objective", "resume_from_checkpoint", *HYPERPARAMETERS)
-"""What is not an argument, because it is given elsewhere."""
 
 ReportProgress = Callable[[int, int, float], None]
 """Called after every optimizer step with the step, the number of steps and the loss."""
@@ -155,21 +151,12 @@ def build_config(
     """The settings of a run, checked.
 
     Raises:
-        InputError: what is wrong in them, and what there is instead.
+        InputError: an unknown objective, hyper-parameter or argument, or a value that is not accepted.
     """
-    known = [field.name for field in fields(FusionConfig) if field.init and field.name not in OWN_ARGUMENTS]
-    for name in arguments:
-        if name in OWN_ARGUMENTS:
-            raise InputError(f"train: {name} is not a training argument here; the recipe or command sets it elsewhere")
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"train: unknown argument {name!r}{hint} (TrainingArguments names, and max_length)")
     try:
-        resolved = resolve_objective(objective, hyperparameters)
-        return FusionConfig(
-            output_dir=str(output_dir), seed=seed, objective=objective, **{**arguments, **resolved.values}
-        )
+        # Here, because FusionConfig itself cannot tell a hyper-parameter from an argument of its own.
+        resolve_objective(objective, hyperparameters)
+        return FusionConfig(output_dir=str(output_dir), seed=seed, objective=objective, **hyperparameters, **arguments)
     except (ValueError, TypeError) as error:
         raise InputError(f"train: {error}") from error
 
@@ -199,8 +186,7 @@ def _keep_only_own(output_dir: Path, identity: str) -> None:
 def save_model(trainer: FusionTrainer, tokenizer: PreTrainedTokenizerBase, output_dir: Path) -> None:
     """Write weights, tokenizer with its template, and a generation config that stops at the template's end-of-turn."""
     model = cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model))
-    generation = cast(GenerationConfig, model.generation_config)
-    generation.eos_token_id = sorted(end_token_ids(tokenizer))
+    model.generation_config.eos_token_id = sorted(end_token_ids(tokenizer))
     model.config.use_cache = True
     trainer.save_model(str(output_dir))
     # Transformers pickles its arguments beside the model; they stand in the card instead.

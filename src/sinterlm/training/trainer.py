@@ -78,15 +78,16 @@ class FusionTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=RowCollator(
-                layout=choose_layout(model, [row_examples(row) for row in rows]),
-                pad_token_id=processing_class.pad_token_id or 0,
-                counts=self.objective.objective.counts,
-            ),
             train_dataset=rows,
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
+        )
+        # From here on the model is on its device.
+        self.data_collator = RowCollator(
+            layout=choose_layout(model, [row_examples(row) for row in rows]),
+            pad_token_id=processing_class.pad_token_id or 0,
+            counts=self.objective.objective.counts,
         )
         if self.objective.needs_reference:
             self.train_dataset = with_reference(

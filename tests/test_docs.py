@@ -1,0 +1,538 @@
+"""The shipped documents, recipes and examples are true: commands parse, links lead somewhere, code runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import typer.main
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from sinterlm import cli, errors
+from sinterlm.formats import read_prompts, read_recorded
+from sinterlm.objectives import SequenceLogps, objective_losses, resolve_objective, wrpo_loss
+from sinterlm.objectives.table import OBJECTIVES
+from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.stage import stage_keys
+from sinterlm.pipeline.stages import build_stages
+from sinterlm.recipe import schema
+from sinterlm.recipe.build import build_policy, build_scorer
+from sinterlm.recipe.load import load_few_shot, load_recipe, quickstart_recipe, read_train_settings
+from sinterlm.recipe.yaml_file import dump_yaml, read_yaml
+from sinterlm.records import Candidates, Message, Prompt, Response, SamplingSettings, Score, Scored
+from sinterlm.sampling.protocol import Item
+from sinterlm.sampling.table import ENGINES
+from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.table import SCORERS
+from sinterlm.selection.choices import REASONS
+from sinterlm.selection.table import POLICIES
+from tests.tiny import save_tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+YAML_FILES = sorted(path for folder in ("recipes", "examples") for path in (ROOT / folder).rglob("*.yaml"))
+
+
+LoadText = Callable[..., schema.Recipe]
+
+
+@pytest.fixture
+def load_text(tmp_path: Path) -> LoadText:
+    """Load a recipe that stands in a document; the files that it names need not be there."""
+
+    def load(text: str, overrides: Sequence[str] = ()) -> schema.Recipe:
+        path = tmp_path / "shown.yaml"
+        path.write_text(text)
+        return load_recipe(path, overrides).recipe
+
+    return load
+
+
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    document: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document.name}:{self.line}"
+
+
+@cache
+def read_blocks(document: Path) -> list[Block]:
+    text = document.read_text()
+    return [
+        Block(document, text[: match.start()].count("\n") + 1, match["language"], match["text"])
+        for match in re.finditer(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    ]
+
+
+def blocks(*languages: str) -> list[Block]:
+    return [block for document in DOCUMENTS for block in read_blocks(document) if block.language in languages]
+
+
+def prose(document: Path) -> str:
+    """The document without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def tables(document: Path) -> dict[str, list[list[str]]]:
+    """The rows of every table, without its head, by the heading above it; tables under one heading are one."""
+    found: dict[str, list[list[str]]] = {}
+    heading, rows_since_head = "", 0
+    for line in prose(document).splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        if not line.startswith("|"):
+            rows_since_head = 0
+            continue
+        rows_since_head += 1
+        if rows_since_head > 2:
+            cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+            found.setdefault(heading, []).append([cell.strip() for cell in cells])
+    return found
+
+
+def unquote(cell: str) -> str:
+    """The text of a cell that is one code span."""
+    match = re.fullmatch(r"`([^`]+)`", cell)
+    assert match, f"expected one code span, found {cell!r}"
+    return match[1]
+
+
+# -- recipes and examples ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_shipped_yaml_file_loads_and_so_do_the_files_that_it_names(path: Path) -> None:
+    if "template" in read_yaml(path).value:
+        assert load_few_shot(path).prefix
+        return
+    recipe = load_recipe(path).recipe
+    assert read_prompts(recipe.prompts.path)
+    for source in recipe.sources.values():
+        if isinstance(source, schema.RecordedSource):
+            assert read_recorded(source.path)
+        elif source.prompt.few_shot:
+            assert load_few_shot(source.prompt.few_shot)
+
+
+def test_the_recorded_answers_of_the_example_belong_to_its_prompts() -> None:
+    prompts = {prompt.id for prompt in read_prompts(ROOT / "examples" / "own-prompts.jsonl")}
+    answered = [answer.prompt_id for answer in read_recorded(ROOT / "examples" / "own-answers.jsonl")]
+    assert set(answered) == prompts
+    assert len(answered) == 2 * len(prompts)
+
+
+def test_the_example_is_planned_from_a_fresh_clone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sinterlm", "plan", "examples/own-models.yaml", f"output={tmp_path}", "--json"]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    stages = {stage["name"]: stage for stage in json.loads(planned.stdout)["stages"]}
+    assert not any(stage["done"] for stage in stages.values())
+    assert stages["sample-target"]["calls"] == 8 * 5, "8 preference prompts, 5 samples"
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_the_example_fuses_as_it_stands(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sinterlm", "run", "examples/own-models.yaml", f"output={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "target-sft-wrpo" / "model.safetensors").is_file()
+
+
+# -- what documents show ---------------------------------------------------------------------------------------------
+
+
+def shown_commands(program: str) -> Iterator[tuple[str, str, bool]]:
+    """Where a command of ``program`` is shown, the command, and whether it is whole (a line of its own)."""
+    for block in blocks("", "console", "bash", "sh", "shell"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            command = line.strip().removeprefix("$ ").partition("  #")[0].strip()
+            if command.startswith(f"{program} "):
+                yield str(block), command, True
+    for document in DOCUMENTS:
+        for command in re.findall(rf"`({program} [^`]+)`", prose(document)):
+            yield document.name, " ".join(command.split()), False
+
+
+@pytest.mark.parametrize(("place", "command", "is_whole"), list(shown_commands("sinterlm")))
+def test_shown_commands_parse(place: str, command: str, is_whole: bool, load_text: LoadText) -> None:
+    group: Any = typer.main.get_command(cli.app)
+    name, *arguments = shlex.split(command)[1:]
+    if name == "--help":
+        return
+    assert name in group.commands, f"{place}: sinterlm has no command {name}"
+    subcommand = group.commands[name]
+    options = {option for parameter in subcommand.params for option in parameter.opts if option.startswith("-")}
+    given = {argument.partition("=")[0] for argument in arguments if argument.startswith("-")}
+    assert given <= options | {"--help"}, f"{place}: {command}"
+    if not is_whole:
+        return
+    values = subcommand.make_context(name, arguments).params
+    overrides = values.get("overrides") or []
+    if name == "train":
+        read_train_settings(values["objective"], values["settings"] or [])
+    elif name == "quickstart":
+        load_recipe(quickstart_recipe(), overrides)
+    elif "recipe" in values:
+        shown = ROOT / values["recipe"]
+        recipe = load_recipe(shown, overrides).recipe if shown.is_file() else load_text(first_recipe(), overrides)
+        stages = {stage.name for stage in build_stages(Fusion(recipe), lambda model: None)}
+        assert {values.get("until"), values.get("only")} <= stages | {None}
+
+
+def test_shown_make_targets_are_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for place, command, _ in shown_commands("make"):
+        assert set(command.split()[1:]) <= targets, f"{place}: {command}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\(([^()\s]+)\)|src=\"([^\"]+)\"", prose(document))
+    for target in filter(None, (either for pair in targets for either in pair)):
+        if target.startswith(("https://", "http://", "mailto:")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.exists(), f"{document.name}: {target}"
+        assert path.is_relative_to(ROOT), f"{document.name}: {target} leaves the project"
+        if anchor:
+            assert anchor in anchors(path), f"{document.name}: {target} has no such heading"
+
+
+def anchors(document: Path) -> set[str]:
+    """What headings are called in links, by the rule of GitHub."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_shown_yaml_is_a_recipe_or_part_of_one_or_a_few_shot_file(
+    block: Block, load_text: LoadText, tmp_path: Path
+) -> None:
+    """A part is completed by what the recipe at the beginning of recipes.md says of the required keys."""
+    shown, first = tmp_path / "shown.yaml", tmp_path / "first.yaml"
+    shown.write_text(block.text)
+    first.write_text(first_recipe())
+    value = read_yaml(shown).value
+    if value.keys() == {"template", "examples"}:
+        assert load_few_shot(shown).stop
+        return
+    assert value.keys() <= schema.Recipe.model_fields.keys()
+    required = {name for name, field in schema.Recipe.model_fields.items() if field.is_required()}
+    load_text(dump_yaml({name: part for name, part in read_yaml(first).value.items() if name in required} | value))
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_shown_python_compiles(block: Block) -> None:
+    compile(block.text, str(block), "exec")
+
+
+def first_recipe() -> str:
+    """The recipe at the beginning of recipes.md: no defaults that can be left out."""
+    return next(block.text for block in read_blocks(DOCS / "recipes.md") if block.language == "yaml")
+
+
+# -- reference tables ------------------------------------------------------------------------------------------------
+
+SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
+    "The recipe": [schema.Recipe],
+    "prompts": [schema.Prompts],
+    "split": [schema.Split],
+    "A model in this process": [schema.LocalModel, schema.Target],
+    "Recorded answers": [schema.RecordedSource],
+    "prompt": [schema.PromptFormat],
+    "sampling": [schema.Sampling],
+    "scorer": [schema.ExactMatch, schema.RewardModel],
+    "sft": [schema.Sft],
+    "preference": [schema.Preference],
+    "select": [schema.BestOfSources, schema.Wrpo, schema.OnPolicy],
+    "objective": [schema.Objective],
+    "evaluation": [schema.Evaluation],
+    "held_out": [schema.HeldOut],
+}
+"""The headings of recipes.md under which the keys of a mapping stand, and its forms in the schema."""
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_recipes_md_lists_exactly_the_keys_of_the_schema_with_their_defaults(heading: str) -> None:
+    fields: dict[str, FieldInfo] = {}
+    for model in SECTIONS[heading]:
+        fields |= model.model_fields
+    documented = {unquote(row[0]): row[2] for row in tables(DOCS / "recipes.md")[heading] if row[0] not in REASON_CELLS}
+    assert documented.keys() == fields.keys()
+    for key, cell in documented.items():
+        default = fields[key].get_default()
+        if fields[key].is_required():
+            assert cell == "required", f"{heading}: {key}"
+        elif isinstance(default, str | int | float):
+            assert unquote(cell) == str(default), f"{heading}: {key}"
+        else:
+            assert "`" not in cell, f"{heading}: {key} has no default of its own"
+
+
+def test_recipes_md_has_a_section_for_every_mapping_of_the_schema() -> None:
+    listed = {model for models in SECTIONS.values() for model in models}
+    assert listed == set(mappings_below(schema.Recipe))
+
+
+def mappings_below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The model and every model that its fields name."""
+    yield model
+    for field in model.model_fields.values():
+        for below in models_in(field.annotation):
+            yield from mappings_below(below)
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from models_in(argument)
+
+
+REASON_CELLS = {f"`{reason}`" for reason in REASONS}
+
+
+def test_recipes_md_lists_every_reason_for_a_dropped_prompt() -> None:
+    assert {row[0] for row in tables(DOCS / "recipes.md")["select"]} & REASON_CELLS == REASON_CELLS
+
+
+def test_recipes_md_lists_the_defaults_that_differ_from_transformers() -> None:
+    from transformers import TrainingArguments
+
+    from sinterlm import FusionConfig
+
+    theirs, ours = TrainingArguments.__dataclass_fields__, FusionConfig.__dataclass_fields__
+    documented = {unquote(row[0]): row[1] for row in tables(DOCS / "recipes.md")["train"]}
+    for name, cell in documented.items():
+        assert name not in theirs or ours[name].default != theirs[name].default
+        if cell.startswith("`"):
+            assert cell.split("`")[1] == str(ours[name].default).lower(), name
+    changed = {name for name in ours.keys() & theirs.keys() if ours[name].default != theirs[name].default}
+    assert changed - {"remove_unused_columns"} == documented.keys() - {"max_length"}, "a recipe cannot set the former"
+
+
+def test_recipes_md_names_exit_codes_that_there_are() -> None:
+    ours = {error.exit_code for error in vars(errors).values() if hasattr(error, "exit_code")}
+    documented = {int(row[0]) for row in tables(DOCS / "recipes.md")["Exit codes"]}
+    assert documented <= ours | {0, 130}
+    assert {0, 1, 2, 3, 75, 130, 143} == documented
+
+
+def test_papers_md_gives_the_table_of_objectives() -> None:
+    hyperparameters = [row for row in tables(DOCS / "papers.md")["Defaults"] if len(row) == 5]
+    documented = {(unquote(row[0]), unquote(row[1])): (unquote(row[2]), row[3]) for row in hyperparameters}
+    expected: dict[tuple[str, str], tuple[str, str]] = {}
+    for name in OBJECTIVES:
+        resolved = resolve_objective(name)
+        known = {**resolved.base.hyperparameters, **resolved.objective.hyperparameters}
+        expected |= {(name, key): (str(known[key].default), known[key].expected) for key in resolved.values}
+    assert documented == expected
+    rates = {unquote(row[0]): unquote(row[1]) for row in tables(DOCS / "papers.md")["Defaults"] if len(row) == 3}
+    assert rates == {name: str(objective.learning_rate) for name, objective in OBJECTIVES.items()}
+    assert len(rates) + len(documented) == len(tables(DOCS / "papers.md")["Defaults"])
+
+
+def test_data_flow_md_names_the_stages(load_text: LoadText) -> None:
+    fusion = Fusion(load_text(first_recipe()))
+    stages = {stage.name for stage in build_stages(fusion, lambda model: None)}
+    first_cells = [row[0] for row in tables(DOCS / "data-flow.md")["Stages"]]
+    named = {name.replace("METHOD", "wrpo") for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert named == stages
+    (diagram,) = (block for block in read_blocks(DOCS / "data-flow.md") if block.language == "mermaid")
+    assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", re.sub(r"\[.*?\]|^.*TD", "", diagram.text))) == stages
+
+
+@pytest.mark.parametrize(
+    ("key", "override"),
+    [
+        ("prompts.path", "prompts.path=other.jsonl"),
+        ("prompts.split", "prompts.split.sft=0.5"),
+        ("seed", "seed=1"),
+        ("sources", "sources.large.sampling.num_samples=6"),
+        ("sources", "sources.older.num_samples=2"),
+        ("scorer", "scorer={kind: exact-match}"),
+        ("sft.select", "sft.select.ties=first"),
+        ("sft.train", "sft.train.num_train_epochs=2"),
+        ("target.model", "target.model=org/other"),
+        ("target.sampling", "target.sampling.temperature=1"),
+        ("preference.METHOD.select", "preference.wrpo.select.ties=first"),
+        ("preference.METHOD.objective", "preference.wrpo.objective.alpha=0.3"),
+        ("preference.METHOD.train", "preference.wrpo.train.num_train_epochs=2"),
+        ("evaluation.held_out.max_new_tokens", "evaluation.held_out.max_new_tokens=9"),
+        ("evaluation.held_out.scorer", "evaluation.held_out.scorer={kind: exact-match}"),
+    ],
+)
+def test_data_flow_md_says_what_a_change_redoes(key: str, override: str, load_text: LoadText, tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").write_text("the key holds what the file says")
+    rows = tables(DOCS / "data-flow.md")["What makes a stage be redone"]
+    (stage,) = (unquote(row[1]) for row in rows if f"`{key}`" in row[0])
+
+    def keys(*overrides: str) -> Mapping[str, str]:
+        return stage_keys(build_stages(Fusion(load_text(first_recipe(), overrides)), str))
+
+    before, after = keys(), keys(override)
+    assert next(name for name in before if before[name] != after[name]) == stage.replace("METHOD", "wrpo")
+
+
+def test_data_flow_md_names_modules_that_there_are() -> None:
+    (diagram,) = (block for block in read_blocks(DOCS / "data-flow.md") if block.language == "text")
+    paths = re.findall(r" {2,}((?:\w+/)?\w+\.py|\w+/(?=\n)|\w+/\w+\.py)", diagram.text)
+    assert len(paths) > 8
+    for path in paths:
+        assert (ROOT / "src" / "sinterlm" / path).exists(), path
+
+
+def test_data_flow_md_names_the_metrics_of_wrpo() -> None:
+    even = SequenceLogps(torch.tensor([-1.0]), torch.tensor([-1.0]))
+    logged = wrpo_loss(even, even, even, beta=0.1, alpha=0.5).metrics.keys() | {"alpha"}
+    cells = [row[0] for row in tables(DOCS / "data-flow.md")["Metrics of a training"]]
+    named = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert {name for name in named if "/" in name or name == "alpha"} == logged
+
+
+def test_changelog_begins_with_this_version_and_says_each_change_in_one_sentence() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    newest = re.findall(r"^## \[([^\]]+)\]", text, flags=re.MULTILINE)[0]
+    assert f'version = "{newest}"' in (ROOT / "pyproject.toml").read_text()
+    for entry in re.findall(r"^- (.+)$", text, flags=re.MULTILINE):
+        assert entry.endswith(".")
+        assert ". " not in entry, entry
+
+
+# -- worked examples -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in blocks("python") if block.document.name == "data-flow.md"], ids=str
+)
+def test_the_example_of_the_data_flow_runs(block: Block) -> None:
+    exec(compile(block.text, str(block), "exec"), {})
+
+
+class Extension:
+    """The worked example of one section of extending.md, installed as its blocks say."""
+
+    def __init__(self, heading: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        section = re.split(r"^## ", (DOCS / "extending.md").read_text(), flags=re.MULTILINE)
+        (text,) = (part for part in section if part.startswith(f"{heading}\n"))
+        self.values: dict[str, Any] = {}
+        for shown in re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+            self._install(shown)
+
+    def _install(self, text: str) -> None:
+        """Run a block as the file that its first line names: a new module, or an addition to one that is there."""
+        path = text.splitlines()[0].removeprefix("# ")
+        name = path.removeprefix("src/").removesuffix(".py").replace("/", ".")
+        module = types.ModuleType(name)
+        if (ROOT / path).exists():
+            vars(module).update(vars(import_module(name)))
+        else:
+            self._monkeypatch.setitem(sys.modules, name, module)
+        before = dict(vars(module))
+        exec(compile(text, path, "exec"), vars(module))
+        new = {key: value for key, value in vars(module).items() if before.get(key) is not value}
+        for key, value in new.items():
+            if isinstance(value, dict) and isinstance(before.get(key), dict):  # a table: its rows join the real one
+                for row in value:
+                    self._monkeypatch.setitem(before[key], row, value[row])
+            elif name.endswith(".links"):
+                self._monkeypatch.setattr(import_module(name), key, value, raising=False)
+        self.values |= new
+
+
+@pytest.fixture
+def extension(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Extension:
+    return Extension(request.param, monkeypatch)
+
+
+def response(content: str, *, source: str = "a", index: int = 0) -> Response:
+    return Response(f"{source}-{index}", "p", source, index, content, "stop", 1, 1)
+
+
+QUESTION = Prompt("p", (Message("user", "What is the plural of ox?"),), ("oxen",))
+
+
+@pytest.mark.parametrize("extension", ["A scorer"], indirect=True)
+def test_the_worked_scorer(extension: Extension) -> None:
+    config = TypeAdapter(extension.values["Scorer"]).validate_python({"kind": "word-limit", "max_words": 2})
+    scorer = build_scorer(config)
+    assert SCORERS["word-limit"].description
+    short, long = scorer.score([Answered(QUESTION, response("two oxen")), Answered(QUESTION, response("it is oxen"))])
+    assert (short.value, short.passed, short.response_id) == (1.0, True, "a-0")
+    assert (long.value, long.passed, long.detail) == (0.0, False, {"num_words": 3})
+    assert scorer.identity != build_scorer(config.model_copy(update={"max_words": 3})).identity
+
+
+@pytest.mark.parametrize("extension", ["An engine"], indirect=True)
+def test_the_worked_engine(extension: Extension, tmp_path: Path) -> None:
+    source = TypeAdapter(extension.values["Source"]).validate_python(
+        {"engine": "generate", "model": str(save_tiny(tmp_path)), "device": "cpu"}
+    )
+    module, _, name = ENGINES[source.engine].path.partition(":")
+    engine_class = getattr(import_module(module), name)
+
+    def sampled(indices: Sequence[int], **changes: Any) -> dict[int, str]:
+        settings = SamplingSettings(**{"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 6, "seed": 0} | changes)
+        engine = engine_class(source.model, few_shot=None, system="Be brief.", settings=settings, device=source.device)
+        batches = engine.batches([Item(QUESTION, index) for index in indices])
+        answers = [generation for batch in engine.sample(batches) for generation in batch]
+        assert all(answer.num_tokens <= 6 for answer in answers)
+        engine.close()
+        return {answer.index: answer.content for answer in answers}
+
+    forwards = sampled([0, 1, 2])
+    assert sampled([2, 1, 0]) == forwards, "an answer depends on its own key alone"
+    assert len(set(forwards.values())) > 1
+    assert sampled([0, 1, 2], seed=1) != forwards
+    assert sampled([0], temperature=0.0)[0] == sampled([1], temperature=0.0)[1], "greedy"
+
+
+@pytest.mark.parametrize("extension", ["A selection policy"], indirect=True)
+def test_the_worked_policy(extension: Extension) -> None:
+    config = TypeAdapter(extension.values["PreferenceSelect"]).validate_python({"kind": "off-policy"})
+    assert set(OBJECTIVES["dpo"].roles) <= set(POLICIES["off-policy"].roles)
+    graded = tuple(
+        Scored(response(text, source=source), Score(f"{source}-0", "s", value))
+        for source, text, value in (("a", "fair", 0.5), ("b", "good", 0.9), ("c", "bad", 0.1))
+    )
+    policy = build_policy(config, seed=0, stage="select-x")
+    selection = policy([Candidates(QUESTION, graded), Candidates(QUESTION, graded[:1])])
+    (row,), dropped = selection.rows, selection.dropped
+    assert [(part.role, part.content) for part in row.responses] == [("chosen", "good"), ("rejected", "bad")]
+    assert [(drop.stage, drop.reason) for drop in dropped] == [("select-x", "no-two-ranks-of-source-answers")]
+
+
+@pytest.mark.parametrize("extension", ["An objective"], indirect=True)
+@pytest.mark.usefixtures("extension")
+def test_the_worked_objective() -> None:
+    """beta 0.5: margins 0, 1 and 3 lose 1, 1/2 and nothing (1 - 1.5 < 0); their gradients are -beta, -beta and 0."""
+    policy = torch.tensor([-2.0, -1.0, 1.0], requires_grad=True)
+    even = torch.full((3,), -2.0)
+    responses = {"chosen": SequenceLogps(policy, even), "rejected": SequenceLogps(even, even)}
+    result = objective_losses(resolve_objective("hinge", {"beta": 0.5}), responses, progress=0.0)
+    torch.testing.assert_close(result.losses, torch.tensor([1.0, 0.5, 0.0]))
+    torch.testing.assert_close(result.metrics["rewards/margins"], torch.tensor([0.0, 0.5, 1.5]))
+    result.losses.sum().backward()
+    torch.testing.assert_close(policy.grad, torch.tensor([-0.5, -0.5, 0.0]))

@@ -1,0 +1,695 @@
+"""Training on tiny real models: log-probabilities, the loss of a step, resuming, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
+
+from sinterlm import FusionConfig, FusionTrainer
+from sinterlm.chat import EncodedExample, encode_example
+from sinterlm.errors import InputError, SinterError, ToleranceError
+from sinterlm.objectives.table import OBJECTIVES, resolve_objective
+from sinterlm.records import Message, RowResponse, TrainingRow
+from sinterlm.training import logprobs
+from sinterlm.training.batch import RowCollator, encode_rows
+from sinterlm.training.card import source_shares
+from sinterlm.training.checkpoints import newest_whole_checkpoint, write_manifest
+from sinterlm.training.logprobs import choose_layout, response_logps, sequence_logps
+from sinterlm.training.packing import Layout, TokenTree, one_to_a_line, shared
+from sinterlm.training.reference import ReferenceCache, with_reference
+from sinterlm.training.train import METRICS, TrainingResult, train
+from tests.tiny import build_model, build_tokenizer, save_tiny
+
+VOCABULARY = 97
+CPU: Mapping[str, Any] = {"use_cpu": True, "disable_tqdm": True, "learning_rate": 1e-3}
+
+
+def quadruple(index: int, **changes: Any) -> TrainingRow:
+    """A WRPO row whose answers' lengths differ between rows."""
+    return TrainingRow(
+        f"p{index}",
+        (Message("user", f"What is the opposite of {'hot ' * (index % 3)}{index}?"),),
+        (
+            RowResponse(f"The source says {index * 7}.", "chosen_source", source="gemma"),
+            RowResponse(f"cold {'five ' * (index % 4)}", "chosen_target", source="target-sft"),
+            RowResponse(f"capital of {index}", "rejected", source="target-sft"),
+        ),
+        **changes,
+    )
+
+
+def answer(index: int, **changes: Any) -> TrainingRow:
+    """An SFT row."""
+    content = f"cold {'five ' * (index % 5)}"
+    return TrainingRow(
+        f"p{index}", (Message("user", f"What is {index}?"),), (RowResponse(content, source="gemma"),), **changes
+    )
+
+
+ROWS: Mapping[str, Sequence[TrainingRow]] = {
+    "sft": [answer(index, weight=0.5 + index % 3) for index in range(16)],
+    "wrpo": [quadruple(index, weight=0.5 + index % 3) for index in range(16)],
+}
+
+
+def random_rows(seed: int, *, num_rows: int = 4, num_responses: int = 3) -> list[list[EncodedExample]]:
+    """Token ids whose prompts share their first tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(least: int, most: int) -> list[int]:
+        length = int(torch.randint(least, most + 1, (), generator=generator))
+        return torch.randint(VOCABULARY, (length,), generator=generator).tolist()
+
+    system = tokens(1, 5)
+    prompts = [system + tokens(1, 8) for _ in range(num_rows)]
+    return [[EncodedExample(prompt, tokens(1, 6)) for _ in range(num_responses)] for prompt in prompts]
+
+
+def tiny_config(kind: Any, **extra: Any) -> Any:
+    return kind(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        **extra,
+    )
+
+
+def llama(**extra: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = LlamaForCausalLM(tiny_config(LlamaConfig, **extra)).eval()
+    return model
+
+
+MODELS: Mapping[str, Any] = {
+    "llama": lambda: LlamaForCausalLM(tiny_config(LlamaConfig)),
+    "soft-capped": lambda: Gemma2ForCausalLM(
+        tiny_config(Gemma2Config, final_logit_softcapping=0.5, attn_logit_softcapping=None)
+    ),
+    "sliding window": lambda: Gemma3ForCausalLM(tiny_config(Gemma3TextConfig, sliding_window=64)),
+    "scaled": lambda: CohereForCausalLM(tiny_config(CohereConfig, logit_scale=0.25)),
+    "divided": lambda: GraniteForCausalLM(tiny_config(GraniteConfig, logits_scaling=8.0)),
+}
+
+
+def logps_from_all_logits(model: PreTrainedModel, example: EncodedExample) -> float:
+    """Straight from the definition: the whole log-softmax of one unpadded sequence, in float64."""
+    ids = torch.tensor([example.prompt_ids + example.response_ids])
+    with torch.no_grad():
+        logps = model(input_ids=ids).logits[0].double().log_softmax(-1)
+    first = len(example.prompt_ids)
+    positions = torch.arange(first - 1, first - 1 + len(example.response_ids))
+    return float(logps[positions, torch.tensor(example.response_ids)].sum())
+
+
+# --- log-probabilities -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_logits", [VOCABULARY, 5 * VOCABULARY, 2**26])
+@pytest.mark.parametrize("name", MODELS)
+def test_logps_are_the_models_own(name: str, chunk_logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soft-capping and scaling included, whatever the layout and the size of a chunk."""
+    monkeypatch.setattr(logprobs, "MAX_CHUNK_LOGITS", chunk_logits)
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    rows = random_rows(1)
+    examples = [example for row in rows for example in row]
+    expected = [logps_from_all_logits(model, example) for example in examples]
+    found = sequence_logps(model, examples, batch_size=3)
+    assert [response.logp for response in found] == pytest.approx(expected, rel=1e-5)
+    assert [response.num_tokens for response in found] == [len(example.response_ids) for example in examples]
+    assert found[0].mean == pytest.approx(expected[0] / len(examples[0].response_ids), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", [one_to_a_line, shared])
+@pytest.mark.parametrize("chunk_logits", [3 * VOCABULARY, 2**26])
+def test_gradients_do_not_depend_on_layout_or_chunks(
+    layout: Layout, chunk_logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against one sequence at a time, all logits at once."""
+    monkeypatch.setattr(logprobs, "MAX_CHUNK_LOGITS", chunk_logits)
+    rows = random_rows(2)
+    weights = torch.linspace(-1, 1, 12)
+    reference, model = llama(), llama()
+    for weight, example in zip(weights, (example for row in rows for example in row), strict=True):
+        ids = torch.tensor([example.prompt_ids + example.response_ids])
+        logps = reference(input_ids=ids).logits[0, len(example.prompt_ids) - 1 : -1].log_softmax(-1)
+        (weight * logps.gather(-1, torch.tensor(example.response_ids)[:, None]).sum()).backward()
+    (weights * response_logps(model, **layout(rows, pad_token_id=0))).sum().backward()
+    for own, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        assert own.grad is not None
+        assert expected.grad is not None
+        assert torch.allclose(own.grad, expected.grad, rtol=1e-4, atol=1e-6)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(seed=st.integers(0, 10_000), num_rows=st.integers(1, 5), num_responses=st.integers(1, 4))
+def test_layouts_agree(seed: int, num_rows: int, num_responses: int, tiny_llama: PreTrainedModel) -> None:
+    rows = random_rows(seed, num_rows=num_rows, num_responses=num_responses)
+    with torch.no_grad():
+        plain = response_logps(tiny_llama, **one_to_a_line(rows, pad_token_id=0))
+        packed = response_logps(tiny_llama, **shared(rows, pad_token_id=5))
+    assert torch.allclose(plain, packed, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tiny_llama() -> PreTrainedModel:
+    return llama()
+
+
+def test_several_packs(tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sinterlm.training.packing.PACK_TOKENS", 30)
+    rows = random_rows(3, num_rows=6)
+    batch = shared(rows, pad_token_id=0)
+    assert batch["input_ids"].shape[0] > 1
+    with torch.no_grad():
+        packed = response_logps(tiny_llama, **batch)
+        plain = response_logps(tiny_llama, **one_to_a_line(rows, pad_token_id=0))
+    assert torch.allclose(plain, packed, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_and_its_tokens_change_nothing(tiny_llama: PreTrainedModel) -> None:
+    """A long neighbour pads a row; the padding token does not matter."""
+    row = [EncodedExample([1, 2, 3], [4, 5])]
+    neighbour = [EncodedExample([7] * 20, [8] * 10)]
+    with torch.no_grad():
+        alone = response_logps(tiny_llama, **one_to_a_line([row], pad_token_id=0))
+        padded = [response_logps(tiny_llama, **one_to_a_line([row, neighbour], pad_token_id=pad)) for pad in (0, 9)]
+    assert alone[0].item() == pytest.approx(padded[0][0].item(), rel=1e-5)
+    assert padded[0].tolist() == padded[1].tolist()
+
+
+def test_the_prompt_is_not_scored(tiny_llama: PreTrainedModel) -> None:
+    """The last prompt token matters as context only: its own probability is not in the sum."""
+    with torch.no_grad():
+        batch = one_to_a_line([[EncodedExample([1, 2], [3])]], pad_token_id=0)
+        logits = tiny_llama(input_ids=torch.tensor([[1, 2, 3]])).logits[0].log_softmax(-1)
+        assert response_logps(tiny_llama, **batch).item() == pytest.approx(logits[1, 3].item(), rel=1e-5)
+
+
+def test_a_token_tree_holds_every_token_once() -> None:
+    """1-2-3, 1-2-4 and 1-2-3-4 have five nodes: 1, 2, 3, 4 (after 2), 4 (after 3)."""
+    tree = TokenTree()
+    assert [tree.add(ids) for ids in ([1, 2, 3], [1, 2, 4], [1, 2, 3, 4])] == [[0, 1, 2], [0, 1, 3], [0, 1, 2, 4]]
+    assert tree.token_ids == [1, 2, 3, 4, 4]
+    assert tree.visible().int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 1, 0, 1],
+    ]
+
+
+def test_shared_layout_only_where_it_is_the_same_computation(caplog: pytest.LogCaptureFixture) -> None:
+    rows = random_rows(4)
+    assert choose_layout(llama(), rows) is shared
+    assert choose_layout(llama(attn_implementation="eager"), rows) is one_to_a_line
+    torch.manual_seed(0)
+    windowed = Gemma3ForCausalLM(tiny_config(Gemma3TextConfig, sliding_window=4))
+    assert choose_layout(windowed, rows) is one_to_a_line
+    recurrent = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2))
+    recurrent.config._attn_implementation = "sdpa"
+    assert choose_layout(recurrent, rows) is one_to_a_line
+    assert "computed once per response" in caplog.text
+
+
+def test_sequence_logps_keeps_the_mode_and_the_order(tiny_llama: PreTrainedModel) -> None:
+    examples = [row[0] for row in random_rows(5, num_rows=7)]
+    backwards = sequence_logps(tiny_llama, examples[::-1])[::-1]
+    for left, right in zip(sequence_logps(tiny_llama, examples), backwards, strict=True):
+        assert left.logp == pytest.approx(right.logp, rel=1e-5)
+    assert not tiny_llama.training
+    assert sequence_logps(tiny_llama, []) == []
+
+
+# --- rows to batches -------------------------------------------------------------------------------------------------
+
+
+def test_encoded_rows_hold_what_chat_encodes() -> None:
+    tokenizer = build_tokenizer()
+    row = quadruple(1)
+    encoded = encode_rows([row], tokenizer, roles=OBJECTIVES["wrpo"].roles, max_length=512).rows[0]
+    examples = [encode_example(tokenizer, row.messages, response.content) for response in row.responses]
+    assert encoded["input_ids"] == sum((example.response_ids for example in examples), examples[0].prompt_ids)
+    assert encoded["num_response_tokens"] == [len(example.response_ids) for example in examples]
+
+
+def test_long_responses_are_cut_and_long_prompts_dropped() -> None:
+    tokenizer = build_tokenizer()
+    long = TrainingRow("long", (Message("user", "hot " * 100),), (RowResponse("cold"),))
+    room = len(encode_example(tokenizer, answer(4).messages, "cold").prompt_ids) + 3
+    encoded = encode_rows([answer(4), long], tokenizer, roles=("chosen",), max_length=room)
+    assert [row["num_response_tokens"] for row in encoded.rows] == [[3]]
+    assert tokenizer.eos_token_id not in encoded.rows[0]["input_ids"][-3:]
+    assert [(drop.subject, drop.reason) for drop in encoded.dropped] == [("long", "prompt-longer-than-max-length")]
+    assert encoded.num_cut == 1
+
+
+def test_truncated_responses_get_no_end_of_turn() -> None:
+    tokenizer = build_tokenizer()
+    messages = (Message("user", "What is hot?"),)
+    rows = [TrainingRow("p", messages, (RowResponse("cold", truncated=cut),)) for cut in (True, False)]
+    cut, whole = encode_rows(rows, tokenizer, roles=("chosen",), max_length=512).rows
+    assert tokenizer.eos_token_id not in cut["input_ids"][cut["num_prompt_tokens"] :]
+    assert whole["input_ids"][whole["num_prompt_tokens"] :].count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "roles", "message"),
+    [
+        (answer(0), ("chosen", "rejected"), "'p0'.*'rejected', found 0"),
+        (TrainingRow("p", (Message("user", "x"),), ()), ("chosen",), "no response"),
+        (TrainingRow("p", (Message("user", "x"),), (RowResponse("a"), RowResponse("b"))), ("chosen",), "found 2"),
+        (TrainingRow("p", (Message("user", "x"),), (RowResponse(" \n"),)), ("chosen",), "empty"),
+    ],
+)
+def test_rows_of_the_wrong_shape_are_refused_by_name(row: TrainingRow, roles: Sequence[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        encode_rows([row], build_tokenizer(), roles=roles, max_length=512)
+
+
+@pytest.mark.parametrize(("counts", "expected"), [("rows", [2.0, 0.5]), ("tokens", [2.0 * 5, 0.5 * 3])])
+def test_what_a_row_counts(counts: Any, expected: list[float]) -> None:
+    row: Any = {"input_ids": [1] * 7, "num_prompt_tokens": 2, "reference_logps": [], "prompt_id": "p"}
+    rows: list[Any] = [
+        {**row, "weight": 2.0, "num_response_tokens": [5]},
+        {**row, "weight": 0.5, "num_response_tokens": [3]},
+    ]
+    collator = RowCollator(layout=one_to_a_line, pad_token_id=0, counts=counts)
+    assert collator(rows)["loss_weights"].tolist() == expected
+
+
+# --- the loss of a step ----------------------------------------------------------------------------------------------
+
+
+def history(
+    objective: str, rows: Sequence[TrainingRow], folder: Path, model: PreTrainedModel | None = None, **arguments: Any
+) -> list[dict[str, float]]:
+    tokenizer = build_tokenizer()
+    config = FusionConfig(
+        output_dir=str(folder), objective=objective, save_strategy="no", **{**CPU, "num_train_epochs": 1, **arguments}
+    )
+    trainer = FusionTrainer(model or build_model(tokenizer), config, rows, tokenizer)
+    trainer.train()
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize("objective", ROWS)
+def test_accumulation_does_not_change_the_step(objective: str, tmp_path: Path) -> None:
+    """8 x 1, 4 x 2 and 1 x 8, with rows of unlike weights and lengths, and a last step that is not full."""
+    rows = ROWS[objective][:13]
+    curves = [
+        history(objective, rows, tmp_path, per_device_train_batch_size=8 // steps, gradient_accumulation_steps=steps)
+        for steps in (1, 2, 8)
+    ]
+    for other in curves[1:]:
+        for left, right in zip(curves[0], other, strict=True):
+            for name in {*left} - {"epoch", "step_seconds", "tokens_per_second"}:
+                assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-5), name
+
+
+def test_sft_step_is_the_weighted_mean_over_answer_tokens(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    examples = [encode_example(tokenizer, row.messages, row.responses[0].content) for row in ROWS["sft"]]
+    weights = [row.weight for row in ROWS["sft"]]
+    total = sum(
+        weight * logps_from_all_logits(model, example) for weight, example in zip(weights, examples, strict=True)
+    )
+    count = sum(weight * len(example.response_ids) for weight, example in zip(weights, examples, strict=True))
+    first = history("sft", ROWS["sft"], tmp_path, model, per_device_train_batch_size=16)[0]
+    assert first["loss"] == pytest.approx(-total / count, rel=1e-5)
+
+
+def test_row_weights_count(tmp_path: Path) -> None:
+    """A row of weight 2 is two rows."""
+    doubled = [quadruple(0, weight=2.0), quadruple(1), quadruple(2)]
+    repeated = [quadruple(0), quadruple(0), quadruple(1), quadruple(2)]
+    arguments: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "train_sampling_strategy": "sequential",
+    }
+    for left, right in zip(
+        history("wrpo", doubled, tmp_path, **arguments), history("wrpo", repeated, tmp_path, **arguments), strict=True
+    ):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4)
+
+
+def test_alpha_ramps_by_finished_steps(tmp_path: Path) -> None:
+    """Four steps to 0.4: 0, 0.1, 0.2, 0.3; accumulation does not count."""
+    lines = history(
+        "wrpo", ROWS["wrpo"], tmp_path, alpha=0.4, per_device_train_batch_size=2, gradient_accumulation_steps=2
+    )
+    assert [line["alpha"] for line in lines] == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+def test_first_step_is_log_2_and_dropout_is_off(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    line = history("wrpo", ROWS["wrpo"], tmp_path, model, beta=1.0)[0]
+    assert line["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_group_by_length(tmp_path: Path) -> None:
+    lines = history("wrpo", ROWS["wrpo"], tmp_path, train_sampling_strategy="group_by_length")
+    assert lines[-1]["num_tokens"] == history("wrpo", ROWS["wrpo"], tmp_path)[-1]["num_tokens"]
+
+
+def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    plain, checkpointed = (history("wrpo", ROWS["wrpo"], tmp_path, activation_checkpointing=on) for on in (False, True))
+    assert [line["loss"] for line in checkpointed] == pytest.approx([line["loss"] for line in plain], rel=1e-6)
+
+
+@pytest.mark.parametrize(("objective", "beta"), [("dpo", 0.5), ("wrpo", 0.5)])
+def test_eight_pairs_are_learnt(objective: str, beta: float, tmp_path: Path) -> None:
+    chosen, rejected = ("hot", "cold")
+    rows = [
+        TrainingRow(
+            f"p{index}",
+            (Message("user", f"What is {index}?"),),
+            (
+                RowResponse(chosen, "chosen"),
+                RowResponse(f"{chosen} {chosen}", "chosen_source"),
+                RowResponse(chosen, "chosen_target"),
+                RowResponse(rejected, "rejected"),
+            ),
+        )
+        for index in range(8)
+    ]
+    lines = history(objective, rows, tmp_path, beta=beta, num_train_epochs=10)
+    assert lines[-1]["rewards/margins"] > 1
+    assert lines[-1]["rewards/accuracies"] == 1
+    assert lines[-1]["loss"] < 0.3 < lines[0]["loss"]
+
+
+def test_a_loss_that_is_not_finite_names_the_row(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    torch.nn.init.constant_(model.model.norm.weight, math.nan)
+    with pytest.raises(SinterError, match=r"prompt 'p[0-9]+' is not finite in step 1"):
+        history("sft", ROWS["sft"], tmp_path, model)
+
+
+def test_no_row_left(tmp_path: Path) -> None:
+    with pytest.raises(ToleranceError, match=r"no training row is left of 16 \(prompt-longer-than-max-length\)"):
+        history("sft", ROWS["sft"], tmp_path, max_length=3)
+
+
+DISTRIBUTED = """
+import sys
+from pathlib import Path
+from sinterlm.training.train import train
+from tests.test_training import CPU, ROWS
+for objective, rows in ROWS.items():
+    arguments = {**CPU, "per_device_train_batch_size": int(sys.argv[3]), "train_sampling_strategy": "sequential"}
+    train(rows, model=sys.argv[1], objective=objective, output_dir=Path(sys.argv[2], objective), arguments=arguments)
+"""
+
+
+def test_two_devices_take_the_steps_of_one(tiny_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "distributed.py"
+    script.write_text(DISTRIBUTED)
+    for num_processes in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
+        arguments = [str(tiny_folder), str(tmp_path / str(num_processes)), str(8 // num_processes)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        subprocess.run([*launch, str(script), *arguments], check=True, env=environment, capture_output=True)
+    for objective in ROWS:
+        assert_same_run(tmp_path / "2" / objective, tmp_path / "1" / objective, tolerance=1e-4)
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_config_completes_from_the_table(tmp_path: Path) -> None:
+    config = FusionConfig(output_dir=str(tmp_path), objective="wrpo", alpha=0.5, use_cpu=True)
+    assert config.resolved_objective == resolve_objective("wrpo", {"alpha": 0.5})
+    assert (config.beta, config.alpha_schedule, config.learning_rate) == (0.01, "ramp", 1e-6)
+    assert FusionConfig(output_dir=str(tmp_path), use_cpu=True).learning_rate == 2e-5
+
+
+def test_config_has_a_field_for_every_hyperparameter() -> None:
+    names = {name for objective in OBJECTIVES.values() for name in objective.hyperparameters}
+    assert names <= set(FusionConfig.__dataclass_fields__)
+
+
+def test_config_refuses_what_the_objective_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no hyper-parameter 'alpha'"):
+        FusionConfig(output_dir=str(tmp_path), objective="dpo", alpha=0.5, use_cpu=True)
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+def test_reference_is_computed_once_for_the_same_weights_and_tokens(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    rows = encode_rows(ROWS["wrpo"], tokenizer, roles=OBJECTIVES["wrpo"].roles, max_length=512).rows
+    first, other = build_model(tokenizer), build_model(tokenizer, seed=1)
+    cache = ReferenceCache(tmp_path, "first")
+    computed = with_reference(first, rows, batch_size=4, cache=cache)
+    assert with_reference(other, rows, batch_size=4, cache=cache) == computed
+    assert len(list(tmp_path.glob("*.parquet"))) == 1
+    assert with_reference(other, rows, batch_size=4, cache=ReferenceCache(tmp_path, "other")) != computed
+    changed: list[Any] = [{**rows[0], "num_prompt_tokens": rows[0]["num_prompt_tokens"] - 1}, *rows[1:]]
+    assert cache.path(changed) != cache.path(rows)
+    assert cache.path(rows[1:]) != cache.path(rows)
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+RUN: Mapping[str, Any] = {
+    **CPU,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "save_steps": 2,
+}
+
+
+def run(model: Path, output: Path, objective: str = "wrpo", **changes: Any) -> TrainingResult:
+    hyperparameters = {"beta": 0.3, "alpha": 0.5} if objective == "wrpo" else {}
+    settings: dict[str, Any] = {"hyperparameters": hyperparameters, "arguments": RUN, "seed": 5, **changes}
+    return train(ROWS[objective], model=str(model), objective=objective, output_dir=output, **settings)
+
+
+def lines_of(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / METRICS).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def finished(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An uninterrupted run: its objective, folder and result."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    return request.param, output, run(tiny_folder, output, request.param)
+
+
+def test_what_a_run_leaves(finished: tuple[str, Path, TrainingResult]) -> None:
+    objective, output, result = finished
+    assert (result.num_rows, result.num_steps, result.dropped, result.num_cut) == (16, 8, (), 0)
+    present = {path.name for path in output.iterdir()}
+    assert present >= {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "README.md"}
+    assert not present & {"checkpoints", "training_args.bin"}
+    card = (output / "README.md").read_text()
+    assert f"- {objective}\n" in card
+    assert "gemma: 100.0%" in card
+    assert str(output.parent) not in card
+
+
+def test_the_model_loads_and_knows_where_to_stop(finished: tuple[str, Path, TrainingResult]) -> None:
+    _, output, _ = finished
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(output), AutoTokenizer.from_pretrained(output)
+    assert model.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert model.config.use_cache
+
+
+def test_both_ends_stop_generation_where_eos_is_not_the_end_of_turn(tmp_path: Path) -> None:
+    run(save_tiny(tmp_path / "gemma", family="gemma"), tmp_path / "out", "sft", arguments={**CPU, "max_steps": 1})
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<eos>", "<end_of_turn>")]
+    assert sorted(saved["eos_token_id"]) == sorted(ends)
+
+
+def test_a_line_of_metrics_for_every_step(finished: tuple[str, Path, TrainingResult]) -> None:
+    objective, output, result = finished
+    lines = lines_of(output)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    names = {"step", "epoch", "loss", "grad_norm", "learning_rate", "num_tokens", "step_seconds", "tokens_per_second"}
+    if objective == "wrpo":
+        pair = {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
+        members = {
+            f"{kind}_{what}" for kind in ("rewards/source", "rewards/target") for what in ("chosen", "accuracies")
+        }
+        logps = {f"logps/{name}" for name in ("chosen", "rejected", "source_chosen", "target_chosen")}
+        names |= pair | members | logps | {"alpha"}
+    assert set(lines[0]) == names
+    tokens = [line["num_tokens"] for line in lines]
+    assert tokens == sorted(tokens)
+    assert tokens[-1] == result.num_tokens
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 8])
+def test_resuming_gives_the_losses_of_an_uninterrupted_run(
+    step: int,
+    finished: tuple[str, Path, TrainingResult],
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Interrupted before and after a checkpoint, within an epoch and at its end."""
+    objective, output, result = finished
+    with monkeypatch.context() as patch:
+        patch.setattr("sinterlm.training.train.CheckpointManifest", interrupting_manifest(step))
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_folder, tmp_path, objective)
+    again = run(tiny_folder, tmp_path, objective)
+    assert_same_run(tmp_path, output)
+    assert (again.num_steps, again.num_tokens) == (result.num_steps, result.num_tokens)
+
+
+def interrupting_manifest(step: int) -> type:
+    """The manifest's callback, which also raises after ``step``, when its line is written."""
+    from sinterlm.training.checkpoints import CheckpointManifest
+
+    class Interrupting(CheckpointManifest):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step + 1 or (step == state.max_steps == state.global_step):
+                raise KeyboardInterrupt
+
+    return Interrupting
+
+
+def assert_same_run(left: Path, right: Path, *, tolerance: float = 1e-6) -> None:
+    ours, theirs = lines_of(left), lines_of(right)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        for name in {*mine} - {"step_seconds", "tokens_per_second"}:
+            assert mine[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), (name, mine["step"])
+    weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (left, right)]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=tolerance) for name in weights[0])
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "cut file", "missing file", "cut manifest"])
+def test_half_written_checkpoints_are_skipped(
+    damage: str, finished: tuple[str, Path, TrainingResult], tiny_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    objective, output, _ = finished
+    with monkeypatch.context() as patch:
+        patch.setattr("sinterlm.training.train.CheckpointManifest", interrupting_manifest(5))
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_folder, tmp_path, objective)
+    newest = tmp_path / "checkpoints" / "checkpoint-4"
+    assert newest_whole_checkpoint(newest.parent) == newest
+    if damage == "no manifest":
+        (newest / "manifest.json").unlink()
+    elif damage == "missing file":
+        (newest / "optimizer.pt").unlink()
+    else:
+        file = newest / ("manifest.json" if damage == "cut manifest" else "optimizer.pt")
+        file.write_bytes(file.read_bytes()[:-10])
+    assert newest_whole_checkpoint(newest.parent) == newest.with_name("checkpoint-2")
+    run(tiny_folder, tmp_path, objective)
+    assert_same_run(tmp_path, output)
+
+
+def test_newest_whole_checkpoint_orders_by_number(tmp_path: Path) -> None:
+    assert newest_whole_checkpoint(tmp_path) is None
+    for step in (9, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_text("weights")
+    for step in (9, 10):
+        write_manifest(tmp_path / f"checkpoint-{step}")
+    assert newest_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_a_finished_run_is_not_repeated_and_another_begins_anew(tiny_folder: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def again(**changes: Any) -> TrainingResult:
+        return run(
+            tiny_folder, tmp_path, "sft", report_progress=lambda step, total, _: seen.append((step, total)), **changes
+        )
+
+    first = again()
+    assert seen == [(step, 8) for step in range(1, 9)]
+    assert again() == first
+    assert len(seen) == 8
+    again(seed=6)
+    assert len(seen) == 16
+
+
+def test_checkpoints_of_other_settings_are_not_resumed(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sinterlm.training.train.CheckpointManifest", interrupting_manifest(5))
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_folder, tmp_path / "a")
+    run(tiny_folder, tmp_path / "a", hyperparameters={"beta": 0.1})
+    run(tiny_folder, tmp_path / "b", hyperparameters={"beta": 0.1})
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arguments": {"learning_rat": 1}}, "learning_rat"),
+        ({"arguments": {"output_dir": "x"}}, "output_dir"),
+        ({"hyperparameters": {"tau": 1}}, "'tau'; it has: base, alpha"),
+        ({"objective": "wrpa"}, "sft, dpo, wrpo"),
+    ],
+)
+def test_wrong_settings_are_input_errors(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"objective": "wrpo", **changes}
+    with pytest.raises(InputError, match=message):
+        train(ROWS["wrpo"], model="unused", output_dir=tmp_path, **arguments)
+
+
+def test_source_shares() -> None:
+    rows = [quadruple(0), quadruple(1), answer(2)]
+    assert source_shares(rows) == {"gemma": 1.0}
+    other = TrainingRow("p", (Message("user", "x"),), (RowResponse("a", "chosen", source="other"),))
+    assert source_shares([*rows, other]) == {"gemma": 0.75, "other": 0.25}
