@@ -374,6 +374,7 @@ def test_data_flow_md_names_the_stages(load_text: LoadText) -> None:
         ("scorer", "scorer={kind: exact-match}"),
         ("sft.select", "sft.select.ties=first"),
         ("sft.train", "sft.train.num_train_epochs=2"),
+        ("target.prompt", "target.prompt={system: x}"),
         ("target.model", "target.model=org/other"),
         ("target.sampling", "target.sampling.temperature=1"),
         ("preference.METHOD.select", "preference.wrpo.select.ties=first"),

@@ -327,7 +327,7 @@ REFUSED = [
         "tau: 0.1",
         "recipe.yaml:22",
         "preference.wrpo.objective.tau",
-        "unknown hyper-parameter of 'wrpo' (known: ",
+        "unknown key (known: ",
     ),
     ("beta: 1e-2", "base: ipos", "recipe.yaml:22", "preference.wrpo.objective.base", "found 'ipos' (text), expected "),
     (

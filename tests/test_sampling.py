@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from sinterlm.chat import FewShot, encode_completion, encode_prompt, end_token_ids, with_system
 from sinterlm.errors import InputError
@@ -42,7 +52,7 @@ PROMPTS = [Prompt(f"q{number}", (Message("user", text),)) for number, text in en
 ITEMS = [Item(prompt, index) for prompt in PROMPTS for index in range(3)]
 
 
-def save_tiny_gemma3(folder: Path, *, window: int = 8) -> Path:
+def save_tiny_gemma3(folder: Path) -> Path:
     """A Gemma 3 whose sliding window is shorter than every prompt, with one layer that sees all."""
     tokenizer = build_tokenizer("gemma")
     config = Gemma3TextConfig(
@@ -54,7 +64,7 @@ def save_tiny_gemma3(folder: Path, *, window: int = 8) -> Path:
         num_key_value_heads=1,
         head_dim=16,
         query_pre_attn_scalar=16,
-        sliding_window=window,
+        sliding_window=8,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         max_position_embeddings=512,
         bos_token_id=tokenizer.bos_token_id,
@@ -62,6 +72,49 @@ def save_tiny_gemma3(folder: Path, *, window: int = 8) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     Gemma3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_gpt2(folder: Path) -> Path:
+    """Positions from a table, which has no place for padding."""
+    tokenizer = build_tokenizer("chatml")
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_gemma2(folder: Path) -> Path:
+    """Bounded attention scores and logits."""
+    tokenizer = build_tokenizer("gemma")
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=8,
+        attn_logit_softcapping=1.0,
+        final_logit_softcapping=5.0,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -80,7 +133,9 @@ def stir(folder: Path) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     models = {family: stir(save_tiny(root / family, family=family)) for family in FAMILIES}
-    return {**models, "gemma3": stir(save_tiny_gemma3(root / "gemma3"))}
+    for name, save in {"gemma2": save_tiny_gemma2, "gemma3": save_tiny_gemma3, "gpt2": save_tiny_gpt2}.items():
+        models[name] = stir(save(root / name))
+    return models
 
 
 def build(
@@ -112,6 +167,7 @@ class Plain:
 
     def __init__(self, folder: Path) -> None:
         self.model, self.tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
+        self.model.set_attn_implementation("eager")  # which alone bounds Gemma 2's scores
         self.ends = end_token_ids(self.tokenizer)
 
     def encode(self, prompt: Prompt, few_shot: FewShot | None) -> list[int]:
@@ -204,7 +260,7 @@ def test_uniform_numbers_depend_on_the_key_alone() -> None:
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("few_shot", [None, FEW_SHOT], ids=["chat", "few-shot"])
-@pytest.mark.parametrize("name", ["chatml", "llama3", "gemma3"])
+@pytest.mark.parametrize("name", ["chatml", "llama3", "gemma2", "gemma3", "gpt2"])
 def test_shared_computation_changes_no_token(
     folders: dict[str, Path], name: str, few_shot: FewShot | None, settings: SamplingSettings
 ) -> None:
@@ -241,6 +297,16 @@ def test_answers_do_not_depend_on_the_batch(folders: dict[str, Path], few_shot: 
     engine = build(folders["gemma3"], SAMPLED, few_shot)
     alone = {key: answer for item in ITEMS for key, answer in run(engine, [item]).items()}
     assert alone == together
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt2"])
+def test_padding_is_out_of_sight(folders: dict[str, Path], name: str) -> None:
+    """Prompts of all lengths, with openings of their own, so that neighbours in length are read padded."""
+    texts = [f"{chr(ord('a') + number)}{' cold' * number}" for number in range(24)]
+    items = [Item(Prompt(text, (Message("user", text),)), 0) for text in texts]
+    plain = Plain(folders[name])
+    found = run(build(folders[name], GREEDY), items)
+    assert [found[item.prompt.id, 0] for item in items] == [plain.generation(item, GREEDY) for item in items]
 
 
 def test_prompt_of_many_columns_is_read_in_parts(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,15 +347,19 @@ def greedy_text(folder: Path, few_shot: FewShot | None) -> Generation:
     return run(build(folder, GREEDY, few_shot), [Item(PROMPTS[0], 0)])[PROMPTS[0].id, 0]
 
 
-def test_few_shot_answer_ends_before_the_stop_text(folders: dict[str, Path]) -> None:
-    """The stop text is taken from the middle of what the model says, so that it ends within a token or between two."""
-    whole = greedy_text(folders["llama3"], replace(FEW_SHOT, template="Q {question} A {answer}\u2603", examples=()))
-    assert (whole.finish_reason, whole.num_tokens) == ("length", 12)
-    middle = whole.content[len(whole.content) // 2 :][:3]
-    cut = greedy_text(folders["llama3"], replace(FEW_SHOT, template="Q {question} A {answer}" + middle, examples=()))
-    assert cut.finish_reason == "stop"
-    assert cut.content == whole.content.split(middle)[0].strip()
-    assert cut.num_tokens < whole.num_tokens
+def test_few_shot_answer_ends_before_a_stop_text_of_several_tokens(folders: dict[str, Path]) -> None:
+    asked = FewShot("Q {question} A {answer}\u2603", ())
+    plain = Plain(folders["llama3"])
+    tokens = plain.tokens(plain.encode(PROMPTS[0], asked), GREEDY)
+    pieces = [plain.decode([token]) for token in tokens]
+    first = next(k for k in range(2, 10) if "".join(pieces[k : k + 3]).isascii() and tokens[k] not in tokens[:k])
+    stop = "".join(pieces[first : first + 3])
+
+    cut = greedy_text(folders["llama3"], replace(asked, template="Q {question} A {answer}" + stop))
+
+    assert (cut.finish_reason, cut.num_tokens) == ("stop", first + 3)
+    assert cut.content == plain.decode(tokens[:first]).strip()
+    assert greedy_text(folders["llama3"], asked).finish_reason == "length"
 
 
 def save_with_end(folder: Path, target: Path, token: int) -> Path:
@@ -365,6 +435,21 @@ def test_weights_are_loaded_by_the_first_sample_and_released(folders: dict[str, 
     engine.close()
     assert list(engine.sample(batches)) == first
     assert len(placements) == 2
+
+
+def test_models_without_keys_and_values_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    tokenizer = build_tokenizer("chatml")
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, state_size=4, num_hidden_layers=1)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"MambaForCausalLM has .*use the engine `recorded`"):
+        run(build(tmp_path, GREEDY), ITEMS[:1])
+
+
+def test_few_rows_of_a_large_vocabulary_at_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(build(folders["chatml"], SAMPLED), ITEMS)
+    monkeypatch.setattr("sinterlm.sampling.decoding.PROBABILITIES_AT_ONCE", 1)
+    assert run(build(folders["chatml"], SAMPLED), ITEMS) == whole
 
 
 def test_wrong_prompt_formats_are_refused(folders: dict[str, Path]) -> None:

@@ -66,7 +66,7 @@ class _LiveTask:
 class _PlainTask:
     def __init__(self, reporter: Reporter, label: str, total: int, unit: str) -> None:
         self._reporter, self._label, self._total, self._unit = reporter, label, total, unit
-        self._done, self._note = 0, ""
+        self._done, self._note, self._told = 0, "", -1
         self._started = self._last = time.monotonic()
 
     def advance(self, count: int, note: str = "") -> None:
@@ -76,10 +76,11 @@ class _PlainTask:
             self._line()
 
     def finish(self) -> None:
-        self._line()
+        if self._told < self._done:
+            self._line()
 
     def _line(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._told = time.monotonic(), self._done
         seconds = self._last - self._started
         note = f", {self._note}" if self._note else ""
         self._reporter.say(f"  {self._label}: {self._done}/{self._total} {self._unit} in {seconds:.0f} s{note}")

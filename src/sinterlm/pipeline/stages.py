@@ -34,7 +34,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
     def described(ask: Ask) -> object:
         return _describe_ask(ask, fingerprint)
 
-    target = described(fusion.for_training(fusion.target))
+    weights = fingerprint(recipe.target.model)
     scorer = _describe_scorer(recipe.scorer, fingerprint)
     stages = [
         Stage("prompts", [_file_digest(recipe.prompts.path), recipe.prompts.split.model_dump(), recipe.seed], _prompts),
@@ -58,7 +58,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
             ),
             Stage(
                 "train-sft",
-                [target, recipe.sft.train, recipe.seed],
+                [weights, recipe.sft.train, recipe.seed],
                 train_sft,
                 needs=("select-sft",),
                 outputs=(fusion.output / fusion.start.name,),
@@ -67,7 +67,12 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
         start = "train-sft"
     if recipe.preference:
         stages += [
-            Stage("sample-target", target, _sample_target, needs=("prompts", start)),
+            Stage(
+                "sample-target",
+                described(fusion.for_training(fusion.target)),
+                _sample_target,
+                needs=("prompts", start),
+            ),
             Stage("score-target", scorer, _score_target, needs=("sample-target",)),
         ]
     for method, preference in recipe.preference.items():
@@ -82,7 +87,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
             Stage(
                 f"train-{method}",
                 [
-                    target,
+                    weights,
                     preference.objective.kind,
                     build_hyperparameters(preference.objective),
                     preference.train,
@@ -96,7 +101,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
     done = tuple(stage.name for stage in stages)
     if held_out:
         stages += [
-            Stage("sample-held-out", held_out.max_new_tokens, _sample_held_out, needs=done),
+            Stage("sample-held-out", described(fusion.for_evaluation(fusion.target)), _sample_held_out, needs=done),
             Stage(
                 "score-held-out",
                 _describe_scorer(held_out.scorer, fingerprint),

@@ -20,6 +20,9 @@ from sinterlm.sampling.nucleus import draw_tokens
 from sinterlm.sampling.prefix_attention import Prefix
 from sinterlm.sampling.rows import next_logits, read_prompts
 
+PROBABILITIES_AT_ONCE = 2**24
+"""Entries of the distributions that tokens are drawn from at once: bounds the memory of a large vocabulary."""
+
 
 @torch.inference_mode()
 def decode(
@@ -81,9 +84,16 @@ def _draw(
         likeliest = logits_BV.argmax(-1).tolist()
         drawn = [[token] * len(samples) for token, samples in zip(likeliest, histories, strict=True)]
     else:
+        if logits_BV.device.type == "mps":  # has no float64
+            logits_BV = logits_BV.cpu()
         uniforms_BD = pad_sequence([torch.from_numpy(points[samples]) for samples in histories], batch_first=True)
-        probabilities_BV = torch.softmax(logits_BV.float() / temperature, dim=-1)
-        drawn = draw_tokens(probabilities_BV, uniforms_BD.to(logits_BV.device), top_p=top_p).tolist()
+        uniforms_BD = uniforms_BD.to(logits_BV.device)
+        drawn = []
+        num_rows = max(1, PROBABILITIES_AT_ONCE // logits_BV.shape[-1])
+        for start in range(0, len(histories), num_rows):
+            part = slice(start, start + num_rows)
+            probabilities_BV = torch.softmax(logits_BV[part].float() / temperature, dim=-1)
+            drawn += draw_tokens(probabilities_BV, uniforms_BD[part], top_p=top_p).tolist()
     return [
         (row, sample, token)
         for row, (samples, tokens) in enumerate(zip(histories, drawn, strict=True))

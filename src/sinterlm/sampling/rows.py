@@ -78,9 +78,8 @@ def next_logits(model: PreTrainedModel, rows: Rows, tokens_B: Tensor) -> tuple[T
     Returns:
         The logits of what follows, shape (B, V), and the longer rows.
     """
-    arguments, cache = _arguments(rows, tokens_B[:, None], positions_BT := rows.next_positions()[:, None])
-    logits = model(**arguments, logits_to_keep=1).logits[:, -1]
-    return logits, _extended(rows, positions_BT, cache)
+    output, rows = _extend(model, rows, tokens_B[:, None], rows.next_positions()[:, None], logits_to_keep=1)
+    return output.logits[:, -1], rows
 
 
 def _empty_rows(model: PreTrainedModel, prefix: Prefix, count: int) -> Rows:
@@ -131,28 +130,30 @@ def _read_padded(model: PreTrainedModel, rows: Rows, tokens: Sequence[Sequence[i
     width = max(1, TOKENS_AT_ONCE // len(tokens))
     for start in range(0, tokens_BT.shape[1], width):
         new = slice(start, start + width)
-        arguments, cache = _arguments(rows, tokens_BT[:, new], positions_BT[:, new])
-        model.base_model(**arguments)
-        rows = _extended(rows, positions_BT[:, new], cache)
+        _, rows = _extend(model.base_model, rows, tokens_BT[:, new], positions_BT[:, new])
     return rows
 
 
-def _arguments(rows: Rows, tokens_BT: Tensor, positions_BT: Tensor) -> tuple[dict[str, Any], DynamicCache]:
-    """The model's arguments for new tokens, and the cache that its call extends."""
+def _extend(
+    module: torch.nn.Module, rows: Rows, tokens_BT: Tensor, positions_BT: Tensor, **options: Any
+) -> tuple[Any, Rows]:
+    """Run the model, or its part below the head, on new tokens; returns its output and the longer rows."""
     cache = DynamicCache()
     for keys, values in rows.layers:
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)
-    seen = torch.cat([rows.positions_BS, positions_BT], dim=1)
-    sight = Sight(rows.prefix, seen, positions_BT)
-    return {"input_ids": tokens_BT, "position_ids": positions_BT, "past_key_values": cache, "sight": sight}, cache
-
-
-def _extended(rows: Rows, positions_BT: Tensor, cache: DynamicCache) -> Rows:
-    layers = tuple((keys, values) for keys, values, *_ in cache)
-    return Rows(rows.prefix, torch.cat([rows.positions_BS, positions_BT], dim=1), layers)
+    positions_BS = torch.cat([rows.positions_BS, positions_BT], dim=1)
+    output = module(
+        input_ids=tokens_BT,
+        # Position embeddings may be a table, or may depend on the furthest position: padding gets one that exists.
+        position_ids=positions_BT.masked_fill(positions_BT == NOWHERE, 0),
+        past_key_values=cache,
+        sight=Sight(rows.prefix, positions_BS, positions_BT),
+        **options,
+    )
+    return output, Rows(rows.prefix, positions_BS, tuple((keys, values) for keys, values, *_ in cache))
 
 
 def _reunite(parts: Sequence[tuple[Tensor, Rows]]) -> Rows:
