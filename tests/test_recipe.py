@@ -19,7 +19,7 @@ from sinterlm.errors import InputError
 from sinterlm.objectives.table import OBJECTIVES
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.load import load_few_shot, load_recipe, quickstart_recipe, read_train_settings, resolve_text
-from sinterlm.recipe.schema import Objective, Recipe, RecordedSource, LocalModel
+from sinterlm.recipe.schema import LocalModel, Objective, Recipe, RecordedSource
 from sinterlm.recipe.train_arguments import OWNED, find_problems
 from sinterlm.recipe.yaml_file import dump_yaml, parse_value, read_yaml
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from sinterlm.errors import ToleranceError
+from sinterlm.errors import InputError, ToleranceError
 from sinterlm.pipeline.fusion import Ask
 from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity
@@ -29,6 +29,19 @@ def engine_of(run: Run, ask: Ask) -> Engine:
     )
 
 
+def identity_of(ask: Ask) -> str:
+    """What names the answers in the store.
+
+    Raises:
+        InputError: The weights or the file of answers are not there.
+    """
+    participant = ask.participant
+    identity = engine_identity(participant.config, location=participant.location, settings=ask.settings)
+    if identity is None:
+        raise InputError(f"{participant.name}: its file of recorded answers is not there")
+    return identity
+
+
 def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_answer: bool = False) -> StageResult:
     """Sample one participant for every prompt, as often as asked, except what the store has.
 
@@ -40,7 +53,7 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
     """
     participant, settings, num_samples = ask
     with closing(engine_of(run, ask)) as engine:
-        identity = engine.identity
+        identity = identity_of(ask)
         stored = run.store.response_ids(identity)
         ids = {
             (prompt.id, index): response_id(identity, prompt.content_hash, index)
@@ -101,9 +114,7 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
 
 def answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answered]:
     """The stored answers of one participant, prompt by prompt."""
-    participant = ask.participant
-    identity = engine_identity(participant.config, location=participant.location, settings=ask.settings)
-    assert identity is not None
+    participant, identity = ask.participant, identity_of(ask)
     for prompt in prompts:
         for response in run.store.responses(identity, prompt, source=participant.name, num_samples=ask.num_samples):
             yield Answered(prompt, response)

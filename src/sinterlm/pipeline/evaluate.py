@@ -163,7 +163,8 @@ def _row_logps(location: str, rows: Sequence[TrainingRow]) -> list[dict[Role, Se
         for row in rows
         for response in map(row.with_role, QUADRUPLE_ROLES)
     ]
-    logps = iter(sequence_logps(load_model(location), examples))
+    # Rewards are small differences of large sums: half precision would drown them.
+    logps = iter(sequence_logps(load_model(location, dtype="float32"), examples))
     return [{role: next(logps) for role in QUADRUPLE_ROLES} for _ in rows]
 
 

@@ -198,7 +198,7 @@ def evaluation_prompts(run: Run) -> list[Prompt]:
 
 
 def held_out_asks(fusion: Fusion) -> list[Ask]:
-    """Every model once and greedily; to measure internal rewards on quadruples, sources and start as in training too."""
+    """Every model once, greedily; sources and start as in training too, to measure internal rewards on quadruples."""
     asks = [fusion.for_evaluation(participant) for participant in fusion.participants]
     if fusion.recipe.preference:
         asks += [fusion.for_training(participant) for participant in (*fusion.sources, fusion.start)]

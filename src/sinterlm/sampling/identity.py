@@ -1,5 +1,8 @@
 """What names a source's answers in the store, known without loading a model or importing torch.
 
+An identity names everything that decides an answer: weights, template, prompt format, sampling settings and seed. The
+number of samples does not belong to it, so that asking for more keeps those that are there.
+
 An identity function takes the same arguments as its engine (see ``table.py``) and ``fingerprint``, which gives the hash
 of a model's weights and template by its name, or None where it is not known yet.
 """

@@ -33,15 +33,10 @@ class Generation:
 
 
 class Engine(Protocol):
-    """A source of answers. Cheap to construct: weights are loaded by the first :meth:`sample`."""
+    """A source of answers. Cheap to construct: weights are loaded by the first :meth:`sample`.
 
-    @property
-    def identity(self) -> str:
-        """Names everything that decides an answer: weights, template, prompt format, sampling settings and seed.
-
-        The number of samples does not belong to it, so that asking for more keeps those that are there.
-        """
-        ...
+    What names its answers in the store stands beside it in ``table.py``, as a function that loads nothing.
+    """
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
         """Split the whole work list into batches, the same for the same list."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from sinterlm.errors import InputError
 from sinterlm.formats import RecordedAnswer, read_recorded
 from sinterlm.records import Prompt
-from sinterlm.sampling.identity import recorded_identity
 from sinterlm.sampling.protocol import Generation, Item
 
 
@@ -26,14 +25,6 @@ class RecordedEngine:
 
     def __init__(self, path: Path) -> None:
         self._path = Path(path)
-
-    @property
-    def identity(self) -> str:
-        """Names the file's content."""
-        identity = recorded_identity(path=self._path)
-        if identity is None:
-            raise InputError(f"{self._path}: there is no such file of recorded answers")
-        return identity
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
         """Leave the items that the file answers, in one batch.

@@ -14,11 +14,10 @@ from transformers import PreTrainedModel
 
 from sinterlm.chat import FewShot, end_token_ids
 from sinterlm.errors import InputError
-from sinterlm.models import describe_placement, fingerprint, load_model, load_tokenizer
+from sinterlm.models import describe_placement, load_model, load_tokenizer
 from sinterlm.records import Message, Prompt, SamplingSettings
 from sinterlm.sampling.asking import Asking
 from sinterlm.sampling.decoding import decode
-from sinterlm.sampling.identity import transformers_identity
 from sinterlm.sampling.nucleus import draw_uniforms
 from sinterlm.sampling.prefix_attention import Prefix, plug_in
 from sinterlm.sampling.protocol import Generation, Item
@@ -79,19 +78,6 @@ class TransformersEngine:
         self._on_loaded = on_loaded
         self._batch_tokens = batch_tokens
         self._loaded: _Loaded | None = None
-
-    @property
-    def identity(self) -> str:
-        """Names weights, template, prompt format, sampling settings and seed; reads the weights where they are new."""
-        identity = transformers_identity(
-            model=self._name,
-            few_shot=self._few_shot,
-            system=self._system,
-            settings=self._settings,
-            fingerprint=fingerprint,
-        )
-        assert identity is not None
-        return identity
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
         """Put prompts of like length together, and all samples of a prompt into one batch."""
