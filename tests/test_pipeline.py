@@ -131,6 +131,8 @@ def test_a_second_recipe_in_the_workspace_samples_no_source_again(recipe: Path, 
         assert f"{source} sampled now: 0" in sampled
     scored = next(line for line in reporter.lines if line.startswith("score-sources done"))
     assert "scored now: 0" in scored
+    assert "  train-sft: trains on cpu, float32" in reporter.lines
+    assert "  target-sft: loaded on cpu, float32" in reporter.lines
     target = next(line for line in reporter.lines if line.startswith("sample-target done"))
     assert "target-sft sampled now: 0" not in target, "a retrained target never meets its predecessor's answers"
 

@@ -128,7 +128,11 @@ def _with_progress(reporter: Reporter, label: str, **arguments: Any) -> Training
             task.advance(step - done, f"loss {loss:.4f}")
             done = step
 
-        return train(report_progress=report, **arguments)
+        return train(
+            on_loaded=lambda placement: reporter.say(f"  {label}: trains on {placement}"),
+            report_progress=report,
+            **arguments,
+        )
 
 
 def _card(run: Run) -> CardDetails:

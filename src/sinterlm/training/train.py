@@ -32,7 +32,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from sinterlm.chat import end_token_ids
 from sinterlm.errors import InputError
 from sinterlm.formats import atomic_write
-from sinterlm.models import fingerprint, load_model, load_tokenizer
+from sinterlm.models import describe_placement, fingerprint, load_model, load_tokenizer
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.records import Dropped, TrainingRow, digest
 from sinterlm.training.card import CardDetails, render_card
@@ -76,6 +76,7 @@ def train(
     seed: int = 0,
     cache_dir: Path | None = None,
     card: CardDetails | None = None,
+    on_loaded: Callable[[str], None] | None = None,
     report_progress: ReportProgress | None = None,
 ) -> TrainingResult:
     """Train ``model`` on ``rows`` and leave a folder that Transformers loads.
@@ -90,6 +91,7 @@ def train(
         seed: of the order of the rows.
         cache_dir: where log-probabilities of the reference are kept.
         card: what the model card says of the origin; ``model`` alone unless given.
+        on_loaded: told where and in which precision the model is trained.
         report_progress: called after every optimizer step.
 
     Raises:
@@ -119,6 +121,8 @@ def train(
         reference_cache=ReferenceCache(cache_dir, model_fingerprint) if cache_dir else None,
         callbacks=[CheckpointManifest(), MetricsFile(output_dir / METRICS)],
     )
+    if on_loaded:
+        on_loaded(describe_placement(cast(PreTrainedModel, trainer.model)))
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if report_progress:
