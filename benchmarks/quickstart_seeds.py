@@ -44,7 +44,7 @@ Scores = Mapping[str, Mapping[str, Score]]
 def read_scores(fusion: Fusion) -> dict[str, dict[str, Score]]:
     """Every model's held-out scores in one run."""
     with closing(Store(fusion.store_path, read_only=True)) as store:
-        run = Run(fusion, store, Reporter(Console(quiet=True)), key="")
+        run = Run(fusion, store, Reporter(Console(quiet=True)))
         prompts = store.prompts(fusion.run_name, "held_out")
         return {each.name: held_out_scores(run, prompts, each) for each in fusion.participants}
 

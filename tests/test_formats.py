@@ -115,12 +115,39 @@ class TestPrompts:
             ('{"prompt": "a", "answers": [1]}', r"`answers` is \[1\]; expected text or a list of texts"),
             ('{"prompt": "a", "id": true}', "`id` is true; expected text or a whole number"),
             ('{"prompt": "a", "domain": 3}', "`domain` is 3; expected text"),
+            (
+                r'{"prompt": "a \ud83d b"}',
+                r"line 2: \\ud83d is half of a surrogate pair; expected its other half beside",
+            ),
+            (r'{"prompt": "a", "\uDE00": 1}', r"line 2: \\ude00 is half of a surrogate pair"),
+            (
+                f'{{"prompt": "a", "id": {"9" * 5_000}}}',
+                "line 2: a number of too many digits; expected one JSON object",
+            ),
+            ("[" * 100_000, "line 2: nested too deeply; expected one JSON object in each line"),
         ],
     )
     def test_a_line_of_another_shape_is_named(self, tmp_path: Path, text: str, message: str) -> None:
         path = lines(tmp_path / "p.jsonl", '{"prompt": "good"}', text)
         with pytest.raises(InputError, match=message):
             read_prompts(path)
+
+    def test_a_whole_surrogate_pair_is_a_character(self, tmp_path: Path) -> None:
+        (prompt,) = read_prompts(lines(tmp_path / "p.jsonl", r'{"prompt": "What is \ud83d\ude00?"}'))
+        assert prompt.messages == (Message("user", "What is 😀?"),)
+
+    def test_at_no_depth_of_nesting_is_there_another_error(self, tmp_path: Path) -> None:
+        """What can just be read cannot always be shown."""
+        for depth in range(100, 1_000, 2):
+            path = lines(tmp_path / "p.jsonl", f'{{"prompt": {"[" * depth}{"]" * depth}}}')
+            with pytest.raises(InputError, match=r"p\.jsonl, line 1"):
+                read_prompts(path)
+
+    def test_parquet_text_that_is_none(self, tmp_path: Path) -> None:
+        broken = pa.array([b"\xff"]).view(pa.string())
+        pq.write_table(pa.table({"prompt": broken}), tmp_path / "p.parquet")
+        with pytest.raises(InputError, match=r"p\.parquet, after row 0: text that is not UTF-8"):
+            read_prompts(tmp_path / "p.parquet")
 
     def test_an_empty_a_missing_and_a_broken_file(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"p\.jsonl: there is no prompt in it"):
@@ -245,11 +272,24 @@ class TestTrainingFile:
             ),
             (SFT, {"messages": [said("a")]}, "`chosen` has the roles assistant"),
             (SFT, {"prompt": "q", "completion": "a", "weight": float("nan")}, "`weight` is NaN; expected a finite"),
+            (SFT, {"prompt": "q", "completion": "a", "weight": float("inf")}, "`weight` is Infinity; expected a"),
+            (SFT, {"prompt": "q", "completion": "a", "weight": 10**400}, "`weight` is 1000+[.]{3}; expected a finite"),
+            (PAIR, {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": float("-inf")}, "`score_chosen` is -Inf"),
+            (
+                SFT,
+                {"prompt": "q", "responses": [{"content": "a", "role": "chosen", "score": float("nan")}]},
+                r"`responses\[0\]`: `score` is NaN; expected a finite number",
+            ),
+            (
+                SFT,
+                {"prompt": "q", "responses": [{"content": "a", "role": "chosen", "index": 2**63}]},
+                r"`responses\[0\]`: `index` is 9223372036854775808; expected a whole number, 0 to",
+            ),
             (SFT, {"prompt": "q", "completion": "a", "weight": "1"}, "`weight` is \"1\"; expected a finite number"),
             (
                 SFT,
                 {"prompt": "q", "responses": [{"content": "a", "role": "best"}]},
-                r"`responses\[0\]`: `role` is 'best'; expected chosen, rejected",
+                r"`responses\[0\]`: `role` is \"best\"; expected chosen, rejected",
             ),
             (SFT, {"prompt": "q", "responses": [{"content": "", "role": "chosen"}]}, r"`responses\[0\]`: `content` is"),
             (SFT, {"prompt": "q", "completion": "a", "weight": -1}, "`weight` is -1; expected a number, at least 0"),
@@ -360,7 +400,7 @@ class TestRecorded:
             '{"response": "r"}': "line 2: `prompt` is missing",
             '{"prompt_id": "a"}': "line 2: `response` is missing; expected text",
             '{"prompt_id": "a", "response": "r", "index": -1}': "`index` is -1; expected a whole number",
-            '{"prompt_id": "b", "response": "r", "finish_reason": "cut"}': "`finish_reason` is 'cut'; expected stop or",
+            '{"prompt_id": "b", "response": "r", "finish_reason": "cut"}': '`finish_reason` is "cut"; expected stop',
         }.items():
             with pytest.raises(InputError, match=message):
                 read_recorded(lines(tmp_path / "answers.jsonl", good, bad))

@@ -30,7 +30,7 @@ from sinterlm.models import (
     load_tokenizer,
     resolve_model,
 )
-from sinterlm.records import Message
+from sinterlm.records import Message, digest
 from tests.tiny import build_model, build_tokenizer, save_tiny, save_tiny_reward_model
 from tests.tiny_gguf import write_gguf
 
@@ -183,6 +183,21 @@ class TestLoading:
         model = load_reward_model(str(save_tiny_reward_model(tmp_path / "reward")))
         assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 1)
 
+    @pytest.mark.parametrize("tied", [False, True])
+    def test_a_reward_model_is_no_language_model(self, tmp_path: Path, tied: bool) -> None:
+        """With one matrix for input and output embeddings it would lack nothing and be asked in earnest."""
+        folder = save_tiny_reward_model(tmp_path / "reward")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+        with pytest.raises(InputError, match="is a LlamaForSequenceClassification: it gives scores; expected a causal"):
+            load_model(str(folder))
+
+    def test_a_broken_config(self, tmp_path: Path) -> None:
+        folder = save_tiny(tmp_path / "model")
+        (folder / "config.json").write_text("{half")
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load_model(str(folder))
+
     def test_a_language_model_is_no_reward_model(self, tmp_path: Path) -> None:
         """Transformers would give it a random head and say so in a log line only."""
         with pytest.raises(InputError, match=r"is no LlamaForSequenceClassification: its files lack score\.weight"):
@@ -237,9 +252,20 @@ class TestFingerprint:
         assert cached_fingerprint(folder) is None
         assert fingerprint(folder) == before
 
-    def test_weights_bytes(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_weights_bytes_are_those_of_float32(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        """Whatever precision the files have and however many they are."""
         folder = save_tiny(tmp_path / "model")
-        assert known_weights_bytes(str(folder)) == (folder / "model.safetensors").stat().st_size
+        model = build_model(build_tokenizer()).to(dtype)  # type: ignore[arg-type]  # the stubs know no dtype here
+        model.save_pretrained(folder, max_shard_size="20KB")
+        (folder / "model.safetensors").unlink()
+        assert len(list(folder.glob("*.safetensors"))) > 1
+        assert known_weights_bytes(str(folder)) == 4 * sum(weight.numel() for weight in model.parameters())
+
+    def test_weights_bytes_of_a_broken_file_are_unknown(self, tmp_path: Path) -> None:
+        folder = save_tiny(tmp_path / "model")
+        (folder / "model.safetensors").write_bytes(b"broken")
+        assert known_weights_bytes(str(folder)) is None
 
 
 class TestGguf:
@@ -269,16 +295,23 @@ class TestGguf:
             assert resolve_model(TINY) == first
             assert caplog.text == ""
         assert first.is_relative_to(cache)
-        assert fingerprint(TINY)[:16] in first.name
+        done = subprocess.run(["sha256sum", package / "tiny.gguf"], capture_output=True, text=True, check=True)
+        assert done.stdout[:16] in first.name
 
-    def test_the_fingerprint_is_the_files_own_hash(self, cache: Path, package: Path) -> None:
+    def test_the_fingerprint_is_the_files_bytes_and_their_conversion(
+        self, cache: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         assert cached_fingerprint(TINY) is None
         assert known_weights_bytes(TINY) is None
-        done = subprocess.run(["sha256sum", package / "tiny.gguf"], capture_output=True, text=True, check=True)
-        assert fingerprint(TINY) == cached_fingerprint(TINY) == done.stdout.split()[0]
+        before = fingerprint(TINY)
+        assert cached_fingerprint(TINY) == before
         assert not (cache / "models").exists()  # naming does not convert
-        resolve_model(TINY)
-        assert known_weights_bytes(TINY) == (resolve_model(TINY) / "model.safetensors").stat().st_size
+        monkeypatch.setattr(models, "CONVERSION", models.CONVERSION + 1)
+        assert cached_fingerprint(TINY) == fingerprint(TINY) != before
+
+    def test_weights_bytes_are_known_once_it_is_converted(self, cache: Path, package: Path) -> None:
+        model = load_model(TINY, device="cpu")
+        assert known_weights_bytes(TINY) == 4 * sum(weight.numel() for weight in model.parameters())
 
     def test_another_file_is_another_model(self, cache: Path, package: Path) -> None:
         first = resolve_model(TINY)
@@ -390,7 +423,8 @@ class TestQuickstartModels:
     def test_gemma(self) -> None:
         model, tokenizer = load_model(GEMMA, device="cpu"), load_tokenizer(GEMMA)
         assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template) == (2, 1, None)
-        assert fingerprint(GEMMA) == "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+        gguf_hash = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+        assert fingerprint(GEMMA) == digest({"gguf": gguf_hash, "conversion": models.CONVERSION})
         examples = (("What is the opposite of hot?", "cold"), ("What is the past tense of go?", "went"))
         shots = FewShot("Q: {question}\nA: {answer}\n\n", examples)
         prompt = encode_completion(tokenizer, shots.prefix + shots.render("What is the capital of France?"))

@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinterlm.formats import read_rows
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import Reporter
-from sinterlm.pipeline.run import run_fusion
+from sinterlm.pipeline.run import Outcome, run_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.load import load_recipe
@@ -42,8 +44,8 @@ class Lines(Reporter):
         self.lines.append(text)
 
 
-def fuse(recipe: Path, *overrides: str) -> tuple[list[str], Lines]:
-    """Carry out the recipe in this process: the stages done now, and what was said."""
+def fuse(recipe: Path, *overrides: str) -> tuple[Outcome, Lines]:
+    """Carry out the recipe in this process: what was done and is left, and what was said."""
     reporter = Lines()
     return run_fusion(Fusion(load_recipe(recipe, overrides).recipe), reporter), reporter
 
@@ -52,8 +54,8 @@ def fuse(recipe: Path, *overrides: str) -> tuple[list[str], Lines]:
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe that has been carried out once."""
     path = write_tiny_fusion(tmp_path_factory.mktemp("fusion"))
-    done, _ = fuse(path)
-    assert done == STAGES
+    outcome, _ = fuse(path)
+    assert outcome == (STAGES, [])
     return path
 
 
@@ -86,14 +88,50 @@ def test_summary_has_the_contracts_shape(run: Path) -> None:
         assert figures["n"] == 8
         assert 0 <= figures["low"] <= figures["exact_match"] <= figures["high"] <= 1
         assert 0 <= figures["contains_low"] <= figures["contains"] <= figures["contains_high"] <= 1
-    assert summary["held_out"]["old-answers"]["exact_match"] == 1
+    with Store(run / "store.sqlite", read_only=True) as store:
+        numbers = [int(prompt.id.split("-")[1]) for prompt in store.prompts(".", "held_out")]
+    recorded = summary["held_out"]["old-answers"]
+    assert recorded["exact_match"] == sum(number % 4 in (0, 1) for number in numbers) / 8
+    assert recorded["contains"] == sum(number % 4 != 3 for number in numbers) / 8
+    assert 0 < recorded["exact_match"] < recorded["contains"] < 1, "the split shows all three kinds of answers"
     compared = {(entry["model"], entry["other"]) for entry in summary["held_out_differences"]}
     assert compared >= {(model, other) for model in MODELS[4:] for other in MODELS[:4]}
     gap = next(
         entry for entry in summary["held_out_differences"]
         if (entry["model"], entry["other"], entry["metric"]) == ("target-sft-wrpo", "old-answers", "exact_match")
     )  # fmt: skip
-    assert gap["difference"] == pytest.approx(summary["held_out"]["target-sft-wrpo"]["exact_match"] - 1)
+    ours, theirs = (summary["held_out"][name]["exact_match"] for name in ("target-sft-wrpo", "old-answers"))
+    assert gap["difference"] == pytest.approx(ours - theirs)
+
+
+def test_internal_rewards_of_held_out_quadruples(run: Path) -> None:
+    """The figures of evaluation.json against log-probabilities that Transformers computes from the saved models."""
+    figures = json.loads((run / "evaluation.json").read_text())
+    assert figures["num_quadruples"] >= 2
+    accuracies = figures["reward_accuracies"]["target-sft-wrpo"]
+    assert {name: rate["n"] for name, rate in accuracies.items()} == dict.fromkeys(
+        ("source_chosen", "target_chosen", "chosen"), figures["num_quadruples"]
+    )
+    assert list(figures["average_logps"]) == ["target", "target-sft", "target-sft-wrpo", "target-sft-dpo"]
+    with Store(run / "store.sqlite", read_only=True) as store:
+        prompts = {prompt.id: prompt for prompt in store.prompts(".", "held_out")}
+        passing = sorted(prompt_id for prompt_id in prompts if int(prompt_id.split("-")[1]) % 4 in (0, 1))
+    # Only the recorded source ever passes, so y_ws is the accepted answer of every question that it gets right.
+    model = AutoModelForCausalLM.from_pretrained(run / "target-sft")
+    tokenizer = AutoTokenizer.from_pretrained(run / "target-sft")
+    expected = []
+    for prompt_id in passing:
+        messages = [("system", "Answer with one word."), *prompts[prompt_id].messages]
+        chat = [{"role": role, "content": content} for role, content in messages]
+        prompt_ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        chat.append({"role": "assistant", "content": prompts[prompt_id].answers[0]})
+        ids = tokenizer.apply_chat_template(chat, return_dict=False)
+        with torch.no_grad():
+            logps = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        answer = range(len(prompt_ids), len(ids))
+        expected.append(float(sum(logps[position - 1, ids[position]] for position in answer)) / len(answer))
+    found = figures["average_logps"]["target-sft"]["chosen_source"]
+    assert set(np.round(found, 4)) <= set(np.round(expected, 4))
 
 
 def test_every_prompt_is_in_one_part_and_every_training_prompt_is_a_row_or_a_drop(run: Path) -> None:
@@ -118,8 +156,8 @@ def test_rows_carry_the_targets_system_prompt_and_their_origin(run: Path) -> Non
 
 
 def test_the_same_command_again_does_nothing(recipe: Path) -> None:
-    done, reporter = fuse(recipe)
-    assert done == []
+    outcome, reporter = fuse(recipe)
+    assert outcome == ([], [])
     assert reporter.lines == []
 
 
@@ -162,15 +200,15 @@ def test_an_output_that_was_deleted_is_made_again(recipe: Path, tmp_path: Path) 
     shutil.copytree(recipe.parent / "run", copy)
     before = (copy / "target-sft-dpo" / "model.safetensors").read_bytes()
     shutil.rmtree(copy / "target-sft-dpo")
-    done, _ = fuse(recipe, f"output={copy}")
-    assert done == ["train-dpo"]
+    outcome, _ = fuse(recipe, f"output={copy}")
+    assert outcome == (["train-dpo"], [])
     assert (copy / "target-sft-dpo" / "model.safetensors").read_bytes() == before
 
 
 def test_until_and_only(recipe: Path, tmp_path: Path) -> None:
     fusion = Fusion(load_recipe(recipe, (f"output={tmp_path / 'out'}",)).recipe)
-    assert run_fusion(fusion, Lines(), until="score-sources") == STAGES[:3]
-    assert run_fusion(fusion, Lines(), only="select-sft") == ["select-sft"]
+    assert run_fusion(fusion, Lines(), until="score-sources") == (STAGES[:3], STAGES[3:])
+    assert run_fusion(fusion, Lines(), only="select-sft") == (["select-sft"], STAGES[4:])
 
 
 def sinterlm(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -228,3 +266,83 @@ def test_list_and_help_without_torch() -> None:
     assert {"sft", "dpo", "wrpo"} <= {entry["name"] for entry in objectives}
     for what in ("policies", "scorers", "engines"):
         assert all(entry["name"] for entry in json.loads(sinterlm("list", what, "--json").stdout))
+
+
+def test_recorded_answers_that_nobody_asks_for_are_records(recipe: Path, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    extra = [
+        {"prompt_id": "elsewhere", "response": "x"},
+        *({"prompt_id": "sum-0-1", "index": k, "response": "1"} for k in (7, 8)),
+    ]
+    answers.write_text((recipe.parent / "answers.jsonl").read_text() + "".join(json.dumps(row) + "\n" for row in extra))
+    old = f"sources.old-answers={{engine: recorded, num_samples: 2, path: {answers}}}"
+    fusion = Fusion(load_recipe(recipe, (f"output={tmp_path / 'out'}", old)).recipe)
+    run_fusion(fusion, Lines(), until="sample-sources")
+    with Store(tmp_path / "out" / "store.sqlite", read_only=True) as store:
+        unused = [(drop.subject, drop.reason) for drop in store.dropped(".") if "recorded" in drop.reason]
+    assert unused == [("elsewhere", "unmatched-recorded-answer"), ("sum-0-1", "surplus-recorded-answer")]
+
+
+def test_a_redo_that_was_interrupted_does_not_count_as_the_old_one(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another recipe overwrites a stage's products and dies before it is finished: the first recipe does it again."""
+    copy = tmp_path / "copy"
+    shutil.copytree(recipe.parent / "run", copy)
+    whole = {name: (copy / name / "model.safetensors").read_bytes() for name in MODELS[4:]}
+    with Store(copy / "store.sqlite", read_only=True) as store:
+        held_out = store.prompts(".", "held_out")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for change in ("seed=9", "sft.train.learning_rate=5e-3"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "finish_stage", die)
+            with pytest.raises(KeyboardInterrupt):
+                fuse(recipe, f"output={copy}", change)
+        outcome, _ = fuse(recipe, f"output={copy}")
+        assert outcome.done_now, change
+        with Store(copy / "store.sqlite", read_only=True) as store:
+            assert store.prompts(".", "held_out") == held_out
+        assert {name: (copy / name / "model.safetensors").read_bytes() for name in MODELS[4:]} == whole
+
+
+def test_a_method_that_the_recipe_no_longer_has_is_no_part_of_the_summary(recipe: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(recipe.parent / "run", copy)
+    text = recipe.read_text()
+    fewer = recipe.with_name("fewer.yaml")
+    fewer.write_text(text[: text.index("  dpo:\n")] + text[text.index("evaluation:") :])
+    fuse(fewer, f"output={copy}")
+    summary = json.loads((copy / "summary.json").read_text())
+    assert list(summary["stages"]) == [name for name in STAGES[:-1] if "dpo" not in name]
+    assert list(summary["held_out"]) == MODELS[:-1]
+
+
+def test_two_runs_at_once_the_second_is_refused_by_name(recipe: Path, tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-m", "sinterlm", "run", str(recipe), f"output={tmp_path / 'out'}"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    next(line for line in first.stdout if line.startswith("sample-sources ..."))
+    for workspace in (tmp_path / "out", tmp_path / "another"):  # the same workspace; or only the same output
+        second = sinterlm("run", recipe, f"output={tmp_path / 'out'}", f"workspace={workspace}")
+        assert second.returncode == 75
+        assert f"process {first.pid}" in second.stderr
+    first.kill()
+    first.communicate()
+
+
+def test_status_says_unknown_where_weights_were_not_read_on_this_machine(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    states = {
+        stage["name"]: stage["state"]
+        for stage in json.loads(sinterlm("status", recipe.parent / "run", "--json").stdout)["stages"]
+    }
+    assert states["prompts"] == "done"
+    assert states["sample-sources"] == "unknown"

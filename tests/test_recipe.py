@@ -19,6 +19,7 @@ from sinterlm.errors import InputError
 from sinterlm.objectives.table import OBJECTIVES
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.load import load_few_shot, load_recipe, quickstart_recipe, read_train_settings, resolve_text
+from sinterlm.recipe.overrides import Override
 from sinterlm.recipe.schema import LocalModel, Objective, Recipe, RecordedSource
 from sinterlm.recipe.train_arguments import OWNED, find_problems
 from sinterlm.recipe.yaml_file import dump_yaml, parse_value, read_yaml
@@ -88,7 +89,11 @@ def complaint_of(function: Callable[..., object], *arguments: object) -> str | N
 
 def test_every_part_is_read(recipe_path: Path) -> None:
     recipe = load(recipe_path)
-    assert (recipe.seed, recipe.output, recipe.workspace) == (3, Path("runs/mine/wrpo"), Path("runs/mine"))
+    assert (recipe.seed, recipe.output, recipe.workspace) == (
+        3,
+        Path.cwd() / "runs/mine/wrpo",
+        Path.cwd() / "runs/mine",
+    )
     assert recipe.prompts.path == recipe_path.parent / "questions.jsonl"
     assert recipe.prompts.split.model_dump() == {"held_out": 150, "sft": 0.33, "development": 0, "preference": "rest"}
     gemma, recorded = recipe.sources.values()
@@ -111,15 +116,18 @@ def test_paths_are_relative_to_the_recipe(recipe_path: Path, monkeypatch: pytest
     monkeypatch.chdir(recipe_path.parent)
     recipe = load(Path("recipe.yaml"), "output=elsewhere", "prompts.path=other.jsonl")
     assert recipe.prompts.path == recipe_path.parent / "other.jsonl"
-    assert recipe.output == Path("elsewhere")
+    assert recipe.output == recipe_path.parent / "elsewhere"
     assert load(Path("recipe.yaml"), "prompts.path=~/x").prompts.path == Path.home() / "x"
+    assert load(Path("recipe.yaml"), "output=~/x").output == Path.home() / "x"
+    assert load(Path("recipe.yaml"), "output=~nobody-of-this-name/x").output.parent.parent == recipe_path.parent
 
 
-def test_resolved_text_round_trips(recipe_path: Path, tmp_path: Path) -> None:
-    """The text says every default, and reads back to the same from any folder."""
+def test_resolved_text_round_trips(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text says every default, and reads back to the same in any folder and from any."""
     recipe = load(recipe_path)
     text = resolve_text(recipe)
     (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
     again = load(write(tmp_path / "other", text))
     assert resolve_text(again) == text
     assert again.preference["wrpo"].objective == Objective(
@@ -127,6 +135,29 @@ def test_resolved_text_round_trips(recipe_path: Path, tmp_path: Path) -> None:
     )
     assert again.model_copy(update={"preference": recipe.preference}) == recipe
     assert "temperature: 0.8" in text
+
+
+def test_a_model_that_is_a_folder_is_found_from_anywhere(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a recipe names a model; a hub name stays one."""
+    (recipe_path.parent / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(recipe_path.parent)
+    scorer = "{kind: reward-model, model: models/mine}"
+    recipe = load(
+        recipe_path,
+        "target.model=models/mine",
+        "sources.old-answers={engine: transformers, model: models/mine}",
+        f"scorer={scorer}",
+        f"evaluation.held_out.scorer={scorer}",
+    )
+    monkeypatch.chdir("/")
+    again = load(write(recipe_path.parent, resolve_text(recipe), "resolved.yaml"))
+    assert again.evaluation.held_out is not None
+    gemma, other = again.sources.values()
+    named = [again.target, other, again.scorer, again.evaluation.held_out.scorer]
+    assert [model.model_dump()["model"] for model in named] == [str(recipe_path.parent / "models" / "mine")] * 4
+    assert gemma.model_dump()["model"] == "gguf:package/FILE.gguf"
+    assert load(recipe_path).target.model == "example/target"
+    assert load(recipe_path, f"target.model={'x' * 10_000}").target.model == "x" * 10_000
 
 
 # Overrides.
@@ -157,6 +188,21 @@ def test_overrides(recipe_path: Path) -> None:
     assert recipe.seed == 2
 
 
+@pytest.mark.parametrize("value", ["2026", "a #1", "null", "[x", "1e3", "key: value", " x ", "~"])
+def test_an_overrides_value_may_be_given_as_it_is(recipe_path: Path, value: str) -> None:
+    """Text that YAML would read as something else; order and places are those of other overrides."""
+    overrides = ["target.prompt.system=other", Override("target.prompt.system", value)]
+    assert load_recipe(recipe_path, overrides).recipe.target.prompt.system == value
+    assert load_recipe(recipe_path, overrides[::-1]).recipe.target.prompt.system == "other"
+    with pytest.raises(InputError, match=r"^command line: seed: found '.*' \(text\), expected a whole number$"):
+        load_recipe(recipe_path, [Override("seed", value)])
+
+
+@pytest.mark.parametrize("name", ["2026", "a #1", "null"])
+def test_an_output_folder_may_have_any_name(recipe_path: Path, name: str) -> None:
+    assert load_recipe(recipe_path, [Override("output", name)]).recipe.output == Path.cwd() / name
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
@@ -175,6 +221,14 @@ def test_overrides(recipe_path: Path) -> None:
         ("preference.new.objective.kind=dpo", "command line: preference.new.select: missing, expected a mapping"),
         ("sft.select={}", "command line: sft.select.kind: missing, expected best-of-sources"),
         ("sources={}", "command line: sources: found a mapping, expected at least 1 of them"),
+        (
+            "target.prompt.few_shot=shots.yaml",
+            "command line: target.prompt.few_shot: the target is trained on its chat template and so must be asked by it",
+        ),
+        (
+            "sources.gemma-2.5.prompt.system=Be brief.",
+            "command line: sources.gemma-2.5.prompt.system: a few-shot prompt has no place for a system prompt",
+        ),
         ("prompts.split.held_out=0", "command line: prompts.split.held_out: found 0, but the recipe has work for this"),
         (f"seed={'x' * 10_000}", f"command line: seed: found '{'x' * 60}'... (text), expected a whole number"),
     ],

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sinterlm.errors import InputError, TryAgainError
 from sinterlm.records import Dropped, Message, Prompt, Response, SamplingSettings, Score, response_id
-from sinterlm.store import FinishedStage, Store, workspace_lock
+from sinterlm.store import FinishedStage, Store, folder_lock
 
 PROMPT = Prompt("capital-france", (Message("user", "What is the capital of France?"),), ("Paris",), "capitals")
 
@@ -175,8 +175,8 @@ def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from sinterlm.store import workspace_lock
-        with workspace_lock(Path(sys.argv[1]), Path("runs/first")):
+        from sinterlm.store import folder_lock
+        with folder_lock(Path(sys.argv[1]), Path("runs/first")):
             print("held", flush=True)
             sys.stdin.read()
     """)
@@ -188,10 +188,10 @@ def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     assert process.stdout.readline() == "held\n"
     with (
         pytest.raises(TryAgainError, match=rf"process {process.pid} .*runs/first"),
-        workspace_lock(tmp_path, Path("runs/second")),
+        folder_lock(tmp_path, Path("runs/second")),
     ):
         pass
     process.kill()  # the operating system frees the lock of a dead process
     process.communicate()
-    with workspace_lock(tmp_path, Path("runs/second")):
+    with folder_lock(tmp_path, Path("runs/second")):
         pass

@@ -66,14 +66,20 @@ def write_tiny_fusion(folder: Path, *, num_questions: int = 32) -> Path:
         for left, right in ((number, number % 5 + 1) for number in range(num_questions))
     ]
     _write_lines(folder / "questions.jsonl", questions)
-    _write_lines(
-        folder / "answers.jsonl",
-        [{"prompt_id": row["id"], "index": 0, "response": row["answers"][0]} for row in questions],
-    )
+    recorded = [
+        {"prompt_id": row["id"], "response": recorded_answer(number, str(row["answers"][0]))}
+        for number, row in enumerate(questions)
+    ]
+    _write_lines(folder / "answers.jsonl", recorded)
     (folder / "shots.yaml").write_text(SHOTS)
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(folder=folder, train=TRAIN))
     return recipe
+
+
+def recorded_answer(number: int, right: str) -> str:
+    """What the recorded source answers to the question of that number: right (half of them), in a sentence, or wrong."""
+    return {2: f"It is {right}.", 3: "no idea"}.get(number % 4, right)
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

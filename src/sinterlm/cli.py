@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sinterlm.errors import SinterError, Terminated, TryAgainError
+from sinterlm.errors import InputError, SinterError, Terminated, TryAgainError
 
 app = typer.Typer(
     name="sinterlm",
@@ -95,7 +94,7 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def report(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Write a run's report.html and summary.json again and print its table."""
-    from sinterlm.pipeline.report import print_summary, rewrite_report
+    from sinterlm.pipeline.outcome import print_summary, rewrite_report
 
     summary = rewrite_report(folder)
     if as_json:
@@ -151,15 +150,15 @@ def list_(
 
 def _run(recipe: Path, overrides: list[str], *, until: str | None = None, only: str | None = None) -> None:
     from sinterlm.pipeline.fusion import Fusion
+    from sinterlm.pipeline.outcome import print_outcome
     from sinterlm.pipeline.progress import Reporter
-    from sinterlm.pipeline.report import print_outcome
     from sinterlm.pipeline.run import run_fusion
     from sinterlm.recipe.load import load_recipe
 
     console = _console()
     fusion = Fusion(load_recipe(recipe, overrides).recipe)
-    done = run_fusion(fusion, Reporter(console), until=until, only=only)
-    print_outcome(fusion, console, nothing_was_left=not done)
+    outcome = run_fusion(fusion, Reporter(console), until=until, only=only)
+    print_outcome(fusion, outcome, console)
 
 
 def _console() -> Console:
@@ -194,10 +193,9 @@ def exit_code() -> int:
     except Terminated as error:
         _complain("terminated; the same command goes on from here")
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has gone (`sinterlm plan ... | head`): nothing is left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        _complain(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}")
+        return InputError.exit_code
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command-line library
             error.show()

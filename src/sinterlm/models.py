@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from sinterlm.errors import InputError
 from sinterlm.records import digest
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GGUF_PREFIX = "gguf:"
+FLOAT32_BYTES = 4
 CONVERSION = 1
-"""Part of a converted folder's name; goes up when the conversion changes, so that older folders are not used."""
+"""Part of a converted folder's name and fingerprint; goes up when the conversion changes, so that neither older folders
+nor the answers of the models in them are used."""
 
 MODEL_FILES = (
     "config.json",
@@ -79,8 +82,19 @@ def resolve_model(name: str) -> Path:
     """
     if name.startswith(GGUF_PREFIX):
         return _converted(_gguf_file(name))
-    folder = Path(name).expanduser()
-    return _checked(folder if folder.is_dir() else _snapshot(name))
+    return _checked(_folder(name) or _snapshot(name))
+
+
+def absolute_name(name: str) -> str:
+    """The model's name, valid in any working directory: a folder's becomes absolute, another stays as it is."""
+    folder = _folder(name)
+    return str(folder.absolute()) if folder else name
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that ``name`` names, if it names one."""
+    folder = os.path.expanduser(name)
+    return Path(folder) if os.path.isdir(folder) else None
 
 
 def _snapshot(name: str) -> Path:
@@ -92,7 +106,7 @@ def _snapshot(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
     except (OSError, HFValidationError, HfHubHTTPError) as error:
         raise InputError(
-            f"model {name!r}: there is no such folder (looked for {Path(name).expanduser().absolute()}), "
+            f"model {name!r}: there is no such folder (looked for {os.path.abspath(os.path.expanduser(name))}), "
             f"and the hub gave none: {_first_line(error)}"
         ) from error
 
@@ -253,10 +267,11 @@ def _sync(path: Path) -> None:
 def fingerprint(name: str) -> str:
     """SHA-256 over all that decides a model's answers: weights, config, generation config, tokenizer and template.
 
-    For a GGUF file its own hash. File hashes are cached by path, size and time of change.
+    For a GGUF file they are decided by its bytes and by how it is converted. File hashes are cached by path, size and
+    time of change.
     """
     if name.startswith(GGUF_PREFIX):
-        return _file_hash(_gguf_file(name))
+        return _gguf_fingerprint(_file_hash(_gguf_file(name)))
     folder = resolve_model(name)
     return digest({path.name: _file_hash(path) for path in _model_files(folder)})
 
@@ -265,7 +280,8 @@ def cached_fingerprint(name: str) -> str | None:
     """The fingerprint where it is known already, else None: this never hashes, converts, or downloads."""
     if name.startswith(GGUF_PREFIX):
         path = _present_gguf(name)
-        return _known_hash(path) if path else None
+        gguf_hash = _known_hash(path) if path else None
+        return _gguf_fingerprint(gguf_hash) if gguf_hash else None
     folder = _present_folder(name)
     if folder is None:
         return None
@@ -274,15 +290,30 @@ def cached_fingerprint(name: str) -> str | None:
 
 
 def known_weights_bytes(name: str) -> int | None:
-    """Size of a model's weight files, or None where they are not on this machine in a form that can be loaded."""
+    """Size of a model's weights in float32, in which they are trained and saved, whatever precision their files have.
+
+    It is read from the headers of the files; None where these are not on this machine in a form that can be loaded.
+    """
     if name.startswith(GGUF_PREFIX):
         gguf = _present_gguf(name)
         gguf_hash = _known_hash(gguf) if gguf else None
         folder = _converted_path(gguf, gguf_hash) if gguf and gguf_hash else None
     else:
         folder = _present_folder(name)
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")] if folder else []
-    return sum(sizes) or None
+    try:
+        counts = [_count_weights(path) for path in folder.glob("*.safetensors")] if folder else []
+    except SafetensorError:
+        return None
+    return FLOAT32_BYTES * sum(counts) or None
+
+
+def _gguf_fingerprint(gguf_hash: str) -> str:
+    return digest({"gguf": gguf_hash, "conversion": CONVERSION})
+
+
+def _count_weights(path: Path) -> int:
+    with safe_open(path, framework="np") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # no mapping
 
 
 def _model_files(folder: Path) -> list[Path]:
@@ -301,8 +332,8 @@ def _present_folder(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = _folder(name)
+    if folder is not None:
         return folder
     try:
         return Path(snapshot_download(name, local_files_only=True))
@@ -355,10 +386,13 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
         name: As in :func:`resolve_model`.
         device: ``auto`` is cuda, else mps, else cpu.
         dtype: ``auto`` is bfloat16 on cuda, else float32.
+
+    Raises:
+        InputError: There is no such model, or it is a reward model.
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, name, device, dtype)
+    return _load(AutoModelForCausalLM, name, device, dtype, refused="ForSequenceClassification")
 
 
 def load_reward_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTrainedModel:
@@ -390,10 +424,18 @@ def describe_placement(model: PreTrainedModel) -> str:
     return f"{model.device}, {str(model.dtype).removeprefix('torch.')}"
 
 
-def _load(auto_class: Any, name: str, device: str, dtype: str) -> PreTrainedModel:
+def _load(auto_class: Any, name: str, device: str, dtype: str, *, refused: str | None = None) -> PreTrainedModel:
+    """The model in eval mode; ``refused`` is how the architecture's name ends that cannot be meant."""
+    from transformers import PreTrainedConfig
+
     folder = resolve_model(name)
     place = _device(device)
     try:
+        architectures = PreTrainedConfig.get_config_dict(folder)[0].get("architectures") or []
+        if refused and any(architecture.endswith(refused) for architecture in architectures):
+            # Where input and output embeddings are one, nothing would be missing and the model would speak.
+            found = ", ".join(architectures)
+            raise InputError(f"model {name!r} is a {found}: it gives scores; expected a causal language model")
         model, info = auto_class.from_pretrained(
             folder,
             dtype=_dtype(dtype, place),

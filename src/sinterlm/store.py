@@ -1,6 +1,6 @@
 """The workspace's store: prompts, responses, scores, drops and finished stages in one SQLite file.
 
-Owned by one process at a time (see :func:`workspace_lock`), written in transactions: what a method has returned from
+Owned by one process at a time (see :func:`folder_lock`), written in transactions: what a method has returned from
 survives ``kill -9`` and a power cut, and writing the same record again changes nothing. Answers and scores belong to
 the workspace and are shared by its recipes; split, drops and stages belong to a *run*, named by its output folder.
 """
@@ -8,6 +8,7 @@ the workspace and are shared by its recipes; split, drops and stages belong to a
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sqlite3
@@ -214,7 +215,8 @@ class Store:
         query = "SELECT * FROM scores WHERE response_id = ? AND scorer = ? AND answers_hash = ?"
         for row in self._read(query, response.id, scorer, answers_hash(prompt)):
             passed = None if row["passed"] is None else bool(row["passed"])
-            return Score(row["response_id"], row["scorer"], row["value"], passed, json.loads(row["detail"]))
+            value = math.nan if row["value"] is None else row["value"]  # SQLite keeps NaN as NULL
+            return Score(row["response_id"], row["scorer"], value, passed, json.loads(row["detail"]))
         return None
 
     # -- stages and drops ----------------------------------------------------------------------------------------
@@ -239,6 +241,11 @@ class Store:
                     stage.finished_at or time.time(),
                 ),
             )
+
+    def forget_stage(self, run: str, name: str) -> None:
+        """Unmark a stage, before it is done again: what it made is no longer to be trusted until it is finished."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM stages WHERE run = ? AND name = ?", (run, name))
 
     def finished_stages(self, run: str) -> dict[str, FinishedStage]:
         """The run's finished stages by name."""
@@ -278,6 +285,8 @@ class Store:
         except sqlite3.OperationalError as error:
             if "full" in str(error) or "disk I/O" in str(error):
                 raise TryAgainError(f"{self.path}: {error}; free some space and give the same command again") from error
+            if "locked" in str(error):
+                raise TryAgainError(f"{self.path}: {error} by another program; give the same command again") from error
             raise InputError(f"{self.path}: cannot be used as a store ({error})") from error
         except sqlite3.DatabaseError as error:
             raise InputError(
@@ -290,15 +299,19 @@ def _answers(prompt: Prompt) -> tuple[str, str]:
 
 
 @contextmanager
-def workspace_lock(workspace: Path, output: Path) -> Iterator[None]:
-    """Hold the workspace for one writing process; the operating system frees it when the process dies.
+def folder_lock(folder: Path, output: Path) -> Iterator[None]:
+    """Hold a folder for one writing process; the operating system frees it when the process dies.
+
+    Args:
+        folder: A workspace, or the output folder itself; made when it is not there.
+        output: What the process writes, for the message that others get.
 
     Raises:
         TryAgainError: Another process holds it; the message names it.
     """
-    workspace.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(workspace / "store.lock")
-    holder = workspace / "store.lock.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    holder = folder / ".lock.json"
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
@@ -307,7 +320,7 @@ def workspace_lock(workspace: Path, output: Path) -> Iterator[None]:
             who = f"process {held['pid']} on {held['host']} since {held['since']}, which writes {held['output']}"
         except (OSError, ValueError, KeyError):
             who = "another process"
-        raise TryAgainError(f"{workspace}: this workspace is in use by {who}; wait for it or stop it") from error
+        raise TryAgainError(f"{folder}: this folder is in use by {who}; wait for it or stop it") from error
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         host = socket.gethostname()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,13 @@ import pyarrow.parquet as pq
 from sinterlm.errors import InputError
 from sinterlm.records import Message
 
+ChoiceT = TypeVar("ChoiceT", bound=str)
+
 ROLES = ("system", "user", "assistant")
+MAX_WHOLE_NUMBER = 2**63 - 1
+"""What Parquet and SQLite can hold."""
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Line:
     def number(self, key: str, default: float) -> float:
         """The finite number under ``key``."""
         value = self.fields.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             raise self.error(f"`{key}` is {_describe(value)}", "a finite number")
         return float(value)
 
@@ -60,8 +67,15 @@ class Line:
     def whole_number(self, key: str, default: int) -> int:
         """The whole number from 0 up under ``key``."""
         value = self.fields.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self.error(f"`{key}` is {_describe(value)}", "a whole number, at least 0")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_WHOLE_NUMBER:
+            raise self.error(f"`{key}` is {_describe(value)}", f"a whole number, 0 to {MAX_WHOLE_NUMBER}")
+        return value
+
+    def choice(self, key: str, choices: Sequence[ChoiceT]) -> ChoiceT | None:
+        """The one of ``choices`` that stands under ``key``, if anything does."""
+        value = self.fields.get(key)
+        if value is not None and value not in choices:
+            raise self.error(f"`{key}` is {_describe(value)}", f"{', '.join(choices)}, or none")
         return value
 
     def flag(self, key: str) -> bool:
@@ -129,17 +143,30 @@ def _json_lines(path: Path) -> Iterator[Line]:
             place = f"{path}, line {number}"
             try:
                 text = raw.decode("utf-8-sig").strip()
-                fields = json.loads(text) if text else {}
             except UnicodeDecodeError as error:
                 raise InputError(f"{place}: not UTF-8 ({error.reason} at byte {error.start})") from error
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{place}: not JSON ({error.msg} at column {error.colno}); expected one JSON object in each line"
-                ) from error
-            if not isinstance(fields, dict):
-                raise InputError(f"{place}: {_describe(fields)}; expected one JSON object in each line")
             if text:
-                yield Line(place, _present(fields))
+                yield Line(place, _present(_parse_object(text, place)))
+
+
+def _parse_object(text: str, place: str) -> dict[str, Any]:
+    expected = "expected one JSON object in each line"
+    try:
+        fields = json.loads(text)
+        if _SURROGATE_ESCAPE.search(text):
+            json.dumps(fields, ensure_ascii=False).encode()  # half a pair is no text: it cannot be hashed or stored
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise InputError(f"{place}: {half} is half of a surrogate pair; expected its other half beside it") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); {expected}") from error
+    except ValueError as error:  # Python's limit on digits
+        raise InputError(f"{place}: a number of too many digits; {expected}, its numbers of usual size") from error
+    except RecursionError as error:
+        raise InputError(f"{place}: nested too deeply; {expected}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{place}: {_describe(fields)}; {expected}")
+    return fields
 
 
 def _parquet_lines(path: Path) -> Iterator[Line]:
@@ -152,6 +179,15 @@ def _parquet_lines(path: Path) -> Iterator[Line]:
                     yield Line(f"{path}, row {number}", _present(fields))
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a whole Parquet file ({error})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}, after row {number}: text that is not UTF-8 ({error.reason})") from error
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floating-point numbers
+        return False
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,5 +198,8 @@ def _describe(value: object) -> str:
     """A value in an error message, shortened."""
     if value is None:
         return "missing"
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:  # JSON that could just be read
+        return "nested too deeply"
     return text if len(text) <= 80 else f"{text[:77]}..."

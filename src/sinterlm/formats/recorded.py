@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from sinterlm.errors import InputError
 from sinterlm.formats.lines import Line, read_lines
@@ -51,7 +52,8 @@ def read_recorded(path: Path) -> list[RecordedAnswer]:
             raise line.error(f"answer {index} to this prompt is there already ({places[key]})", "each answer once")
         places[key] = line.place
         counted[prompt_id, content_hash, source] += 1
-        answers.append(RecordedAnswer(prompt_id, content_hash, _content(line), source, index, _finish_reason(line)))
+        finish_reason = line.choice("finish_reason", get_args(FinishReason)) or "stop"
+        answers.append(RecordedAnswer(prompt_id, content_hash, _content(line), source, index, finish_reason))
     if not answers:
         raise InputError(
             f"{path}: there is no answer in it; expected lines with `prompt_id` (or `prompt`) and `response`"
@@ -61,10 +63,3 @@ def read_recorded(path: Path) -> list[RecordedAnswer]:
 
 def _content(line: Line) -> str:
     return line.text("content" if "content" in line.fields and "response" not in line.fields else "response")
-
-
-def _finish_reason(line: Line) -> FinishReason:
-    reason = line.fields.get("finish_reason", "stop")
-    if reason not in ("stop", "length"):
-        raise line.error(f"`finish_reason` is {reason!r}", "stop or length")
-    return "length" if reason == "length" else "stop"

@@ -111,7 +111,7 @@ def _many_responses(line: Line) -> TrainingRow:
 def _listed_response(item: Line) -> RowResponse:
     return RowResponse(
         content=_not_empty(item, "content", item.text("content")),
-        role=_role(item),
+        role=item.choice("role", get_args(Role)),
         source=item.text("source", default=""),
         index=item.whole_number("index", default=0),
         score=item.optional_number("score"),
@@ -119,13 +119,6 @@ def _listed_response(item: Line) -> RowResponse:
         weight=item.number("weight", default=1.0),
         truncated=item.flag("truncated"),
     )
-
-
-def _role(item: Line) -> Role | None:
-    role: Role | None = item.fields.get("role")
-    if role is not None and role not in get_args(Role):
-        raise item.error(f"`role` is {role!r}", f"{', '.join(get_args(Role))}, or none")
-    return role
 
 
 def _wrpo(line: Line) -> TrainingRow:

@@ -47,7 +47,7 @@ class Hyperparameter:
         """Whether ``value`` has the right type and lies within the bounds."""
         if self.choices:
             return value in self.choices
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
         return (
             (self.above is None or value > self.above)

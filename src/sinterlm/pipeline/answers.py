@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -120,8 +121,12 @@ def answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answer
             yield Answered(prompt, response)
 
 
-def score(run: Run, config: Scorer, answered: Sequence[Answered]) -> StageResult:
-    """Score every answer that the store has no score of, in batches that are the same whatever is stored."""
+def score(run: Run, stage: str, config: Scorer, answered: Sequence[Answered]) -> StageResult:
+    """Score every answer that the store has no score of, in batches that are the same whatever is stored.
+
+    Raises:
+        ToleranceError: No answer got a number.
+    """
     with closing(build_scorer(config)) as scorer:
         batches = [answered[start : start + SCORING_BATCH] for start in range(0, len(answered), SCORING_BATCH)]
         pending = [
@@ -135,16 +140,21 @@ def score(run: Run, config: Scorer, answered: Sequence[Answered]) -> StageResult
                     scores = scorer.score(batch)
                     run.store.add_scores((item.prompt, score) for item, score in zip(batch, scores, strict=True))
                     task.advance(len(batch))
-        passed = values = 0.0
-        for prompt, response in answered:
-            stored = run.store.score(scorer.identity, prompt, response)
-            assert stored is not None
-            passed += bool(stored.passed)
-            values += stored.value
+        stored = [(item, run.store.score(scorer.identity, *item)) for item in answered]
+    values = [score.value for _, score in stored if score and not math.isnan(score.value)]
+    if answered and not values:
+        raise ToleranceError(f"scorer {config.kind}: none of the {len(answered)} answers got a number for a score")
+    dropped = [
+        Dropped(
+            item.response.id, stage, "no-score", f"{item.response.source} on {item.prompt.id}: the score is no number"
+        )
+        for item, score in stored
+        if score and math.isnan(score.value)
+    ]
     counts: dict[str, float] = {"answers": len(answered), "scored now": sum(map(len, pending))}
-    if answered:
-        counts["mean score"] = round(values / len(answered), 4)
-    return StageResult(counts)
+    if values:
+        counts["mean score"] = round(sum(values) / len(values), 4)
+    return StageResult(counts, dropped)
 
 
 def scored_answers(run: Run, config: Scorer, answered: Iterator[Answered]) -> dict[str, list[Scored]]:

@@ -21,9 +21,9 @@ from sinterlm.pipeline.answers import answers_of, scored_answers
 from sinterlm.pipeline.fusion import Fusion, Participant
 from sinterlm.pipeline.rows import candidates_of
 from sinterlm.pipeline.stage import Run, StageResult
-from sinterlm.recipe.build import build_hyperparameters
+from sinterlm.recipe.build import build_hyperparameters, build_policy
+from sinterlm.recipe.schema import Wrpo
 from sinterlm.records import Dropped, Prompt, Role, Score, TrainingRow
-from sinterlm.selection.wrpo import select_wrpo
 
 if TYPE_CHECKING:
     from sinterlm.training.logprobs import SequenceLogp
@@ -105,8 +105,10 @@ def _differences(fusion: Fusion, scores: Mapping[str, Mapping[str, Score]]) -> l
 
 
 def _quadruples(run: Run, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingRow], Sequence[Dropped]]:
-    """WRPO's quadruples of the held-out questions, for measurement only."""
+    """Quadruples of the held-out questions, selected as the recipe selects them for training; for measurement only."""
     fusion = run.fusion
+    policies = [preference.select for preference in fusion.recipe.preference.values()]
+    quadruple_policy = next((policy for policy in policies if isinstance(policy, Wrpo)), Wrpo(kind="wrpo"))
     held_out = fusion.recipe.evaluation.held_out
     assert held_out is not None
     candidates = candidates_of(
@@ -116,7 +118,7 @@ def _quadruples(run: Run, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingR
         sources=[fusion.for_training(source) for source in fusion.sources],
         target=fusion.for_training(fusion.start),
     )
-    selection = select_wrpo(candidates, seed=fusion.recipe.seed, stage="evaluate")
+    selection = build_policy(quadruple_policy, seed=fusion.recipe.seed, stage="evaluate")(candidates)
     return selection.rows, selection.dropped
 
 

@@ -13,6 +13,7 @@ from sinterlm.recipe.build import build_settings, greedy
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import AskedModel, LocalModel, Recipe, Source
 from sinterlm.records import SamplingSettings
+from sinterlm.selection.table import POLICIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class Participant:
     def weights(self) -> str | None:
         """The model that gives the answers, as Transformers finds it; None where nothing is loaded here."""
         return self.location or (self.config.model if isinstance(self.config, LocalModel) else None)
+
+    @property
+    def is_there(self) -> bool:
+        """False for a model that is yet to be trained."""
+        return self.location is None or Path(self.location, "training.json").is_file()
 
 
 class Ask(NamedTuple):
@@ -86,6 +92,17 @@ class Fusion:
         """Every model that this recipe trains."""
         sft = (self.start,) if self.recipe.sft else ()
         return (*sft, *(self.preferred(method) for method in self.recipe.preference))
+
+    @property
+    def fused(self) -> Participant | None:
+        """The model that a run is about: the last whose preference rows hold the sources' answers, else the last."""
+        by_sources = [
+            self.preferred(method)
+            for method, preference in self.recipe.preference.items()
+            if "chosen_source" in POLICIES[preference.select.kind].roles
+        ]
+        candidates = by_sources or self.trained
+        return candidates[-1] if candidates else None
 
     @cached_property
     def participants(self) -> tuple[Participant, ...]:

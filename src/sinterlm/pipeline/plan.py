@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich import filesize
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +25,8 @@ CHARACTERS_PER_TOKEN = 4
 """A rule of thumb for English text, used where the store has no counts of the same model yet."""
 BYTES_PER_ANSWER = 600
 """Of the store: key, indices, settings and score of one answer, its text aside."""
+NUM_CHECKPOINTS = 2
+"""Kept at once, unless the recipe says otherwise."""
 OPTIMIZER_COPIES = 3
 """A checkpoint holds the weights and AdamW's two moments; training holds these and the gradients."""
 
@@ -69,7 +72,7 @@ class Plan:
 
 def plan_fusion(fusion: Fusion) -> Plan:
     """Plan ``fusion``; a file or model that is not there is noted, not refused."""
-    stages = build_stages(fusion, lambda model: cached_fingerprint(model) or "unknown")
+    stages = build_stages(fusion, cached_fingerprint)
     keys = stage_keys(stages)
     notes = list(_missing(fusion))
     parts = _parts(fusion)
@@ -161,12 +164,10 @@ def _plan_stage(
         return StagePlan(name, False, note="the answers without a score")
     if name.startswith("train-"):
         weights = known_weights_bytes(fusion.recipe.target.model)
-        return StagePlan(
-            name,
-            False,
-            disk_bytes=weights,
-            note="" if weights is None else f"and {_size(weights * OPTIMIZER_COPIES)} a checkpoint until it is done",
-        )
+        if weights is None:
+            return StagePlan(name, False)
+        checkpoints = _size(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)
+        return StagePlan(name, False, disk_bytes=weights, note=f"and up to {checkpoints} of checkpoints meanwhile")
     return StagePlan(name, False)
 
 
@@ -215,10 +216,4 @@ def _number(value: int | None) -> str:
 
 
 def _size(value: int | None) -> str:
-    if value is None:
-        return ""
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}"
-        value //= 1000
-    return f"{value:,} GB" if value >= 10 else f"{value} GB"
+    return "" if value is None else filesize.decimal(value)

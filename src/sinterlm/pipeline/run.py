@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.formats import atomic_write
 from sinterlm.models import fingerprint
+from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.memory import PeakMemory
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.stage import Run, Stage, count_reasons, is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.load import resolve_text
-from sinterlm.store import FinishedStage, Store, workspace_lock
+from sinterlm.store import FinishedStage, Store, folder_lock
+
+
+class Outcome(NamedTuple):
+    """What a call has done of a fusion, by the names of the stages."""
+
+    done_now: list[str]
+    left: list[str]
+    """Not done yet, or done under another recipe."""
 
 
 def run_fusion(
@@ -23,7 +34,7 @@ def run_fusion(
     *,
     until: str | None = None,
     only: str | None = None,
-) -> list[str]:
+) -> Outcome:
     """Do every stage that is not done yet.
 
     Args:
@@ -32,36 +43,45 @@ def run_fusion(
         until: The last stage to do.
         only: The one stage to do; those that it needs must be done.
 
-    Returns:
-        The names of the stages that were done now.
-
     Raises:
-        InputError: ``until`` or ``only`` names no stage, or a stage that ``only`` needs is not done.
-        TryAgainError: Another process writes to the workspace, or the disk is full.
+        InputError: ``until`` or ``only`` names no stage, a stage that ``only`` needs is not done, or what the recipe
+            names does not fit together.
+        TryAgainError: Another process writes to the workspace or the output folder, or the disk is full.
     """
-    with workspace_lock(fusion.workspace, fusion.output), Store(fusion.store_path) as store:
+    if until and only:
+        raise InputError("--until and --only exclude each other; give one of them")
+    with ExitStack() as stack:
+        for folder in dict.fromkeys((fusion.workspace, fusion.output)):
+            stack.enter_context(folder_lock(folder, fusion.output))
+        store = stack.enter_context(Store(fusion.store_path))
         stages = build_stages(fusion, fingerprint)
         keys = stage_keys(stages)
-        fusion.output.mkdir(parents=True, exist_ok=True)
+        wanted = _wanted(stages, until=until, only=only)
+        pending = [stage for stage in wanted if not _is_done(stage, keys, store, fusion)]
+        if any(stage.name not in ("evaluate", "report") for stage in pending):
+            check_inputs(fusion)
         with atomic_write(fusion.output / "recipe.yaml") as path:
             path.write_text(resolve_text(fusion.recipe))
-        done_now: list[str] = []
-        for stage in _wanted(stages, until=until, only=only):
-            finished = {name: past.key for name, past in store.finished_stages(fusion.run_name).items()}
-            if is_done(stage, keys[stage.name], finished):
+        done_now = []
+        for stage in wanted:
+            # Asked again at each stage: an output that an earlier one removed must be made anew.
+            if _is_done(stage, keys, store, fusion):
                 continue
             if only:
-                _check_needs(stage, stages, keys, finished)
-            _do(Run(fusion, store, reporter, keys[stage.name]), stage)
+                _check_needs(stage, [other for other in stages if not _is_done(other, keys, store, fusion)])
+            _do(Run(fusion, store, reporter, keys[stage.name], tuple(keys)), stage)
             done_now.append(stage.name)
-        return done_now
+        return Outcome(done_now, [stage.name for stage in stages if not _is_done(stage, keys, store, fusion)])
+
+
+def _is_done(stage: Stage, keys: Mapping[str, str], store: Store, fusion: Fusion) -> bool:
+    finished = {name: past.key for name, past in store.finished_stages(fusion.run_name).items()}
+    return is_done(stage, keys[stage.name], finished)
 
 
 def _do(run: Run, stage: Stage) -> None:
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # its bars of loaded and written files would break our lines
     run.reporter.say(f"{stage.name} ...")
+    run.store.forget_stage(run.fusion.run_name, stage.name)
     started = time.monotonic()
     with PeakMemory() as memory:
         result = stage.work(run)
@@ -84,8 +104,7 @@ def _wanted(stages: Sequence[Stage], *, until: str | None, only: str | None) -> 
     return list(stages[: names.index(until) + 1]) if until else list(stages)
 
 
-def _check_needs(stage: Stage, stages: Sequence[Stage], keys: dict[str, str], finished: dict[str, str]) -> None:
-    by_name = {other.name: other for other in stages}
-    missing = [name for name in stage.needs if not is_done(by_name[name], keys[name], finished)]
+def _check_needs(stage: Stage, undone: Sequence[Stage]) -> None:
+    missing = [other.name for other in undone if other.name in stage.needs]
     if missing:
         raise InputError(f"stage {stage.name} needs {', '.join(missing)}, not done yet; run without --only first")

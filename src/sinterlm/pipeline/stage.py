@@ -23,8 +23,10 @@ class Run(NamedTuple):
     fusion: Fusion
     store: Store
     reporter: Reporter
-    key: str
+    key: str = ""
     """Of the stage at work."""
+    stages: tuple[str, ...] = ()
+    """The names of the recipe's stages."""
 
 
 class StageResult(NamedTuple):

@@ -7,7 +7,7 @@ prompts -> sample-sources -> score-sources -> select-sft -> train-sft -> sample-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from sinterlm.pipeline.rows import select
 from sinterlm.pipeline.stage import Run, Stage, StageResult
 from sinterlm.pipeline.train import train_preference, train_sft
 from sinterlm.recipe.build import build_hyperparameters, engine_identity
-from sinterlm.recipe.schema import Recipe, Scorer
-from sinterlm.records import Prompt, digest
+from sinterlm.recipe.schema import Recipe, RecordedSource, Scorer
+from sinterlm.records import Dropped, Prompt, digest
 from sinterlm.sampling.identity import Fingerprint
-from sinterlm.selection.split import split_prompts
+from sinterlm.sampling.recorded import RecordedEngine
+from sinterlm.selection.split import Parts, split_prompts
 
 
 def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
@@ -61,7 +62,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
                 [weights, recipe.sft.train, recipe.seed],
                 train_sft,
                 needs=("select-sft",),
-                outputs=(fusion.output / fusion.start.name,),
+                outputs=(fusion.output / fusion.start.name / "training.json",),
             ),
         ]
         start = "train-sft"
@@ -95,7 +96,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
                 ],
                 partial(train_preference, method=method),
                 needs=(f"select-{method}", start),
-                outputs=(fusion.output / fusion.preferred(method).name,),
+                outputs=(fusion.output / fusion.preferred(method).name / "training.json",),
             ),
         ]
     done = tuple(stage.name for stage in stages)
@@ -158,14 +159,25 @@ def _training_prompts(run: Run) -> list[Prompt]:
 def _sample_sources(run: Run) -> StageResult:
     prompts = _training_prompts(run)
     asks = [run.fusion.for_training(source) for source in run.fusion.sources]
-    return _merge([sample(run, "sample-sources", ask, prompts, must_answer=True) for ask in asks])
+    result = _merge([sample(run, "sample-sources", ask, prompts, must_answer=True) for ask in asks])
+    return StageResult(result.counts, [*result.dropped, *_unused_recorded_answers(run)])
+
+
+def _unused_recorded_answers(run: Run) -> Iterator[Dropped]:
+    prompts = [prompt for part in Parts._fields for prompt in run.store.prompts(run.fusion.run_name, part)]
+    for source in run.fusion.sources:
+        if isinstance(source.config, RecordedSource):
+            engine = RecordedEngine(source.config.path)
+            for answer, reason in engine.unused(prompts, num_samples=source.config.num_samples):
+                subject = answer.prompt_id or answer.content_hash or ""
+                yield Dropped(subject, "sample-sources", reason, f"{source.name}, index {answer.index}")
 
 
 def _score_sources(run: Run) -> StageResult:
     prompts = _training_prompts(run)
     asks = [run.fusion.for_training(source) for source in run.fusion.sources]
     answered = [answered for ask in asks for answered in answers_of(run, ask, prompts)]
-    return score(run, run.fusion.recipe.scorer, answered)
+    return score(run, "score-sources", run.fusion.recipe.scorer, answered)
 
 
 def _sample_target(run: Run) -> StageResult:
@@ -176,7 +188,7 @@ def _sample_target(run: Run) -> StageResult:
 def _score_target(run: Run) -> StageResult:
     prompts = run.store.prompts(run.fusion.run_name, "preference")
     answered = list(answers_of(run, run.fusion.for_training(run.fusion.start), prompts))
-    return score(run, run.fusion.recipe.scorer, answered)
+    return score(run, "score-target", run.fusion.recipe.scorer, answered)
 
 
 def _sample_held_out(run: Run) -> StageResult:
@@ -189,7 +201,7 @@ def _score_held_out(run: Run) -> StageResult:
     assert held_out is not None
     prompts = evaluation_prompts(run)
     answered = [answered for ask in held_out_asks(run.fusion) for answered in answers_of(run, ask, prompts)]
-    return score(run, held_out.scorer, answered)
+    return score(run, "score-held-out", held_out.scorer, answered)
 
 
 def evaluation_prompts(run: Run) -> list[Prompt]:

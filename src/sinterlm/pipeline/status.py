@@ -18,13 +18,24 @@ from sinterlm.store import Store
 
 
 def status_of(folder: Path) -> dict[str, Any]:
-    """Stages with their state (``done``, ``outdated``, ``to do``), time and counts, and what was dropped and why.
+    """Stages with their state, time and counts, and what was dropped and why.
+
+    A state is ``done``, ``outdated`` (done under another recipe), ``to do``, or ``unknown`` where weights were not read
+    yet on this machine.
 
     Raises:
         InputError: ``folder`` holds no run.
     """
     fusion = load_fusion(folder)
-    stages = build_stages(fusion, lambda model: cached_fingerprint(model) or "unknown")
+    unknown: list[str] = []
+
+    def known(model: str) -> str | None:
+        found = cached_fingerprint(model)
+        if found is None:
+            unknown.append(model)
+        return found
+
+    stages = build_stages(fusion, known)
     keys = stage_keys(stages)
     with closing(Store(fusion.store_path, read_only=True)) as store:
         past = store.finished_stages(fusion.run_name)
@@ -37,8 +48,9 @@ def status_of(folder: Path) -> dict[str, Any]:
         entry: dict[str, Any] = {"name": stage.name, "state": "to do"}
         if stage.name in past:
             was = past[stage.name]
+            outdated = "unknown" if unknown else "outdated"
             entry |= {
-                "state": "done" if is_done(stage, keys[stage.name], finished) else "outdated",
+                "state": "done" if is_done(stage, keys[stage.name], finished) else outdated,
                 "seconds": round(was.seconds, 2),
                 "peak_memory_bytes": was.peak_memory_bytes,
                 "counts": dict(was.counts),

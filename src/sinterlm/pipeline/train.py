@@ -14,6 +14,7 @@ from sinterlm.pipeline.progress import Reporter, Task
 from sinterlm.pipeline.stage import Run, StageResult, count_reasons
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.load import read_train_settings
+from sinterlm.store import folder_lock
 
 if TYPE_CHECKING:
     from sinterlm.training.card import CardDetails
@@ -95,18 +96,18 @@ def train_on_file(
     """
     given = read_train_settings(objective, settings)
     rows = read_training_file(data, resolve_objective(objective, given.hyperparameters).roles)
-    result = _with_progress(
-        reporter,
-        objective,
-        rows=rows,
-        model=model,
-        objective=objective,
-        hyperparameters=given.hyperparameters,
-        arguments=given.arguments,
-        output_dir=output,
-        seed=given.seed,
-        cache_dir=output / "reference",
-    )
+    with folder_lock(output, output):
+        result = _with_progress(
+            reporter,
+            objective,
+            rows=rows,
+            model=model,
+            objective=objective,
+            hyperparameters=given.hyperparameters,
+            arguments=given.arguments,
+            output_dir=output,
+            seed=given.seed,
+        )
     for reason, count in count_reasons(result.dropped).items():
         reporter.say(f"dropped {count} rows: {reason}")
     if result.num_cut:

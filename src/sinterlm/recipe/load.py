@@ -2,8 +2,8 @@
 
 Nothing here imports torch, loads a model or opens the files that a recipe names. Paths of files to read
 (``prompts.path``, ``few_shot``, a recorded source's ``path``) are relative to the recipe file's folder, in overrides
-too, and absolute once loaded; ``output`` and ``workspace`` are relative to the current working directory; model names
-are left as they are.
+too; ``output``, ``workspace`` and folders that a ``model`` names are relative to the current working directory. Once
+loaded all are absolute, so that a recipe means the same wherever it is read again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sinterlm.errors import InputError
 from sinterlm.objectives.table import OBJECTIVES, Hyperparameter
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.explain import Problem, found_but_expected, refuse, unknown_name, validate
-from sinterlm.recipe.overrides import PLACE, apply_overrides, parse_override
-from sinterlm.recipe.schema import Objective, Preference, Recipe, Strict
+from sinterlm.recipe.overrides import PLACE, Override, apply_overrides, parse_override
+from sinterlm.recipe.schema import AskedModel, Objective, Preference, Recipe, Strict
 from sinterlm.recipe.yaml_file import Document, KeyPath, dump_yaml, read_yaml
 from sinterlm.selection.table import POLICIES
 
@@ -52,8 +52,12 @@ class _FewShotFile(Strict):
     examples: Annotated[list[_Example], Field(min_length=1)]
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read a recipe, change it by ``KEY=VALUE`` overrides and check all of it.
+def load_recipe(path: Path, overrides: Sequence[str | Override] = ()) -> LoadedRecipe:
+    """Read a recipe, change it by overrides and check all of it.
+
+    Args:
+        path: The recipe.
+        overrides: ``KEY=VALUE``, whose value is read as YAML, or an :class:`Override`, whose value is taken as it is.
 
     Raises:
         InputError: a line for everything that is wrong, each with file, line and key.
@@ -66,7 +70,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 
 def resolve_text(recipe: Recipe) -> str:
-    """The recipe as YAML with every default written out; what :func:`load_recipe` reads from it means the same."""
+    """The recipe as YAML with every default written out; :func:`load_recipe` reads the same from it in any folder."""
     methods = {
         method: preference.model_copy(update={"objective": _with_defaults(preference.objective)})
         for method, preference in recipe.preference.items()
@@ -124,6 +128,13 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
     for part, need in needs.items():
         if need and getattr(recipe.prompts.split, part) == 0:
             yield Problem(("prompts", "split", part), "found 0, but the recipe has work for this part: give it prompts")
+    if recipe.target.prompt.few_shot:
+        reason = "the target is trained on its chat template and so must be asked by it; remove few_shot"
+        yield Problem(("target", "prompt", "few_shot"), reason)
+    for name, source in recipe.sources.items():
+        if isinstance(source, AskedModel) and source.prompt.few_shot and source.prompt.system is not None:
+            reason = "a few-shot prompt has no place for a system prompt; remove one of the two"
+            yield Problem(("sources", name, "prompt", "system"), reason)
     if recipe.sft:
         yield from _find_train_problems(("sft", "train"), recipe.sft.train)
     for method, preference in recipe.preference.items():

@@ -1,4 +1,4 @@
-"""``KEY=VALUE`` on the command line: changes to what a file says."""
+"""Changes to what a file says, such as ``KEY=VALUE`` on the command line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ PLACE = "command line"
 
 
 class Override(NamedTuple):
-    """One ``KEY=VALUE``."""
+    """One key and the value that it is to have, e.g. ``Override("output", "runs/a #1")``."""
 
     key: str
+    """Dotted, e.g. ``preference.wrpo.objective.alpha``."""
     value: Any
+    """As a file's reader gives it: text, a number, a list, a dictionary, ..."""
 
 
 def parse_override(text: str) -> Override:
@@ -32,10 +34,11 @@ def parse_override(text: str) -> Override:
     return Override(key.strip(), parse_value(value, f"{PLACE}: {key.strip()}"))
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
+def apply_overrides(document: Document, overrides: Sequence[str | Override]) -> Document:
     """``document`` with every override set, the later over the earlier; mappings on the way are made where missing."""
     value, places = document.value, dict(document.places)
-    for override in map(parse_override, overrides):
+    for given in overrides:
+        override = parse_override(given) if isinstance(given, str) else given
         path = _resolve_key(value, override.key)
         value = _set_value(value, path, override)
         places = {place: where for place, where in places.items() if place[: len(path)] != path}

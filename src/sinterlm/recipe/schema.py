@@ -6,12 +6,15 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
+
+from sinterlm.models import absolute_name
 
 
 class Strict(BaseModel):
@@ -56,13 +59,19 @@ def _check_method_name(name: str) -> str:
 
 def _find_input(path: Path, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder") or Path()
-    return Path(folder, path.expanduser())
+    return Path(folder, os.path.expanduser(path))
+
+
+def _find_output(path: Path) -> Path:
+    return Path(os.path.expanduser(path)).absolute()
 
 
 InputPath = Annotated[Path, Field(strict=False), AfterValidator(_find_input)]
 """A file to read; in a recipe file relative to that file's folder."""
-OutputPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
-"""A folder to write; relative to the current working directory."""
+OutputPath = Annotated[Path, Field(strict=False), AfterValidator(_find_output)]
+"""A folder to write; relative to the current working directory, and absolute once read."""
+ModelName = Annotated[str, AfterValidator(absolute_name)]
+"""As in :func:`~sinterlm.models.resolve_model`; where it names a folder, absolute once read."""
 Size = Annotated[int | float, BeforeValidator(_check_size)]
 """A count, or a fraction: ``1`` is one prompt, ``1.0`` all of them."""
 SizeOrRest = Annotated[int | float | Literal["rest"], BeforeValidator(_check_size_or_rest)]
@@ -119,7 +128,7 @@ class LocalModel(AskedModel):
     """A model that runs in this process."""
 
     engine: Literal["transformers"] = "transformers"
-    model: str
+    model: ModelName
     """A hub name, a folder, or ``gguf:PACKAGE/FILE.gguf`` for a GGUF file inside an installed package."""
     device: str = "auto"
     dtype: Dtype = "auto"
@@ -149,7 +158,7 @@ class RewardModel(Strict):
     """Any sequence-classification reward model; it reads with its own chat template and tokenizer."""
 
     kind: Literal["reward-model"]
-    model: str
+    model: ModelName
     max_length: Positive = 4096
     batch_size: Positive = 8
     device: str = "auto"

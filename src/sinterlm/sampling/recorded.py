@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.formats import RecordedAnswer, read_recorded
 from sinterlm.records import Prompt
 from sinterlm.sampling.protocol import Generation, Item
+
+
+class Unused(NamedTuple):
+    """A recorded answer that a run has no use for, and why."""
+
+    answer: RecordedAnswer
+    reason: str
 
 
 class RecordedEngine:
@@ -41,6 +49,22 @@ class RecordedEngine:
         """Look up batch after batch."""
         for batch in batches:
             yield [self._generation(item) for item in batch]
+
+    def unused(self, prompts: Sequence[Prompt], *, num_samples: int) -> list[Unused]:
+        """Answers that no prompt asks for: those to other prompts, and those beyond ``num_samples``."""
+        keys = {key for prompt in prompts for key in (("id", prompt.id), ("content", prompt.content_hash))}
+        unmatched = [
+            Unused(answer, "unmatched-recorded-answer")
+            for key, answers in self._answers.items()
+            if key not in keys
+            for answer in answers
+        ]
+        surplus = [
+            Unused(answer, "surplus-recorded-answer")
+            for prompt in prompts
+            for answer in self._answers_to(prompt)[num_samples:]
+        ]
+        return unmatched + surplus
 
     def close(self) -> None:
         """Forget the answers that were read."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
-import torch
+from accelerate.utils import release_memory
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -103,9 +102,7 @@ class TransformersEngine:
     def close(self) -> None:
         """Release the weights."""
         self._loaded = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
     def _load(self) -> _Loaded:
         if self._loaded is None:

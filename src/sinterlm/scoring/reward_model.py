@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import release_memory
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -86,9 +86,7 @@ class RewardModelScorer:
     def close(self) -> None:
         """Release the weights."""
         self._loaded = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
     def _load(self) -> _Loaded:
         if self._loaded is None:

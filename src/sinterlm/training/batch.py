@@ -7,6 +7,7 @@ Shapes: B rows, R responses a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -83,12 +84,14 @@ def encode_rows(
         max_length: most tokens of a prompt and one response.
 
     Raises:
-        InputError: a row lacks a role or holds an empty response, or its prompt is no prefix of prompt and response.
+        InputError: a row lacks a role or holds an empty response, its prompt is no prefix of prompt and response, or a
+            weight is not accepted.
     """
     encoded: list[EncodedRow] = []
     dropped: list[Dropped] = []
     num_cut = 0
     for row in rows:
+        _check_weights(row)
         examples = [_encode_response(row, _response(row, role), tokenizer) for role in roles]
         room = max_length - len(examples[0].prompt_ids)
         if room < 1:
@@ -108,6 +111,17 @@ def encode_rows(
             )
         )
     return EncodedRows(encoded, dropped, num_cut)
+
+
+def _check_weights(row: TrainingRow) -> None:
+    if not 0 <= row.weight < math.inf:
+        raise InputError(f"row of prompt {row.prompt_id!r}: weight is {row.weight}; expected a finite number, at least 0")
+    for response in row.responses:
+        if response.weight != 1:
+            raise InputError(
+                f"row of prompt {row.prompt_id!r}: a response has the weight {response.weight:g}; no objective of this "
+                "version reads the weights of single responses: give the row a weight instead"
+            )
 
 
 def _response(row: TrainingRow, role: str) -> RowResponse:

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from sinterlm.models import GGUF_PREFIX
 from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import TrainingRow
 
@@ -20,7 +22,7 @@ class CardDetails:
     """What only the caller knows of a model's origin."""
 
     base_model: str
-    """The model at the beginning of all training, as the recipe names it."""
+    """The model at the beginning of all training, as the recipe names it: a hub name, a folder or a GGUF file."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Further lines, e.g. ``{"Scorer": "exact match"}``."""
 
@@ -45,8 +47,11 @@ def render_card(
     seed: int,
 ) -> str:
     """The text of the card, metadata included."""
+    is_folder = Path(details.base_model).is_dir()
+    base_model = Path(details.base_model).name if is_folder else details.base_model
     metadata = ModelCardData(
-        base_model=details.base_model,
+        # The hub takes a name of its own only.
+        base_model=None if is_folder or base_model.startswith(GGUF_PREFIX) else base_model,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["sinterlm", "model-fusion", objective.name, "generated_from_trainer"],
@@ -62,7 +67,7 @@ def render_card(
         "Framework versions": _list({name: version(name) for name in FRAMEWORKS}),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    start = f"Trained from `{details.base_model}` by Sinter, which fuses what several models know into one."
+    start = f"Trained from `{base_model}` by Sinter, which fuses what several models know into one."
     return f"---\n{metadata.to_yaml()}\n---\n\n# Fused model\n\n{start}\n\n{body}\n"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from sinterlm.formats import atomic_write
 
@@ -20,13 +20,22 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointManifest(TrainerCallback):
-    """Writes the manifest when all processes have saved their share."""
+    """Writes the manifest when all processes have saved their share, and only then removes older checkpoints.
+
+    Args:
+        num_kept: checkpoints that stay; None keeps all.
+    """
+
+    def __init__(self, *, num_kept: int | None) -> None:
+        self._num_kept = num_kept
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint as whole."""
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            write_manifest(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            folder = str(args.output_dir)
+            write_manifest(Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            rotate_checkpoints(folder, self._num_kept)
 
 
 def write_manifest(checkpoint: Path) -> None:

@@ -108,6 +108,12 @@ def attach_response_logps(model: PreTrainedModel) -> None:
     model.forward = forward_with_logps
 
 
+def compute_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The precision of the model's matrix products: autocast's where it is on, else that of the weights."""
+    device = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+
+
 def choose_layout(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]]) -> Layout:
     """The shared layout if the model computes the same with it, else one sequence to a line.
 
@@ -124,7 +130,7 @@ def choose_layout(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample
     if config._attn_implementation != "sdpa" or (window is not None and window < longest):
         return one_to_a_line
     probe = sorted(rows, key=lambda row: sum(map(_num_tokens, row)))[:2]
-    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    tolerance = 1e-3 if compute_dtype(model) == torch.float32 else 5e-2
     try:
         alike = torch.allclose(
             _logps(model, probe, shared), _logps(model, probe, one_to_a_line), rtol=tolerance, atol=tolerance

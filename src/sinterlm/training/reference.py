@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from transformers import PreTrainedModel
 
 from sinterlm.formats import atomic_write
 from sinterlm.records import digest
 from sinterlm.training.batch import EncodedRow, row_examples
-from sinterlm.training.logprobs import sequence_logps
+from sinterlm.training.logprobs import compute_dtype, sequence_logps
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +25,16 @@ class ReferenceCache:
     folder: Path
     model_fingerprint: str
 
-    def path(self, rows: Sequence[EncodedRow]) -> Path:
-        """The file of these rows: its name holds the weights, and every token id and boundary."""
+    def path(self, rows: Sequence[EncodedRow], dtype: torch.dtype) -> Path:
+        """The file of these rows: its name holds the weights, the precision, and every token id and boundary."""
         tokens = [[row["input_ids"], row["num_prompt_tokens"], row["num_response_tokens"]] for row in rows]
-        return self.folder / f"{digest([self.model_fingerprint, tokens])}.parquet"
+        return self.folder / f"{digest([self.model_fingerprint, str(dtype), tokens])}.parquet"
 
 
 def with_reference(
     model: PreTrainedModel, rows: Sequence[EncodedRow], *, batch_size: int, cache: ReferenceCache | None = None
 ) -> list[EncodedRow]:
-    """The rows with the log-probabilities that ``model`` gives their responses now.
+    """The rows with the log-probabilities that ``model`` gives their responses now, under the autocast that is on.
 
     Args:
         model: the policy before its first step.
@@ -41,7 +42,7 @@ def with_reference(
         batch_size: rows in one forward pass.
         cache: read where the file is there, written where it is not; None computes.
     """
-    path = cache.path(rows) if cache else None
+    path = cache.path(rows, compute_dtype(model)) if cache else None
     if path and path.exists():
         logps = pq.read_table(path)["logps"].to_pylist()
     else:

@@ -10,24 +10,28 @@ begins anew.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, cast
 
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils import logging as transformers_logging
 
 from sinterlm.chat import end_token_ids
 from sinterlm.errors import InputError
@@ -39,12 +43,11 @@ from sinterlm.training.card import CardDetails, render_card
 from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint
 from sinterlm.training.config import FusionConfig
 from sinterlm.training.metrics import MetricsFile
+from sinterlm.training.output_folder import CHECKPOINTS, RESULT, claim, remove_checkpoints, require_own_or_empty
 from sinterlm.training.reference import ReferenceCache
 from sinterlm.training.trainer import FusionTrainer
 
-RESULT = "training.json"
 METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
 
 ReportProgress = Callable[[int, int, float], None]
 """Called after every optimizer step with the step, the number of steps and the loss."""
@@ -65,6 +68,17 @@ class TrainingResult:
     seconds: float
 
 
+@contextmanager
+def _no_transformers_bars() -> Iterator[None]:
+    """Keep Transformers' bars for reading and writing weights silent: the caller shows progress in its own way."""
+    previous = transformers_logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+
+
+@_no_transformers_bars()
 def train(
     rows: Sequence[TrainingRow],
     *,
@@ -85,7 +99,7 @@ def train(
         rows: with the responses that the objective needs.
         model: the start, and the reference: a hub name, a folder or a GGUF file in a package.
         objective: a name of ``objectives/table.py``.
-        output_dir: gets the model, its tokenizer, card and metrics.
+        output_dir: gets the model, its tokenizer, card and metrics; empty, or of an earlier run.
         hyperparameters: the objective's; defaults stand in the table.
         arguments: names of TrainingArguments, and ``max_length``.
         seed: of the order of the rows.
@@ -95,10 +109,15 @@ def train(
         report_progress: called after every optimizer step.
 
     Raises:
-        InputError: an unknown objective, hyper-parameter or argument, or a row of the wrong shape.
+        InputError: an unknown objective, hyper-parameter or argument, a row of the wrong shape, a package that an
+            argument needs and that is not installed, or an output folder that holds something else.
         ToleranceError: no row is left to train on.
     """
     hyperparameters, arguments = hyperparameters or {}, arguments or {}
+    if Path(model).is_dir() and Path(model).resolve().is_relative_to(output_dir.resolve()):
+        raise InputError(f"{output_dir}: the output folder holds the model to start from; choose another output folder")
+    require_own_or_empty(output_dir)
+    check_arguments(objective, hyperparameters, arguments)
     checkpoints = output_dir / CHECKPOINTS
     config = build_config(objective, hyperparameters, arguments, output_dir=checkpoints, seed=seed)
     model_fingerprint = fingerprint(model)
@@ -106,12 +125,17 @@ def train(
         [model_fingerprint, objective, config.resolved_objective.values, arguments, seed, [asdict(row) for row in rows]]
     )
     if finished := read_result(output_dir, identity):
+        if config.process_index == 0:
+            remove_checkpoints(output_dir)  # a kill may have come between the result and their removal
         return finished
     started = perf_counter()
     with config.main_process_first(local=False):
-        _keep_only_own(output_dir, identity)
+        claim(output_dir, identity)
 
     tokenizer = load_tokenizer(model)
+    # Transformers would remove the older checkpoints before the new one's manifest says that it is whole.
+    manifest = CheckpointManifest(num_kept=config.save_total_limit)
+    config.save_total_limit = None
     trainer = FusionTrainer(
         # Weights stay in float32, where small updates are not lost; `bf16: true` computes in lower precision.
         load_model(model, device="cpu", dtype="float32"),
@@ -119,7 +143,7 @@ def train(
         rows,
         tokenizer,
         reference_cache=ReferenceCache(cache_dir, model_fingerprint) if cache_dir else None,
-        callbacks=[CheckpointManifest(), MetricsFile(output_dir / METRICS)],
+        callbacks=[manifest, MetricsFile(output_dir / METRICS)],
     )
     if on_loaded:
         on_loaded(describe_placement(cast(PreTrainedModel, trainer.model)))
@@ -128,11 +152,13 @@ def train(
     if report_progress:
         trainer.add_callback(_ProgressReport(report_progress))
     checkpoint = newest_whole_checkpoint(checkpoints)
-    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except ImportError as error:  # Liger's kernels are looked for only here
+        raise _refused(error) from error
 
     save_model(trainer, tokenizer, output_dir)
-    details = card or CardDetails(Path(model).name if Path(model).is_dir() else model)
-    text = render_card(details, objective=config.resolved_objective, arguments=arguments, rows=rows, seed=seed)
+    text = render_card(card or CardDetails(model), objective=config.resolved_objective, arguments=arguments, rows=rows, seed=seed)
     result = TrainingResult(
         num_rows=len(rows) - len(trainer.dropped),
         dropped=tuple(trainer.dropped),
@@ -145,8 +171,25 @@ def train(
         (output_dir / "README.md").write_text(text)
         with atomic_write(output_dir / RESULT) as temporary:
             temporary.write_text(json.dumps({"identity": identity, **asdict(result)}, indent=2))
-        shutil.rmtree(checkpoints)
+        remove_checkpoints(output_dir)
     return result
+
+
+def check_arguments(objective: str, hyperparameters: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Find what :func:`train` would refuse, without a model: by what Transformers makes of the settings.
+
+    Raises:
+        InputError: an unknown name, a value that is not accepted, or a package that is needed and not installed.
+    """
+    with TemporaryDirectory() as folder:
+        config = build_config(objective, hyperparameters, arguments, output_dir=Path(folder), seed=0)
+        try:
+            trainer = Trainer(nn.Linear(1, 1), config, train_dataset=[{"input_ids": [0]}])
+            trainer.get_train_dataloader()
+            if not config.optim_target_modules:  # names of the real model's layers
+                trainer.create_optimizer_and_scheduler(num_training_steps=1)
+        except Exception as error:  # of any kind, but nothing else than the arguments went in
+            raise _refused(error) from error
 
 
 def build_config(
@@ -161,8 +204,14 @@ def build_config(
         # Here, because FusionConfig itself cannot tell a hyper-parameter from an argument of its own.
         resolve_objective(objective, hyperparameters)
         return FusionConfig(output_dir=str(output_dir), seed=seed, objective=objective, **hyperparameters, **arguments)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"train: {error}") from error
+    except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
+        raise _refused(error) from error
+
+
+def _refused(error: Exception) -> InputError:
+    """What Transformers says of an argument, as an error of the user's input: its first line."""
+    first_line = str(error).strip().partition("\n")[0]
+    return InputError(f"train: {first_line or type(error).__name__}")
 
 
 def read_result(output_dir: Path, identity: str) -> TrainingResult | None:
@@ -175,16 +224,6 @@ def read_result(output_dir: Path, identity: str) -> TrainingResult | None:
         return None
     dropped = tuple(Dropped(**drop) for drop in stored.pop("dropped"))
     return TrainingResult(dropped=dropped, **stored)
-
-
-def _keep_only_own(output_dir: Path, identity: str) -> None:
-    """Remove what a run with other rows or settings left: it must not be resumed, nor be taken for this one's."""
-    marker = output_dir / CHECKPOINTS / "identity"
-    (output_dir / RESULT).unlink(missing_ok=True)
-    if not marker.exists() or marker.read_text() != identity:
-        shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
-        marker.parent.mkdir(parents=True)
-        marker.write_text(identity)
 
 
 def save_model(trainer: FusionTrainer, tokenizer: PreTrainedTokenizerBase, output_dir: Path) -> None:

@@ -83,16 +83,18 @@ class FusionTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        # From here on the model is on its device.
-        self.data_collator = RowCollator(
-            layout=choose_layout(model, [row_examples(row) for row in rows]),
-            pad_token_id=processing_class.pad_token_id or 0,
-            counts=self.objective.objective.counts,
-        )
-        if self.objective.needs_reference:
-            self.train_dataset = with_reference(
-                model, rows, batch_size=args.per_device_train_batch_size, cache=reference_cache
+        # From here on the model is on its device, and computes as in training: the reference must not differ from the
+        # policy by its precision.
+        with self.accelerator.autocast():
+            self.data_collator = RowCollator(
+                layout=choose_layout(model, [row_examples(row) for row in rows]),
+                pad_token_id=processing_class.pad_token_id or 0,
+                counts=self.objective.objective.counts,
             )
+            if self.objective.needs_reference:
+                self.train_dataset = with_reference(
+                    model, rows, batch_size=args.per_device_train_batch_size, cache=reference_cache
+                )
         self._step_metrics = StepMetrics()
 
     def get_batch_samples(

@@ -1,0 +1,146 @@
+"""What a run says at its end, and again on demand: the table, examples, the model and how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sinterlm.chat import with_system
+from sinterlm.pipeline.fusion import Fusion, Participant, load_fusion
+from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.report import greedy_answers, read_summary, write_run_report
+from sinterlm.pipeline.run import Outcome
+from sinterlm.pipeline.stage import Run
+from sinterlm.pipeline.stages import build_stages
+from sinterlm.records import Message, Prompt, Scored
+from sinterlm.store import Store
+
+
+def rewrite_report(folder: Path) -> dict[str, Any]:
+    """Write the report of a run again from its folder, and return its summary."""
+    fusion = load_fusion(folder)
+    with closing(Store(fusion.store_path, read_only=True)) as store:
+        write_run_report(_reading(fusion, store))
+    return read_summary(fusion)
+
+
+def _reading(fusion: Fusion, store: Store) -> Run:
+    """A run that is only looked at."""
+    stages = tuple(stage.name for stage in build_stages(fusion, lambda model: None))
+    return Run(fusion, store, Reporter(Console(quiet=True)), stages=stages)
+
+
+def print_outcome(fusion: Fusion, outcome: Outcome, console: Console) -> None:
+    """The last lines of a run: the table, examples, the model and how to load it, the report, what to do next."""
+    if outcome.left:
+        _print_plain(
+            console, f"left to do: {', '.join(outcome.left)}; `sinterlm run` without --until or --only goes on"
+        )
+        return
+    if not outcome.done_now:
+        _print_plain(console, f"{fusion.output}: all stages are done; nothing was left to do")
+    print_summary(read_summary(fusion), fusion.output, console)
+    if fusion.fused is not None:
+        with closing(Store(fusion.store_path, read_only=True)) as store:
+            run = _reading(fusion, store)
+            _print_plain(console, "\n".join(_model_lines(run, fusion.fused)))
+    _print_plain(
+        console,
+        f"\nThe report: {fusion.output / 'report.html'}\n"
+        f"To fuse your own models: copy {fusion.output / 'recipe.yaml'}, name your prompts, target and sources in it, "
+        "and give it to `sinterlm run`; `sinterlm plan` shows beforehand what it will take.",
+    )
+
+
+def _print_plain(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Print the held-out table and the differences that matter."""
+    held_out = summary["held_out"]
+    if not held_out:
+        console.print(f"{folder}: no held-out figures in this recipe", markup=False, highlight=False)
+        return
+    first = max(held_out.values(), key=lambda figures: figures["n"])
+    main = "exact_match" if "exact_match" in first else "score"
+    metrics = [metric for metric in (main, "contains") if metric in first]
+    title = f"held-out questions: {first['n']} (95 % intervals)"
+    table = Table("model", title=title, title_justify="left")
+    for metric in metrics:
+        table.add_column(metric.replace("_", " "), justify="right")
+    for name, figures in held_out.items():
+        table.add_row(
+            name, *(_interval(figures, metric, "contains_" if metric == "contains" else "") for metric in metrics)
+        )
+    console.print()
+    console.print(table)
+    differences = Table("model", "minus", "exact match" if main == "exact_match" else main, *metrics[1:])
+    by_pair: dict[tuple[str, str], dict[str, str]] = {}
+    for difference in summary["held_out_differences"]:
+        sure = "" if difference["low"] <= 0 <= difference["high"] else " *"
+        text = f"{difference['difference']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]{sure}"
+        by_pair.setdefault((difference["model"], difference["other"]), {})[difference["metric"]] = text
+    for (model, other), texts in by_pair.items():
+        differences.add_row(model, other, *(texts.get(metric, "").replace("[", "\\[") for metric in metrics))
+    differences.title, differences.title_justify = "paired differences (* the interval excludes zero)", "left"
+    console.print(differences)
+    target = held_out.get("target", {})
+    if main == "exact_match" and target.get("contains", 0) - target.get("exact_match", 0) > 0.1:
+        console.print(
+            f"The target knows more than its exact match says: it answers in sentences (contains "
+            f"{target['contains']:.2f}, exact match {target['exact_match']:.2f}), so format alone is part of every "
+            "gain in exact match.",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    console.print(
+        f"{summary['seconds']:.0f} s in all stages, at most {summary['peak_memory_bytes'] / 1e9:.1f} GB of memory",
+        markup=False, highlight=False,
+    )  # fmt: skip
+
+
+def _interval(figures: Mapping[str, float], metric: str, prefix: str) -> str:
+    if metric not in figures:
+        return ""
+    return f"{figures[metric]:.3f} \\[{figures[f'{prefix}low']:.3f}, {figures[f'{prefix}high']:.3f}]"
+
+
+def _model_lines(run: Run, fused: Participant) -> Iterator[str]:
+    """Two questions with the answers before and after, and how to load the fused model and ask it the first of them."""
+    fusion = run.fusion
+    examples = _examples(run, fused)
+    for prompt, before, after in examples:
+        yield f"\n{prompt.messages[-1].content}"
+        for label, answer in ((fusion.target.name, before), (fused.name, after)):
+            yield f"  {label}: {answer.response.content!r} ({answer.score.value:g})"
+    asked = examples[0][0].messages if examples else (Message("user", "..."),)
+    messages = [message._asdict() for message in with_system(asked, fusion.recipe.target.prompt.system)]
+    yield f"\nThe fused model: {fused.location}"
+    yield "  from transformers import pipeline"
+    yield f'  model = pipeline("text-generation", model={fused.location!r})'
+    yield f'  print(model({json.dumps(messages)})[0]["generated_text"][-1]["content"])'
+
+
+def _examples(run: Run, fused: Participant) -> list[tuple[Prompt, Scored, Scored]]:
+    """Two held-out questions, the one that gained most and the one that gained least or lost, with both answers."""
+    fusion = run.fusion
+    if fusion.recipe.evaluation.held_out is None:
+        return []
+    prompts = run.store.prompts(fusion.run_name, "held_out")
+    before, after = (
+        {answer.response.prompt_id: answer for answer in greedy_answers(run, fusion.for_evaluation(model), prompts)}
+        for model in (fusion.target, fused)
+    )
+    examples = [
+        (prompt, before[prompt.id], after[prompt.id])
+        for prompt in prompts
+        if prompt.id in before and prompt.id in after
+    ]
+    examples.sort(key=lambda example: example[1].score.value - example[2].score.value)
+    return [examples[0], examples[-1]] if len(examples) > 1 else examples
