@@ -27,6 +27,8 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/selection.py
 
 setup: $(STAMP)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from sinterlm import cli
 from tests.tiny_fusion import write_tiny_fusion
@@ -142,6 +146,90 @@ def test_status_of_a_folder_that_holds_no_run(sinterlm: Command, tmp_path: Path)
     outcome = sinterlm("status", tmp_path)
     assert outcome.code == 2
     assert "holds no run" in outcome.said
+
+
+def test_what_does_not_fit_is_said_before_the_first_answer(sinterlm: Command, recipe: Path, tmp_path: Path) -> None:
+    """Each of these would otherwise end hours later, in training or evaluation."""
+    questions = recipe.parent / "questions.jsonl"
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    unanswered = recipe.parent / "unanswered.jsonl"
+    unanswered.write_text("".join(json.dumps({"id": row["id"], "prompt": row["prompt"]}) + "\n" for row in rows))
+    no_template = tmp_path / "no-template"
+    shutil.copytree(recipe.parent / "models" / "target", no_template)
+    for path in no_template.glob("*.jinja"):
+        path.unlink()
+    settings = json.loads((no_template / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (no_template / "tokenizer_config.json").write_text(json.dumps(settings))
+    for override, named in {
+        "prompts.path=unanswered.jsonl": "accepted answers",
+        f"target.model={no_template}": "chat template",
+        "prompts.split.held_out=0.01": "held_out",
+        "sources.old-answers.path=gone.jsonl": "gone.jsonl",
+        "preference.wrpo.train.optim=no-such-optimizer": "no-such-optimizer",
+    }.items():
+        outcome = sinterlm("run", recipe, override)
+        assert outcome.code == 2, (override, outcome)
+        assert named in outcome.said
+        assert "sample-sources" not in outcome.printed
+
+
+def test_an_output_that_cannot_be_written(sinterlm: Command, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("")
+    for output in ("a-file", "a-file/run"):
+        outcome = sinterlm("run", recipe, f"output={tmp_path / output}")
+        assert outcome.code == 2, outcome
+        assert "a-file" in outcome.said
+
+
+def test_a_damaged_summary_is_named(sinterlm: Command, recipe: Path) -> None:
+    arguments = ("run", recipe, "sft.train.max_steps=1", "preference={}")
+    assert sinterlm(*arguments).code == 0
+    summary = recipe.parent / "run" / "summary.json"
+    summary.write_text("{")
+    outcome = sinterlm(*arguments)
+    assert outcome.code == 2
+    assert "summary.json" in outcome.said
+    summary.unlink()
+    assert sinterlm(*arguments).code == 0
+
+
+def test_scores_that_are_no_numbers(sinterlm: Command, recipe: Path) -> None:
+    """A broken reward model: refused when it scores nothing, and its answers are never chosen."""
+    weights = recipe.parent / "models" / "reward" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["score.weight"] = torch.full_like(tensors["score.weight"], float("nan"))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    for _ in range(2):  # the second meets what the first has stored
+        outcome = sinterlm("run", recipe, "--until", "select-sft")
+        assert outcome.code == 3
+        assert "reward-model" in outcome.said
+
+
+def test_until_and_only_exclude_each_other(sinterlm: Command, recipe: Path) -> None:
+    assert sinterlm("run", recipe, "--until", "prompts", "--only", "prompts").code == 2
+
+
+def test_a_part_of_a_run_does_not_show_an_older_outcome(sinterlm: Command, recipe: Path) -> None:
+    assert "left to do: sample-sources" in sinterlm("run", recipe, "--until", "prompts").printed
+
+
+@pytest.mark.parametrize("stage", ["sample-sources", "train-sft"])
+def test_no_space_left_in_a_stage(sinterlm: Command, recipe: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    """The same as on a small disk below, where none can be mounted: the first write of a stage finds no space."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        if stage == "sample-sources":
+            patched.setattr("sinterlm.store.Store.add_responses", full)
+        else:
+            patched.setattr("transformers.Trainer.save_model", full)
+        outcome = sinterlm("run", recipe, "--until", stage)
+    assert outcome.code == 75
+    assert "free some space" in outcome.said
+    assert sinterlm("run", recipe, "--until", stage).code == 0
 
 
 def test_usage_errors_end_with_2(sinterlm: Command) -> None:

@@ -295,6 +295,8 @@ def test_an_empty_response_is_an_error_not_nan() -> None:
         ("wrpo", {"alpha": 1.5}, "at least 0, at most 1"),
         ("wrpo", {"alpha": True}, "a number"),
         ("dpo", {"beta": 0}, "above 0"),
+        ("dpo", {"beta": math.inf}, "above 0"),
+        ("dpo", {"beta": math.nan}, "above 0"),
         ("dpo", {"label_smoothing": 0.5}, "below 0.5"),
         ("wrpo", {"alpha_schedule": "cosine"}, "constant or ramp"),
         ("wrpo", {"base": "wrpo"}, "expected dpo"),

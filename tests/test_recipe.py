@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,7 +192,7 @@ def test_overrides(recipe_path: Path) -> None:
 @pytest.mark.parametrize("value", ["2026", "a #1", "null", "[x", "1e3", "key: value", " x ", "~"])
 def test_an_overrides_value_may_be_given_as_it_is(recipe_path: Path, value: str) -> None:
     """Text that YAML would read as something else; order and places are those of other overrides."""
-    overrides = ["target.prompt.system=other", Override("target.prompt.system", value)]
+    overrides: list[str | Override] = ["target.prompt.system=other", Override("target.prompt.system", value)]
     assert load_recipe(recipe_path, overrides).recipe.target.prompt.system == value
     assert load_recipe(recipe_path, overrides[::-1]).recipe.target.prompt.system == "other"
     with pytest.raises(InputError, match=r"^command line: seed: found '.*' \(text\), expected a whole number$"):
@@ -223,7 +224,7 @@ def test_an_output_folder_may_have_any_name(recipe_path: Path, name: str) -> Non
         ("sources={}", "command line: sources: found a mapping, expected at least 1 of them"),
         (
             "target.prompt.few_shot=shots.yaml",
-            "command line: target.prompt.few_shot: the target is trained on its chat template and so must be asked by it",
+            "command line: target.prompt.few_shot: the target is trained on its chat template and so must be asked",
         ),
         (
             "sources.gemma-2.5.prompt.system=Be brief.",
@@ -613,7 +614,29 @@ def test_training_arguments_are_those_of_transformers() -> None:
         ("max_steps", None, "found nothing, expected a whole number"),
         ("fsdp", "full_shard", None),
         ("bf16", 1, "found 1, expected true or false"),
-        ("parallelism_config", {"tp_size": 2}, None),
+        ("accelerator_config", {"split_batches": True}, None),
+        ("per_device_train_batch_size", 0, "found 0, expected a whole number, at least 1"),
+        ("gradient_accumulation_steps", 0, "found 0, expected a whole number, at least 1"),
+        ("learning_rate", -1, "found -1, expected a number, at least 0"),
+        ("learning_rate", math.nan, "found nan, expected a number, at least 0"),
+        ("learning_rate", math.inf, "found inf, expected a number, at least 0"),
+        ("num_train_epochs", -1, "found -1, expected a number, at least 0"),
+        ("max_steps", 0, "found 0, expected a whole number, at least 1"),
+        ("max_steps", -1, None),
+        ("max_length", 1, "found 1, expected a whole number (tokens of prompt and answer), at least 2"),
+        ("data_seed", None, None),
+        ("save_strategy", "epoch", None),
+        (
+            "save_strategy",
+            "best",
+            "found 'best' (text), expected no, steps or epoch (training stages have no evaluation data to choose by)",
+        ),
+        ("push_to_hub", True, "not for recipes to set: publishing is a step of its own: hf upload NAME FOLDER"),
+        (
+            "parallelism_config",
+            {"tp_size": 2},
+            "not for recipes to set: it is an object, which text cannot give; `accelerate config` can",
+        ),
         ("max_lenght", 3, "unknown training argument; did you mean max_length?"),
         ("qqq", 3, "unknown training argument"),
         ("do_train", True, "not for recipes to set: the stages decide what is done"),

@@ -489,8 +489,8 @@ def test_reference_is_computed_once_for_the_same_weights_and_tokens(tmp_path: Pa
     assert len(list(tmp_path.glob("*.parquet"))) == 1
     assert with_reference(other, rows, batch_size=4, cache=ReferenceCache(tmp_path, "other")) != computed
     changed: list[Any] = [{**rows[0], "num_prompt_tokens": rows[0]["num_prompt_tokens"] - 1}, *rows[1:]]
-    assert cache.path(changed) != cache.path(rows)
-    assert cache.path(rows[1:]) != cache.path(rows)
+    assert cache.path(changed, torch.float32) != cache.path(rows, torch.float32)
+    assert cache.path(rows[1:], torch.float32) != cache.path(rows, torch.float32)
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def read_recorded(path: Path) -> list[RecordedAnswer]:
             raise line.error(f"answer {index} to this prompt is there already ({places[key]})", "each answer once")
         places[key] = line.place
         counted[prompt_id, content_hash, source] += 1
-        finish_reason = line.choice("finish_reason", get_args(FinishReason)) or "stop"
+        finish_reason: FinishReason = line.choice("finish_reason", get_args(FinishReason)) or "stop"
         answers.append(RecordedAnswer(prompt_id, content_hash, _content(line), source, index, finish_reason))
     if not answers:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Checks the names and types of ``train:`` against Transformers' TrainingArguments without importing it.
+"""Checks the names, types and bounds of ``train:`` against Transformers' TrainingArguments without importing it.
 
 Importing the class brings torch in, which takes seconds. Its source lies in the installed package and declares every
 argument with its type, so that reading it is enough.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +31,29 @@ OWNED = {
     "seed": "the recipe's own seed: is used",
     "label_smoothing_factor": "it belongs to the objective: objective.label_smoothing",
     "local_rank": "the launcher sets it",
+    "parallelism_config": "it is an object, which text cannot give; `accelerate config` can",
+    "push_to_hub": "publishing is a step of its own: hf upload NAME FOLDER",
     "hub_token": "secrets do not belong in recipes; set HF_TOKEN in the environment",
 }
 """Arguments that Sinter sets itself, and why."""
+
+_AT_LEAST: Mapping[str, float] = {
+    "data_seed": 0,
+    "dataloader_num_workers": 0,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "max_grad_norm": 0,
+    "max_length": 2,
+    "max_steps": 1,
+    "num_train_epochs": 0,
+    "per_device_train_batch_size": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+}
+"""The smallest value of numbers that Transformers takes unchecked, and on which it fails later."""
+
+_NOT_GIVEN: Mapping[str, int] = {"max_steps": -1}
+"""What stands for an argument that is not given."""
 
 
 class _Declared(NamedTuple):
@@ -55,7 +76,7 @@ _SIMPLE: Mapping[str, tuple[type, str]] = {
 
 
 def find_problems(arguments: Mapping[str, Any], also_known: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
-    """Name and problem of every argument that is unknown, ill-typed, or not the recipe's to set.
+    """Name and problem of every argument that is unknown, ill-typed, out of bounds, or not the recipe's to set.
 
     Args:
         arguments: by name.
@@ -68,6 +89,10 @@ def find_problems(arguments: Mapping[str, Any], also_known: Iterable[str] = ()) 
             yield name, unknown_name(name, {*declared, *also_known} - OWNED.keys(), "training argument")
         elif not _accepts(declared[name], value):
             yield name, found_but_expected(value, declared[name].words)
+        elif not _is_within_bounds(name, value):
+            yield name, found_but_expected(value, f"{declared[name].words}, at least {_AT_LEAST[name]:g}")
+        elif name == "save_strategy" and value == "best":
+            yield name, found_but_expected(value, f"no, steps or epoch ({OWNED['load_best_model_at_end']})")
 
 
 @functools.cache
@@ -107,3 +132,9 @@ def _accepts(declared: _Declared, value: object) -> bool:
     if declared.is_open or type(value) in declared.types:
         return True
     return type(value) is int and float in declared.types
+
+
+def _is_within_bounds(name: str, value: object) -> bool:
+    if name not in _AT_LEAST or value == _NOT_GIVEN.get(name) or not isinstance(value, int | float):
+        return True
+    return _AT_LEAST[name] <= value < math.inf

@@ -115,7 +115,9 @@ def encode_rows(
 
 def _check_weights(row: TrainingRow) -> None:
     if not 0 <= row.weight < math.inf:
-        raise InputError(f"row of prompt {row.prompt_id!r}: weight is {row.weight}; expected a finite number, at least 0")
+        raise InputError(
+            f"row of prompt {row.prompt_id!r}: weight is {row.weight}; expected a finite number, at least 0"
+        )
     for response in row.responses:
         if response.weight != 1:
             raise InputError(

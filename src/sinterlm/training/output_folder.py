@@ -1,7 +1,7 @@
 """The folder of a run, and what in it a run may remove: only what runs have left there.
 
-    checkpoints/     while training is not finished; holds a marker that names the run
-    training.json    once it is finished: beside the model, its card and metrics.jsonl
+checkpoints/     while training is not finished; holds a marker that names the run
+training.json    once it is finished: beside the model, its card and metrics.jsonl
 """
 
 from __future__ import annotations

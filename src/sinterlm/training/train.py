@@ -30,6 +30,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging as transformers_logging
 
@@ -117,7 +118,7 @@ def train(
     if Path(model).is_dir() and Path(model).resolve().is_relative_to(output_dir.resolve()):
         raise InputError(f"{output_dir}: the output folder holds the model to start from; choose another output folder")
     require_own_or_empty(output_dir)
-    check_arguments(objective, hyperparameters, arguments)
+    check_arguments(objective, hyperparameters, arguments, seed=seed)
     checkpoints = output_dir / CHECKPOINTS
     config = build_config(objective, hyperparameters, arguments, output_dir=checkpoints, seed=seed)
     model_fingerprint = fingerprint(model)
@@ -152,13 +153,12 @@ def train(
     if report_progress:
         trainer.add_callback(_ProgressReport(report_progress))
     checkpoint = newest_whole_checkpoint(checkpoints)
-    try:
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except ImportError as error:  # Liger's kernels are looked for only here
-        raise _refused(error) from error
+    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     save_model(trainer, tokenizer, output_dir)
-    text = render_card(card or CardDetails(model), objective=config.resolved_objective, arguments=arguments, rows=rows, seed=seed)
+    text = render_card(
+        card or CardDetails(model), objective=config.resolved_objective, arguments=arguments, rows=rows, seed=seed
+    )
     result = TrainingResult(
         num_rows=len(rows) - len(trainer.dropped),
         dropped=tuple(trainer.dropped),
@@ -175,19 +175,23 @@ def train(
     return result
 
 
-def check_arguments(objective: str, hyperparameters: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+def check_arguments(
+    objective: str, hyperparameters: Mapping[str, Any], arguments: Mapping[str, Any], *, seed: int = 0
+) -> None:
     """Find what :func:`train` would refuse, without a model: by what Transformers makes of the settings.
 
     Raises:
         InputError: an unknown name, a value that is not accepted, or a package that is needed and not installed.
     """
     with TemporaryDirectory() as folder:
-        config = build_config(objective, hyperparameters, arguments, output_dir=Path(folder), seed=0)
+        config = build_config(objective, hyperparameters, arguments, output_dir=Path(folder), seed=seed)
         try:
             trainer = Trainer(nn.Linear(1, 1), config, train_dataset=[{"input_ids": [0]}])
             trainer.get_train_dataloader()
             if not config.optim_target_modules:  # names of the real model's layers
                 trainer.create_optimizer_and_scheduler(num_training_steps=1)
+            if config.use_liger_kernel:
+                apply_liger_kernel(trainer.model, config.liger_kernel_config)
         except Exception as error:  # of any kind, but nothing else than the arguments went in
             raise _refused(error) from error
 

@@ -6,6 +6,7 @@ on the number of devices nor on micro-batches or accumulation steps. For SFT a r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from sinterlm.errors import SinterError, ToleranceError
+from sinterlm.errors import InputError, SinterError, ToleranceError
 from sinterlm.objectives.losses import objective_losses
 from sinterlm.objectives.rewards import SequenceLogps
 from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import Dropped, TrainingRow
-from sinterlm.training.batch import RowBatch, RowCollator, encode_rows, row_examples
+from sinterlm.training.batch import EncodedRow, RowBatch, RowCollator, encode_rows, row_examples
 from sinterlm.training.config import FusionConfig
 from sinterlm.training.logprobs import attach_response_logps, choose_layout
 from sinterlm.training.metrics import StepMetrics
@@ -43,7 +44,8 @@ class FusionTrainer(Trainer):
         num_cut: responses that lost their end to ``args.max_length``.
 
     Raises:
-        InputError: a row lacks a response that the objective needs, or holds an empty one.
+        InputError: a row lacks a response that the objective needs, holds an empty one, or has a weight that is not
+            accepted.
         ToleranceError: no row is left.
     """
 
@@ -71,6 +73,7 @@ class FusionTrainer(Trainer):
         if not rows:
             reasons = ", ".join(sorted({drop.reason for drop in self.dropped})) or "none was given"
             raise ToleranceError(f"no training row is left of {len(train_dataset)} ({reasons})")
+        _check_total_weight(rows)
         # Rows are not split over the devices of one process: several devices take one process each.
         args._n_gpu = min(args.n_gpu, 1)
         disable_dropout(model)
@@ -125,7 +128,9 @@ class FusionTrainer(Trainer):
         if not bool(outcome.losses.isfinite().all()):
             raise SinterError(self._not_finite(batch, outcome.losses))
         self._step_metrics.add(outcome.metrics, num_rows=len(weights))
-        total_weight = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        total_weight = weights.sum() if num_items_in_batch is None else cast(Tensor, num_items_in_batch)
+        # Rows of weight 0 may meet in a step: it is a step without loss then, not 0 / 0.
+        total_weight = total_weight.clamp(min=torch.finfo(weights.dtype).tiny)
         return cast(Tensor, self.accelerator.num_processes * (weights * outcome.losses).sum() / total_weight)
 
     def _responses(self, model: nn.Module, inputs: RowBatch) -> dict[str, SequenceLogps]:
@@ -161,6 +166,13 @@ class FusionTrainer(Trainer):
             # The hyper-parameters that the step used: it is finished now, and was not when its loss was computed.
             logs |= self.objective.scheduled_values((self.state.global_step - 1) / self.state.max_steps)
         super().log(logs, start_time)
+
+
+def _check_total_weight(rows: Sequence[EncodedRow]) -> None:
+    """The loss is a mean by weight, in float32, so that weights must sum to a positive and finite number there."""
+    total = float(torch.tensor([row["weight"] for row in rows], dtype=torch.float32).sum())
+    if not 0 < total < math.inf:
+        raise InputError(f"the weights of the {len(rows)} rows sum to {total:g}; expected a finite number above 0")
 
 
 def disable_dropout(model: nn.Module) -> None:
