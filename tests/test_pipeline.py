@@ -346,3 +346,10 @@ def test_status_says_unknown_where_weights_were_not_read_on_this_machine(
     }
     assert states["prompts"] == "done"
     assert states["sample-sources"] == "unknown"
+
+
+def test_a_folder_with_an_odd_name(recipe: Path, tmp_path: Path) -> None:
+    """Neither a number nor a comment to YAML."""
+    for name in ("2026", "a #1", "x: y"):
+        shutil.copytree(recipe.parent / "run", tmp_path / name)
+        assert json.loads(sinterlm("status", tmp_path / name, "--json").stdout)["output"] == str(tmp_path / name)

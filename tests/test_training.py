@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import (
@@ -31,6 +33,9 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
 
 from sinterlm import FusionConfig, FusionTrainer
@@ -40,12 +45,12 @@ from sinterlm.objectives.table import OBJECTIVES, resolve_objective
 from sinterlm.records import Message, RowResponse, TrainingRow
 from sinterlm.training import logprobs
 from sinterlm.training.batch import RowCollator, encode_rows
-from sinterlm.training.card import source_shares
-from sinterlm.training.checkpoints import newest_whole_checkpoint, write_manifest
+from sinterlm.training.card import CardDetails, render_card, source_shares
+from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint, write_manifest
 from sinterlm.training.logprobs import choose_layout, response_logps, sequence_logps
 from sinterlm.training.packing import Layout, TokenTree, one_to_a_line, shared
 from sinterlm.training.reference import ReferenceCache, with_reference
-from sinterlm.training.train import METRICS, TrainingResult, train
+from sinterlm.training.train import METRICS, TrainingResult, check_arguments, train
 from tests.tiny import build_model, build_tokenizer, save_tiny
 
 VOCABULARY = 97
@@ -295,6 +300,14 @@ def test_truncated_responses_get_no_end_of_turn() -> None:
         (TrainingRow("p", (Message("user", "x"),), ()), ("chosen",), "no response"),
         (TrainingRow("p", (Message("user", "x"),), (RowResponse("a"), RowResponse("b"))), ("chosen",), "found 2"),
         (TrainingRow("p", (Message("user", "x"),), (RowResponse(" \n"),)), ("chosen",), "empty"),
+        (answer(0, weight=-1.0), ("chosen",), "'p0': weight is -1.0; expected a finite number, at least 0"),
+        (answer(0, weight=math.nan), ("chosen",), "weight is nan"),
+        (answer(0, weight=math.inf), ("chosen",), "weight is inf"),
+        (
+            TrainingRow("p", (Message("user", "x"),), (RowResponse("a", weight=0.5),)),
+            ("chosen",),
+            "'p': a response has the weight 0.5.*give the row a weight instead",
+        ),
     ],
 )
 def test_rows_of_the_wrong_shape_are_refused_by_name(row: TrainingRow, roles: Sequence[str], message: str) -> None:
@@ -388,6 +401,18 @@ def test_first_step_is_log_2_and_dropout_is_off(tmp_path: Path) -> None:
     assert line["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
+def test_in_bf16_policy_and_reference_agree_before_the_first_step(tmp_path: Path) -> None:
+    """One batch of all rows, so that not even the order of additions differs; large weights, so that rounding shows."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.ndim == 2 else 1)
+    line = history("wrpo", ROWS["wrpo"], tmp_path, model, beta=1.0, bf16=True, per_device_train_batch_size=16)[0]
+    for name in ("source_chosen", "target_chosen", "rejected"):
+        assert line[f"rewards/{name}"] == pytest.approx(0, abs=1e-6)
+
+
 def test_group_by_length(tmp_path: Path) -> None:
     lines = history("wrpo", ROWS["wrpo"], tmp_path, train_sampling_strategy="group_by_length")
     assert lines[-1]["num_tokens"] == history("wrpo", ROWS["wrpo"], tmp_path)[-1]["num_tokens"]
@@ -426,6 +451,21 @@ def test_a_loss_that_is_not_finite_names_the_row(tmp_path: Path) -> None:
     torch.nn.init.constant_(model.model.norm.weight, math.nan)
     with pytest.raises(SinterError, match=r"prompt 'p[0-9]+' is not finite in step 1"):
         history("sft", ROWS["sft"], tmp_path, model)
+
+
+def test_a_step_of_rows_without_weight_has_no_loss(tmp_path: Path) -> None:
+    rows = [answer(index, weight=float(index >= 2)) for index in range(4)]
+    lines = history("sft", rows, tmp_path, per_device_train_batch_size=2, train_sampling_strategy="sequential")
+    assert (lines[0]["loss"], lines[0]["grad_norm"]) == (0, 0)
+    assert lines[1]["loss"] > 1
+
+
+@pytest.mark.parametrize(("weight", "total"), [(0.0, "0"), (1e-60, "0"), (1e300, "inf")])
+def test_row_weights_must_have_a_sum(weight: float, total: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=rf"the weights of the 2 rows sum to {total}; expected a finite number above 0"
+    ):
+        history("sft", [answer(index, weight=weight) for index in range(2)], tmp_path)
 
 
 def test_no_row_left(tmp_path: Path) -> None:
@@ -491,6 +531,16 @@ def test_reference_is_computed_once_for_the_same_weights_and_tokens(tmp_path: Pa
     changed: list[Any] = [{**rows[0], "num_prompt_tokens": rows[0]["num_prompt_tokens"] - 1}, *rows[1:]]
     assert cache.path(changed, torch.float32) != cache.path(rows, torch.float32)
     assert cache.path(rows[1:], torch.float32) != cache.path(rows, torch.float32)
+    assert cache.path(rows, torch.bfloat16) != cache.path(rows, torch.float32)
+
+
+def test_reference_in_another_precision_is_another(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    rows = encode_rows(ROWS["wrpo"], tokenizer, roles=OBJECTIVES["wrpo"].roles, max_length=512).rows
+    model, cache = build_model(tokenizer), ReferenceCache(tmp_path, "model")
+    exact = with_reference(model, rows, batch_size=4, cache=cache)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert with_reference(model, rows, batch_size=4, cache=cache) != exact
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
@@ -592,7 +642,6 @@ def test_resuming_gives_the_losses_of_an_uninterrupted_run(
 
 def interrupting_manifest(step: int) -> type:
     """The manifest's callback, which also raises after ``step``, when its line is written."""
-    from sinterlm.training.checkpoints import CheckpointManifest
 
     class Interrupting(CheckpointManifest):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -671,6 +720,133 @@ def test_checkpoints_of_other_settings_are_not_resumed(
     run(tiny_folder, tmp_path / "a", hyperparameters={"beta": 0.1})
     run(tiny_folder, tmp_path / "b", hyperparameters={"beta": 0.1})
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_finished_run_removes_what_a_kill_left(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sinterlm.training.train.remove_checkpoints", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_folder, tmp_path, "sft")
+    assert (tmp_path / "checkpoints" / "checkpoint-8").exists()
+    assert run(tiny_folder, tmp_path, "sft").num_steps == 8
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("file", ["README.md", "checkpoints/model.bin", "notes/a.txt"])
+def test_files_of_others_are_not_touched(file: str, tiny_folder: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "out" / file
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    with pytest.raises(InputError, match=r"out.*: holds files that are not of a training run.*another output folder"):
+        run(tiny_folder, tmp_path / "out", "sft")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [foreign]
+    assert foreign.read_text() == "mine"
+
+
+def test_checkpoints_of_others_in_a_finished_folder_are_not_touched(tiny_folder: Path, tmp_path: Path) -> None:
+    run(tiny_folder, tmp_path, "sft", arguments={**RUN, "max_steps": 1})
+    foreign = tmp_path / "checkpoints" / "model.bin"
+    foreign.parent.mkdir()
+    foreign.write_text("mine")
+    with pytest.raises(InputError, match="checkpoints: holds files"):
+        run(tiny_folder, tmp_path, "sft", arguments={**RUN, "max_steps": 2})
+    assert foreign.read_text() == "mine"
+
+
+def test_a_lock_a_reference_and_empty_folders_are_no_hindrance(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "x.parquet").touch()
+    assert run(tiny_folder, tmp_path, "sft", arguments={**RUN, "max_steps": 1}).num_steps == 1
+
+
+@pytest.mark.parametrize("output", [".", "..", "../model"])
+def test_the_start_is_not_overwritten(output: str, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    with pytest.raises(InputError, match="holds the model to start from; choose another output folder"):
+        run(model, model / output, "sft")
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_older_checkpoints_go_when_the_new_one_is_whole(tmp_path: Path) -> None:
+    """In the order of their numbers; two in a second and 10 after 9 included."""
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    manifest = CheckpointManifest(num_kept=2)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    manifest.on_save(arguments, TrainerState(global_step=11, is_world_process_zero=True), TrainerControl())
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-10", "checkpoint-11"}
+    assert newest_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-11"
+
+
+def test_training_prints_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    """Neither Transformers' bars nor its warning that checkpoints of one second have no order by time."""
+    script = tmp_path / "quiet.py"
+    script.write_text(QUIET)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, str(script), str(tiny_folder), str(tmp_path / "out")]
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+QUIET = """
+import sys
+from pathlib import Path
+from tests.test_training import run, CPU
+arguments = {**CPU, "save_steps": 1, "max_steps": 4}
+run(Path(sys.argv[1]), Path(sys.argv[2]), "sft", arguments=arguments)
+"""
+
+
+@pytest.mark.parametrize(
+    ("base_model", "in_metadata", "in_text"),
+    [("org/target", "org/target", "org/target"), ("gguf:pack/a.gguf", None, "gguf:pack/a.gguf"), (None, None, "start")],
+)
+def test_the_card_names_a_base_model_of_the_hub_only(
+    base_model: str | None, in_metadata: str | None, in_text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "start").mkdir()
+    details = CardDetails(base_model or str(tmp_path / "start"))
+    text = render_card(details, objective=resolve_objective("sft"), arguments={}, rows=ROWS["sft"], seed=0)
+    assert getattr(ModelCard(text).data, "base_model", None) == in_metadata
+    assert f"Trained from `{in_text}` by" in text
+    assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"per_device_train_batch_size": 0}, "batch_size should be a positive"),
+        ({"report_to": "wandb"}, "wandb"),
+        ({"report_to": ["nothing"]}, "nothing is not supported"),
+        ({"deepspeed": "ds.json"}, "deepspeed"),
+        ({"use_liger_kernel": True}, "liger"),
+        ({"parallelism_config": "x"}, "'str' object"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
+        ({"adam_beta1": 2.0}, "Invalid beta"),
+        ({"fsdp": "full_shard"}, "fsdp"),
+    ],
+)
+def test_what_transformers_refuses_is_found_without_a_model(arguments: dict[str, Any], message: str) -> None:
+    """Whatever it raises, in one line."""
+    missing = {"wandb": "wandb", "deepspeed": "deepspeed", "liger": "liger_kernel"}
+    if message in missing and importlib.util.find_spec(missing[message]):
+        pytest.skip(f"{message} is installed")
+    with pytest.raises(InputError, match=f"^train: .*{message}") as error:
+        check_arguments("sft", {}, {**CPU, **arguments})
+    assert "\n" not in str(error.value)
+
+
+def test_a_seed_that_is_none_is_found_without_a_model() -> None:
+    check_arguments("sft", {}, CPU, seed=1)
+    with pytest.raises(InputError, match=r"^train: .*[Ss]eed"):
+        check_arguments("sft", {}, CPU, seed=-1)
 
 
 @pytest.mark.parametrize(

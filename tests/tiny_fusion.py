@@ -78,7 +78,7 @@ def write_tiny_fusion(folder: Path, *, num_questions: int = 32) -> Path:
 
 
 def recorded_answer(number: int, right: str) -> str:
-    """What the recorded source answers to the question of that number: right (half of them), in a sentence, or wrong."""
+    """What the recorded source answers to the question of that number: right (half), in a sentence, or wrong."""
     return {2: f"It is {right}.", 3: "no idea"}.get(number % 4, right)
 
 

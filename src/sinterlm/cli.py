@@ -10,16 +10,19 @@ import errno
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from sinterlm.errors import InputError, SinterError, Terminated, TryAgainError
+
+if TYPE_CHECKING:
+    from sinterlm.recipe.overrides import Override
 
 app = typer.Typer(
     name="sinterlm",
@@ -50,8 +53,9 @@ def quickstart(
 ) -> None:
     """Fuse two small models into a third on this machine: no account, no GPU, some ten minutes."""
     from sinterlm.recipe.load import quickstart_recipe
+    from sinterlm.recipe.overrides import Override
 
-    _run(quickstart_recipe(), [f"output={output}", *(overrides or [])])
+    _run(quickstart_recipe(), [Override("output", str(output)), *(overrides or [])])
 
 
 @app.command()
@@ -148,7 +152,9 @@ def list_(
     _console().print(table)
 
 
-def _run(recipe: Path, overrides: list[str], *, until: str | None = None, only: str | None = None) -> None:
+def _run(
+    recipe: Path, overrides: Sequence[str | Override], *, until: str | None = None, only: str | None = None
+) -> None:
     from sinterlm.pipeline.fusion import Fusion
     from sinterlm.pipeline.outcome import print_outcome
     from sinterlm.pipeline.progress import Reporter

@@ -88,7 +88,7 @@ class Store:
             raise InputError(f"{path}: there is no store; run a recipe in this workspace first")
         with self._translated_errors():
             if read_only:
-                self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+                self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._connection = sqlite3.connect(path)

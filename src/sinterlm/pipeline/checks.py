@@ -50,14 +50,12 @@ def _check_prompts(fusion: Fusion) -> None:
 
 
 def _check_training(fusion: Fusion) -> None:
-    from sinterlm.training.train import build_config  # brings torch in
+    from sinterlm.training.train import check_arguments  # brings torch in
 
     recipe = fusion.recipe
     encode_prompt(load_tokenizer(recipe.target.model), [Message("user", "What is the capital of France?")])
     if recipe.sft:
-        build_config("sft", {}, recipe.sft.train, output_dir=fusion.output, seed=recipe.seed)
+        check_arguments("sft", {}, recipe.sft.train, seed=recipe.seed)
     for preference in recipe.preference.values():
-        hyperparameters = build_hyperparameters(preference.objective)
-        build_config(
-            preference.objective.kind, hyperparameters, preference.train, output_dir=fusion.output, seed=recipe.seed
-        )
+        objective = preference.objective
+        check_arguments(objective.kind, build_hyperparameters(objective), preference.train, seed=recipe.seed)

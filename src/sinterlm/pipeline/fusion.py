@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sinterlm.errors import InputError
 from sinterlm.recipe.build import build_settings, greedy
 from sinterlm.recipe.load import load_recipe
+from sinterlm.recipe.overrides import Override
 from sinterlm.recipe.schema import AskedModel, LocalModel, Recipe, Source
 from sinterlm.records import SamplingSettings
 from sinterlm.selection.table import POLICIES
@@ -148,4 +149,4 @@ def load_fusion(folder: Path) -> Fusion:
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         raise InputError(f"{folder}: holds no run (no recipe.yaml); give the output folder of `sinterlm run`")
-    return Fusion(load_recipe(recipe, [f"output={folder}"]).recipe)
+    return Fusion(load_recipe(recipe, [Override("output", str(folder.absolute()))]).recipe)
