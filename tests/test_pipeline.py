@@ -353,3 +353,24 @@ def test_a_folder_with_an_odd_name(recipe: Path, tmp_path: Path) -> None:
     for name in ("2026", "a #1", "x: y"):
         shutil.copytree(recipe.parent / "run", tmp_path / name)
         assert json.loads(sinterlm("status", tmp_path / name, "--json").stdout)["output"] == str(tmp_path / name)
+
+
+def test_a_run_says_its_own_lines_only(recipe: Path, tmp_path: Path) -> None:
+    """No bar of a library that loads or writes weights stands between them."""
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sinterlm",
+            "run",
+            str(recipe),
+            f"output={tmp_path / 'out'}",
+            "--until",
+            "sample-target",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stderr == ""
+    assert "%|" not in said.stdout

@@ -18,8 +18,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +185,19 @@ def _converted_path(gguf: Path, gguf_hash: str) -> Path:
     return cache_folder() / "models" / f"{gguf.stem}-{gguf_hash[:16]}-{CONVERSION}"
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep Transformers' bars for reading and writing weights silent; those of downloads from a hub stay."""
+    from transformers.utils import logging as transformers_logging
+
+    previous = transformers_logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+
+
+@without_bars()
 def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file's dequantised weights, tokenizer, template and generation config as a Transformers folder.
 
@@ -424,6 +437,7 @@ def describe_placement(model: PreTrainedModel) -> str:
     return f"{model.device}, {str(model.dtype).removeprefix('torch.')}"
 
 
+@without_bars()
 def _load(auto_class: Any, name: str, device: str, dtype: str, *, refused: str | None = None) -> PreTrainedModel:
     """The model in eval mode; ``refused`` is how the architecture's name ends that cannot be meant."""
     from transformers import PreTrainedConfig

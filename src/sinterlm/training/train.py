@@ -10,8 +10,7 @@ begins anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,12 +31,11 @@ from transformers import (
 )
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.utils import logging as transformers_logging
 
 from sinterlm.chat import end_token_ids
 from sinterlm.errors import InputError
 from sinterlm.formats import atomic_write
-from sinterlm.models import describe_placement, fingerprint, load_model, load_tokenizer
+from sinterlm.models import describe_placement, fingerprint, load_model, load_tokenizer, without_bars
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.records import Dropped, TrainingRow, digest
 from sinterlm.training.card import CardDetails, render_card
@@ -69,17 +67,7 @@ class TrainingResult:
     seconds: float
 
 
-@contextmanager
-def _no_transformers_bars() -> Iterator[None]:
-    """Keep Transformers' bars for reading and writing weights silent: the caller shows progress in its own way."""
-    previous = transformers_logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(previous)
-
-
-@_no_transformers_bars()
+@without_bars()
 def train(
     rows: Sequence[TrainingRow],
     *,
