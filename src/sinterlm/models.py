@@ -342,12 +342,12 @@ def _present_gguf(name: str) -> Path | None:
 
 
 def _present_folder(name: str) -> Path | None:
+    folder = _folder(name)
+    if folder is not None or name.count("/") > 1:  # a path, but no folder: a model that is yet to be trained
+        return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    folder = _folder(name)
-    if folder is not None:
-        return folder
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, HFValidationError):

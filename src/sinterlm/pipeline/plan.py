@@ -194,7 +194,7 @@ def _plan_sampling(
                     prompt
                     for prompt in part
                     for index in range(ask.num_samples)
-                    if not identity or response_id(identity, prompt.content_hash, index) not in stored
+                    if not stored or response_id(identity or "", prompt.content_hash, index) not in stored
                 ]
                 missing = len(lacking)
                 length = sum(_length(prompt) for prompt in lacking) / max(missing, 1)
