@@ -66,7 +66,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
     """Print the held-out table and the differences that matter."""
     held_out = summary["held_out"]
     if not held_out:
-        console.print(f"{folder}: no held-out figures in this recipe", markup=False, highlight=False)
+        console.print(f"{folder}: no held-out figures (not yet, or not in this recipe)", markup=False, highlight=False)
         return
     first = max(held_out.values(), key=lambda figures: figures["n"])
     main = "exact_match" if "exact_match" in first else "score"
