@@ -12,7 +12,7 @@ from sinterlm.pipeline.fusion import Ask
 from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity
 from sinterlm.recipe.schema import Scorer
-from sinterlm.records import Dropped, Prompt, Response, SamplingSettings, Scored, response_id
+from sinterlm.records import Dropped, Prompt, Response, Scored, response_id
 from sinterlm.sampling.protocol import Engine, Generation, Item
 from sinterlm.scoring.protocol import Answered
 
@@ -52,65 +52,77 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
     Raises:
         ToleranceError: ``must_answer``, and every answer of the participant is empty.
     """
-    participant, settings, num_samples = ask
+    name, identity = ask.participant.name, identity_of(ask)
     with closing(engine_of(run, ask)) as engine:
-        identity = identity_of(ask)
+        batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(ask.num_samples)])
         stored = run.store.response_ids(identity)
-        ids = {
-            (prompt.id, index): response_id(identity, prompt.content_hash, index)
-            for prompt in prompts
-            for index in range(num_samples)
-        }
-        batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(num_samples)])
-        available = {(item.prompt.id, item.index) for batch in batches for item in batch}
-        pending = [batch for batch in batches if any(ids[item.prompt.id, item.index] not in stored for item in batch)]
-        by_id = {prompt.id: prompt for prompt in prompts}
-        num_missing = sum(len(batch) for batch in pending)
-        seconds, tokens = 0.0, 0
-        if pending:
-            started = time.monotonic()
-            with run.reporter.task(f"{participant.name}", num_missing, "answers") as task:
-                for generations in engine.sample(pending):
-                    run.store.add_responses(
-                        identity,
-                        [
-                            (by_id[generation.prompt_id], _response(generation, ids, participant.name, settings))
-                            for generation in generations
-                        ],
-                    )
-                    tokens += sum(generation.num_tokens for generation in generations)
-                    seconds = time.monotonic() - started
-                    task.advance(len(generations), f"{tokens / max(seconds, 1e-9):.0f} tokens/s")
-    dropped = [
-        Dropped(prompt_id, stage, "no-recorded-answer", f"{participant.name} has no answer {index}")
-        for prompt_id, index in ids
-        if (prompt_id, index) not in available and index == 0
-    ]
-    responses = [
-        response
-        for prompt in prompts
-        for response in run.store.responses(identity, prompt, source=participant.name, num_samples=num_samples)
-    ]
+        pending = [batch for batch in batches if any(_response_id(identity, item) not in stored for item in batch)]
+        tokens_per_second = _answer(run, ask, engine, pending) if pending else None
+    answered = {item.prompt.id for batch in batches for item in batch}
+    responses = [response for _, response in answers_of(run, ask, prompts)]
     empty = [response for response in responses if not response.content]
     if must_answer and prompts and len(empty) == len(responses):
         raise ToleranceError(
-            f"source {participant.name}: all {len(responses)} answers are empty; look at its prompt (chat template or "
+            f"source {name}: all {len(responses)} answers are empty; look at its prompt (chat template or "
             "few-shot file), its stop string and max_new_tokens"
         )
-    dropped += [
-        Dropped(
-            response.id, stage, "empty-answer", f"{participant.name} on {response.prompt_id}, sample {response.index}"
-        )
-        for response in empty
+    dropped = [
+        *(
+            Dropped(prompt.id, stage, "no-recorded-answer", f"{name} has none")
+            for prompt in prompts
+            if prompt.id not in answered
+        ),
+        *(
+            Dropped(response.id, stage, "empty-answer", f"{name} on {response.prompt_id}, sample {response.index}")
+            for response in empty
+        ),
     ]
-    counts = {
-        f"{participant.name} answers": len(responses),
-        f"{participant.name} sampled now": num_missing,
-        f"{participant.name} cut by the limit": sum(response.finish_reason == "length" for response in responses),
+    counts: dict[str, float] = {
+        f"{name} answers": len(responses),
+        f"{name} sampled now": sum(map(len, pending)),
+        f"{name} cut by the limit": sum(response.finish_reason == "length" for response in responses),
     }
-    if seconds:
-        counts[f"{participant.name} tokens/s"] = round(tokens / seconds)
+    if tokens_per_second is not None:
+        counts[f"{name} tokens/s"] = round(tokens_per_second)
     return StageResult(counts, dropped)
+
+
+def _answer(run: Run, ask: Ask, engine: Engine, batches: Sequence[Sequence[Item]]) -> float:
+    """Sample ``batches`` into the store, batch by batch; tokens a second."""
+    identity = identity_of(ask)
+    items = {(item.prompt.id, item.index): item for batch in batches for item in batch}
+    started, tokens = time.monotonic(), 0
+    with run.reporter.task(ask.participant.name, len(items), "answers") as task:
+        for generations in engine.sample(batches):
+            answered = [(items[generation.prompt_id, generation.index], generation) for generation in generations]
+            run.store.add_responses(
+                identity,
+                [
+                    (item.prompt, _response(generation, _response_id(identity, item), ask))
+                    for item, generation in answered
+                ],
+            )
+            tokens += sum(generation.num_tokens for generation in generations)
+            task.advance(len(generations), f"{tokens / (time.monotonic() - started):.0f} tokens/s")
+    return tokens / (time.monotonic() - started)
+
+
+def _response_id(identity: str, item: Item) -> str:
+    return response_id(identity, item.prompt.content_hash, item.index)
+
+
+def _response(generation: Generation, key: str, ask: Ask) -> Response:
+    return Response(
+        id=key,
+        prompt_id=generation.prompt_id,
+        source=ask.participant.name,
+        index=generation.index,
+        content=generation.content,
+        finish_reason=generation.finish_reason,
+        num_prompt_tokens=generation.num_prompt_tokens,
+        num_tokens=generation.num_tokens,
+        sampling=ask.settings,
+    )
 
 
 def answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answered]:
@@ -167,19 +179,3 @@ def scored_answers(run: Run, config: Scorer, answered: Iterator[Answered]) -> di
         if stored is not None:
             by_prompt.setdefault(prompt.id, []).append(Scored(response, stored))
     return by_prompt
-
-
-def _response(
-    generation: Generation, ids: dict[tuple[str, int], str], source: str, settings: SamplingSettings | None
-) -> Response:
-    return Response(
-        id=ids[generation.prompt_id, generation.index],
-        prompt_id=generation.prompt_id,
-        source=source,
-        index=generation.index,
-        content=generation.content,
-        finish_reason=generation.finish_reason,
-        num_prompt_tokens=generation.num_prompt_tokens,
-        num_tokens=generation.num_tokens,
-        sampling=settings,
-    )
