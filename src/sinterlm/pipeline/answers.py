@@ -140,11 +140,12 @@ def score(run: Run, stage: str, config: Scorer, answered: Sequence[Answered]) ->
         ToleranceError: No answer got a number.
     """
     with closing(build_scorer(config)) as scorer:
+        identity = scorer.identity  # asked once: a reward model's looks its files up
         batches = [answered[start : start + SCORING_BATCH] for start in range(0, len(answered), SCORING_BATCH)]
         pending = [
             batch
             for batch in batches
-            if any(run.store.score(scorer.identity, prompt, response) is None for prompt, response in batch)
+            if any(run.store.score(identity, prompt, response) is None for prompt, response in batch)
         ]
         if pending:
             with run.reporter.task(config.kind, sum(map(len, pending)), "answers") as task:
@@ -152,7 +153,7 @@ def score(run: Run, stage: str, config: Scorer, answered: Sequence[Answered]) ->
                     scores = scorer.score(batch)
                     run.store.add_scores((item.prompt, score) for item, score in zip(batch, scores, strict=True))
                     task.advance(len(batch))
-        stored = [(item, run.store.score(scorer.identity, *item)) for item in answered]
+        stored = [(item, run.store.score(identity, *item)) for item in answered]
     values = [score.value for _, score in stored if score and not math.isnan(score.value)]
     if answered and not values:
         raise ToleranceError(f"scorer {config.kind}: none of the {len(answered)} answers got a number for a score")

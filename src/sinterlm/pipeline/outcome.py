@@ -66,7 +66,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
     """Print the held-out table and the differences that matter."""
     held_out = summary["held_out"]
     if not held_out:
-        console.print(f"{folder}: no held-out figures (not yet, or not in this recipe)", markup=False, highlight=False)
+        _print_plain(console, f"{folder}: no held-out figures (not yet, or not in this recipe)")
         return
     first = max(held_out.values(), key=lambda figures: figures["n"])
     main = "exact_match" if "exact_match" in first else "score"
@@ -93,16 +93,16 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
     console.print(differences)
     target = held_out.get("target", {})
     if main == "exact_match" and target.get("contains", 0) - target.get("exact_match", 0) > 0.1:
-        console.print(
+        _print_plain(
+            console,
             f"The target knows more than its exact match says: it answers in sentences (contains "
             f"{target['contains']:.2f}, exact match {target['exact_match']:.2f}), so format alone is part of every "
             "gain in exact match.",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    console.print(
+        )
+    _print_plain(
+        console,
         f"{summary['seconds']:.0f} s in all stages, at most {summary['peak_memory_bytes'] / 1e9:.1f} GB of memory",
-        markup=False, highlight=False,
-    )  # fmt: skip
+    )
 
 
 def _interval(figures: Mapping[str, float], metric: str, prefix: str) -> str:
