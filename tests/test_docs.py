@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import os
 import re
 import shlex
 import subprocess
@@ -10,9 +13,10 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,11 +24,21 @@ import torch
 import typer.main
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from sinterlm import cli, errors
-from sinterlm.formats import read_prompts, read_recorded
-from sinterlm.objectives import SequenceLogps, objective_losses, resolve_objective, wrpo_loss
-from sinterlm.objectives.table import OBJECTIVES
+from sinterlm.formats import read_prompts, read_recorded, read_training_file
+from sinterlm.models import load_tokenizer
+from sinterlm.objectives import (
+    Responses,
+    SequenceLogps,
+    objective_losses,
+    one_pair_a_row,
+    resolve_objective,
+    wrpo_loss,
+)
+from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
@@ -39,12 +53,21 @@ from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.table import SCORERS
 from sinterlm.selection.choices import REASONS
 from sinterlm.selection.table import POLICIES
+from sinterlm.training.arguments import FusionArguments
+from sinterlm.training.members import find_members
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
-YAML_FILES = sorted(path for folder in ("recipes", "examples") for path in (ROOT / folder).rglob("*.yaml"))
+YAML_FILES = sorted(
+    path
+    for folder in ("recipes", "examples")
+    for path in (ROOT / folder).rglob("*.yaml")
+    if path.parent.name not in ("objectives", "accelerate")  # no recipes: settings of `train`, and of `accelerate`
+)
+BRING_YOUR_PROMPTS = {ROOT / "recipes" / "wrpo" / "llama3-8b-search.yaml"}
+"""Recipes whose prompts are not shipped."""
 
 
 LoadText = Callable[..., schema.Recipe]
@@ -109,6 +132,13 @@ def tables(document: Path) -> dict[str, list[list[str]]]:
     return found
 
 
+def section_of(document: Path, heading: str) -> str:
+    """What stands under a heading of the second level, the heading included."""
+    sections = re.split(r"^## ", document.read_text(), flags=re.MULTILINE)
+    (section,) = (section for section in sections if section.startswith(f"{heading}\n"))
+    return section
+
+
 def unquote(cell: str) -> str:
     """The text of a cell that is one code span."""
     match = re.fullmatch(r"`([^`]+)`", cell)
@@ -125,7 +155,7 @@ def test_every_shipped_yaml_file_loads_and_so_do_the_files_that_it_names(path: P
         assert load_few_shot(path).prefix
         return
     recipe = load_recipe(path).recipe
-    assert read_prompts(recipe.prompts.path)
+    assert path in BRING_YOUR_PROMPTS or read_prompts(recipe.prompts.path)
     for source in recipe.sources.values():
         if isinstance(source, schema.RecordedSource):
             assert read_recorded(source.path)
@@ -146,6 +176,18 @@ def test_the_example_is_planned_from_a_fresh_clone(tmp_path: Path) -> None:
     stages = {stage["name"]: stage for stage in json.loads(planned.stdout)["stages"]}
     assert not any(stage["done"] for stage in stages.values())
     assert stages["sample-target"]["calls"] == 8 * 5, "8 preference prompts, 5 samples"
+
+
+def test_the_python_example_trains(tmp_path: Path) -> None:
+    start = save_tiny(tmp_path / "start")
+    command = [sys.executable, "examples/train_with_python.py", str(start), str(tmp_path / "trained")]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "trained"))
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    assert load_tokenizer(str(tmp_path / "trained")).chat_template
 
 
 @pytest.mark.slow
@@ -189,7 +231,8 @@ def test_shown_commands_parse(place: str, command: str, is_whole: bool, load_tex
     values = subcommand.make_context(name, arguments).params
     overrides = values.get("overrides") or []
     if name == "train":
-        read_train_settings(values["objective"], values["settings"] or [])
+        files = [ROOT / path for path in values["settings_files"] or []]
+        read_train_settings(values["objective"], values["settings"] or [], files)
     elif name == "quickstart":
         load_recipe(quickstart_recipe(), overrides)
     elif "recipe" in values:
@@ -329,7 +372,14 @@ def test_recipes_md_lists_the_defaults_that_differ_from_transformers() -> None:
         if cell.startswith("`"):
             assert cell.split("`")[1] == str(ours[name].default).lower(), name
     changed = {name for name in ours.keys() & theirs.keys() if ours[name].default != theirs[name].default}
-    assert changed - {"remove_unused_columns"} == documented.keys() - {"max_length"}, "a recipe cannot set the former"
+    assert changed - {"remove_unused_columns"} == documented.keys(), "a recipe cannot set that one"
+
+
+def test_recipes_md_lists_the_arguments_that_are_not_transformers() -> None:
+    documented = {unquote(row[0]): row[2] for row in tables(DOCS / "recipes.md")["Sinter's own arguments"]}
+    assert list(documented) == [own.name for own in dataclasses.fields(FusionArguments)]
+    for own in dataclasses.fields(FusionArguments):
+        assert own.default is None or unquote(documented[own.name]) == str(own.default), own.name
 
 
 def test_recipes_md_names_exit_codes_that_there_are() -> None:
@@ -339,18 +389,122 @@ def test_recipes_md_names_exit_codes_that_there_are() -> None:
     assert {0, 1, 2, 3, 75, 130, 143} == documented
 
 
-def test_papers_md_gives_the_table_of_objectives() -> None:
-    hyperparameters = [row for row in tables(DOCS / "papers.md")["Defaults"] if len(row) == 5]
-    documented = {(unquote(row[0]), unquote(row[1])): (unquote(row[2]), row[3]) for row in hyperparameters}
-    expected: dict[tuple[str, str], tuple[str, str]] = {}
-    for name in OBJECTIVES:
-        resolved = resolve_objective(name)
-        known = {**resolved.base.hyperparameters, **resolved.objective.hyperparameters}
-        expected |= {(name, key): (str(known[key].default), known[key].expected) for key in resolved.values}
-    assert documented == expected
+def show(value: object) -> str:
+    """A value as recipes write it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_papers_md_gives_the_defaults_of_every_objective_on_every_base() -> None:
+    """What a base changes stands in a row of its own; the rows without a base hold for the default one."""
+    documented = [row for row in tables(DOCS / "papers.md")["Defaults"] if len(row) == 5]
+    expected = []
+    for name, objective in OBJECTIVES.items():
+        own = known_hyperparameters(name)
+        expected += [(name, "", key, show(parameter.default)) for key, parameter in own.items()]
+        for base in objective.hyperparameters["base"].choices if "base" in objective.hyperparameters else ():
+            for key, parameter in known_hyperparameters(name, base).items():
+                if key not in own or parameter.default != own[key].default:
+                    expected.append((name, str(base), key, show(parameter.default)))
+    found = [(unquote(row[0]), row[1].strip("`"), unquote(row[2]), unquote(row[3])) for row in documented]
+    assert found == expected
+    assert all(row[4] for row in documented), "every default has its source"
     rates = {unquote(row[0]): unquote(row[1]) for row in tables(DOCS / "papers.md")["Defaults"] if len(row) == 3}
     assert rates == {name: str(objective.learning_rate) for name, objective in OBJECTIVES.items()}
     assert len(rates) + len(documented) == len(tables(DOCS / "papers.md")["Defaults"])
+
+
+PARTS = ("reward", "mix", "link", "weighting")
+"""In the order of the columns of objectives.md."""
+
+
+def test_objectives_md_shows_what_every_objective_is_made_of() -> None:
+    documented = {
+        re.sub(r"\[`(.+)`\]\(#\1\)", r"\1", row[0]): row[1:]
+        for row in tables(DOCS / "objectives.md")["The idea"][: len(OBJECTIVES)]
+    }
+    assert list(documented) == list(OBJECTIVES)
+    for name, (*parts, needs_reference, mean_over) in documented.items():
+        objective = OBJECTIVES[name]
+        has_base = "base" in objective.hyperparameters
+        for part, cell in zip(PARTS, parts, strict=True):
+            path = getattr(objective, part)
+            if path:
+                assert resolve_name(path).__name__ == unquote(cell)
+            elif part == "weighting":
+                assert cell == ("of the rows" if objective.reads_weights else "1")
+            else:
+                assert cell == ("its base's" if has_base and part != "mix" else "")
+        needed = objective.needs_reference
+        expected = f"`{needed}`" if isinstance(needed, str) else {True: "yes", False: "no"}[needed]
+        assert needs_reference == ("its base's" if has_base else expected)
+        assert mean_over == objective.counts
+
+
+def test_objectives_md_names_every_function_where_it_stands() -> None:
+    rows = [row for row in tables(DOCS / "objectives.md")["The idea"][len(OBJECTIVES) :] if len(row) == 3]
+    documented = {unquote(row[0]): row[2] for row in rows}
+    paths = {path for objective in OBJECTIVES.values() for part in PARTS if (path := getattr(objective, part))}
+    assert documented == {
+        name: f"[{module}.py](../src/sinterlm/objectives/{module}.py)"
+        for module, _, name in (path.removeprefix("sinterlm.objectives.").partition(":") for path in paths)
+    }
+
+
+def write_shown_rows(name: str, folder: Path) -> Path:
+    """The rows that objectives.md shows for an objective, as a file."""
+    section = section_of(DOCS / "objectives.md", name)
+    (shown,) = re.findall(r"^```json\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
+    (folder / "rows.jsonl").write_text(shown)
+    return folder / "rows.jsonl"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_md_gives_formula_hyperparameters_and_rows_of(name: str, tmp_path: Path) -> None:
+    section = section_of(DOCS / "objectives.md", name)
+    assert f"\n    {OBJECTIVES[name].formula}\n" in section
+    documented = {unquote(row[0]): row[1:] for row in tables(DOCS / "objectives.md").get(name, [])}
+    assert documented == {
+        key: [f"`{show(parameter.default)}`", parameter.expected, parameter.description]
+        for key, parameter in known_hyperparameters(name).items()
+    }
+    path = write_shown_rows(name, tmp_path)
+    resolved = resolve_objective(name)
+    rows = read_training_file(path, resolved.roles, check=partial(find_members, objective=resolved))
+    assert len(rows) == len(path.read_text().splitlines())
+    for switch, added in OBJECTIVES[name].optional_roles.items():
+        fitting = [row for row in rows if {*added} <= {response.role for response in row.responses}]
+        assert fitting
+        assert all(find_members(row, resolve_objective(name, {switch: True})) for row in fitting)
+
+
+FIRST_LOSSES = {"dpo": math.log(2), "ln-dpo": math.log(2), "ipo": 2500.0, "wrpo": math.log(2), "fusepo": math.log(2)}
+"""While the policy is the reference, all log-ratios are 0: -log sigma(0), and (0 - 1 / (2 * 0.01))^2 for IPO."""
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_rows_of_objectives_md_train_with_the_shipped_settings(name: str, tiny: Path, tmp_path: Path) -> None:
+    path = write_shown_rows(name, tmp_path)
+    files = [ROOT / "recipes" / "objectives" / f"{stem}.yaml" for stem in ("shared", name)]
+    settings = [option for file in files for option in ("--settings", str(file))]
+    arguments = ["--model", str(tiny), "--data", str(path), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.app, ["train", "--objective", name, *settings, *arguments])
+    assert result.exit_code == 0, result.output
+    first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
+    assert math.isfinite(first["loss"])
+    assert first["loss"] == pytest.approx(FIRST_LOSSES.get(name, first["loss"]))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_the_python_example_is_shown_as_it_is() -> None:
+    shown = [block for block in blocks("python") if "FusionTrainer(" in block.text]
+    assert {block.document.name for block in shown} == {"README.md", "objectives.md"}
+    text = (ROOT / "examples" / "train_with_python.py").read_text()
+    assert all(block.text in text for block in shown)
 
 
 def test_data_flow_md_names_the_stages(load_text: LoadText) -> None:
@@ -404,12 +558,14 @@ def test_data_flow_md_names_modules_that_there_are() -> None:
         assert (ROOT / "src" / "sinterlm" / path).exists(), path
 
 
-def test_data_flow_md_names_the_metrics_of_wrpo() -> None:
+def test_data_flow_md_names_the_metrics_of_both_families() -> None:
     even = SequenceLogps(torch.tensor([-1.0]), torch.tensor([-1.0]))
-    logged = wrpo_loss(even, even, even, beta=0.1, alpha=0.5).metrics.keys() | {"alpha"}
+    pair = wrpo_loss(even, even, even, beta=0.1, alpha=0.5).metrics.keys() | {"alpha"}
+    two = Responses(SequenceLogps(torch.tensor([-1.0, -2.0])), torch.tensor([0, 0]), 1, scores=torch.tensor([0.0, 1.0]))
+    likelihood = objective_losses(resolve_objective("rloo"), two, progress=0.0).metrics.keys()
     cells = [row[0] for row in tables(DOCS / "data-flow.md")["Metrics of a training"]]
     named = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
-    assert {name for name in named if "/" in name or name == "alpha"} == logged
+    assert {name for name in named if "/" in name or name in ("alpha", "scores", "advantages")} == pair | likelihood
 
 
 def test_changelog_begins_with_this_version_and_says_each_change_in_one_sentence() -> None:
@@ -425,9 +581,15 @@ def test_changelog_begins_with_this_version_and_says_each_change_in_one_sentence
 
 
 @pytest.mark.parametrize(
-    "block", [block for block in blocks("python") if block.document.name == "data-flow.md"], ids=str
+    "block",
+    [
+        block
+        for block in blocks("python")
+        if block.document.name in ("data-flow.md", "objectives.md") and "Trainer" not in block.text
+    ],
+    ids=str,
 )
-def test_the_example_of_the_data_flow_runs(block: Block) -> None:
+def test_shown_mathematics_is_right(block: Block) -> None:
     exec(compile(block.text, str(block), "exec"), {})
 
 
@@ -436,8 +598,7 @@ class Extension:
 
     def __init__(self, heading: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
-        section = re.split(r"^## ", (DOCS / "extending.md").read_text(), flags=re.MULTILINE)
-        (text,) = (part for part in section if part.startswith(f"{heading}\n"))
+        text = section_of(DOCS / "extending.md", heading)
         self.values: dict[str, Any] = {}
         for shown in re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
             self._install(shown)
@@ -531,7 +692,7 @@ def test_the_worked_objective() -> None:
     """beta 0.5: margins 0, 1 and 3 lose 1, 1/2 and nothing (1 - 1.5 < 0); their gradients are -beta, -beta and 0."""
     policy = torch.tensor([-2.0, -1.0, 1.0], requires_grad=True)
     even = torch.full((3,), -2.0)
-    responses = {"chosen": SequenceLogps(policy, even), "rejected": SequenceLogps(even, even)}
+    responses = one_pair_a_row({"chosen": SequenceLogps(policy, even), "rejected": SequenceLogps(even, even)})
     result = objective_losses(resolve_objective("hinge", {"beta": 0.5}), responses, progress=0.0)
     torch.testing.assert_close(result.losses, torch.tensor([1.0, 0.5, 0.0]))
     torch.testing.assert_close(result.metrics["rewards/margins"], torch.tensor([0.0, 0.5, 1.5]))

@@ -21,6 +21,7 @@ from sinterlm.errors import InputError, TryAgainError
 from sinterlm.formats import (
     RecordedAnswer,
     atomic_write,
+    parse_rows,
     read_prompts,
     read_recorded,
     read_rows,
@@ -310,6 +311,36 @@ class TestTrainingFile:
         with pytest.raises(InputError, match="there is no row in it; expected lines with `prompt` and `completion`"):
             read_training_file(lines(tmp_path / "rows.jsonl", ""), SFT)
 
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {"prompt": [USER], "chosen": [said("Paris")], "rejected": [said("Lyon")], "score_chosen": 1.0},
+            {"prompt": "q", "chosen_source": "a", "chosen_target": "b", "rejected": "c"},
+            {"messages": [USER, said("Paris")], "weight": 2.0},
+            {
+                "prompt": "q",
+                "responses": [{"content": "a", "weight": 0.5, "group": "x"}, {"content": "b", "score": 1.0}],
+            },
+        ],
+        ids=["pair", "wrpo", "sft", "many"],
+    )
+    def test_a_dataset_gives_the_rows_of_its_file(self, write: Write, record: dict[str, Any]) -> None:
+        from datasets import Dataset
+
+        rows = read_training_file(write(record, record), ())
+        assert parse_rows(Dataset.from_list([record, record])) == rows
+        assert parse_rows(iter([record, record])) == rows
+
+    def test_a_record_of_the_wrong_shape_is_named_by_its_number(self) -> None:
+        good = {"prompt": "q", "chosen": "a", "rejected": "b"}
+        with pytest.raises(InputError, match=r"^row 1: `rejected` is missing; expected text"):
+            parse_rows([good, {**good, "rejected": None}])
+        with pytest.raises(
+            InputError, match=r"^row 0: the keys are text; expected `prompt` and `chosen`, `completion`"
+        ):
+            parse_rows([{"text": "q"}])
+        assert parse_rows([]) == []
+
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -357,7 +388,7 @@ class TestOwnRows:
                         "index": 1,
                         "score": 1.0,
                         "group": "",
-                        "weight": 1.0,
+                        "weight": None,
                         "truncated": False,
                     }
                 ],

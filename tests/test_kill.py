@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sinterlm.store import Store
+from tests.processes import take_30_steps
+from tests.tiny import save_tiny
 from tests.tiny_fusion import write_tiny_fusion
 
 UNTIMED = ("step_seconds", "tokens_per_second")
@@ -44,16 +48,21 @@ def outcome(output: Path) -> dict[str, Any]:
     made: dict[str, Any] = {name: connection.execute(query).fetchall() for name, query in tables.items()}
     connection.close()
     made["rows"] = {path.name: pq.read_table(path).to_pylist() for path in sorted((output / "rows").iterdir())}
-    made["metrics"] = {
+    made["evaluation"] = json.loads((output / "evaluation.json").read_text())
+    return made | trained(output)
+
+
+def trained(output: Path) -> dict[str, Any]:
+    """What every training below ``output`` has made, without what the clock decides."""
+    metrics = {
         path.parent.name: [
             {name: value for name, value in json.loads(line).items() if name not in UNTIMED}
             for line in path.read_text().splitlines()
         ]
         for path in sorted(output.glob("*/metrics.jsonl"))
     }
-    made["weights"] = {path.parent.name: path.read_bytes() for path in sorted(output.glob("*/model.safetensors"))}
-    made["evaluation"] = json.loads((output / "evaluation.json").read_text())
-    return made
+    weights = {path.parent.name: path.read_bytes() for path in sorted(output.glob("*/model.safetensors"))}
+    return {"metrics": metrics, "weights": weights}
 
 
 def finished_at(output: Path) -> dict[str, float]:
@@ -126,3 +135,64 @@ def test_ten_kills_over_all_stages_change_nothing(fusion: tuple[Path, Path, Path
 def test_fifty_kills_in_five_runs_change_nothing(fusion: tuple[Path, Path, Path], seed: int) -> None:
     folder, recipe, reference = fusion
     check_kills(folder, recipe, reference, num_kills=10, seed=seed)
+
+
+# --- a training alone ------------------------------------------------------------------------------------------------
+
+
+def start_training(model: Path, output: Path) -> ForkServerProcess:
+    """Training in a process that need not import everything again."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.processes"])
+    process = context.Process(target=take_30_steps, args=(model, output))
+    process.start()
+    return process
+
+
+def half_written(output: Path) -> set[Path]:
+    """Checkpoints that are there but not whole."""
+    checkpoints = output.glob("*/checkpoints/checkpoint-*")
+    return {checkpoint for checkpoint in checkpoints if not (checkpoint / "manifest.json").exists()}
+
+
+def kill_in_checkpoint_write(process: ForkServerProcess, output: Path) -> bool:
+    """Kill when the next checkpoint is there but not whole; whether that came true before training ended."""
+    left_by_others = half_written(output)
+    while process.is_alive() and not half_written(output) - left_by_others:
+        time.sleep(1e-4)
+    process.kill()
+    process.join()
+    return bool(half_written(output) - left_by_others)
+
+
+def check_training_kills(model: Path, folder: Path, num_kills: int, seed: int) -> None:
+    """Every third kill hits a checkpoint's write, the others any moment; a run that ends is followed by another."""
+    rng = random.Random(seed)
+    started = time.monotonic()
+    start_training(model, folder / "whole").join()
+    seconds = time.monotonic() - started
+    num_runs = num_in_write = 0
+    for number in range(num_kills):
+        output = folder / f"killed-{num_runs}"
+        process = start_training(model, output)
+        if number % 3 == 1:
+            num_in_write += kill_in_checkpoint_write(process, output)
+        else:
+            process.join(rng.random() * seconds)
+            process.kill()
+            process.join()
+        if process.exitcode == 0 or number == num_kills - 1:
+            start_training(model, output).join()
+            assert trained(output) == trained(folder / "whole")
+            num_runs += 1
+    assert num_in_write > num_kills // 6
+
+
+def test_three_kills_of_a_training_change_nothing(tmp_path: Path) -> None:
+    check_training_kills(save_tiny(tmp_path / "model"), tmp_path, num_kills=3, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_fifty_kills_of_trainings_change_nothing(tmp_path: Path) -> None:
+    check_training_kills(save_tiny(tmp_path / "model"), tmp_path, num_kills=50, seed=1)

@@ -132,7 +132,13 @@ def test_resolved_text_round_trips(recipe_path: Path, tmp_path: Path, monkeypatc
     again = load(write(tmp_path / "other", text))
     assert resolve_text(again) == text
     assert again.preference["wrpo"].objective == Objective(
-        kind="wrpo", base="dpo", beta=0.01, alpha=0.1, alpha_schedule="ramp", label_smoothing=0.0
+        kind="wrpo",
+        base="dpo",
+        beta=0.01,
+        alpha=0.1,
+        alpha_schedule="ramp",
+        label_smoothing=0.0,
+        rejected_mix=False,
     )
     assert again.model_copy(update={"preference": recipe.preference}) == recipe
     assert "temperature: 0.8" in text
@@ -379,10 +385,24 @@ REFUSED = [
     ),
     (
         "beta: 1e-2",
+        "tua: 0.1",
+        "recipe.yaml:22",
+        "preference.wrpo.objective.tua",
+        "unknown key; did you mean tau? (known: ",
+    ),
+    (
+        "beta: 1e-2",
         "tau: 0.1",
         "recipe.yaml:22",
         "preference.wrpo.objective.tau",
-        "unknown key (known: ",
+        "unknown hyper-parameter of 'wrpo' (known: ",
+    ),
+    (
+        "beta: 1e-2",
+        "base: ipo, beta: 1e-2",
+        "recipe.yaml:22",
+        "preference.wrpo.objective.beta",
+        "unknown hyper-parameter of 'wrpo' with base 'ipo'",
     ),
     ("beta: 1e-2", "base: ipos", "recipe.yaml:22", "preference.wrpo.objective.base", "found 'ipos' (text), expected "),
     (
@@ -623,7 +643,7 @@ def test_training_arguments_are_those_of_transformers() -> None:
         ("num_train_epochs", -1, "found -1, expected a number, at least 0"),
         ("max_steps", 0, "found 0, expected a whole number, at least 1"),
         ("max_steps", -1, None),
-        ("max_length", 1, "found 1, expected a whole number (tokens of prompt and answer), at least 2"),
+        ("max_length", 1, "found 1, expected a whole number, at least 2"),
         ("data_seed", None, None),
         ("save_strategy", "epoch", None),
         (

@@ -27,6 +27,8 @@ from sinterlm.report.data import (
     HeldOut,
     ReportData,
     Run,
+    Search,
+    SearchedCell,
     Stage,
     TrainingRun,
 )
@@ -697,6 +699,29 @@ def test_graded_scores_show_means_and_distributions(tmp_path: Path) -> None:
         "3.0",
     ]
     assert not root.find_all(css_class="remark")
+
+
+def test_searches_show_their_cells_and_what_was_chosen(tmp_path: Path) -> None:
+    rates = Search(
+        "wrpo",
+        "exact_match",
+        [
+            SearchedCell(1, "learning_rate 3e-07", Rate(0.5, 0.4, 0.6, 90), loss=0.61, margin=0.25),
+            SearchedCell(2, HOSTILE, Rate(0.55, 0.45, 0.65, 90), loss=0.59, margin=-0.5, is_chosen=True),
+        ],
+    )
+    scores = Search("sft", "score", [SearchedCell(1, "max_steps 4", Rate(-1.5, -1.75, -1.25, 20), is_chosen=True)])
+    write_report(replace(small_run(), searches=[scores, rates]), tmp_path / "report.html")
+    root = parse((tmp_path / "report.html").read_text())
+    assert [table.table for table in root.find_all(css_class="search-figures")] == [
+        [["1", "max_steps 4", "-1.500", "-1.750 to -1.250", "20", "", "", "yes"]],
+        [
+            ["1", "learning_rate 3e-07", "50.0", "40.0 to 60.0", "90", "0.610", "+0.250", ""],
+            ["2", " ".join(HOSTILE.split()), "55.0", "45.0 to 65.0", "90", "0.590", "-0.500", "yes"],
+        ],
+    ]
+    captions = [caption.text for caption in root.find_all("caption")]
+    assert "Search for the settings of wrpo, on development prompts, with 95 % intervals" in captions
 
 
 def test_model_without_any_score_stands_in_the_table_only(tmp_path: Path) -> None:

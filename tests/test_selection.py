@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,8 @@ from sinterlm.selection import select_best_of_sources, select_on_policy, select_
 from sinterlm.selection.choices import REASONS
 from sinterlm.selection.ranking import tie_order
 from sinterlm.selection.table import POLICIES
+from sinterlm.selection.weights import softmax_weights, source_weights
+from tests.reference import preference
 
 PROMPT = Prompt("capital-france", (Message("system", "One word."), Message("user", "Capital of France?")), ("Paris",))
 
@@ -180,9 +183,9 @@ def test_wrpo_row_is_whole() -> None:
     assert (row.prompt_id, row.messages, row.weight) == (PROMPT.id, PROMPT.messages, 1.0)
     found = [(r.role, r.content, r.source, r.index, r.score, r.truncated, r.weight) for r in row.responses]
     assert found == [
-        ("chosen_source", "Paris", "source-0", 1, 0.9, True, 1.0),
-        ("chosen_target", "Bern", "target-sft", 1, 0.4, False, 1.0),
-        ("rejected", "Rome", "target-sft", 2, 0.0, False, 1.0),
+        ("chosen_source", "Paris", "source-0", 1, 0.9, True, None),
+        ("chosen_target", "Bern", "target-sft", 1, 0.4, False, None),
+        ("rejected", "Rome", "target-sft", 2, 0.0, False, None),
     ]
 
 
@@ -471,3 +474,83 @@ def test_split_properties(pairs: Any, wanted: Any, seed: int, generator: random.
     for size, part in zip(wanted, contents, strict=False):
         assert not isinstance(size, int) or len(part) == size
     assert split_prompts(generator.sample(prompts, len(prompts)), **arguments) == parts
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+score_lists = st.lists(st.floats(-100, 100), min_size=1, max_size=8)
+
+
+def test_softmax_weights_by_hand() -> None:
+    """e^(0 / 0.5) : e^(log 3 / 0.5) = 1 : 9; ArmoRM's 0.13 and 0.18 need a small temperature for contrast.
+
+    At t = 1 they give 1 / (1 + e^-0.05) = 0.5125, at t = 0.01 1 / (1 + e^-5) = 0.9933.
+    """
+    assert softmax_weights([0.0, math.log(3)], temperature=0.5) == pytest.approx([0.1, 0.9])
+    assert softmax_weights([0.13, 0.18], temperature=1.0)[1] == pytest.approx(0.5124974)
+    assert softmax_weights([0.13, 0.18], temperature=0.01)[1] == pytest.approx(0.9933071)
+
+
+@given(scores=score_lists, temperature=st.floats(1, 100), shift=st.integers(-1000, 1000))
+def test_softmax_weights_agree_with_the_reference(scores: list[float], temperature: float, shift: int) -> None:
+    """They sum to 1, and a constant more for every score changes nothing."""
+    weights = softmax_weights(scores, temperature=temperature)
+    centred = np.array(scores) - np.mean(scores)  # the reference would overflow otherwise
+    assert weights == pytest.approx(list(preference.softmax_weights(centred, temperature)), abs=1e-12)
+    assert math.fsum(weights) == pytest.approx(1)
+    assert softmax_weights([score + shift for score in scores], temperature=temperature) == pytest.approx(
+        weights, abs=1e-9
+    )
+
+
+@given(scores=score_lists, temperature=st.floats(0, 100), generator=st.randoms())
+def test_softmax_weights_follow_the_scores(scores: list[float], temperature: float, generator: random.Random) -> None:
+    """Permuted scores give permuted weights, equal scores equal ones, and one score gets the whole weight."""
+    weights = softmax_weights(scores, temperature=temperature)
+    order = generator.sample(range(len(scores)), len(scores))
+    permuted = softmax_weights([scores[index] for index in order], temperature=temperature)
+    assert permuted == pytest.approx([weights[index] for index in order])
+    assert softmax_weights([scores[0]] * 4, temperature=temperature) == [0.25] * 4
+    assert softmax_weights(scores[:1], temperature=temperature) == [1.0]
+    ranked = [weight for _, weight in sorted(zip(scores, weights, strict=True))]
+    assert ranked == sorted(ranked)
+
+
+def test_the_limits_of_the_temperature() -> None:
+    """0, and what is next to it: the best alone, or the best of the same score; without end: all alike."""
+    scores = [0.5, 1.0, -3.0, 1.0]
+    for temperature in (0.0, 5e-324, 1e-6):
+        assert softmax_weights(scores, temperature=temperature) == [0.0, 0.5, 0.0, 0.5]
+    assert softmax_weights(scores, temperature=1e12) == pytest.approx([0.25] * 4)
+    assert softmax_weights([1e308, -1e308], temperature=1e-9) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, math.nan], [math.inf, 1.0], [-math.inf]])
+def test_weights_of_no_scores_are_an_error(scores: list[float]) -> None:
+    with pytest.raises(ValueError, match="at least one score, and finite ones; found"):
+        softmax_weights(scores, temperature=1.0)
+    answers = [scored(("Paris", score), f"source-{index % 2}", index) for index, score in enumerate(scores)]
+    for order in (answers, answers[::-1]):
+        with pytest.raises(ValueError, match="at least one score, and finite ones"):
+            source_weights(order, temperature=1.0)
+
+
+@pytest.mark.parametrize("temperature", [-0.1, math.nan, math.inf])
+def test_temperatures_that_are_none(temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"temperature is {temperature}; expected a finite number, at least 0"):
+        softmax_weights([1.0], temperature=temperature)
+
+
+def test_source_weights_by_hand() -> None:
+    """Best scores log 3 (of 0 and log 3), 0 and log 6 at temperature 1: 3 : 1 : 6."""
+    answers = [
+        scored(case, source, index)
+        for source, values in {"b": [0.0, math.log(3)], "a": [0.0, -5.0], "c": [math.log(6)]}.items()
+        for index, case in enumerate(("Paris", value) for value in values)
+    ]
+    weights = source_weights(answers, temperature=1.0)
+    assert weights == pytest.approx({"b": 0.3, "a": 0.1, "c": 0.6})
+    assert list(weights) == ["b", "a", "c"]
+    assert source_weights(answers[:2], temperature=1.0) == {"b": 1.0}
+    assert source_weights(answers, temperature=0.0) == {"b": 0.0, "a": 0.0, "c": 1.0}
+    assert source_weights(answers[::-1], temperature=1.0) == pytest.approx(weights)

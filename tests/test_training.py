@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,8 +32,6 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
     PreTrainedModel,
     TrainerControl,
     TrainerState,
@@ -44,11 +44,11 @@ from sinterlm.errors import InputError, SinterError, ToleranceError
 from sinterlm.objectives.table import OBJECTIVES, resolve_objective
 from sinterlm.records import Message, RowResponse, TrainingRow
 from sinterlm.training import logprobs
-from sinterlm.training.batch import RowCollator, encode_rows
+from sinterlm.training.batch import EncodedRow, RowCollator, encode_rows
 from sinterlm.training.card import CardDetails, render_card, source_shares
 from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint, write_manifest
-from sinterlm.training.logprobs import choose_layout, response_logps, sequence_logps
-from sinterlm.training.packing import Layout, TokenTree, one_to_a_line, shared
+from sinterlm.training.logprobs import attach_response_logps, response_logps, sequence_logps
+from sinterlm.training.packing import Layout, one_to_a_line, shared
 from sinterlm.training.reference import ReferenceCache, with_reference
 from sinterlm.training.train import METRICS, TrainingResult, check_arguments, train
 from tests.tiny import build_model, build_tokenizer, save_tiny
@@ -195,17 +195,6 @@ def tiny_llama() -> PreTrainedModel:
     return llama()
 
 
-def test_several_packs(tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sinterlm.training.packing.PACK_TOKENS", 30)
-    rows = random_rows(3, num_rows=6)
-    batch = shared(rows, pad_token_id=0)
-    assert batch["input_ids"].shape[0] > 1
-    with torch.no_grad():
-        packed = response_logps(tiny_llama, **batch)
-        plain = response_logps(tiny_llama, **one_to_a_line(rows, pad_token_id=0))
-    assert torch.allclose(plain, packed, rtol=1e-5, atol=1e-5)
-
-
 def test_padding_and_its_tokens_change_nothing(tiny_llama: PreTrainedModel) -> None:
     """A long neighbour pads a row; the padding token does not matter."""
     row = [EncodedExample([1, 2, 3], [4, 5])]
@@ -225,33 +214,6 @@ def test_the_prompt_is_not_scored(tiny_llama: PreTrainedModel) -> None:
         assert response_logps(tiny_llama, **batch).item() == pytest.approx(logits[1, 3].item(), rel=1e-5)
 
 
-def test_a_token_tree_holds_every_token_once() -> None:
-    """1-2-3, 1-2-4 and 1-2-3-4 have five nodes: 1, 2, 3, 4 (after 2), 4 (after 3)."""
-    tree = TokenTree()
-    assert [tree.add(ids) for ids in ([1, 2, 3], [1, 2, 4], [1, 2, 3, 4])] == [[0, 1, 2], [0, 1, 3], [0, 1, 2, 4]]
-    assert tree.token_ids == [1, 2, 3, 4, 4]
-    assert tree.visible().int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 0, 1, 0],
-        [1, 1, 1, 0, 1],
-    ]
-
-
-def test_shared_layout_only_where_it_is_the_same_computation(caplog: pytest.LogCaptureFixture) -> None:
-    rows = random_rows(4)
-    assert choose_layout(llama(), rows) is shared
-    assert choose_layout(llama(attn_implementation="eager"), rows) is one_to_a_line
-    torch.manual_seed(0)
-    windowed = Gemma3ForCausalLM(tiny_config(Gemma3TextConfig, sliding_window=4))
-    assert choose_layout(windowed, rows) is one_to_a_line
-    recurrent = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2))
-    recurrent.config._attn_implementation = "sdpa"
-    assert choose_layout(recurrent, rows) is one_to_a_line
-    assert "computed once per response" in caplog.text
-
-
 def test_sequence_logps_keeps_the_mode_and_the_order(tiny_llama: PreTrainedModel) -> None:
     examples = [row[0] for row in random_rows(5, num_rows=7)]
     backwards = sequence_logps(tiny_llama, examples[::-1])[::-1]
@@ -267,63 +229,159 @@ def test_sequence_logps_keeps_the_mode_and_the_order(tiny_llama: PreTrainedModel
 def test_encoded_rows_hold_what_chat_encodes() -> None:
     tokenizer = build_tokenizer()
     row = quadruple(1)
-    encoded = encode_rows([row], tokenizer, roles=OBJECTIVES["wrpo"].roles, max_length=512).rows[0]
+    encoded = encode_rows([row], tokenizer, objective=resolve_objective("wrpo"), max_length=512).rows[0]
     examples = [encode_example(tokenizer, row.messages, response.content) for response in row.responses]
     assert encoded["input_ids"] == sum((example.response_ids for example in examples), examples[0].prompt_ids)
     assert encoded["num_response_tokens"] == [len(example.response_ids) for example in examples]
 
 
-def test_long_responses_are_cut_and_long_prompts_dropped() -> None:
+def test_prompts_are_cut_at_their_beginning_before_responses_at_their_end() -> None:
+    """First the prompt, down to 20 tokens, then every answer that still does not fit, and that one only."""
+    tokenizer = build_tokenizer("llama3")
+    messages = (Message("user", f"{'hot ' * 100}What is the opposite?"),)
+    row = TrainingRow("p", messages, (RowResponse("cold " * 20, "chosen"), RowResponse("five", "rejected")))
+    dpo = resolve_objective("dpo")
+    examples = [encode_example(tokenizer, messages, response.content) for response in row.responses]
+    prompt, (long, short) = examples[0].prompt_ids, (example.response_ids for example in examples)
+    for max_length, num_kept in ((20 + len(long) + 5, 25), (20 + len(long), 20), (20 + len(long) - 3, 20)):
+        encoded = encode_rows([row], tokenizer, objective=dpo, max_length=max_length, max_prompt_length=20)
+        (cut,) = encoded.rows
+        assert cut["input_ids"][: cut["num_prompt_tokens"]] == [tokenizer.bos_token_id, *prompt[-num_kept + 1 :]]
+        assert cut["input_ids"][cut["num_prompt_tokens"] :] == [*long[: max_length - num_kept], *short]
+        assert (encoded.num_cut, encoded.num_cut_prompts) == (int(max_length < 20 + len(long)), 1)
+        assert encoded.dropped == []
+    whole = encode_rows([row], tokenizer, objective=dpo, max_length=len(prompt) + len(long), max_prompt_length=20)
+    assert (whole.num_cut, whole.num_cut_prompts, whole.rows[0]["num_prompt_tokens"]) == (0, 0, len(prompt))
+
+
+def test_the_prompt_keeps_half_of_the_length_by_default() -> None:
     tokenizer = build_tokenizer()
-    long = TrainingRow("long", (Message("user", "hot " * 100),), (RowResponse("cold"),))
-    room = len(encode_example(tokenizer, answer(4).messages, "cold").prompt_ids) + 3
-    encoded = encode_rows([answer(4), long], tokenizer, roles=("chosen",), max_length=room)
-    assert [row["num_response_tokens"] for row in encoded.rows] == [[3]]
-    assert tokenizer.eos_token_id not in encoded.rows[0]["input_ids"][-3:]
-    assert [(drop.subject, drop.reason) for drop in encoded.dropped] == [("long", "prompt-longer-than-max-length")]
+    row = TrainingRow("p", (Message("user", "hot " * 100),), (RowResponse("cold " * 100),))
+    (cut,) = encode_rows([row], tokenizer, objective=resolve_objective("sft"), max_length=40).rows
+    assert (cut["num_prompt_tokens"], cut["num_response_tokens"]) == (20, [20])
+
+
+def test_pairs_that_cutting_makes_the_same_are_dropped() -> None:
+    """Every answer of a fusion counts for itself: one that differs elsewhere keeps the row."""
+    tokenizer = build_tokenizer()
+    messages = (Message("user", "hot"),)
+    responses = (RowResponse(f"{'cold ' * 30}a", "chosen"), RowResponse(f"{'cold ' * 30}b", "rejected"))
+    room = len(encode_example(tokenizer, messages, "cold").prompt_ids) + 8
+    rows = [
+        TrainingRow("alike", messages, responses),
+        TrainingRow("other", messages, (RowResponse("hot", "chosen"), responses[1])),
+    ]
+    dpo = resolve_objective("dpo")
+    encoded = encode_rows(rows, tokenizer, objective=dpo, max_length=room, max_prompt_length=room - 8)
+    assert [row["prompt_id"] for row in encoded.rows] == ["other"]
+    assert [(drop.subject, drop.reason) for drop in encoded.dropped] == [("alike", "answers-alike-after-cutting")]
     assert encoded.num_cut == 1
+    assert encode_rows(rows, tokenizer, objective=dpo, max_length=512).dropped == []
 
 
 def test_truncated_responses_get_no_end_of_turn() -> None:
     tokenizer = build_tokenizer()
     messages = (Message("user", "What is hot?"),)
     rows = [TrainingRow("p", messages, (RowResponse("cold", truncated=cut),)) for cut in (True, False)]
-    cut, whole = encode_rows(rows, tokenizer, roles=("chosen",), max_length=512).rows
+    cut, whole = encode_rows(rows, tokenizer, objective=resolve_objective("sft"), max_length=512).rows
     assert tokenizer.eos_token_id not in cut["input_ids"][cut["num_prompt_tokens"] :]
     assert whole["input_ids"][whole["num_prompt_tokens"] :].count(tokenizer.eos_token_id) == 1
 
 
 @pytest.mark.parametrize(
-    ("row", "roles", "message"),
+    ("row", "objective", "message"),
     [
-        (answer(0), ("chosen", "rejected"), "'p0'.*'rejected', found 0"),
-        (TrainingRow("p", (Message("user", "x"),), ()), ("chosen",), "no response"),
-        (TrainingRow("p", (Message("user", "x"),), (RowResponse("a"), RowResponse("b"))), ("chosen",), "found 2"),
-        (TrainingRow("p", (Message("user", "x"),), (RowResponse(" \n"),)), ("chosen",), "empty"),
-        (answer(0, weight=-1.0), ("chosen",), "'p0': weight is -1.0; expected a finite number, at least 0"),
-        (answer(0, weight=math.nan), ("chosen",), "weight is nan"),
-        (answer(0, weight=math.inf), ("chosen",), "weight is inf"),
+        (answer(0), "dpo", "'p0': 0 responses with the role 'chosen'.*rows that were selected for 'dpo'"),
+        (TrainingRow("p", (Message("user", "x"),), ()), "sft", "no response"),
+        (TrainingRow("p", (Message("user", "x"),), (RowResponse("a"), RowResponse("b"))), "sft", "2 responses"),
+        (TrainingRow("p", (Message("user", "x"),), (RowResponse(" \n"),)), "sft", "'p'.*empty"),
+        (answer(0, weight=-1.0), "sft", "'p0': weight is -1.0; expected a finite number, at least 0"),
+        (answer(0, weight=math.nan), "sft", "weight is nan"),
+        (answer(0, weight=math.inf), "sft", "weight is inf"),
         (
             TrainingRow("p", (Message("user", "x"),), (RowResponse("a", weight=0.5),)),
-            ("chosen",),
-            "'p': a response has the weight 0.5.*give the row a weight instead",
+            "sft",
+            "'p': a response has the weight 0.5.*give the row a `weight`",
         ),
     ],
 )
-def test_rows_of_the_wrong_shape_are_refused_by_name(row: TrainingRow, roles: Sequence[str], message: str) -> None:
+def test_rows_of_the_wrong_shape_are_refused_by_name(row: TrainingRow, objective: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        encode_rows([row], build_tokenizer(), roles=roles, max_length=512)
+        encode_rows([row], build_tokenizer(), objective=resolve_objective(objective), max_length=512)
 
 
-@pytest.mark.parametrize(("counts", "expected"), [("rows", [2.0, 0.5]), ("tokens", [2.0 * 5, 0.5 * 3])])
-def test_what_a_row_counts(counts: Any, expected: list[float]) -> None:
+FUSED = [
+    TrainingRow(
+        f"p{row}",
+        (Message("user", f"What is {row}?"),),
+        (
+            RowResponse(f"cold {row}", "chosen", "gemma", score=3.0, weight=0.75),
+            RowResponse("five", "rejected", "gemma", score=1.0, weight=0.75),
+            RowResponse("hot", "chosen", "qwen", score=2.0, weight=0.25),
+            RowResponse("a", "rejected", "qwen", score=0.5, weight=0.25),
+        ),
+        weight=2.0 - row,
+    )
+    for row in range(2)
+]
+
+
+def test_a_batch_of_many_responses() -> None:
+    """Pairs, weights, scores and groups keep to their responses; groups are numbered over the batch."""
+    rows = encode_rows(FUSED, build_tokenizer(), objective=resolve_objective("fusepo"), max_length=512).rows
+    collator = RowCollator(layout=one_to_a_line, pad_token_id=0, counts="rows", chunk_tokens=10_000)
+    (batch,) = collator(rows)["chunks"]
+    assert batch["rows"].tolist() == [0] * 4 + [1] * 4
+    assert {role: index.tolist() for role, index in batch["members"].items()} == {
+        "chosen": [0, 2, 4, 6],
+        "rejected": [1, 3, 5, 7],
+    }
+    assert batch["groups"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert batch["weights"] is not None
+    assert batch["weights"].tolist() == [0.75, 0.75, 0.25, 0.25] * 2
+    assert (batch["scores"], batch["reference_logps"]) == (None, None)
+    assert batch["row_weights"].tolist() == batch["row_counts"].tolist() == [2.0, 1.0]
+    rows = encode_rows(FUSED, build_tokenizer(), objective=resolve_objective("fusepo-rloo"), max_length=512).rows
+    (batch,) = collator(rows)["chunks"]
+    assert batch["scores"] is not None
+    assert batch["scores"].tolist() == [3.0, 1.0, 2.0, 0.5] * 2
+    assert batch["members"] == {}
+
+
+@pytest.mark.parametrize(("chunk_tokens", "num_rows"), [(10_000, [5]), (30, [3, 2]), (1, [1] * 5)])
+def test_chunks_hold_whole_rows_in_order(chunk_tokens: int, num_rows: list[int]) -> None:
+    """Five rows of 10 tokens: all at once, in two halves, or one by one where no row fits."""
+    row: Any = {"input_ids": [1] * 10, "num_prompt_tokens": 2, "num_response_tokens": [8], "reference_logps": []}
+    row |= {"weight": 1.0, "pairs": [{"chosen": 0}], "weights": None, "scores": None, "groups": [0]}
+    rows: list[Any] = [{**row, "prompt_id": f"p{index}"} for index in range(5)]
+    collator = RowCollator(layout=one_to_a_line, pad_token_id=0, counts="rows", chunk_tokens=chunk_tokens)
+    chunks = collator(rows)["chunks"]
+    assert sorted(len(chunk["prompt_ids"]) for chunk in chunks) == sorted(num_rows)
+    assert [prompt_id for chunk in chunks for prompt_id in chunk["prompt_ids"]] == [f"p{index}" for index in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("wrpo", {}, [2.0, 0.5]),
+        ("fusesft", {"average_logps": True}, [2.0, 0.5]),
+        ("sft", {}, [2.0 * 5, 0.5 * 3]),
+        ("fusesft", {}, [2.0 * (0.25 * 5), 0.5 * (0.75 * 3)]),
+    ],
+)
+def test_what_a_row_counts(name: str, settings: dict[str, Any], expected: list[float]) -> None:
+    """A row, or its weight times its tokens by their weights."""
+    weighed = name == "fusesft"
     row: Any = {"input_ids": [1] * 7, "num_prompt_tokens": 2, "reference_logps": [], "prompt_id": "p"}
+    row |= {"pairs": [], "scores": None, "groups": [0]}
     rows: list[Any] = [
-        {**row, "weight": 2.0, "num_response_tokens": [5]},
-        {**row, "weight": 0.5, "num_response_tokens": [3]},
+        {**row, "weight": 2.0, "num_response_tokens": [5], "weights": [0.25] if weighed else None},
+        {**row, "weight": 0.5, "num_response_tokens": [3], "weights": [0.75] if weighed else None},
     ]
-    collator = RowCollator(layout=one_to_a_line, pad_token_id=0, counts=counts)
-    assert collator(rows)["loss_weights"].tolist() == expected
+    counts = resolve_objective(name, settings).counts
+    collator = RowCollator(layout=one_to_a_line, pad_token_id=0, counts=counts, chunk_tokens=1000)
+    (batch,) = collator(rows)["chunks"]
+    assert batch["row_counts"].tolist() == expected
 
 
 # --- the loss of a step ----------------------------------------------------------------------------------------------
@@ -469,31 +527,12 @@ def test_row_weights_must_have_a_sum(weight: float, total: str, tmp_path: Path) 
 
 
 def test_no_row_left(tmp_path: Path) -> None:
-    with pytest.raises(ToleranceError, match=r"no training row is left of 16 \(prompt-longer-than-max-length\)"):
-        history("sft", ROWS["sft"], tmp_path, max_length=3)
-
-
-DISTRIBUTED = """
-import sys
-from pathlib import Path
-from sinterlm.training.train import train
-from tests.test_training import CPU, ROWS
-for objective, rows in ROWS.items():
-    arguments = {**CPU, "per_device_train_batch_size": int(sys.argv[3]), "train_sampling_strategy": "sequential"}
-    train(rows, model=sys.argv[1], objective=objective, output_dir=Path(sys.argv[2], objective), arguments=arguments)
-"""
-
-
-def test_two_devices_take_the_steps_of_one(tiny_folder: Path, tmp_path: Path) -> None:
-    script = tmp_path / "distributed.py"
-    script.write_text(DISTRIBUTED)
-    for num_processes in (1, 2):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
-        arguments = [str(tiny_folder), str(tmp_path / str(num_processes)), str(8 // num_processes)]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-        subprocess.run([*launch, str(script), *arguments], check=True, env=environment, capture_output=True)
-    for objective in ROWS:
-        assert_same_run(tmp_path / "2" / objective, tmp_path / "1" / objective, tolerance=1e-4)
+    rows = [
+        replace(row, responses=tuple(replace(own, content=f"cold {own.role}") for own in row.responses))
+        for row in ROWS["wrpo"]
+    ]
+    with pytest.raises(ToleranceError, match=r"no training row is left of 16 \(answers-alike-after-cutting\)"):
+        history("wrpo", rows, tmp_path, max_length=3, max_prompt_length=2)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -519,15 +558,24 @@ def test_config_refuses_what_the_objective_does_not_have(tmp_path: Path) -> None
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
+def reference_of(model: PreTrainedModel, rows: Sequence[EncodedRow], cache: ReferenceCache) -> list[EncodedRow]:
+    collate = RowCollator(layout=one_to_a_line, pad_token_id=0, counts="rows", chunk_tokens=512)
+    attach_response_logps(model)
+    return with_reference(model, rows, collate=collate, accelerator=Accelerator(cpu=True), cache=cache)
+
+
+def encoded_quadruples() -> list[EncodedRow]:
+    return encode_rows(ROWS["wrpo"], build_tokenizer(), objective=resolve_objective("wrpo"), max_length=512).rows
+
+
 def test_reference_is_computed_once_for_the_same_weights_and_tokens(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer()
-    rows = encode_rows(ROWS["wrpo"], tokenizer, roles=OBJECTIVES["wrpo"].roles, max_length=512).rows
+    tokenizer, rows = build_tokenizer(), encoded_quadruples()
     first, other = build_model(tokenizer), build_model(tokenizer, seed=1)
     cache = ReferenceCache(tmp_path, "first")
-    computed = with_reference(first, rows, batch_size=4, cache=cache)
-    assert with_reference(other, rows, batch_size=4, cache=cache) == computed
+    computed = reference_of(first, rows, cache)
+    assert reference_of(other, rows, cache) == computed
     assert len(list(tmp_path.glob("*.parquet"))) == 1
-    assert with_reference(other, rows, batch_size=4, cache=ReferenceCache(tmp_path, "other")) != computed
+    assert reference_of(other, rows, ReferenceCache(tmp_path, "other")) != computed
     changed: list[Any] = [{**rows[0], "num_prompt_tokens": rows[0]["num_prompt_tokens"] - 1}, *rows[1:]]
     assert cache.path(changed, torch.float32) != cache.path(rows, torch.float32)
     assert cache.path(rows[1:], torch.float32) != cache.path(rows, torch.float32)
@@ -535,12 +583,10 @@ def test_reference_is_computed_once_for_the_same_weights_and_tokens(tmp_path: Pa
 
 
 def test_reference_in_another_precision_is_another(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer()
-    rows = encode_rows(ROWS["wrpo"], tokenizer, roles=OBJECTIVES["wrpo"].roles, max_length=512).rows
-    model, cache = build_model(tokenizer), ReferenceCache(tmp_path, "model")
-    exact = with_reference(model, rows, batch_size=4, cache=cache)
+    rows, model, cache = encoded_quadruples(), build_model(build_tokenizer()), ReferenceCache(tmp_path, "model")
+    exact = reference_of(model, rows, cache)
     with torch.autocast("cpu", torch.bfloat16):
-        assert with_reference(model, rows, batch_size=4, cache=cache) != exact
+        assert reference_of(model, rows, cache) != exact
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
@@ -615,6 +661,8 @@ def test_a_line_of_metrics_for_every_step(finished: tuple[str, Path, TrainingRes
         }
         logps = {f"logps/{name}" for name in ("chosen", "rejected", "source_chosen", "target_chosen")}
         names |= pair | members | logps | {"alpha"}
+    else:
+        names |= {"logps/responses"}
     assert set(lines[0]) == names
     tokens = [line["num_tokens"] for line in lines]
     assert tokens == sorted(tokens)
@@ -855,7 +903,7 @@ def test_a_seed_that_is_none_is_found_without_a_model() -> None:
         ({"arguments": {"learning_rat": 1}}, "learning_rat"),
         ({"arguments": {"output_dir": "x"}}, "output_dir"),
         ({"hyperparameters": {"tau": 1}}, "'tau'; it has: base, alpha"),
-        ({"objective": "wrpa"}, "sft, dpo, wrpo"),
+        ({"objective": "wrpa"}, "sft, fusesft, dpo, ln-dpo, ipo, simpo, wrpo"),
     ],
 )
 def test_wrong_settings_are_input_errors(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

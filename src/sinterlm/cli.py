@@ -119,6 +119,10 @@ def train(
             metavar="[KEY=VALUE]...", help="Hyper-parameters and training arguments, e.g. beta=0.1 learning_rate=1e-6"
         ),
     ] = None,
+    settings_files: Annotated[
+        list[Path] | None,
+        typer.Option("--settings", metavar="FILE", help="The same in a YAML file; a later one holds over an earlier."),
+    ] = None,
 ) -> None:
     """Train on rows made elsewhere; the same command again resumes."""
     from sinterlm.pipeline.progress import Reporter
@@ -130,6 +134,7 @@ def train(
         data=data,
         output=output,
         settings=settings or [],
+        settings_files=settings_files or [],
         reporter=Reporter(_console()),
     )
 
@@ -140,15 +145,20 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List what a recipe can name."""
-    from sinterlm.recipe.catalogue import catalogue
+    from sinterlm.recipe.catalogue import LEGENDS, catalogue
 
     entries = catalogue(what)
     if as_json:
         _print_json(entries)
         return
-    table = Table("name", "what it is", title=what, title_justify="left")
+    table = Table("name", "what it is", title=what, title_justify="left", caption=LEGENDS.get(what), show_lines=True)
+    table.caption_justify = "left"
+    if what == "objectives":
+        table.add_column("source")
     for entry in entries:
-        table.add_row(entry["name"], entry["description"])
+        lines = [entry["description"], entry.get("formula")]
+        source = [entry["paper"].replace(", ", "\n")] if "paper" in entry else []
+        table.add_row(entry["name"], "\n".join(filter(None, lines)), *source)
     _console().print(table)
 
 
@@ -168,8 +178,10 @@ def _run(
 
 
 def _console() -> Console:
-    """Standard output; wide enough for tables where no terminal says how wide it is."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    """Standard output, of the first process alone; wide enough for tables where no terminal says how wide it is."""
+    from sinterlm.pipeline.launch import is_main_process
+
+    return Console(width=None if sys.stdout.isatty() else 140, quiet=not is_main_process())
 
 
 def _print_json(value: Any) -> None:

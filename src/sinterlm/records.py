@@ -145,8 +145,8 @@ class RowResponse:
     score: float | None = None
     group: str = ""
     """Responses of one group belong to one pair (FusePO: the source's name)."""
-    weight: float = 1.0
-    """A pair's weight stands on both its members."""
+    weight: float | None = None
+    """What it counts within its row, for objectives that weigh; a pair's weight stands on all its members."""
     truncated: bool = False
     """Cut by the token limit: gets no end-of-turn token in training."""
 

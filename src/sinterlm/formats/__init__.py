@@ -2,12 +2,13 @@
 
 from sinterlm.formats.prompts import read_prompts
 from sinterlm.formats.recorded import RecordedAnswer, read_recorded
-from sinterlm.formats.rows import read_rows, read_training_file, write_rows
+from sinterlm.formats.rows import parse_rows, read_rows, read_training_file, write_rows
 from sinterlm.formats.write import atomic_write
 
 __all__ = [
     "RecordedAnswer",
     "atomic_write",
+    "parse_rows",
     "read_prompts",
     "read_recorded",
     "read_rows",

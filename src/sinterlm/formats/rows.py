@@ -12,9 +12,9 @@ for one message. Those under ``chosen`` and the like may begin with the prompt; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,36 +67,69 @@ def read_rows(path: Path) -> list[TrainingRow]:
     return [_many_responses(line) for line in read_lines(path)]
 
 
-def read_training_file(path: Path, roles: Sequence[str]) -> list[TrainingRow]:
+def read_training_file(
+    path: Path, roles: Sequence[str], check: Callable[[TrainingRow], object] = lambda row: None
+) -> list[TrainingRow]:
     """Read training rows in any of the shapes above.
 
     Args:
         path: JSON Lines or Parquet.
         roles: The responses that the objective needs in every row, e.g. ``("chosen", "rejected")``.
+        check: Raises ValueError for a row that the objective cannot read for another reason.
 
     Raises:
         InputError: A line has another shape, lacks a response that the objective needs, or holds an empty one.
     """
-    rows = [_parse_row(line, roles) for line in read_lines(path)]
+    rows = []
+    for line in read_lines(path):
+        row = _parse_row(line, _keys_for(roles))
+        _check_fit(line, row, roles, check)
+        rows.append(row)
     if not rows:
         raise InputError(f"{path}: there is no row in it; expected lines with {_keys_for(roles)}")
     return rows
 
 
-def _parse_row(line: Line, roles: Sequence[str]) -> TrainingRow:
+def parse_rows(records: Iterable[Mapping[str, Any]]) -> list[TrainingRow]:
+    """Make training rows of dictionaries in any of the shapes above, such as those of a ``datasets.Dataset``.
+
+    Raises:
+        InputError: A record has another shape; it is named by its number, from 0 as in a Dataset.
+
+    >>> (row,) = parse_rows([{"prompt": "Hot?", "chosen": "Cold.", "rejected": "Warm."}])
+    >>> [(response.role, response.content) for response in row.responses]
+    [('chosen', 'Cold.'), ('rejected', 'Warm.')]
+    """
+    rows = []
+    for number, record in enumerate(records):
+        line = Line(f"row {number}", {key: value for key, value in record.items() if value is not None})
+        rows.append(_parse_row(line, "`prompt` and `chosen`, `completion` or `responses`, or `messages`"))
+    return rows
+
+
+def _parse_row(line: Line, expected: str) -> TrainingRow:
     shape = next((key for key in _SHAPES if key in line.fields), None)
     if shape is None:
-        raise line.error(f"the keys are {', '.join(line.fields)}", _keys_for(roles))
-    row = _SHAPES[shape](line)
-    missing = [role for role in roles if all(response.role != role for response in row.responses)]
+        raise line.error(f"the keys are {', '.join(line.fields)}", expected)
+    return _SHAPES[shape](line)
+
+
+def _check_fit(line: Line, row: TrainingRow, roles: Sequence[str], check: Callable[[TrainingRow], object]) -> None:
+    there = {response.role or "chosen" for response in row.responses}
+    missing = [role for role in roles if role not in there]
     if missing:
         found = ", ".join(line.fields)
         raise line.error(f"there is no {missing[0]} response (the keys are {found})", _keys_for(roles))
-    return row
+    try:
+        check(row)
+    except ValueError as error:
+        raise InputError(f"{line.place}: {error}") from error
 
 
 def _keys_for(roles: Sequence[str]) -> str:
     """What a line must have for an objective that needs ``roles``."""
+    if not roles:
+        return "`prompt` and `responses`"
     many = f"`prompt` and `responses` with the roles {', '.join(roles)}"
     if tuple(roles) == ("chosen",):
         return f"`prompt` and `completion`, or `messages`, or {many}"
@@ -116,7 +149,7 @@ def _listed_response(item: Line) -> RowResponse:
         index=item.whole_number("index", default=0),
         score=item.optional_number("score"),
         group=item.text("group", default=""),
-        weight=item.number("weight", default=1.0),
+        weight=item.optional_number("weight"),
         truncated=item.flag("truncated"),
     )
 

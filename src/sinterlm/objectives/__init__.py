@@ -6,39 +6,50 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sinterlm.objectives.losses import RowLosses, dpo_loss, objective_losses, sft_loss, wrpo_loss
-    from sinterlm.objectives.rewards import SequenceLogps
+    from sinterlm.objectives.losses import (
+        RowLosses,
+        dpo_loss,
+        internal_rewards,
+        ipo_loss,
+        likelihood_losses,
+        ln_dpo_loss,
+        objective_losses,
+        pairwise_losses,
+        simpo_loss,
+        wrpo_loss,
+    )
+    from sinterlm.objectives.responses import Responses, SequenceLogps, one_pair_a_row
     from sinterlm.objectives.table import OBJECTIVES, Objective, ResolvedObjective, resolve_objective
 
 __all__ = [
     "OBJECTIVES",
     "Objective",
     "ResolvedObjective",
+    "Responses",
     "RowLosses",
     "SequenceLogps",
     "dpo_loss",
+    "internal_rewards",
+    "ipo_loss",
+    "likelihood_losses",
+    "ln_dpo_loss",
     "objective_losses",
+    "one_pair_a_row",
+    "pairwise_losses",
     "resolve_objective",
-    "sft_loss",
+    "simpo_loss",
     "wrpo_loss",
 ]
 
 _MODULES = {
-    "OBJECTIVES": "table",
-    "Objective": "table",
-    "ResolvedObjective": "table",
-    "resolve_objective": "table",
-    "SequenceLogps": "rewards",
-    "RowLosses": "losses",
-    "dpo_loss": "losses",
-    "objective_losses": "losses",
-    "sft_loss": "losses",
-    "wrpo_loss": "losses",
+    "table": ("OBJECTIVES", "Objective", "ResolvedObjective", "resolve_objective"),
+    "responses": ("Responses", "SequenceLogps", "one_pair_a_row"),
 }
 
 
 def __getattr__(name: str) -> object:
     """Load lazily: the table is read where torch is not wanted."""
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module = next((module for module, names in _MODULES.items() if name in names), "losses")
+    return getattr(import_module(f"{__name__}.{module}"), name)

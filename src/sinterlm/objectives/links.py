@@ -1,6 +1,6 @@
 """From the margin of a pair to its loss.
 
-Shapes: B rows. A margin is the difference of two compound rewards before beta.
+Shapes: P pairs. A margin is the difference of two compound rewards before beta.
 """
 
 from __future__ import annotations
@@ -9,21 +9,36 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def logistic(margin: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """-(1 - e) log sigma(beta m) - e log sigma(-beta m), with e the label smoothing.
+def logistic(margin: Tensor, *, beta: float, gamma: float = 0.0, label_smoothing: float = 0.0) -> Tensor:
+    """-(1 - e) log sigma(z) - e log sigma(-z) with z = beta m - gamma, and e the label smoothing.
 
-    With e = 0 it is the negative log-likelihood of Bradley and Terry (DPO, arXiv 2305.18290, equation 7); with e > 0
-    labels are taken to be wrong with probability e (conservative DPO).
+    With e = 0 and gamma = 0 it is the negative log-likelihood of Bradley and Terry (DPO, arXiv 2305.18290, equation
+    7); with e > 0 labels are taken to be wrong with probability e (conservative DPO); gamma is the margin that SimPO
+    asks for (arXiv 2405.14734, equation 6).
 
     Args:
-        margin: (B,).
-        beta: strength of the pull to the reference; greater than 0.
+        margin: (P,).
+        beta: the scale of rewards, or strength of the pull to the reference; greater than 0.
+        gamma: the margin asked for, in units of beta times reward.
         label_smoothing: e, in [0, 0.5).
 
     Returns:
-        (B,).
+        (P,).
     """
-    logits = beta * margin
+    logits = beta * margin - gamma
     if label_smoothing == 0:
         return -logsigmoid(logits)
     return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+
+
+def squared(margin: Tensor, *, tau: float) -> Tensor:
+    """(m - 1 / (2 tau))^2: the margin shall be 1 / (2 tau), no more (IPO, arXiv 2310.12036, equation 17).
+
+    Args:
+        margin: (P,).
+        tau: strength of the pull to the reference; greater than 0.
+
+    Returns:
+        (P,).
+    """
+    return (margin - 1 / (2 * tau)) ** 2

@@ -1,7 +1,15 @@
-"""From the log-probabilities of a batch of rows to a loss a row: pure functions of tensors.
+"""From the log-probabilities of a batch to a loss a row: pure functions of tensors.
 
-A preference loss is three independent choices (reward, mix, link); ``table.py`` names the combinations.
-Shapes: B rows.
+There are two families. A preference objective compares pairs: reward, mix and link are three independent choices,
+
+    row loss = sum over the row's pairs p of  w_p link(mix(chosen rewards) - mix(rejected rewards))
+
+and weighted maximum likelihood learns from single responses:
+
+    row loss = - sum over the row's responses y of  w_y log pi(y|x)
+
+``table.py`` names the combinations; the functions below are the named ones, for use without the table.
+Legend: B rows, N responses, P pairs. LR(y) is the log-ratio of policy and reference, summed over tokens.
 """
 
 from __future__ import annotations
@@ -14,75 +22,158 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from sinterlm.objectives import links, mixes, rewards
 from sinterlm.objectives.mixes import Pair
-from sinterlm.objectives.rewards import SequenceLogps
-from sinterlm.objectives.table import ResolvedObjective
+from sinterlm.objectives.responses import Responses, SequenceLogps, one_pair_a_row
+from sinterlm.objectives.rewards import per_token, summed_logratio
+from sinterlm.objectives.table import ResolvedObjective, resolve_objective
 
 Reward = Callable[[SequenceLogps], Tensor]
 Mix = Callable[[Mapping[str, Tensor]], Pair]
 Link = Callable[[Tensor], Tensor]
+Weighting = Callable[[Responses], Tensor]
 
 
 class RowLosses(NamedTuple):
     """What an objective says of a batch."""
 
     losses: Tensor
-    """(B,): one loss a row, unweighted."""
+    """(B,): one loss a row, without the row's own weight."""
     metrics: Mapping[str, Tensor]
     """(B,) each, by logged name; carry no gradient."""
 
 
-def pairwise_loss(
-    responses: Mapping[str, SequenceLogps], *, reward: Reward, mix: Mix, link: Link, reward_scale: float
+def pairwise_losses(
+    responses: Responses, *, reward: Reward, mix: Mix, link: Link, reward_scale: float = 1.0
 ) -> RowLosses:
-    """link(mix(chosen rewards) - mix(rejected rewards)) of every row.
+    """Sum over the pairs of each row of w_p * link(mix(chosen rewards) - mix(rejected rewards)).
 
     Args:
-        responses: the log-probabilities by role, (B,) each.
+        responses: with the members of the pairs; the weight of a pair is that of its members.
         reward: of one response, before beta.
         mix: from the rewards by role to one compound reward a side.
         link: from margin to loss.
         reward_scale: the factor that logged rewards carry (beta).
 
     Returns:
-        The losses; metrics are the rewards, margins, accuracies and log-probabilities.
-
-    Raises:
-        ValueError: the responses' shapes differ, which would broadcast to a wrong loss.
+        The losses; metrics are the rewards, margins, accuracies and log-probabilities, averaged over the pairs of a row
+        by their weights.
     """
-    reward_by_role = {role: reward(response) for role, response in responses.items()}
-    shapes = {role: tuple(value.shape) for role, value in reward_by_role.items()}
-    if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise ValueError(f"log-probabilities of shape (B,), the same for every role, were expected; found {shapes}")
+    by_role = {role: responses.logps.at(index) for role, index in responses.members.items()}
+    reward_by_role = {role: reward(logps) for role, logps in by_role.items()}
     pair = mix(reward_by_role)
-    losses = link(pair.chosen - pair.rejected)
+    first = responses.members[next(iter(responses.members))]
+    rows = responses.rows[first]
+    weights = torch.ones_like(pair.chosen) if responses.weights is None else responses.weights[first]
+
+    def sum_by_row(values: Tensor) -> Tensor:
+        return values.new_zeros(responses.num_rows).index_add(0, rows, values)
+
+    losses = sum_by_row(weights * link(pair.chosen - pair.rejected))
     with torch.no_grad():
-        metrics = _pair_metrics(responses, reward_by_role, pair, reward_scale)
+        # Where all pairs of a row weigh nothing, so do its metrics.
+        total = sum_by_row(weights).clamp(min=torch.finfo(weights.dtype).tiny)
+        metrics = {
+            name: sum_by_row(weights * values) / total
+            for name, values in _pair_metrics(by_role, reward_by_role, pair, reward_scale).items()
+        }
     return RowLosses(losses, metrics)
 
 
 def _pair_metrics(
-    responses: Mapping[str, SequenceLogps], reward_by_role: Mapping[str, Tensor], pair: Pair, reward_scale: float
+    by_role: Mapping[str, SequenceLogps], reward_by_role: Mapping[str, Tensor], pair: Pair, reward_scale: float
 ) -> dict[str, Tensor]:
-    """TRL's names for the pair; where several responses share the chosen side, each of them under its own name too."""
+    """TRL's names for the pair, (P,) each; where several responses share the chosen side, each under its own name too.
+
+    A member of the chosen side is right where it beats the rejected answer of its own model, where the pair has one.
+    """
     rejected = reward_scale * pair.rejected.detach()
-    chosen_roles = [role for role in responses if role.startswith("chosen")]
+    chosen_roles = [role for role in by_role if role.startswith("chosen")]
     metrics = {
         "rewards/chosen": reward_scale * pair.chosen.detach(),
         "rewards/rejected": rejected,
         "rewards/margins": reward_scale * (pair.chosen - pair.rejected).detach(),
-        "rewards/accuracies": (pair.chosen > pair.rejected).float(),
-        "logps/chosen": torch.stack([responses[role].policy.detach() for role in chosen_roles]).mean(0),
-        "logps/rejected": responses["rejected"].policy.detach(),
+        "rewards/accuracies": (pair.chosen > pair.rejected).to(rejected.dtype),
+        "logps/chosen": _mean_logps(by_role, "chosen"),
+        "logps/rejected": _mean_logps(by_role, "rejected"),
     }
     if len(chosen_roles) > 1:
         for role in chosen_roles:
             member = role.removeprefix("chosen_")
+            opponent = reward_by_role.get(f"rejected_{member}", reward_by_role["rejected"])
             metrics[f"rewards/{member}_chosen"] = reward_scale * reward_by_role[role].detach()
-            metrics[f"rewards/{member}_accuracies"] = (reward_by_role[role] > pair.rejected).float()
-            metrics[f"logps/{member}_chosen"] = responses[role].policy.detach()
+            metrics[f"rewards/{member}_accuracies"] = (reward_by_role[role] > opponent).to(rejected.dtype)
+            metrics[f"logps/{member}_chosen"] = by_role[role].policy.detach()
     return metrics
+
+
+def _mean_logps(by_role: Mapping[str, SequenceLogps], side: str) -> Tensor:
+    """(P,): the policy's log-probability, averaged over the responses of one side."""
+    return torch.stack([logps.policy.detach() for role, logps in by_role.items() if role.startswith(side)]).mean(0)
+
+
+def likelihood_losses(responses: Responses, *, weighting: Weighting, average_logps: bool = False) -> RowLosses:
+    """Minus the sum over the responses of each row of w_y * log pi(y|x).
+
+    Args:
+        responses: the log-probabilities.
+        weighting: from the responses to w_y, (N,).
+        average_logps: log pi(y|x) / |y| in place of log pi(y|x).
+
+    Returns:
+        The losses; metrics are the mean log-probability of a response and, where there are scores, their mean and the
+        size of the weights.
+    """
+    logps = per_token(responses.logps.policy, responses.logps) if average_logps else responses.logps.policy
+    weights = weighting(responses).detach()
+
+    def sum_by_row(values: Tensor) -> Tensor:
+        return values.new_zeros(responses.num_rows).index_add(0, responses.rows, values)
+
+    losses = -sum_by_row(weights * logps)
+    with torch.no_grad():
+        count = sum_by_row(torch.ones_like(logps))
+        metrics = {"logps/responses": sum_by_row(responses.logps.policy) / count}
+        if responses.scores is not None:
+            metrics |= {"scores": sum_by_row(responses.scores) / count, "advantages": sum_by_row(weights.abs())}
+    return RowLosses(losses, metrics)
+
+
+def internal_rewards(objective: ResolvedObjective, logps: SequenceLogps) -> Tensor:
+    """What the objective's reward says of single responses, before beta; the log-ratio where it compares none.
+
+    Args:
+        objective: of the table.
+        logps: of policy and reference, and the number of tokens, (N,) each.
+
+    Returns:
+        (N,).
+    """
+    if "reward" not in objective.parts:
+        return summed_logratio(logps)
+    reward = cast(Callable[..., Tensor], resolve_name(objective.parts["reward"]))
+    return reward(logps, **objective.settings_of("reward", 1.0))
+
+
+def objective_losses(objective: ResolvedObjective, responses: Responses, *, progress: float) -> RowLosses:
+    """The losses of any objective of the table.
+
+    Args:
+        objective: name and hyper-parameters, from :func:`sinterlm.objectives.table.resolve_objective`.
+        responses: the log-probabilities, and what else the objective reads.
+        progress: finished optimizer steps over all optimizer steps, for hyper-parameters with a schedule.
+    """
+
+    def part(name: str) -> Callable[..., Any]:
+        function = cast(Callable[..., Any], resolve_name(objective.parts[name]))
+        return partial(function, **objective.settings_of(name, progress))
+
+    if "weighting" in objective.parts:
+        return likelihood_losses(
+            responses, weighting=part("weighting"), average_logps=bool(objective.values.get("average_logps"))
+        )
+    return pairwise_losses(
+        responses, reward=part("reward"), mix=part("mix"), link=part("link"), reward_scale=objective.reward_scale
+    )
 
 
 def dpo_loss(chosen: SequenceLogps, rejected: SequenceLogps, *, beta: float, label_smoothing: float = 0.0) -> RowLosses:
@@ -98,12 +189,49 @@ def dpo_loss(chosen: SequenceLogps, rejected: SequenceLogps, *, beta: float, lab
     >>> dpo_loss(even, even, beta=0.1).losses  # log 2
     tensor([0.6931])
     """
-    return pairwise_loss(
-        {"chosen": chosen, "rejected": rejected},
-        reward=rewards.summed_logratio,
-        mix=mixes.single,
-        link=partial(links.logistic, beta=beta, label_smoothing=label_smoothing),
-        reward_scale=beta,
+    return _pair_losses("dpo", chosen=chosen, rejected=rejected, beta=beta, label_smoothing=label_smoothing)
+
+
+def ln_dpo_loss(
+    chosen: SequenceLogps, rejected: SequenceLogps, *, beta: float, label_smoothing: float = 0.0
+) -> RowLosses:
+    """L = -log sigma(beta * LR(y_w) / |y_w| - beta * LR(y_l) / |y_l|) (FuseChat-3.0, arXiv 2503.04222).
+
+    Args:
+        chosen: of y_w, policy, reference and number of tokens, (B,) each.
+        rejected: of y_l.
+        beta: strength of the pull to the reference.
+        label_smoothing: share of labels taken to be wrong, in [0, 0.5).
+    """
+    return _pair_losses("ln-dpo", chosen=chosen, rejected=rejected, beta=beta, label_smoothing=label_smoothing)
+
+
+def ipo_loss(chosen: SequenceLogps, rejected: SequenceLogps, *, tau: float, average_logps: bool = False) -> RowLosses:
+    """L = (LR(y_w) - LR(y_l) - 1 / (2 tau))^2 (IPO, arXiv 2310.12036, equation 17).
+
+    Args:
+        chosen: of y_w, policy, reference and (for means) number of tokens, (B,) each.
+        rejected: of y_l.
+        tau: strength of the pull to the reference.
+        average_logps: means over tokens in place of sums, as TRL has it.
+    """
+    return _pair_losses("ipo", chosen=chosen, rejected=rejected, tau=tau, average_logps=average_logps)
+
+
+def simpo_loss(
+    chosen: SequenceLogps, rejected: SequenceLogps, *, beta: float, gamma: float, label_smoothing: float = 0.0
+) -> RowLosses:
+    """L = -log sigma(beta * log pi(y_w) / |y_w| - beta * log pi(y_l) / |y_l| - gamma) (SimPO, arXiv 2405.14734, eq. 6).
+
+    Args:
+        chosen: of y_w, policy and number of tokens, (B,) each.
+        rejected: of y_l.
+        beta: scale of the rewards.
+        gamma: the margin asked for.
+        label_smoothing: share of labels taken to be wrong, in [0, 0.5).
+    """
+    return _pair_losses(
+        "simpo", chosen=chosen, rejected=rejected, beta=beta, gamma=gamma, label_smoothing=label_smoothing
     )
 
 
@@ -111,10 +239,11 @@ def wrpo_loss(
     chosen_source: SequenceLogps,
     chosen_target: SequenceLogps,
     rejected: SequenceLogps,
+    rejected_source: SequenceLogps | None = None,
     *,
-    beta: float,
     alpha: float,
-    label_smoothing: float = 0.0,
+    base: str = "dpo",
+    **settings: float | bool,
 ) -> RowLosses:
     """L = -log sigma(alpha beta LR(y_ws) + (1 - alpha) beta LR(y_wt) - beta LR(y_l)) (WRPO, arXiv 2412.03187, eq. 6).
 
@@ -122,48 +251,19 @@ def wrpo_loss(
         chosen_source: of y_ws, the best answer of the sources, policy and reference, (B,) each.
         chosen_target: of y_wt, the target's own best answer.
         rejected: of y_l, the target's own worst answer.
-        beta: strength of the pull to the reference.
+        rejected_source: of y_ls, a worse answer of the source that gave y_ws; the rejected side is mixed then (eq. 9).
         alpha: the weight of the source's answer now, in [0, 1].
-        label_smoothing: share of labels taken to be wrong, in [0, 0.5).
+        base: the objective whose reward and link are used: ``dpo``, ``ln-dpo``, ``ipo`` or ``simpo``.
+        settings: the base's hyper-parameters, e.g. ``beta``; its defaults otherwise.
     """
-    return pairwise_loss(
-        {"chosen_source": chosen_source, "chosen_target": chosen_target, "rejected": rejected},
-        reward=rewards.summed_logratio,
-        mix=partial(mixes.source_and_target, alpha=alpha),
-        link=partial(links.logistic, beta=beta, label_smoothing=label_smoothing),
-        reward_scale=beta,
-    )
+    by_role = {"chosen_source": chosen_source, "chosen_target": chosen_target, "rejected": rejected}
+    if rejected_source is not None:
+        by_role["rejected_source"] = rejected_source
+    settings = {**settings, "alpha": alpha, "rejected_mix": rejected_source is not None}
+    objective = resolve_objective("wrpo", {**settings, "base": base, "alpha_schedule": "constant"})
+    return objective_losses(objective, one_pair_a_row(by_role), progress=0.0)
 
 
-def sft_loss(responses: Mapping[str, SequenceLogps]) -> RowLosses:
-    """Mean negative log-likelihood of the response's tokens; weighted by the row's tokens it is the token mean.
-
-    Raises:
-        ValueError: the number of tokens is not given, or a response has none.
-    """
-    chosen = responses["chosen"]
-    if chosen.num_tokens is None or bool((chosen.num_tokens <= 0).any()):
-        raise ValueError("a mean over tokens needs at least one token in every response")
-    return RowLosses(-chosen.policy / chosen.num_tokens, {})
-
-
-def objective_losses(
-    objective: ResolvedObjective, responses: Mapping[str, SequenceLogps], *, progress: float
-) -> RowLosses:
-    """The losses of any objective of the table.
-
-    Args:
-        objective: name and hyper-parameters, from :func:`sinterlm.objectives.table.resolve_objective`.
-        responses: the log-probabilities by role, (B,) each.
-        progress: finished optimizer steps over all optimizer steps, for hyper-parameters with a schedule.
-    """
-    if objective.pairwise is None:
-        return sft_loss(responses)
-    reward, mix, link = (cast(Callable[..., Any], resolve_name(path)) for path in objective.pairwise)
-    return pairwise_loss(
-        responses,
-        reward=reward,
-        mix=partial(mix, **objective.scheduled_values(progress)),
-        link=partial(link, **objective.link_values),
-        reward_scale=objective.reward_scale,
-    )
+def _pair_losses(name: str, *, chosen: SequenceLogps, rejected: SequenceLogps, **settings: float | bool) -> RowLosses:
+    responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
+    return objective_losses(resolve_objective(name, settings), responses, progress=0.0)

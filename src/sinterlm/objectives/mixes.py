@@ -1,6 +1,6 @@
 """How the rewards of several responses on one side of a pair become one compound reward.
 
-Shapes: B rows. A mix takes the rewards by role, each (B,).
+Shapes: P pairs. A mix takes the rewards by role, each (P,).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Pair(NamedTuple):
-    """The two compound rewards, (B,) each, that a link compares."""
+    """The two compound rewards, (P,) each, that a link compares."""
 
     chosen: Tensor
     rejected: Tensor
@@ -23,12 +23,20 @@ def single(rewards: Mapping[str, Tensor]) -> Pair:
     return Pair(rewards["chosen"], rewards["rejected"])
 
 
-def source_and_target(rewards: Mapping[str, Tensor], *, alpha: float) -> Pair:
+def source_and_target(rewards: Mapping[str, Tensor], *, alpha: float, rejected_mix: bool = False) -> Pair:
     """Reward alpha * r(y_ws) + (1 - alpha) * r(y_wt) against r(y_l) (WRPO, arXiv 2412.03187, equation 5).
 
+    With ``rejected_mix`` the rejected side is alpha * r(y_ls) + (1 - alpha) * r(y_lt) (equation 9); that alpha is the
+    same on both sides is our reading of the paper's appendix F.
+
     Args:
-        rewards: of ``chosen_source`` (y_ws), ``chosen_target`` (y_wt) and ``rejected`` (y_l).
+        rewards: of ``chosen_source`` (y_ws), ``chosen_target`` (y_wt), ``rejected`` (y_l, y_lt) and, with
+            ``rejected_mix``, ``rejected_source`` (y_ls: of the source that gave y_ws).
         alpha: the fusion coefficient, in [0, 1].
+        rejected_mix: whether the rejected side is mixed too.
     """
     chosen = alpha * rewards["chosen_source"] + (1 - alpha) * rewards["chosen_target"]
-    return Pair(chosen, rewards["rejected"])
+    rejected = rewards["rejected"]
+    if rejected_mix:
+        rejected = alpha * rewards["rejected_source"] + (1 - alpha) * rejected
+    return Pair(chosen, rejected)

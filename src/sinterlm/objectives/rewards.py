@@ -1,31 +1,20 @@
 """What a policy's log-probabilities say a response is worth: the internal reward, before beta.
 
-Shapes: B rows.
+Shapes: P responses. LR(y) = log pi(y|x) - log ref(y|x), summed over the tokens of y; |y| is their number.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor
 
-
-class SequenceLogps(NamedTuple):
-    """Log-probabilities of one response a row: natural logarithm, summed over the response's tokens."""
-
-    policy: Tensor
-    """(B,); carries the gradient."""
-    reference: Tensor | None = None
-    """(B,); None for objectives without a reference."""
-    num_tokens: Tensor | None = None
-    """(B,); for what is averaged over tokens."""
+from sinterlm.objectives.responses import SequenceLogps
 
 
 def summed_logratio(response: SequenceLogps) -> Tensor:
-    """LR(y) = log pi(y|x) - log ref(y|x), summed over tokens (DPO, arXiv 2305.18290, equation 5 without beta).
+    """LR(y) (DPO, arXiv 2305.18290, equation 5 without beta).
 
     Returns:
-        (B,).
+        (P,).
 
     Raises:
         ValueError: there is no reference.
@@ -33,3 +22,47 @@ def summed_logratio(response: SequenceLogps) -> Tensor:
     if response.reference is None:
         raise ValueError("a log-ratio needs the reference's log-probabilities; found none")
     return response.policy - response.reference
+
+
+def mean_logratio(response: SequenceLogps) -> Tensor:
+    """LR(y) / |y| (length-normalised DPO: FuseChat-3.0, arXiv 2503.04222; TRL's ``sigmoid_norm``).
+
+    Returns:
+        (P,).
+
+    Raises:
+        ValueError: there is no reference, or a response has no token.
+    """
+    return per_token(summed_logratio(response), response)
+
+
+def logratio(response: SequenceLogps, *, average_logps: bool) -> Tensor:
+    """LR(y), or LR(y) / |y| with ``average_logps``: the two readings of IPO (arXiv 2310.12036, equation 17).
+
+    Returns:
+        (P,).
+    """
+    return mean_logratio(response) if average_logps else summed_logratio(response)
+
+
+def mean_logp(response: SequenceLogps) -> Tensor:
+    """Mean log-probability log pi(y|x) / |y| (SimPO, arXiv 2405.14734, eq. 4 without beta); there is no reference.
+
+    Returns:
+        (P,).
+
+    Raises:
+        ValueError: a response has no token.
+    """
+    return per_token(response.policy, response)
+
+
+def per_token(values: Tensor, response: SequenceLogps) -> Tensor:
+    """Values summed over tokens, divided by the number of tokens.
+
+    Raises:
+        ValueError: the number of tokens is not given, or a response has none.
+    """
+    if response.num_tokens is None or bool((response.num_tokens <= 0).any()):
+        raise ValueError("a mean over tokens needs at least one token in every response")
+    return values / response.num_tokens

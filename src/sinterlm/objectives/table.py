@@ -1,38 +1,42 @@
 """The named objectives: what each compares, by which functions, and every hyper-parameter's default and source.
 
-A preference objective is a reward, a mix and a link (see ``losses.py``); functions are named by path, so that this
-table, which the recipe's schema, ``FusionConfig`` and ``sinterlm list objectives`` read, imports no torch.
-To add an objective, write the missing function and add a row.
+A preference objective is a reward, a mix and a link, weighted maximum likelihood a weighting (see ``losses.py``).
+Functions are named by path, so that this table, which the recipe's schema, ``FusionConfig`` and ``sinterlm list
+objectives`` read, imports no torch. To add an objective, write the missing function and add a row.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
 
 from sinterlm.objectives.schedules import constant, ramp
 
 SCHEDULES: Mapping[str, Callable[[float, float], float]] = {"constant": constant, "ramp": ramp}
 
-Value = float | str
+Value = float | str | bool
+Part = Literal["reward", "mix", "link", "weighting", "loss"]
 
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameter:
-    """One setting of an objective: a number within bounds, or one of some names."""
+    """One setting of an objective: a number within bounds, or one of some values."""
 
     default: Value
     description: str
     source: str
     """Where the default comes from."""
+    part: Part
+    """The function that it is handed to; ``loss`` for what chooses among functions."""
     above: float | None = None
     at_least: float | None = None
     at_most: float | None = None
     below: float | None = None
-    choices: tuple[str, ...] = ()
-    """The accepted names; empty for numbers."""
+    choices: tuple[Value, ...] = ()
+    """The accepted values; empty for numbers."""
     schedule: str | None = None
     """The hyper-parameter that says how this one moves during training."""
 
@@ -40,14 +44,14 @@ class Hyperparameter:
     def expected(self) -> str:
         """The accepted values in words, e.g. ``a number, at least 0, at most 1``."""
         if self.choices:
-            return " or ".join(self.choices)
+            return " or ".join(str(choice).lower() for choice in self.choices)
         bounds = {"above": self.above, "at least": self.at_least, "at most": self.at_most, "below": self.below}
         return ", ".join(["a number", *(f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)])
 
     def accepts(self, value: object) -> bool:
         """Whether ``value`` has the right type and lies within the bounds."""
         if self.choices:
-            return value in self.choices
+            return any(value == choice and type(value) is type(choice) for choice in self.choices)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
         return (
@@ -63,38 +67,110 @@ class Objective:
     """A row of the table."""
 
     description: str
+    formula: str
+    """The loss of a row, with r the reward and s the score of a response."""
     paper: str
-    roles: tuple[str, ...]
-    """The responses that a row must hold."""
     learning_rate: float
     """Default, as in TRL 1.16; papers' own stand in the recipes."""
-    needs_reference: bool = False
+    roles: tuple[str, ...]
+    """The responses that a row (or a group of it) must hold; empty where any will do."""
+    per: Literal["row", "group", "response"] = "row"
+    """What holds one response of each role: the row, each group of it, or nothing: there may be any number."""
+    optional_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Roles that are needed too where the hyper-parameter of this name is true."""
+    reads_weights: bool = False
+    """Whether every response must have a weight."""
+    reads_scores: bool = False
+    """Whether every response must have a score."""
+    needs_reference: bool | str = False
+    """Whether log-probabilities of the frozen start are needed; or the hyper-parameter that needs them when not 0."""
     counts: Literal["rows", "tokens"] = "rows"
-    """What the loss of a step is a mean over."""
+    """What the loss of a step is a mean over; rows where ``average_logps`` is true."""
     reward: str | None = None
     mix: str | None = None
     link: str | None = None
-    """Paths of functions; None in all three for an objective that compares nothing, None in reward and link for one
-    that takes them from its base."""
+    """Paths of functions; reward and link are None for one that takes them from its base."""
+    weighting: str | None = None
+    """Path of a function, for weighted maximum likelihood."""
     reward_scale: str | None = None
     """The hyper-parameter that logged rewards are multiplied with."""
     hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
-    """The link's (the mix's, where the link is the base's)."""
+    base_defaults: Mapping[str, Mapping[str, tuple[Value, str]]] = field(default_factory=dict)
+    """By base, where another default (and its source) fits than the base's or the row's own."""
 
 
-_ALPHA_SOURCE = "WRPO (arXiv 2412.03187), Table 6 and section 4.1"
+_WRPO_TABLE_6 = "WRPO (arXiv 2412.03187), Table 6"
+_ALPHA_SOURCE = f"{_WRPO_TABLE_6} and section 4.1"
+
+_BETA = Hyperparameter(
+    0.01,
+    "pull to the reference: the higher, the closer the policy stays",
+    f"{_WRPO_TABLE_6}: 0.01 for DPO and WRPO; DPO itself: 0.1",
+    "link",
+    above=0,
+)
+_LABEL_SMOOTHING = Hyperparameter(
+    0.0, "share of preference labels taken to be wrong", "none, as in the papers", "link", at_least=0, below=0.5
+)
+_KL = Hyperparameter(
+    0.0,
+    "weight of the log-ratio to the reference, taken off the score",
+    "none: the formula that the reviews of FuseRL (arXiv 2504.06562) describe has no such term",
+    "weighting",
+    at_least=0,
+)
+
+
+def _baseline(default: str, source: str) -> Hyperparameter:
+    return Hyperparameter(
+        default,
+        "whose mean a score is measured by: the other responses of the same source, or all others of the row",
+        source,
+        "weighting",
+        choices=("source", "all"),
+    )
+
+
+def _base(*names: str) -> Hyperparameter:
+    return Hyperparameter(
+        "dpo", "the objective whose reward and link are used", "the main setting of the paper", "loss", choices=names
+    )
+
 
 OBJECTIVES: Mapping[str, Objective] = {
     "sft": Objective(
         description="maximum likelihood of one response a prompt (supervised fine-tuning)",
+        formula="-log π(chosen)",
         paper="",
         roles=("chosen",),
         learning_rate=2e-5,
         counts="tokens",
+        weighting="sinterlm.objectives.weightings:given",
+    ),
+    "fusesft": Objective(
+        description="maximum likelihood of several weighted responses a prompt",
+        formula="-Σ_y w(y) log π(y)",
+        paper="FuseRL, arXiv 2504.06562",
+        roles=("chosen",),
+        per="response",
+        reads_weights=True,
+        learning_rate=2e-5,
+        counts="tokens",
+        weighting="sinterlm.objectives.weightings:given",
+        hyperparameters={
+            "average_logps": Hyperparameter(
+                False,
+                "mean over a response's tokens in place of their sum",
+                "sums: the log-likelihood of a response; which of the two FuseRL takes is not known",
+                "loss",
+                choices=(False, True),
+            ),
+        },
     ),
     "dpo": Objective(
         description="one chosen response against one rejected (direct preference optimisation)",
-        paper="arXiv 2305.18290",
+        formula="-log σ(β LR(chosen) - β LR(rejected))",
+        paper="DPO, arXiv 2305.18290",
         roles=("chosen", "rejected"),
         learning_rate=1e-6,
         needs_reference=True,
@@ -102,53 +178,156 @@ OBJECTIVES: Mapping[str, Objective] = {
         mix="sinterlm.objectives.mixes:single",
         link="sinterlm.objectives.links:logistic",
         reward_scale="beta",
+        hyperparameters={"beta": _BETA, "label_smoothing": _LABEL_SMOOTHING},
+    ),
+    "ln-dpo": Objective(
+        description="DPO with log-ratios averaged over tokens (length-normalised)",
+        formula="-log σ(β LR(chosen) / |chosen| - β LR(rejected) / |rejected|)",
+        paper="FuseChat-3.0, arXiv 2503.04222",
+        roles=("chosen", "rejected"),
+        learning_rate=1e-6,
+        needs_reference=True,
+        reward="sinterlm.objectives.rewards:mean_logratio",
+        mix="sinterlm.objectives.mixes:single",
+        link="sinterlm.objectives.links:logistic",
+        reward_scale="beta",
         hyperparameters={
             "beta": Hyperparameter(
-                0.01,
+                10.0,
                 "pull to the reference: the higher, the closer the policy stays",
-                "WRPO (arXiv 2412.03187), Table 6: 0.01 for DPO and WRPO; DPO itself: 0.1",
+                "FuseChat-3.0 (arXiv 2503.04222): 10 for its length-normalised runs",
+                "link",
                 above=0,
             ),
-            "label_smoothing": Hyperparameter(
-                0.0, "share of preference labels taken to be wrong", "none, as in the papers", at_least=0, below=0.5
+            "label_smoothing": _LABEL_SMOOTHING,
+        },
+    ),
+    "ipo": Objective(
+        description="a margin of log-ratios of 1 / (2 τ), no more (identity preference optimisation)",
+        formula="(LR(chosen) - LR(rejected) - 1 / (2 τ))²",
+        paper="IPO, arXiv 2310.12036",
+        roles=("chosen", "rejected"),
+        learning_rate=1e-6,
+        needs_reference=True,
+        reward="sinterlm.objectives.rewards:logratio",
+        mix="sinterlm.objectives.mixes:single",
+        link="sinterlm.objectives.links:squared",
+        reward_scale="tau",
+        hyperparameters={
+            "tau": Hyperparameter(
+                0.01, "pull to the reference: the margin is 1 / (2 tau)", _WRPO_TABLE_6, "link", above=0
             ),
+            "average_logps": Hyperparameter(
+                False,
+                "log-ratios averaged over tokens, as TRL has it, in place of sums",
+                "sums: IPO's own notation, and what WRPO calls a reward like DPO's",
+                "reward",
+                choices=(False, True),
+            ),
+        },
+    ),
+    "simpo": Objective(
+        description="mean log-probabilities without a reference, and a margin",
+        formula="-log σ(β log π(chosen) / |chosen| - β log π(rejected) / |rejected| - γ)",
+        paper="SimPO, arXiv 2405.14734",
+        roles=("chosen", "rejected"),
+        learning_rate=1e-6,
+        reward="sinterlm.objectives.rewards:mean_logp",
+        mix="sinterlm.objectives.mixes:single",
+        link="sinterlm.objectives.links:logistic",
+        reward_scale="beta",
+        hyperparameters={
+            "beta": Hyperparameter(10.0, "scale of the rewards", _WRPO_TABLE_6, "link", above=0),
+            "gamma": Hyperparameter(
+                1.0,
+                "the margin asked for, in units of beta times reward",
+                f"{_WRPO_TABLE_6}, SimPO's row",
+                "link",
+                at_least=0,
+            ),
+            "label_smoothing": _LABEL_SMOOTHING,
         },
     ),
     "wrpo": Objective(
         description="the sources' best answer, weighted by alpha, and the target's own best against its own worst",
-        paper="arXiv 2412.03187",
+        formula="link(α r(chosen_source) + (1 - α) r(chosen_target) - r(rejected))",
+        paper="WRPO, arXiv 2412.03187",
         roles=("chosen_source", "chosen_target", "rejected"),
+        optional_roles={"rejected_mix": ("rejected_source",)},
         learning_rate=1e-6,
         mix="sinterlm.objectives.mixes:source_and_target",
         hyperparameters={
-            "base": Hyperparameter(
-                "dpo", "the objective whose reward and link are used", "WRPO, equation 6", choices=("dpo",)
-            ),
+            "base": _base("dpo", "ln-dpo", "ipo", "simpo"),
             "alpha": Hyperparameter(
                 0.1,
                 "weight of the source's answer (with a ramp: at the end)",
                 _ALPHA_SOURCE,
+                "mix",
                 at_least=0,
                 at_most=1,
                 schedule="alpha_schedule",
             ),
             "alpha_schedule": Hyperparameter(
-                "ramp", "how alpha moves: constant, or linearly from 0", _ALPHA_SOURCE, choices=tuple(SCHEDULES)
+                "ramp", "how alpha moves: constant, or linearly from 0", _ALPHA_SOURCE, "loss", choices=tuple(SCHEDULES)
             ),
+            "rejected_mix": Hyperparameter(
+                False,
+                "the source's rejected answer beside the target's, weighted by alpha too (equation 9)",
+                "the main setting of the paper; equation 9 is an extension in its appendix F",
+                "mix",
+                choices=(False, True),
+            ),
+        },
+        base_defaults={
+            "simpo": {"alpha": (0.5, f"{_WRPO_TABLE_6}, WRPO-SimPO"), "gamma": (0.0, f"{_WRPO_TABLE_6}, WRPO-SimPO")}
+        },
+    ),
+    "fusepo": Objective(
+        description="one pair a source, weighted over the sources",
+        formula="Σ_k w_k link(r(chosen_k) - r(rejected_k))",
+        paper="FuseRL, arXiv 2504.06562",
+        roles=("chosen", "rejected"),
+        per="group",
+        reads_weights=True,
+        learning_rate=1e-6,
+        mix="sinterlm.objectives.mixes:single",
+        hyperparameters={"base": _base("dpo", "ln-dpo", "simpo")},
+    ),
+    "rloo": Objective(
+        description="every response by its score's advantage over the others (REINFORCE, leave one out), offline",
+        formula="-1/n Σ_i A_i log π(y_i), A_i = R_i - mean of the other R_j, R = s - kl LR",
+        paper="RLOO, arXiv 2402.14740",
+        roles=(),
+        per="response",
+        reads_scores=True,
+        learning_rate=1e-6,
+        needs_reference="kl",
+        weighting="sinterlm.objectives.weightings:advantages",
+        hyperparameters={
+            "baseline": _baseline("all", "RLOO itself: all other responses to the prompt"),
+            "kl": _KL,
+        },
+    ),
+    "fusepo-rloo": Objective(
+        description="RLOO within each source, weighted over the sources",
+        formula="-Σ_k w_k 1/N_k Σ_i A_ki log π(y_ki), A as for rloo",
+        paper="FuseRL, arXiv 2504.06562",
+        roles=(),
+        per="response",
+        reads_weights=True,
+        reads_scores=True,
+        learning_rate=1e-6,
+        needs_reference="kl",
+        weighting="sinterlm.objectives.weightings:weighted_advantages",
+        hyperparameters={
+            "baseline": _baseline("source", "the reviews of FuseRL: pairs and groups stay within a source"),
+            "kl": _KL,
         },
     ),
 }
 
 
-class PairwiseParts(NamedTuple):
-    """The paths of a preference objective's three functions."""
-
-    reward: str
-    mix: str
-    link: str
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ResolvedObjective:
     """An objective with every choice made; see :func:`resolve_objective`."""
 
@@ -161,37 +340,68 @@ class ResolvedObjective:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The responses that a row must hold."""
-        return self.objective.roles
+        """The responses that a row (or a group of it) must hold."""
+        added = (roles for name, roles in self.objective.optional_roles.items() if self.values[name])
+        return (*self.objective.roles, *(role for roles in added for role in roles))
 
     @property
     def needs_reference(self) -> bool:
         """Whether log-probabilities of the frozen start are needed."""
-        return self.base.needs_reference
+        needed = self.base.needs_reference
+        return bool(self.values[needed]) if isinstance(needed, str) else needed
 
     @property
-    def pairwise(self) -> PairwiseParts | None:
-        """The functions to compose; None where nothing is compared."""
-        reward, mix, link = self.base.reward, self.objective.mix, self.base.link
-        return PairwiseParts(reward, mix, link) if reward and mix and link else None
+    def counts(self) -> Literal["rows", "tokens"]:
+        """What the loss of a step is a mean over."""
+        return "rows" if self.values.get("average_logps") else self.objective.counts
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """The functions to compose, by the part that they play: reward, mix and link, or weighting."""
+        found = {
+            "reward": self.base.reward,
+            "mix": self.objective.mix,
+            "link": self.base.link,
+            "weighting": self.objective.weighting,
+        }
+        return {part: path for part, path in found.items() if path}
 
     @property
     def reward_scale(self) -> float:
         """The factor that logged rewards carry."""
         return float(self.values[self.base.reward_scale]) if self.base.reward_scale else 1.0
 
-    @property
-    def link_values(self) -> dict[str, Value]:
-        """What the link is called with."""
-        return {name: self.values[name] for name in self.base.hyperparameters}
+    def settings_of(self, part: str, progress: float) -> dict[str, Value]:
+        """What the function of ``part`` is called with at ``progress`` (finished over all optimizer steps)."""
+        known = {**self.objective.hyperparameters, **self.base.hyperparameters}
+        own = {name: self.values[name] for name, parameter in known.items() if parameter.part == part}
+        return own | {name: value for name, value in self.scheduled_values(progress).items() if name in own}
 
     def scheduled_values(self, progress: float) -> dict[str, float]:
-        """What the mix is called with at ``progress`` (finished over all optimizer steps), and what is logged."""
+        """The hyper-parameters that move during training, at ``progress``: what is logged."""
         return {
             name: SCHEDULES[str(self.values[parameter.schedule])](float(self.values[name]), progress)
             for name, parameter in self.objective.hyperparameters.items()
             if parameter.schedule
         }
+
+
+def known_hyperparameters(name: str, base: object = None) -> dict[str, Hyperparameter]:
+    """Every hyper-parameter of an objective, those of the base that it stands on included, with the defaults there.
+
+    Args:
+        name: of the objective.
+        base: of the base; the default one where it is none of the objective's.
+    """
+    objective = OBJECTIVES[name]
+    own = objective.hyperparameters
+    if "base" not in own:
+        return dict(own)
+    base_name = str(base) if own["base"].accepts(base) else str(own["base"].default)
+    known = {**own, **OBJECTIVES[base_name].hyperparameters}
+    for key, (default, source) in objective.base_defaults.get(base_name, {}).items():
+        known[key] = replace(known[key], default=default, source=source)
+    return known
 
 
 def resolve_objective(name: str, given: Mapping[str, Any] | None = None) -> ResolvedObjective:
@@ -207,20 +417,16 @@ def resolve_objective(name: str, given: Mapping[str, Any] | None = None) -> Reso
     if name not in OBJECTIVES:
         raise ValueError(f"unknown objective {name!r}; there are: {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name]
-    known = dict(objective.hyperparameters)
-    base = objective
-    if "base" in known:
-        base_name = given.get("base", known["base"].default)
-        _check_value(name, "base", base_name, known["base"])
-        base = OBJECTIVES[base_name]
-        known |= base.hyperparameters
+    if "base" in given and "base" in objective.hyperparameters:
+        _check_value(name, "base", given["base"], objective.hyperparameters["base"])
+    known = known_hyperparameters(name, given.get("base"))
     for key, value in given.items():
         if key not in known:
             has = f"it has: {', '.join(known)}" if known else "it has none"
             raise ValueError(f"objective {name!r} has no hyper-parameter {key!r}; {has}")
         _check_value(name, key, value, known[key])
     values = {key: given.get(key, parameter.default) for key, parameter in known.items()}
-    return ResolvedObjective(name, objective, base, values)
+    return ResolvedObjective(name, objective, OBJECTIVES[str(values.get("base", name))], values)
 
 
 def _check_value(objective: str, key: str, value: object, parameter: Hyperparameter) -> None:

@@ -9,6 +9,7 @@ from sinterlm.models import load_tokenizer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stages import split_parts
 from sinterlm.recipe.build import build_hyperparameters, build_scorer
+from sinterlm.recipe.grid import apply_choice, list_choices
 from sinterlm.recipe.schema import RecordedSource
 from sinterlm.records import Message
 
@@ -30,7 +31,12 @@ def check_inputs(fusion: Fusion) -> None:
 def _check_prompts(fusion: Fusion) -> None:
     recipe = fusion.recipe
     parts = split_parts(recipe, read_prompts(recipe.prompts.path))
-    used = {"sft": recipe.sft, "preference": recipe.preference, "held_out": recipe.evaluation.held_out}
+    used = {
+        "sft": recipe.sft,
+        "preference": recipe.preference,
+        "held_out": recipe.evaluation.held_out,
+        "development": any(training.grid for training in fusion.trainings.values()),
+    }
     for part, use in used.items():
         if use and not parts[part]:
             sizes = ", ".join(f"{name} {len(prompts)}" for name, prompts in parts.items())
@@ -54,8 +60,8 @@ def _check_training(fusion: Fusion) -> None:
 
     recipe = fusion.recipe
     encode_prompt(load_tokenizer(recipe.target.model), [Message("user", "What is the capital of France?")])
-    if recipe.sft:
-        check_arguments("sft", {}, recipe.sft.train, seed=recipe.seed)
-    for preference in recipe.preference.values():
-        objective = preference.objective
-        check_arguments(objective.kind, build_hyperparameters(objective), preference.train, seed=recipe.seed)
+    for training in fusion.trainings.values():
+        choices = [choice for entry in training.grid for choice in list_choices(entry)]
+        for settings in [training, *(apply_choice(training, choice) for choice in choices)]:
+            objective = settings.objective
+            check_arguments(objective.kind, build_hyperparameters(objective), settings.train, seed=recipe.seed)

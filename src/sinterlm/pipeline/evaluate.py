@@ -17,7 +17,9 @@ from sinterlm.evaluation.rates import (
 from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
 from sinterlm.formats import atomic_write
 from sinterlm.models import load_model, load_tokenizer
+from sinterlm.objectives.table import ResolvedObjective, resolve_objective
 from sinterlm.pipeline.answers import answers_of, scored_answers
+from sinterlm.pipeline.cells import settle
 from sinterlm.pipeline.fusion import Fusion, Participant
 from sinterlm.pipeline.rows import candidates_of
 from sinterlm.pipeline.stage import Run, StageResult
@@ -134,14 +136,14 @@ def _internal_figures(run: Run, quadruples: Sequence[TrainingRow]) -> dict[str, 
             task.advance(1)
     reference = logps[fusion.start.name]
     accuracies = {}
-    for method, preference in fusion.recipe.preference.items():
+    for method in fusion.recipe.preference:
+        chosen = settle(fusion, method).objective
+        hyperparameters = build_hyperparameters(chosen)
+        objective = resolve_objective(chosen.kind, hyperparameters)
         policy = logps[fusion.preferred(method).name]
-        # beta scales all three alike, so the accuracies need log-ratios only.
-        rewards = [
-            QuadrupleRewards(*(ours[role].logp - theirs[role].logp for role in QUADRUPLE_ROLES))
-            for ours, theirs in zip(policy, reference, strict=True)
-        ]
-        alpha = build_hyperparameters(preference.objective).get("alpha", 0.0)
+        columns = [_internal_rewards(objective, policy, reference, role) for role in QUADRUPLE_ROLES]
+        rewards = [QuadrupleRewards(*row) for row in zip(*columns, strict=True)]
+        alpha = hyperparameters.get("alpha", 0.0)
         accuracies[fusion.preferred(method).name] = _as_json(reward_accuracies(rewards, alpha=alpha)._asdict())
     return {
         "reward_accuracies": accuracies,
@@ -153,6 +155,26 @@ def _internal_figures(run: Run, quadruples: Sequence[TrainingRow]) -> dict[str, 
             for name, rows in logps.items()
         },
     }
+
+
+def _internal_rewards(
+    objective: ResolvedObjective,
+    policy: Sequence[Mapping[Role, SequenceLogp]],
+    reference: Sequence[Mapping[Role, SequenceLogp]],
+    role: Role,
+) -> list[float]:
+    """The reward of each row's answer with ``role``; without beta, which scales all alike."""
+    import torch
+
+    from sinterlm.objectives import SequenceLogps, internal_rewards
+
+    logps = SequenceLogps(
+        torch.tensor([row[role].logp for row in policy], dtype=torch.float64),
+        torch.tensor([row[role].logp for row in reference], dtype=torch.float64),
+        torch.tensor([row[role].num_tokens for row in policy]),
+    )
+    rewards: list[float] = internal_rewards(objective, logps).tolist()
+    return rewards
 
 
 def _row_logps(location: str, rows: Sequence[TrainingRow]) -> list[dict[Role, SequenceLogp]]:

@@ -12,7 +12,7 @@ from sinterlm.errors import InputError
 from sinterlm.recipe.build import build_settings, greedy
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.overrides import Override
-from sinterlm.recipe.schema import AskedModel, LocalModel, Recipe, Source
+from sinterlm.recipe.schema import AskedModel, LocalModel, Recipe, Source, Training
 from sinterlm.records import SamplingSettings
 from sinterlm.selection.table import POLICIES
 
@@ -89,10 +89,25 @@ class Fusion:
         return self._trained(f"{self.start.name}-{method}")
 
     @cached_property
+    def trainings(self) -> dict[str, Training]:
+        """Every training of this recipe: ``sft``, then the preference methods by name."""
+        sft: dict[str, Training] = {"sft": self.recipe.sft} if self.recipe.sft else {}
+        return {**sft, **self.recipe.preference}
+
+    def model_of(self, training: str) -> Participant:
+        """The model that a training makes."""
+        return self.start if training == "sft" else self.preferred(training)
+
+    def start_of(self, training: str) -> str:
+        """The weights that a training starts from."""
+        start = self.target if training == "sft" else self.start
+        assert start.weights is not None
+        return start.weights
+
+    @cached_property
     def trained(self) -> tuple[Participant, ...]:
         """Every model that this recipe trains."""
-        sft = (self.start,) if self.recipe.sft else ()
-        return (*sft, *(self.preferred(method) for method in self.recipe.preference))
+        return tuple(map(self.model_of, self.trainings))
 
     @property
     def fused(self) -> Participant | None:
@@ -135,6 +150,10 @@ class Fusion:
     def rows_path(self, name: str) -> Path:
         """The training rows of ``sft`` or a preference method."""
         return self.output / "rows" / f"{name}.parquet"
+
+    def search_path(self, training: str) -> Path:
+        """What the search of a training's grid has found; its cells lie beside it."""
+        return self.output / "search" / training / "search.json"
 
     def _trained(self, name: str) -> Participant:
         return Participant(name, self.recipe.target, str(self.output / name))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sinterlm.chat import with_system
+from sinterlm.pipeline.cells import describe_choice
 from sinterlm.pipeline.fusion import Fusion, Participant, load_fusion
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.report import greedy_answers, read_summary, write_run_report
@@ -91,6 +92,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
         differences.add_row(model, other, *(texts.get(metric, "").replace("[", "\\[") for metric in metrics))
     differences.title, differences.title_justify = "paired differences (* the interval excludes zero)", "left"
     console.print(differences)
+    for name, found in summary.get("searches", {}).items():
+        _print_plain(console, f"{name}: chosen on the development prompts: {describe_choice(found['chosen'])}")
     target = held_out.get("target", {})
     if main == "exact_match" and target.get("contains", 0) - target.get("exact_match", 0) > 0.1:
         _print_plain(

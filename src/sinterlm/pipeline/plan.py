@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich import filesize
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sinterlm.formats import read_prompts
 from sinterlm.models import cached_fingerprint, known_weights_bytes
+from sinterlm.pipeline.cells import Grid
 from sinterlm.pipeline.fusion import Ask, Fusion
 from sinterlm.pipeline.stage import is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages, held_out_asks, split_parts
@@ -162,6 +163,10 @@ def _plan_stage(
         return _plan_sampling(name, asks, [parts.get(part, 0) for part in used], store)
     if name.startswith("score-"):
         return StagePlan(name, False, note="the answers without a score")
+    if name.startswith("search-"):
+        return _plan_search(name, fusion, parts, store)
+    if name.startswith("train-") and fusion.trainings[name.removeprefix("train-")].grid:
+        return StagePlan(name, False, note="the best cell's model")
     if name.startswith("train-"):
         weights = known_weights_bytes(fusion.recipe.target.model)
         if weights is None:
@@ -169,6 +174,29 @@ def _plan_stage(
         checkpoints = _size(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)
         return StagePlan(name, False, disk_bytes=weights, note=f"and up to {checkpoints} of checkpoints meanwhile")
     return StagePlan(name, False)
+
+
+def _plan_search(
+    name: str, fusion: Fusion, parts: dict[str, list[Prompt]] | dict[str, int], store: Store | None
+) -> StagePlan:
+    """The cells that are not finished yet, each with one answer to every development prompt."""
+    training = name.removeprefix("search-")
+    development = store.prompts(fusion.run_name, "development") if store else []
+    num_left = Grid(fusion, training, development, cached_fingerprint).count_unfinished()
+    cell = replace(fusion.model_of(training), location=str(fusion.search_path(training)))  # yet to be trained
+    planned = _plan_sampling(name, [fusion.for_evaluation(cell)] * num_left, [parts.get("development", 0)], store)
+    note = f"trainings: {num_left} at most"
+    weights = known_weights_bytes(fusion.recipe.target.model)
+    if weights is None:
+        return replace(planned, note=note)
+    # The best cell so far, and the one at work.
+    num_models = min(num_left, 2)
+    checkpoints = _size(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)
+    return replace(
+        planned,
+        disk_bytes=(planned.disk_bytes or 0) + num_models * weights,
+        note=f"{note}, {num_models} models at once, and up to {checkpoints} of checkpoints meanwhile",
+    )
 
 
 def _plan_sampling(

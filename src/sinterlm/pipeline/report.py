@@ -14,11 +14,13 @@ from sinterlm.evaluation.rates import Difference, Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.formats import atomic_write, read_rows
 from sinterlm.pipeline.answers import answers_of, scored_answers
+from sinterlm.pipeline.cells import describe_choice, read_search, settle
 from sinterlm.pipeline.fusion import Ask, Fusion, Participant
 from sinterlm.pipeline.rows import candidates_of
 from sinterlm.pipeline.stage import Run, StageResult
+from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.build import build_hyperparameters
-from sinterlm.recipe.schema import AskedModel, Objective
+from sinterlm.recipe.schema import AskedModel
 from sinterlm.records import Candidates, Prompt, Scored
 from sinterlm.report import data as page
 from sinterlm.report import write_report
@@ -31,7 +33,7 @@ EXPLANATIONS = {
     "surplus-recorded-answer": "a recorded answer beyond the source's num_samples",
     "empty-answer": "the model gave an empty answer, which no policy may choose",
     "no-recorded-answer": "the file of recorded answers has none for this prompt",
-    "prompt-longer-than-max-length": "the prompt leaves no room for an answer within max_length tokens",
+    "answers-alike-after-cutting": "cut at max_length tokens, the answers of the row's pairs are the same",
 }
 
 
@@ -67,6 +69,7 @@ def summarise(run: Run) -> dict[str, Any]:
     }
     figures = _figures(fusion)
     development = figures.get("development")
+    searches = {name: found for name in fusion.trainings if (found := read_search(fusion, name))}
     return {
         "seconds": round(sum(stage.seconds for stage in past.values()), 3),
         "peak_memory_bytes": max((stage.peak_memory_bytes for stage in past.values()), default=0),
@@ -76,6 +79,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "held_out_differences": figures.get("differences", []),
         "reward_accuracies": figures.get("reward_accuracies", {}),
         **({"development": _flat_models(development["models"])} if development else {}),
+        **({"searches": searches} if searches else {}),
     }
 
 
@@ -110,7 +114,7 @@ def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
     fusion = run.fusion
     recipe = fusion.recipe
     figures = _figures(fusion)
-    rows = {name: read_rows(path) for name in _trainings(fusion) if (path := fusion.rows_path(name)).is_file()}
+    rows = {name: read_rows(path) for name in fusion.trainings if (path := fusion.rows_path(name)).is_file()}
     return page.ReportData(
         run=page.Run(
             name=fusion.output.name,
@@ -138,9 +142,10 @@ def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
         ],
         training=[
             page.TrainingRun(name, _describe_training(fusion, name), metrics)
-            for name, model in _trainings(fusion).items()
-            if (metrics := _read_metrics(fusion.output / model / "metrics.jsonl"))
+            for name in fusion.trainings
+            if (metrics := read_metrics(fusion.output / fusion.model_of(name).name))
         ],
+        searches=[_search(name, found) for name, found in summary.get("searches", {}).items()],
         reward_accuracies={
             model: RewardAccuracies(**{comparison: Rate(**rate) for comparison, rate in accuracies.items()})
             for model, accuracies in figures.get("reward_accuracies", {}).items()
@@ -208,10 +213,23 @@ def greedy_answers(run: Run, ask: Ask, prompts: list[Prompt]) -> list[Scored]:
     return [answer for answers in scored.values() for answer in answers]
 
 
-def _trainings(fusion: Fusion) -> dict[str, str]:
-    """Training (``sft``, then the preference methods) to the folder of its model."""
-    sft = {"sft": fusion.start.name} if fusion.recipe.sft else {}
-    return {**sft, **{method: fusion.preferred(method).name for method in fusion.recipe.preference}}
+def _search(name: str, found: Mapping[str, Any]) -> page.Search:
+    return page.Search(
+        name,
+        found["metric"],
+        [
+            page.SearchedCell(
+                cell["number"],
+                describe_choice(cell["settings"]),
+                Rate(cell["value"], cell["low"], cell["high"], cell["n"]),
+                loss=cell["loss"],
+                margin=cell["margin"],
+                is_chosen=cell["chosen"],
+            )
+            for cells in found["entries"]
+            for cell in cells
+        ],
+    )
 
 
 def _describe(participant: Participant) -> str:
@@ -223,10 +241,6 @@ def _describe(participant: Participant) -> str:
 
 
 def _describe_training(fusion: Fusion, name: str) -> str:
-    objective = Objective(kind="sft") if name == "sft" else fusion.recipe.preference[name].objective
+    objective = settle(fusion, name).objective
     values = ", ".join(f"{key} {value}" for key, value in build_hyperparameters(objective).items())
     return f"{objective.kind}{f': {values}' if values else ''}"
-
-
-def _read_metrics(path: Path) -> list[dict[str, float | None]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

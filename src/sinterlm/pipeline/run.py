@@ -12,6 +12,7 @@ from sinterlm.formats import atomic_write
 from sinterlm.models import fingerprint
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.launch import require_one_process
 from sinterlm.pipeline.memory import PeakMemory
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.stage import Run, Stage, count_reasons, is_done, stage_keys
@@ -44,12 +45,13 @@ def run_fusion(
         only: The one stage to do; those that it needs must be done.
 
     Raises:
-        InputError: ``until`` or ``only`` names no stage, a stage that ``only`` needs is not done, or what the recipe
-            names does not fit together.
+        InputError: ``until`` or ``only`` names no stage, a stage that ``only`` needs is not done, what the recipe names
+            does not fit together, or a launcher has started several processes.
         TryAgainError: Another process writes to the workspace or the output folder, or the disk is full.
     """
     if until and only:
         raise InputError("--until and --only exclude each other; give one of them")
+    require_one_process()
     with ExitStack() as stack:
         for folder in dict.fromkeys((fusion.workspace, fusion.output)):
             stack.enter_context(folder_lock(folder, fusion.output))

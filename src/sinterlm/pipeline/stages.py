@@ -3,6 +3,8 @@
 prompts -> sample-sources -> score-sources -> select-sft -> train-sft -> sample-target -> score-target
         -> select-METHOD, train-METHOD (each preference method) -> sample-held-out
             -> score-held-out -> evaluate -> report
+
+A training with a grid has a stage search-METHOD before it.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ from pathlib import Path
 
 from sinterlm.formats import read_prompts
 from sinterlm.pipeline.answers import answers_of, sample, score
+from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.evaluate import evaluate
 from sinterlm.pipeline.fusion import Ask, Fusion
 from sinterlm.pipeline.report import write_run_report
 from sinterlm.pipeline.rows import select
+from sinterlm.pipeline.search import search
 from sinterlm.pipeline.stage import Run, Stage, StageResult
-from sinterlm.pipeline.train import train_preference, train_sft
+from sinterlm.pipeline.train import train_model
 from sinterlm.recipe.build import build_hyperparameters, engine_identity
-from sinterlm.recipe.schema import Recipe, RecordedSource, Scorer
+from sinterlm.recipe.schema import Recipe, RecordedSource
 from sinterlm.records import Dropped, Prompt, digest
 from sinterlm.sampling.identity import Fingerprint
 from sinterlm.sampling.recorded import RecordedEngine
@@ -36,7 +40,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
         return _describe_ask(ask, fingerprint)
 
     weights = fingerprint(recipe.target.model)
-    scorer = _describe_scorer(recipe.scorer, fingerprint)
+    scorer = describe_scorer(recipe.scorer, fingerprint)
     stages = [
         Stage("prompts", [_file_digest(recipe.prompts.path), recipe.prompts.split.model_dump(), recipe.seed], _prompts),
         Stage(
@@ -57,13 +61,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
                 needs=("score-sources",),
                 outputs=(fusion.rows_path("sft"),),
             ),
-            Stage(
-                "train-sft",
-                [weights, recipe.sft.train, recipe.seed],
-                train_sft,
-                needs=("select-sft",),
-                outputs=(fusion.output / fusion.start.name / "training.json",),
-            ),
+            *_training_stages(fusion, "sft", [weights, recipe.sft.train, recipe.seed], (), fingerprint),
         ]
         start = "train-sft"
     if recipe.preference:
@@ -77,6 +75,13 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
             Stage("score-target", scorer, _score_target, needs=("sample-target",)),
         ]
     for method, preference in recipe.preference.items():
+        configuration = [
+            weights,
+            preference.objective.kind,
+            build_hyperparameters(preference.objective),
+            preference.train,
+            recipe.seed,
+        ]
         stages += [
             Stage(
                 f"select-{method}",
@@ -85,19 +90,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
                 needs=("score-sources", "score-target"),
                 outputs=(fusion.rows_path(method),),
             ),
-            Stage(
-                f"train-{method}",
-                [
-                    weights,
-                    preference.objective.kind,
-                    build_hyperparameters(preference.objective),
-                    preference.train,
-                    recipe.seed,
-                ],
-                partial(train_preference, method=method),
-                needs=(f"select-{method}", start),
-                outputs=(fusion.output / fusion.preferred(method).name / "training.json",),
-            ),
+            *_training_stages(fusion, method, configuration, (start,), fingerprint),
         ]
     done = tuple(stage.name for stage in stages)
     if held_out:
@@ -105,7 +98,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
             Stage("sample-held-out", described(fusion.for_evaluation(fusion.target)), _sample_held_out, needs=done),
             Stage(
                 "score-held-out",
-                _describe_scorer(held_out.scorer, fingerprint),
+                describe_scorer(held_out.scorer, fingerprint),
                 _score_held_out,
                 needs=("sample-held-out",),
             ),
@@ -128,6 +121,31 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
         )
     )
     return stages
+
+
+def _training_stages(
+    fusion: Fusion, name: str, configuration: object, starts: tuple[str, ...], fingerprint: Fingerprint
+) -> Iterator[Stage]:
+    """A training, and before it the search for its settings where it has a grid."""
+    needs = (f"select-{name}", *starts)
+    held_out, grid = fusion.recipe.evaluation.held_out, fusion.trainings[name].grid
+    if held_out and grid:
+        asked = _describe_ask(fusion.for_evaluation(fusion.target), fingerprint)
+        yield Stage(
+            f"search-{name}",
+            [configuration, grid, asked, describe_scorer(held_out.scorer, fingerprint)],
+            partial(search, name=name),
+            needs=needs,
+            outputs=(fusion.search_path(name),),
+        )
+        needs = (*needs, f"search-{name}")
+    yield Stage(
+        f"train-{name}",
+        configuration,
+        partial(train_model, name=name),
+        needs=needs,
+        outputs=(fusion.output / fusion.model_of(name).name / "training.json",),
+    )
 
 
 def split_parts(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, tuple[Prompt, ...]]:
@@ -231,11 +249,6 @@ def _describe_ask(ask: Ask, fingerprint: Fingerprint) -> object:
         participant.config, location=participant.location, settings=ask.settings, fingerprint=fingerprint
     )
     return [identity, ask.num_samples]
-
-
-def _describe_scorer(scorer: Scorer, fingerprint: Fingerprint) -> object:
-    model = getattr(scorer, "model", None)
-    return [scorer.model_dump(), model and fingerprint(model)]
 
 
 def _file_digest(path: Path) -> str | None:

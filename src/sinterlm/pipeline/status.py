@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sinterlm.models import cached_fingerprint
+from sinterlm.pipeline.cells import Grid
 from sinterlm.pipeline.fusion import load_fusion
 from sinterlm.pipeline.stage import is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages
@@ -39,6 +40,7 @@ def status_of(folder: Path) -> dict[str, Any]:
     keys = stage_keys(stages)
     with closing(Store(fusion.store_path, read_only=True)) as store:
         past = store.finished_stages(fusion.run_name)
+        development = store.prompts(fusion.run_name, "development")
         dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for drop in store.dropped(fusion.run_name):
             dropped[drop.stage][drop.reason] += 1
@@ -56,6 +58,10 @@ def status_of(folder: Path) -> dict[str, Any]:
                 "counts": dict(was.counts),
                 "finished_at": was.finished_at,
             }
+        elif stage.name.startswith("search-"):
+            name = stage.name.removeprefix("search-")
+            grid = Grid(fusion, name, development, cached_fingerprint)
+            entry["counts"] = {"cells": grid.num_cells, "finished": grid.num_cells - grid.count_unfinished()}
         entries.append(entry)
     return {
         "output": str(fusion.output),

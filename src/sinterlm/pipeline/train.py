@@ -2,87 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinterlm.formats import read_rows, read_training_file
 from sinterlm.objectives.table import resolve_objective
+from sinterlm.pipeline.cells import describe_grid, read_search, remove_folder, settle
+from sinterlm.pipeline.launch import is_main_process
 from sinterlm.pipeline.progress import Reporter, Task
 from sinterlm.pipeline.stage import Run, StageResult, count_reasons
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.load import read_train_settings
+from sinterlm.recipe.schema import Training
 from sinterlm.store import folder_lock
+from sinterlm.training.members import find_members
+from sinterlm.training.output_folder import require_own_or_empty
 
 if TYPE_CHECKING:
     from sinterlm.training.card import CardDetails
     from sinterlm.training.train import TrainingResult
 
 
-def train_sft(run: Run) -> StageResult:
-    """Fine-tune the target on the selected answers of the sources."""
-    recipe, fusion = run.fusion.recipe, run.fusion
-    assert recipe.sft is not None
-    return _train(
-        run,
-        "sft",
-        start=recipe.target.model,
-        objective="sft",
-        hyperparameters={},
-        arguments=recipe.sft.train,
-        output=fusion.output / fusion.start.name,
-    )
+def train_model(run: Run, name: str) -> StageResult:
+    """Train one model of a fusion: fine-tune the target (``sft``), or optimise its start by a preference method.
 
-
-def train_preference(run: Run, method: str) -> StageResult:
-    """Optimise the SFT model (or, without one, the target) by one preference method."""
-    fusion = run.fusion
-    preference = fusion.recipe.preference[method]
-    assert fusion.start.weights is not None
-    return _train(
-        run,
-        method,
-        start=fusion.start.weights,
-        objective=preference.objective.kind,
-        hyperparameters=build_hyperparameters(preference.objective),
-        arguments=preference.train,
-        output=fusion.output / fusion.preferred(method).name,
-    )
-
-
-def _train(
-    run: Run,
-    name: str,
-    *,
-    start: str,
-    objective: str,
-    hyperparameters: Mapping[str, Any],
-    arguments: Mapping[str, Any],
-    output: Path,
-) -> StageResult:
-    stage = f"train-{name}"
-    rows = read_rows(run.fusion.rows_path(name))
-    result = _with_progress(
-        run.reporter,
-        stage,
-        rows=rows,
-        model=start,
-        objective=objective,
-        hyperparameters=hyperparameters,
-        arguments=arguments,
-        output_dir=output,
-        seed=run.fusion.recipe.seed,
-        cache_dir=run.fusion.workspace / "reference",
-        card=_card(run),
-    )
-    counts = {"rows": result.num_rows, "steps": result.num_steps, "tokens": result.num_tokens, "cut": result.num_cut}
+    After a search, the settings are those that it has chosen, and its best cell's model is taken as it is.
+    """
+    fusion, stage = run.fusion, f"train-{name}"
+    output = fusion.output / fusion.model_of(name).name
+    if search := read_search(fusion, name):
+        _adopt(fusion.output / search["folder"] / "model", output)
+    # A model that was adopted is found to be finished; where it is gone, it is trained again.
+    result = fit(run, name, settle(fusion, name), output=output, label=stage)
+    counts = {
+        "rows": result.num_rows,
+        "steps": result.num_steps,
+        "tokens": result.num_tokens,
+        "cut": result.num_cut,
+        "cut prompts": result.num_cut_prompts,
+    }
     return StageResult(counts, [replace(drop, stage=stage) for drop in result.dropped])
 
 
+def read_metrics(model: Path) -> list[dict[str, float | None]]:
+    """The metrics of a trained model, one optimizer step after the other; empty without any."""
+    path = model / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _adopt(model: Path, output: Path) -> None:
+    """Move a cell's model to where a model of the fusion belongs."""
+    if model.is_dir():
+        require_own_or_empty(output)
+        remove_folder(output)
+        model.replace(output)
+
+
+def fit(run: Run, name: str, training: Training, *, output: Path, label: str) -> TrainingResult:
+    """Train on the rows of ``sft`` or a preference method, from its start, by the settings of ``training``."""
+    fusion = run.fusion
+    return _with_progress(
+        run.reporter,
+        label,
+        rows=read_rows(fusion.rows_path(name)),
+        model=fusion.start_of(name),
+        objective=training.objective.kind,
+        hyperparameters=build_hyperparameters(training.objective),
+        arguments=training.train,
+        output_dir=output,
+        seed=fusion.recipe.seed,
+        cache_dir=fusion.workspace / "reference",
+        card=_card(run, training),
+    )
+
+
 def train_on_file(
-    *, objective: str, model: str, data: Path, output: Path, settings: Sequence[str], reporter: Reporter
+    *,
+    objective: str,
+    model: str,
+    data: Path,
+    output: Path,
+    settings: Sequence[str],
+    settings_files: Sequence[Path] = (),
+    reporter: Reporter,
 ) -> None:
     """Train on rows made elsewhere.
 
@@ -92,11 +99,14 @@ def train_on_file(
         data: JSON Lines or Parquet in one of the shapes that the objective reads.
         output: The folder of the trained model.
         settings: ``KEY=VALUE``: hyper-parameters of the objective, TrainingArguments' names, ``max_length``, ``seed``.
+        settings_files: YAML files of the same, over which ``settings`` hold.
         reporter: Where progress is told.
     """
-    given = read_train_settings(objective, settings)
-    rows = read_training_file(data, resolve_objective(objective, given.hyperparameters).roles)
-    with folder_lock(output, output):
+    given = read_train_settings(objective, settings, settings_files)
+    resolved = resolve_objective(objective, given.hyperparameters)
+    rows = read_training_file(data, resolved.roles, check=partial(find_members, objective=resolved))
+    # Several processes of one launch train together, and the first one writes.
+    with folder_lock(output, output) if is_main_process() else nullcontext():
         result = _with_progress(
             reporter,
             objective,
@@ -111,7 +121,9 @@ def train_on_file(
     for reason, count in count_reasons(result.dropped).items():
         reporter.say(f"dropped {count} rows: {reason}")
     if result.num_cut:
-        reporter.say(f"{result.num_cut} responses were cut at max_length")
+        reporter.say(f"{result.num_cut} responses lost their end, and so their end-of-turn, to max_length")
+    if result.num_cut_prompts:
+        reporter.say(f"{result.num_cut_prompts} prompts lost their beginning to max_length")
     reporter.say(f"{output}: {result.num_rows} rows, {result.num_steps} steps, {result.seconds:.0f} s")
 
 
@@ -136,7 +148,7 @@ def _with_progress(reporter: Reporter, label: str, **arguments: Any) -> Training
         )
 
 
-def _card(run: Run) -> CardDetails:
+def _card(run: Run, training: Training) -> CardDetails:
     """Where the model comes from, for its card."""
     from sinterlm.training.card import CardDetails  # brings torch in
 
@@ -146,5 +158,6 @@ def _card(run: Run) -> CardDetails:
         {
             **{f"Source {source.name}": source.weights or "recorded answers" for source in fusion.sources},
             "Scorer": fusion.recipe.scorer.kind,
+            **({"Chosen on the development prompts from": describe_grid(training)} if training.grid else {}),
         },
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinterlm.errors import InputError
-from sinterlm.objectives.table import OBJECTIVES, resolve_objective
+from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters, resolve_objective
 from sinterlm.sampling.table import ENGINES
 from sinterlm.scoring.table import SCORERS
 from sinterlm.selection.table import POLICIES
@@ -17,20 +17,57 @@ TABLES: Mapping[str, Mapping[str, Any]] = {
     "scorers": SCORERS,
     "engines": ENGINES,
 }
+LEGENDS: Mapping[str, str] = {
+    "objectives": "log π(y): log-probability of y, summed over its |y| tokens. LR(y): that less the reference's. "
+    "r: reward, by the base. s: score. w: weight."
+}
+"""What stands below a list."""
 
 
 def catalogue(what: str) -> list[dict[str, Any]]:
-    """The entries of one table: ``name`` and ``description``, objectives with their ``defaults`` too.
+    """The entries of one table: ``name`` and ``description``; of objectives all that the table says.
 
     Raises:
         InputError: There is no such table.
     """
     if what not in TABLES:
         raise InputError(f"there is no list of {what!r}; there are: {', '.join(TABLES)}")
-    entries = []
-    for name, row in TABLES[what].items():
-        entry: dict[str, Any] = {"name": name, "description": row.description}
-        if what == "objectives":
-            entry["defaults"] = dict(resolve_objective(name).values)
-        entries.append(entry)
-    return entries
+    return [
+        {"name": name, "description": row.description, **(_describe_objective(name) if what == "objectives" else {})}
+        for name, row in TABLES[what].items()
+    ]
+
+
+def _describe_objective(name: str) -> dict[str, Any]:
+    """Formula, source, rows and parts; where it stands on a base, its parts on each of them too."""
+    objective = OBJECTIVES[name]
+    base = objective.hyperparameters.get("base")
+    return {
+        "formula": objective.formula,
+        "paper": objective.paper,
+        "roles": list(objective.roles),
+        "optional_roles": {switch: list(roles) for switch, roles in objective.optional_roles.items()},
+        "per": objective.per,
+        "reads_weights": objective.reads_weights,
+        "reads_scores": objective.reads_scores,
+        "learning_rate": objective.learning_rate,
+        **_describe_parts(name),
+        "bases": {str(choice): _describe_parts(name, str(choice)) for choice in (base.choices if base else ())},
+    }
+
+
+def _describe_parts(name: str, base: str | None = None) -> dict[str, Any]:
+    resolved = resolve_objective(name, {"base": base} if base else {})
+    functions = {part: path.rpartition(":")[2] for part, path in resolved.parts.items()}
+    return {part: functions.get(part) for part in ("reward", "mix", "link", "weighting")} | {
+        "needs_reference": resolved.needs_reference,
+        "hyperparameters": {
+            key: {
+                "default": parameter.default,
+                "accepts": parameter.expected,
+                "description": parameter.description,
+                "source": parameter.source,
+            }
+            for key, parameter in known_hyperparameters(name, base).items()
+        },
+    }

@@ -167,7 +167,7 @@ def _child(annotation: Any, key: str | int) -> Any:
     """What is declared for ``key`` of a mapping or list that is declared as ``annotation``."""
     for model in _models(annotation):
         return model.model_fields[key].annotation if key in model.model_fields else None
-    return typing.get_args(annotation)[-1]
+    return typing.get_args(_members(annotation)[0])[-1]
 
 
 def _members(annotation: Any) -> list[Any]:

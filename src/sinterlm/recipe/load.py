@@ -16,13 +16,13 @@ from pydantic import Field
 
 from sinterlm.chat import FewShot
 from sinterlm.errors import InputError
-from sinterlm.objectives.table import OBJECTIVES, Hyperparameter
+from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters
 from sinterlm.recipe import train_arguments
-from sinterlm.recipe.explain import Problem, found_but_expected, refuse, unknown_name, validate
-from sinterlm.recipe.overrides import PLACE, Override, apply_overrides, parse_override
-from sinterlm.recipe.schema import AskedModel, Objective, Preference, Recipe, Strict
-from sinterlm.recipe.yaml_file import Document, KeyPath, dump_yaml, read_yaml
-from sinterlm.selection.table import POLICIES
+from sinterlm.recipe.explain import Problem, describe, found_but_expected, refuse, unknown_name, validate
+from sinterlm.recipe.overrides import PLACE, Override, apply_overrides
+from sinterlm.recipe.schema import AskedModel, GridEntry, Preference, Recipe, Strict
+from sinterlm.recipe.yaml_file import Document, KeyPath, dump_yaml, read_yaml, show_path
+from sinterlm.selection.table import POLICIES, Policy
 
 
 class LoadedRecipe(NamedTuple):
@@ -40,6 +40,18 @@ class TrainSettings(NamedTuple):
     arguments: Mapping[str, Any]
     """Of the training, by TrainingArguments' names, and ``max_length``."""
     seed: int
+
+
+class Option(NamedTuple):
+    """A value that a setting may take, and where it stands."""
+
+    path: KeyPath
+    value: Any
+
+    @property
+    def key(self) -> KeyPath:
+        """The setting's own place, where the value is one of a list."""
+        return self.path[:-1] if isinstance(self.path[-1], int) else self.path
 
 
 class _Example(Strict):
@@ -64,17 +76,14 @@ def load_recipe(path: Path, overrides: Sequence[str | Override] = ()) -> LoadedR
     """
     document = apply_overrides(read_yaml(path), overrides)
     recipe = validate(document, Recipe, folder=path.parent.resolve())
-    if problems := list(_find_problems(recipe)):
+    if problems := dict.fromkeys(_find_problems(recipe)):  # two cells may have the same one
         raise refuse(document, problems)
     return LoadedRecipe(recipe, path)
 
 
 def resolve_text(recipe: Recipe) -> str:
     """The recipe as YAML with every default written out; :func:`load_recipe` reads the same from it in any folder."""
-    methods = {
-        method: preference.model_copy(update={"objective": _with_defaults(preference.objective)})
-        for method, preference in recipe.preference.items()
-    }
+    methods = {method: _with_defaults(preference) for method, preference in recipe.preference.items()}
     resolved = recipe.model_copy(update={"preference": methods})
     return dump_yaml(resolved.model_dump(mode="json", exclude_none=True))
 
@@ -98,28 +107,46 @@ def load_few_shot(path: Path) -> FewShot:
         raise refuse(document, [Problem(("template",), str(error))]) from error
 
 
-def read_train_settings(objective: str, settings: Sequence[str]) -> TrainSettings:
-    """Sort flat ``KEY=VALUE`` settings into the objective's hyper-parameters and training arguments, and check them.
+def read_train_settings(objective: str, settings: Sequence[str], files: Sequence[Path] = ()) -> TrainSettings:
+    """Sort flat settings into the objective's hyper-parameters and training arguments, and check them.
+
+    Args:
+        objective: a name of the table of objectives.
+        settings: ``KEY=VALUE``; they hold over those of files.
+        files: YAML files of ``KEY: VALUE``, a later over an earlier.
 
     Raises:
         InputError: a line for every setting that is wrong.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"{PLACE}: {unknown_name(objective, OBJECTIVES, f'objective {objective!r}')}")
-    given = [parse_override(setting) for setting in settings]
-    values = {override.key: override.value for override in given}
+    document = apply_overrides(_read_settings_files(files), settings)
+    values = dict(document.value)
     seed = values.pop("seed", 0)
-    known = _hyperparameters(objective, values.get("base"))
+    known = known_hyperparameters(objective, values.get("base"))
     hyperparameters = {key: value for key, value in values.items() if key in known}
     arguments = {key: value for key, value in values.items() if key not in known}
     problems = [
         *([] if type(seed) is int else [Problem(("seed",), found_but_expected(seed, "a whole number"))]),
-        *_find_objective_problems((), objective, hyperparameters),
+        *_find_objective_problems(
+            objective, {name: [Option((name,), value)] for name, value in hyperparameters.items()}
+        ),
         *_find_train_problems((), arguments, known),
     ]
     if problems:
-        raise refuse(Document(PLACE, values, {}), problems)
+        raise refuse(document, problems)
     return TrainSettings(hyperparameters, arguments, seed)
+
+
+def _read_settings_files(files: Sequence[Path]) -> Document:
+    values: dict[str, Any] = {}
+    places: dict[KeyPath, str] = {}
+    for document in map(read_yaml, files):
+        if not isinstance(document.value, dict):
+            raise refuse(document, [Problem((), found_but_expected(document.value, "lines of KEY: VALUE"))])
+        values |= document.value
+        places |= document.places
+    return Document(PLACE, values, places)
 
 
 def _find_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -137,35 +164,65 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(("sources", name, "prompt", "system"), reason)
     if recipe.sft:
         yield from _find_train_problems(("sft", "train"), recipe.sft.train)
+        yield from _find_grid_problems(("sft", "grid"), recipe.sft.grid, recipe, parts=("train",))
     for method, preference in recipe.preference.items():
-        yield from _find_preference_problems(("preference", method), preference)
+        path = ("preference", method)
+        yield from _find_train_problems((*path, "train"), preference.train)
+        yield from _find_grid_problems((*path, "grid"), preference.grid, recipe, parts=("train", "objective"))
+        yield from _find_preference_problems(path, preference)
 
 
 def _find_preference_problems(path: KeyPath, preference: Preference) -> Iterator[Problem]:
-    yield from _find_train_problems((*path, "train"), preference.train)
-    kind, policy = preference.objective.kind, preference.select.kind
-    if kind not in OBJECTIVES:
-        yield Problem((*path, "objective", "kind"), unknown_name(kind, OBJECTIVES, f"objective {kind!r}"))
-        return
-    given = preference.objective.model_dump(exclude={"kind"}, exclude_none=True)
-    yield from _find_objective_problems((*path, "objective"), kind, given)
-    needed = OBJECTIVES[kind].roles
-    if not set(needed) <= set(POLICIES[policy].roles):
-        fitting = [name for name, other in POLICIES.items() if set(needed) <= set(other.roles)]
-        yield Problem(
-            (*path, "select", "kind"),
-            f"rows of {policy!r} hold {', '.join(POLICIES[policy].roles)}, but the objective {kind!r} needs "
-            f"{', '.join(needed)}; policies that give them: {', '.join(fitting)}",
-        )
+    given = preference.objective.model_dump(exclude_none=True)
+    options = {name: [Option((*path, "objective", name), value)] for name, value in given.items()}
+    for number, entry in enumerate(preference.grid):
+        for key, values in entry.items():
+            part, _, name = key.partition(".")
+            if part == "objective":
+                places = ((*path, "grid", number, key, index) for index in range(len(values)))
+                options.setdefault(name, []).extend(map(Option, places, values))
+    for kind in options.pop("kind"):
+        if not isinstance(kind.value, str) or kind.value not in OBJECTIVES:
+            yield Problem(kind.path, unknown_name(str(kind.value), OBJECTIVES, f"objective {kind.value!r}"))
+            continue
+        yield from _find_objective_problems(kind.value, options)
+        yield from _find_fit_problems((*path, "select", "kind"), kind.value, options, preference.select.kind)
 
 
-def _find_objective_problems(path: KeyPath, kind: str, given: Mapping[str, Any]) -> Iterator[Problem]:
-    known = _hyperparameters(kind, given.get("base"))
-    for name, value in given.items():
-        if name not in known:
-            yield Problem((*path, name), unknown_name(name, known, f"hyper-parameter of {kind!r}"))
-        elif not known[name].accepts(value):
-            yield Problem((*path, name), found_but_expected(value, known[name].expected))
+def _find_fit_problems(
+    path: KeyPath, kind: str, options: Mapping[str, Sequence[Option]], policy: str
+) -> Iterator[Problem]:
+    """Where the rows of a policy do not hold what an objective reads, for some of its hyper-parameters' values."""
+    objective = OBJECTIVES[kind]
+    asked = (name for name in objective.optional_roles if any(value is True for _, value in options.get(name, ())))
+    needed = (*objective.roles, *(role for name in asked for role in objective.optional_roles[name]))
+
+    def misfit(row: Policy) -> str | None:
+        if not set(needed) <= set(row.roles):
+            return f"hold {', '.join(row.roles)}, but the objective {kind!r} needs {', '.join(needed)}"
+        if objective.reads_weights and not row.gives_weights:
+            return f"have no weights, but the objective {kind!r} needs rows with weights"
+        if row.gives_weights and not objective.reads_weights:
+            return f"have weights, but the objective {kind!r} reads rows without"
+        return None
+
+    if problem := misfit(POLICIES[policy]):
+        fitting = ", ".join(name for name, row in POLICIES.items() if not misfit(row)) or "none"
+        yield Problem(path, f"rows of {policy!r} {problem}; policies that give them: {fitting}")
+
+
+def _find_objective_problems(kind: str, options: Mapping[str, Sequence[Option]]) -> Iterator[Problem]:
+    """What is wrong with an objective whose hyper-parameters may each take one of several values."""
+    for base in options.get("base", [Option((), None)]):
+        known = known_hyperparameters(kind, base.value)
+        whose = f"{kind!r}" if base.value is None else f"{kind!r} with base {base.value!r}"
+        for name, values in options.items():
+            if name not in known:
+                yield Problem(values[0].key, unknown_name(name, known, f"hyper-parameter of {whose}"))
+                continue
+            for path, value in values:
+                if not known[name].accepts(value):
+                    yield Problem(path, found_but_expected(value, known[name].expected))
 
 
 def _find_train_problems(path: KeyPath, given: Mapping[str, Any], also_known: Iterable[str] = ()) -> Iterator[Problem]:
@@ -173,16 +230,48 @@ def _find_train_problems(path: KeyPath, given: Mapping[str, Any], also_known: It
         yield Problem((*path, name), text)
 
 
-def _hyperparameters(kind: str, base: object) -> Mapping[str, Hyperparameter]:
-    """Every hyper-parameter of an objective, those of the base that it stands on included."""
-    own = OBJECTIVES[kind].hyperparameters
-    if "base" not in own:
-        return own
-    name = base if own["base"].accepts(base) else own["base"].default
-    return {**OBJECTIVES[str(name)].hyperparameters, **own}
+def _find_grid_problems(
+    path: KeyPath, grid: Sequence[GridEntry], recipe: Recipe, *, parts: Sequence[str]
+) -> Iterator[Problem]:
+    """What is wrong with a grid, but for the values of objectives; ``parts`` are what its keys may begin with."""
+    if grid and recipe.prompts.split.development == 0:
+        reason = "cells are compared on the development prompts, but prompts.split.development is 0; give it prompts"
+        yield Problem(path, reason)
+    if grid and recipe.evaluation.held_out is None:
+        reason = "cells are compared by the scorer of evaluation.held_out, but there is none; add `evaluation`"
+        yield Problem(path, reason)
+    first: dict[str, int] = {}
+    for number, entry in enumerate(grid):
+        for key, values in entry.items():
+            yield from _find_axis_problems((*path, number, key), key, values, parts)
+            if first.setdefault(key, number) != number:
+                reason = f"searched already in {show_path((*path, first[key]))}; keep it in one entry"
+                yield Problem((*path, number, key), reason)
 
 
-def _with_defaults(objective: Objective) -> Objective:
-    known = _hyperparameters(objective.kind, objective.base)
+def _find_axis_problems(path: KeyPath, key: str, values: Sequence[Any], parts: Sequence[str]) -> Iterator[Problem]:
+    part, _, name = key.partition(".")
+    if part not in parts or not name:
+        expected = " or ".join(f"{part}.NAME" for part in parts)
+        yield Problem(path, f"unknown key, expected {expected}, such as train.learning_rate")
+        return
+    first: dict[str, int] = {}
+    for index, value in enumerate(values):
+        if first.setdefault(repr(value), index) != index:
+            yield Problem((*path, index), f"{describe(value)} stands there already; remove one of them")
+    if part == "train":
+        if problem := train_arguments.find_name_problem(name):
+            yield Problem(path, problem)
+            return
+        for index, value in enumerate(values):
+            if problem := train_arguments.find_value_problem(name, value):
+                yield Problem((*path, index), problem)
+
+
+def _with_defaults(preference: Preference) -> Preference:
+    objective = preference.objective
+    if {"objective.kind", "objective.base"} & {key for entry in preference.grid for key in entry}:
+        return preference  # each of them has hyper-parameters and defaults of its own
+    known = known_hyperparameters(objective.kind, objective.base)
     missing = {name: known[name].default for name in known if getattr(objective, name) is None}
-    return objective.model_copy(update=missing)
+    return preference.model_copy(update={"objective": objective.model_copy(update=missing)})

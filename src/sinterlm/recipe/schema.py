@@ -208,24 +208,46 @@ class Objective(Strict):
     kind: str
     base: str | None = None
     beta: float | None = None
+    gamma: float | None = None
+    tau: float | None = None
+    average_logps: bool | None = None
+    label_smoothing: float | None = None
     alpha: float | None = None
     alpha_schedule: str | None = None
-    label_smoothing: float | None = None
+    rejected_mix: bool | None = None
+    baseline: str | None = None
+    kl: float | None = None
 
 
 TrainArguments = dict[str, Any]
 """Names of Transformers' TrainingArguments, and ``max_length``; checked by name and type when the recipe is read."""
 
 
+GridEntry = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+"""Settings as ``train.NAME`` or ``objective.NAME``, and the values that each may take."""
+
+
 class Sft(Strict):
     select: BestOfSources
     train: TrainArguments = {}
+    grid: list[GridEntry] = []
+    """As that of a preference method; of ``train.NAME`` only."""
+
+    @property
+    def objective(self) -> Objective:
+        """The objective of every SFT."""
+        return Objective(kind="sft")
 
 
 class Preference(Strict):
     select: PreferenceSelect
     objective: Objective
     train: TrainArguments = {}
+    grid: list[GridEntry] = []
+    """Searched an entry after the other: the best of one is kept for the next."""
+
+
+Training = Sft | Preference
 
 
 class HeldOut(Strict):

@@ -11,11 +11,13 @@ import functools
 import importlib.util
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.recipe.explain import found_but_expected, unknown_name
+from sinterlm.training.arguments import FusionArguments
 
 OWNED = {
     "output_dir": "every stage has its own folder in the recipe's output",
@@ -43,14 +45,18 @@ _AT_LEAST: Mapping[str, float] = {
     "gradient_accumulation_steps": 1,
     "learning_rate": 0,
     "max_grad_norm": 0,
-    "max_length": 2,
     "max_steps": 1,
     "num_train_epochs": 0,
     "per_device_train_batch_size": 1,
     "warmup_steps": 0,
     "weight_decay": 0,
+    **{own.name: own.metadata["at_least"] for own in fields(FusionArguments) if "at_least" in own.metadata},
 }
 """The smallest value of numbers that Transformers takes unchecked, and on which it fails later."""
+
+_CHOICES: Mapping[str, tuple[object, ...]] = {
+    own.name: own.metadata["choices"] for own in fields(FusionArguments) if "choices" in own.metadata
+}
 
 _NOT_GIVEN: Mapping[str, int] = {"max_steps": -1}
 """What stands for an argument that is not given."""
@@ -83,21 +89,37 @@ def find_problems(arguments: Mapping[str, Any], also_known: Iterable[str] = ()) 
         also_known: names of other settings that could stand beside them, to guess what an unknown one means.
     """
     for name, value in arguments.items():
-        if name in OWNED:
-            yield name, f"not for recipes to set: {OWNED[name]}"
-        elif name not in (declared := _declared_arguments()):
-            yield name, unknown_name(name, {*declared, *also_known} - OWNED.keys(), "training argument")
-        elif not _accepts(declared[name], value):
-            yield name, found_but_expected(value, declared[name].words)
-        elif not _is_within_bounds(name, value):
-            yield name, found_but_expected(value, f"{declared[name].words}, at least {_AT_LEAST[name]:g}")
-        elif name == "save_strategy" and value == "best":
-            yield name, found_but_expected(value, f"no, steps or epoch ({OWNED['load_best_model_at_end']})")
+        if problem := find_name_problem(name, also_known) or find_value_problem(name, value):
+            yield name, problem
+
+
+def find_name_problem(name: str, also_known: Iterable[str] = ()) -> str | None:
+    """Why there is no such argument to set; None where there is. ``also_known`` as in :func:`find_problems`."""
+    if name in OWNED:
+        return f"not for recipes to set: {OWNED[name]}"
+    declared = _declared_arguments()
+    if name not in declared:
+        return unknown_name(name, {*declared, *also_known} - OWNED.keys(), "training argument")
+    return None
+
+
+def find_value_problem(name: str, value: object) -> str | None:
+    """Why the argument ``name``, which there is, does not take ``value``; None where it does."""
+    declared = _declared_arguments()[name]
+    if not _accepts(declared, value):
+        return found_but_expected(value, declared.words)
+    if value not in (choices := _CHOICES.get(name, (value,))):
+        return found_but_expected(value, " or ".join(choice for choice in choices if isinstance(choice, str)))
+    if not _is_within_bounds(name, value):
+        return found_but_expected(value, f"{declared.words}, at least {_AT_LEAST[name]:g}")
+    if name == "save_strategy" and value == "best":
+        return found_but_expected(value, f"no, steps or epoch ({OWNED['load_best_model_at_end']})")
+    return None
 
 
 @functools.cache
 def _declared_arguments() -> Mapping[str, _Declared]:
-    """Every argument by name: TrainingArguments' fields and ``max_length``."""
+    """Every argument by name: TrainingArguments' fields and FusionArguments'."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         raise InputError("the package transformers is not installed; pip install transformers")
@@ -107,9 +129,10 @@ def _declared_arguments() -> Mapping[str, _Declared]:
         for node in ast.parse(source).body
         if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
     )
-    fields = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
-    declared = {ast.unparse(field.target): _read_annotation(field.annotation) for field in fields}
-    return {"max_length": _Declared((int,), "a whole number (tokens of prompt and answer)", False)} | declared
+    nodes = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    declared = {ast.unparse(node.target): _read_annotation(node.annotation) for node in nodes}
+    own = {own.name: _read_annotation(ast.parse(str(own.type), mode="eval").body) for own in fields(FusionArguments)}
+    return own | declared
 
 
 def _read_annotation(annotation: ast.expr) -> _Declared:

@@ -134,6 +134,38 @@ class TrainingRun:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchedCell:
+    """One training of a search, e.g. ``SearchedCell(3, "alpha 0.5", Rate(0.6, 0.5, 0.7, 90), loss=0.4)``."""
+
+    number: int
+    settings: str
+    """In words, those that the entries before it settled included."""
+    rate: Rate
+    """On the development prompts."""
+    loss: float | None = None
+    margin: float | None = None
+    """Both of the last step."""
+    is_chosen: bool = False
+    """The best one of its entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The search of one training's grid."""
+
+    name: str
+    """As the training's."""
+    metric: str
+    """By which cells are compared, e.g. ``exact_match``."""
+    cells: Sequence[SearchedCell]
+
+    @property
+    def unit(self) -> Unit:
+        """How figures are shown, as :attr:`HeldOut.unit`."""
+        return "score" if self.metric == "score" else "rate"
+
+
+@dataclass(frozen=True, slots=True)
 class ReportData:
     """Everything that the page shows. Parts that a run does not have stay empty: their sections say so in one line."""
 
@@ -150,5 +182,7 @@ class ReportData:
     average_logps: Sequence[AverageLogps] = ()
     training: Sequence[TrainingRun] = ()
     """In the order in which they ran."""
+    searches: Sequence[Search] = ()
+    """By which settings of trainings were chosen."""
     reward_accuracies: Mapping[str, RewardAccuracies] = field(default_factory=dict)
     """Preference-trained model to how often its internal reward ranks held-out quadruples rightly."""

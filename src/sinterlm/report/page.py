@@ -80,6 +80,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "is_graded": is_graded,
         "logps": _logps_table(logps),
         "training": [_training_summary(run) for run in training],
+        "searches": data.searches,
         "preference": preference,
         "reward_accuracies": data.reward_accuracies,
         "rankings": charts.RANKINGS,

@@ -18,6 +18,8 @@ class Policy(NamedTuple):
     roles: tuple[Role, ...]
     """Of the responses of its rows."""
     description: str
+    gives_weights: bool = False
+    """Whether every response of its rows has a weight."""
 
 
 POLICIES = {

@@ -1,14 +1,15 @@
-"""From training rows to token ids and padded tensors.
+"""From training rows to token ids and tensors.
 
     TrainingRow -> EncodedRow (token ids, boundaries) -> RowBatch (tensors)
 
-Shapes: B rows, R responses a row.
+Shapes: B rows, N responses of all rows, P pairs of all rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
@@ -17,8 +18,14 @@ from transformers import PreTrainedTokenizerBase
 
 from sinterlm.chat import EncodedExample, encode_example
 from sinterlm.errors import InputError
+from sinterlm.objectives.responses import Responses, SequenceLogps
+from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import Dropped, RowResponse, TrainingRow
+from sinterlm.training.members import UnfitRow, find_members
 from sinterlm.training.packing import Layout, SequenceBatch
+
+ALIKE_AFTER_CUTTING = "answers-alike-after-cutting"
+"""The reason for which a row is dropped here: cut at the maximum length, both answers of every pair are the same."""
 
 
 class EncodedRow(TypedDict):
@@ -27,12 +34,20 @@ class EncodedRow(TypedDict):
     prompt_id: str
     weight: float
     input_ids: list[int]
-    """The prompt once, then every response, in the order of the roles."""
+    """The prompt once, then every response."""
     num_prompt_tokens: int
     num_response_tokens: list[int]
-    """Of each response, in the order of the roles."""
+    """Of each response."""
+    pairs: list[dict[str, int]]
+    """Of every pair, the number of the response with each role."""
+    weights: list[float] | None
+    """What each response counts within the row; None where the objective does not weigh."""
+    scores: list[float] | None
+    """Of each response; None where the objective reads none."""
+    groups: list[int]
+    """The group of each response, numbered within the row."""
     reference_logps: list[float]
-    """Of each response, in the order of the roles; empty without a reference."""
+    """Of each response; empty without a reference."""
 
 
 class EncodedRows(NamedTuple):
@@ -41,26 +56,40 @@ class EncodedRows(NamedTuple):
     rows: list[EncodedRow]
     dropped: list[Dropped]
     num_cut: int
-    """Responses that lost their end to the maximum length."""
+    """Responses that lost their end, and with it the end-of-turn, to the maximum length."""
+    num_cut_prompts: int
+    """Prompts that lost their beginning to it."""
 
 
 class RowBatch(TypedDict):
-    """A micro-batch of rows."""
+    """The rows of one forward pass."""
 
     sequences: SequenceBatch
     num_tokens: Tensor
-    """(B, R): tokens of each response."""
+    """(N,): tokens of each response."""
+    rows: Tensor
+    """(N,): the row of each response."""
+    members: dict[str, Tensor]
+    """By role, (P,) each: the response that has it in each pair."""
+    weights: Tensor | None
+    """(N,)."""
+    scores: Tensor | None
+    """(N,)."""
+    groups: Tensor
+    """(N,): numbered over the whole batch."""
+    reference_logps: Tensor | None
+    """(N,)."""
+    row_weights: Tensor
+    """(B,): what each row's loss is multiplied with."""
+    row_counts: Tensor
+    """(B,): what each row adds to the denominator of the step's loss."""
     num_row_tokens: Tensor
     """(B,): tokens of the prompt, counted once, and of the responses."""
-    loss_weights: Tensor
-    """(B,): what each row's loss counts in the mean over the global batch."""
-    reference_logps: Tensor | None
-    """(B, R)."""
     prompt_ids: list[str]
 
 
 def row_examples(row: EncodedRow) -> list[EncodedExample]:
-    """Prompt and response of each of the row's responses, in the order of the roles."""
+    """Prompt and response of each of the row's responses."""
     prompt_ids, rest = row["input_ids"][: row["num_prompt_tokens"]], row["input_ids"][row["num_prompt_tokens"] :]
     examples = []
     for num_tokens in row["num_response_tokens"]:
@@ -70,74 +99,74 @@ def row_examples(row: EncodedRow) -> list[EncodedExample]:
 
 
 def encode_rows(
-    rows: Sequence[TrainingRow], tokenizer: PreTrainedTokenizerBase, *, roles: Sequence[str], max_length: int
+    rows: Sequence[TrainingRow],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    objective: ResolvedObjective,
+    max_length: int,
+    max_prompt_length: int | None = None,
 ) -> EncodedRows:
     """Token ids of every row.
 
-    A response that does not fit behind its prompt is cut on the right and so loses its end-of-turn; a row whose prompt
-    leaves no room for a single response token is dropped.
+    Where prompt and longest answer do not fit, the prompt loses its beginning (but for the BOS) as far as needed and
+    no further than ``max_prompt_length``; then every answer that still does not fit, and only that one, loses its end
+    and so its end-of-turn.
 
     Args:
         rows: the training rows.
         tokenizer: of the model that is trained, with its chat template.
-        roles: the responses that the objective needs, in the order in which they shall stand.
+        objective: says which responses are read.
         max_length: most tokens of a prompt and one response.
+        max_prompt_length: tokens that a prompt keeps; half of ``max_length`` unless given.
 
     Raises:
-        InputError: a row lacks a role or holds an empty response, its prompt is no prefix of prompt and response, or a
-            weight is not accepted.
+        InputError: a row lacks what the objective reads or holds an empty response, its prompt is no prefix of prompt
+            and response, or a weight is not accepted.
     """
+    max_prompt_length = max_prompt_length or max_length // 2
     encoded: list[EncodedRow] = []
     dropped: list[Dropped] = []
-    num_cut = 0
+    num_cut = num_cut_prompts = 0
     for row in rows:
-        _check_weights(row)
-        examples = [_encode_response(row, _response(row, role), tokenizer) for role in roles]
-        room = max_length - len(examples[0].prompt_ids)
-        if room < 1:
-            detail = f"{len(examples[0].prompt_ids)} prompt tokens, max_length {max_length}"
-            dropped.append(Dropped(row.prompt_id, "train", "prompt-longer-than-max-length", detail))
-            continue
-        num_cut += sum(len(example.response_ids) > room for example in examples)
+        if not 0 <= row.weight < math.inf:
+            raise InputError(
+                f"row of prompt {row.prompt_id!r}: weight is {row.weight}; expected a finite number, at least 0"
+            )
+        try:
+            members = find_members(row, objective)
+        except UnfitRow as error:
+            raise InputError(
+                f"row of prompt {row.prompt_id!r}: {error}; choose rows that were selected for {objective.name!r}"
+            ) from error
+        examples = [_encode_response(row, response, tokenizer) for response in members.responses]
+        prompt_ids = examples[0].prompt_ids
+        longest = max(len(example.response_ids) for example in examples)
+        kept = _cut_prompt(prompt_ids, max(max_prompt_length, max_length - longest), tokenizer.bos_token_id)
+        room = max_length - len(kept)
         responses = [example.response_ids[:room] for example in examples]
+        cut = sum(len(example.response_ids) > room for example in examples)
+        if cut and members.pairs and all(_is_alike(responses, pair) for pair in members.pairs):
+            detail = f"{len(prompt_ids)} prompt tokens, max_length {max_length}"
+            dropped.append(Dropped(row.prompt_id, "train", ALIKE_AFTER_CUTTING, detail))
+            continue
+        num_cut += cut
+        num_cut_prompts += len(kept) < len(prompt_ids)
+        weighs, scored = objective.objective.reads_weights, objective.objective.reads_scores
         encoded.append(
             EncodedRow(
                 prompt_id=row.prompt_id,
                 weight=row.weight,
-                input_ids=sum(responses, examples[0].prompt_ids),
-                num_prompt_tokens=len(examples[0].prompt_ids),
+                input_ids=sum(responses, kept),
+                num_prompt_tokens=len(kept),
                 num_response_tokens=[len(response_ids) for response_ids in responses],
+                pairs=[dict(pair) for pair in members.pairs],
+                weights=[float(response.weight or 0) for response in members.responses] if weighs else None,
+                scores=[float(response.score or 0) for response in members.responses] if scored else None,
+                groups=list(members.groups),
                 reference_logps=[],
             )
         )
-    return EncodedRows(encoded, dropped, num_cut)
-
-
-def _check_weights(row: TrainingRow) -> None:
-    if not 0 <= row.weight < math.inf:
-        raise InputError(
-            f"row of prompt {row.prompt_id!r}: weight is {row.weight}; expected a finite number, at least 0"
-        )
-    for response in row.responses:
-        if response.weight != 1:
-            raise InputError(
-                f"row of prompt {row.prompt_id!r}: a response has the weight {response.weight:g}; no objective of this "
-                "version reads the weights of single responses: give the row a weight instead"
-            )
-
-
-def _response(row: TrainingRow, role: str) -> RowResponse:
-    """The row's one response with ``role``; where a single response has no role, it is the chosen one."""
-    found = [response for response in row.responses if response.role == role]
-    if not found and role == "chosen":
-        found = [response for response in row.responses if response.role is None]
-    if len(found) != 1:
-        roles = ", ".join(str(response.role) for response in row.responses) or "no response"
-        raise InputError(
-            f"row of prompt {row.prompt_id!r}: expected one response with role {role!r}, found {len(found)} (roles: "
-            f"{roles}); choose rows that were selected for this objective"
-        )
-    return found[0]
+    return EncodedRows(encoded, dropped, num_cut, num_cut_prompts)
 
 
 def _encode_response(row: TrainingRow, response: RowResponse, tokenizer: PreTrainedTokenizerBase) -> EncodedExample:
@@ -147,31 +176,107 @@ def _encode_response(row: TrainingRow, response: RowResponse, tokenizer: PreTrai
         raise InputError(f"row of prompt {row.prompt_id!r}, role {response.role!r}: {error}") from error
 
 
+def _cut_prompt(prompt_ids: list[int], room: int, bos_token_id: int | None) -> list[int]:
+    """The end of the prompt, with the BOS that models expect in front."""
+    if len(prompt_ids) <= room:
+        return prompt_ids
+    bos = prompt_ids[:1] if prompt_ids[0] == bos_token_id and room > 1 else []
+    return bos + prompt_ids[len(prompt_ids) - room + len(bos) :]
+
+
+def _is_alike(responses: Sequence[list[int]], pair: dict[str, int] | Any) -> bool:
+    """Whether a pair has nothing left to compare: every chosen answer is the same as a rejected one."""
+    chosen, rejected = (
+        [responses[index] for role, index in pair.items() if role.startswith(side)] for side in ("chosen", "rejected")
+    )
+    return bool(rejected) and all(answer in rejected for answer in chosen)
+
+
 class RowCollator:
-    """Makes a :class:`RowBatch` of encoded rows (as the plain dictionary that Transformers expects).
+    """Makes :class:`RowBatch` chunks of encoded rows (in the plain dictionary that Transformers expects).
+
+    A device batch is computed in chunks of whole rows, so that its memory depends on the tokens of a chunk and not on
+    the number of rows.
 
     Args:
         layout: how the sequences lie in tensors.
         pad_token_id: any token of the vocabulary; padding is never attended to.
-        counts: whether a row's loss counts by its weight, or by its weight times its response tokens.
+        counts: whether a row counts as one in the step's loss, or by its weighted response tokens.
+        chunk_tokens: about so many tokens are computed at once; a row is never cut.
     """
 
-    def __init__(self, *, layout: Layout, pad_token_id: int, counts: Literal["rows", "tokens"]) -> None:
+    def __init__(
+        self, *, layout: Layout, pad_token_id: int, counts: Literal["rows", "tokens"], chunk_tokens: int
+    ) -> None:
         self._layout = layout
         self._pad_token_id = pad_token_id
         self._counts = counts
+        self._chunk_tokens = chunk_tokens
 
-    def __call__(self, rows: list[EncodedRow]) -> dict[str, Any]:
-        """Collate a micro-batch."""
-        num_tokens = torch.tensor([row["num_response_tokens"] for row in rows])
+    def __call__(self, rows: list[EncodedRow]) -> dict[str, list[RowBatch]]:
+        """Collate a device batch."""
+        return {"chunks": [self._collate(chunk) for chunk in cut_into_chunks(rows, self._chunk_tokens)]}
+
+    def _collate(self, rows: Sequence[EncodedRow]) -> RowBatch:
+        offsets = [0, *accumulate(len(row["num_response_tokens"]) for row in rows)]
+        num_groups = [0, *accumulate(max(row["groups"]) + 1 for row in rows)]
+        roles = dict.fromkeys(role for row in rows for pair in row["pairs"] for role in pair)
         weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-        has_reference = bool(rows[0]["reference_logps"])
-        batch = RowBatch(
+        counts = [1.0 if self._counts == "rows" else _weighted_tokens(row) for row in rows]
+        return RowBatch(
             sequences=self._layout([row_examples(row) for row in rows], pad_token_id=self._pad_token_id),
-            num_tokens=num_tokens,
+            num_tokens=torch.tensor([count for row in rows for count in row["num_response_tokens"]]),
+            rows=torch.tensor([index for index, row in enumerate(rows) for _ in row["num_response_tokens"]]),
+            members={
+                role: torch.tensor([offsets[i] + pair[role] for i, row in enumerate(rows) for pair in row["pairs"]])
+                for role in roles
+            },
+            weights=_of_responses([row["weights"] for row in rows]),
+            scores=_of_responses([row["scores"] for row in rows]),
+            groups=torch.tensor([num_groups[i] + group for i, row in enumerate(rows) for group in row["groups"]]),
+            reference_logps=_of_responses([row["reference_logps"] or None for row in rows]),
+            row_weights=weights,
+            row_counts=weights * torch.tensor(counts),
             num_row_tokens=torch.tensor([len(row["input_ids"]) for row in rows]),
-            loss_weights=weights if self._counts == "rows" else weights * num_tokens.sum(1),
-            reference_logps=torch.tensor([row["reference_logps"] for row in rows]) if has_reference else None,
             prompt_ids=[row["prompt_id"] for row in rows],
         )
-        return dict(batch)
+
+
+def _weighted_tokens(row: EncodedRow) -> float:
+    """Sum over the row's responses of weight times tokens."""
+    weights = row["weights"] or [1.0] * len(row["num_response_tokens"])
+    return sum(weight * count for weight, count in zip(weights, row["num_response_tokens"], strict=True))
+
+
+def _of_responses(values_of_rows: Sequence[list[float] | None]) -> Tensor | None:
+    """(N,): what all rows give, or None where they give nothing."""
+    known = [values for values in values_of_rows if values is not None]
+    return torch.tensor([value for values in known for value in values], dtype=torch.float32) if known else None
+
+
+def cut_into_chunks(rows: Sequence[EncodedRow], chunk_tokens: int) -> list[list[EncodedRow]]:
+    """The rows in order, in as few chunks as the budget asks for, each of about the same number of tokens.
+
+    >>> [len(chunk) for chunk in cut_into_chunks([EncodedRow(input_ids=[0] * 300)] * 8, chunk_tokens=1000)]
+    [3, 2, 3]
+    """
+    sizes = [len(row["input_ids"]) for row in rows]
+    num_chunks = math.ceil(sum(sizes) / chunk_tokens)
+    chunks: list[list[EncodedRow]] = [[] for _ in range(num_chunks)]
+    for row, size, end in zip(rows, sizes, accumulate(sizes), strict=True):
+        middle = (end - size / 2) / sum(sizes)
+        chunks[int(middle * num_chunks)].append(row)
+    return [chunk for chunk in chunks if chunk]
+
+
+def responses_of(batch: RowBatch, policy_logps: Tensor) -> Responses:
+    """What an objective reads: the batch, and what the policy gives its responses, (N,)."""
+    return Responses(
+        logps=SequenceLogps(policy_logps, batch["reference_logps"], batch["num_tokens"]),
+        rows=batch["rows"],
+        num_rows=len(batch["prompt_ids"]),
+        members=batch["members"],
+        weights=batch["weights"],
+        scores=batch["scores"],
+        groups=batch["groups"],
+    )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
 
+import torch
 from transformers import TrainingArguments
+from transformers.utils.import_utils import is_peft_available
 
 from sinterlm.objectives.table import ResolvedObjective, resolve_objective
+from sinterlm.training.arguments import FusionArguments
 
 
 @dataclass
-class FusionConfig(TrainingArguments):
-    """Settings of :class:`FusionTrainer`: every TrainingArguments name, and these.
+class FusionConfig(FusionArguments, TrainingArguments):
+    """Settings of :class:`FusionTrainer`: every name of TrainingArguments and FusionArguments, and these.
 
     Hyper-parameters that are not given take their default from the objective's row in ``objectives/table.py``; one
     that the objective does not have is an error. Other defaults than TrainingArguments': a metrics line every step,
@@ -23,13 +28,15 @@ class FusionConfig(TrainingArguments):
     objective: str = field(default="sft", metadata={"help": "Named objective, see `sinterlm list objectives`."})
     base: str | None = field(default=None, metadata={"help": "Objective whose reward and link a compound one takes."})
     beta: float | None = field(default=None, metadata={"help": "Pull to the reference."})
+    gamma: float | None = field(default=None, metadata={"help": "Margin that SimPO asks for."})
+    tau: float | None = field(default=None, metadata={"help": "IPO's pull to the reference."})
+    average_logps: bool | None = field(default=None, metadata={"help": "Means over tokens in place of sums."})
     alpha: float | None = field(default=None, metadata={"help": "WRPO's weight of the source's answer, at the end."})
     alpha_schedule: str | None = field(default=None, metadata={"help": "constant, or ramp: linearly from 0."})
+    rejected_mix: bool | None = field(default=None, metadata={"help": "Mix the rejected side too (equation 9)."})
     label_smoothing: float | None = field(default=None, metadata={"help": "Share of labels taken to be wrong."})
-
-    max_length: int = field(
-        default=1024, metadata={"help": "Most tokens of a prompt and one response; responses are cut on the right."}
-    )
+    baseline: str | None = field(default=None, metadata={"help": "Others that RLOO measures by: source or all."})
+    kl: float | None = field(default=None, metadata={"help": "Weight of RLOO's log-ratio to the reference."})
 
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Initial learning rate; the objective's default unless given."}
@@ -37,6 +44,9 @@ class FusionConfig(TrainingArguments):
     logging_steps: float = field(default=1, metadata={"help": "Optimizer steps between two lines of metrics."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Losses that are not finite are errors."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Needed where a pass leaves weights out (experts); costs a walk a pass."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Rows are encoded by the trainer."})
 
     def __post_init__(self) -> None:
@@ -51,9 +61,30 @@ class FusionConfig(TrainingArguments):
             setattr(self, name, value)
         if self.learning_rate is None:
             self.learning_rate = self._resolved_objective.objective.learning_rate
-        if self.max_length < 2:
-            raise ValueError(f"max_length is {self.max_length}; a prompt and a response need at least 2 tokens")
+        for own in fields(FusionArguments):
+            _check(own, getattr(self, own.name))
+        if isinstance(self.share_prompt, bool):
+            self.share_prompt = "on" if self.share_prompt else "off"
+        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length is {self.max_prompt_length}; expected less than max_length ({self.max_length}), so "
+                "that an answer has room"
+            )
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                "train_sampling_strategy is batch_rebalance, which repeats rows at the end of an epoch; expected "
+                "random, sequential or group_by_length (chunks of chunk_tokens balance the load already)"
+            )
+        if self.lora_r is not None and not is_peft_available():
+            raise ImportError("lora_r needs the package peft, which is not installed; pip install 'sinterlm[train]'")
+        if self.use_liger_kernel:
+            self.liger_kernel_config = _liger_without_losses(self.liger_kernel_config or {})
+        # Otherwise several processes without an accelerator would not find each other, and each train on its own.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()  # type: ignore[no-untyped-call]
+        for name in ("split_batches", "dispatch_batches"):
+            if getattr(self.accelerator_config, name):
+                raise ValueError(f"accelerator_config: {name} is on; expected off: every process makes its own batches")
         # Transformers does this for `use_cpu` only; elsewhere without an accelerator torch would warn in every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
 
@@ -63,5 +94,28 @@ class FusionConfig(TrainingArguments):
         return self._resolved_objective
 
 
-HYPERPARAMETERS = ("base", "beta", "alpha", "alpha_schedule", "label_smoothing")
+HYPERPARAMETERS = (
+    *("base", "beta", "gamma", "tau", "average_logps", "label_smoothing"),
+    *("alpha", "alpha_schedule", "rejected_mix", "baseline", "kl"),
+)
 """The fields that belong to objectives."""
+
+
+def _check(own: Field[Any], value: object) -> None:
+    """Hold an argument to the bounds that its declaration states."""
+    choices, at_least = own.metadata.get("choices"), own.metadata.get("at_least")
+    if choices and value not in choices:
+        raise ValueError(
+            f"{own.name} is {value!r}; expected {' or '.join(name for name in choices if type(name) is str)}"
+        )
+    if at_least is not None and isinstance(value, int | float) and value < at_least:
+        raise ValueError(f"{own.name} is {value}; expected at least {at_least}")
+
+
+def _liger_without_losses(kernels: Mapping[str, bool]) -> dict[str, bool]:
+    """Liger's kernels but for its losses, which would take the place of the objective's."""
+    losses = ("cross_entropy", "fused_linear_cross_entropy")
+    for name in losses:
+        if kernels.get(name):
+            raise ValueError(f"liger_kernel_config: {name} would take the place of the objective's loss; leave it out")
+    return {**kernels, **dict.fromkeys(losses, False)}

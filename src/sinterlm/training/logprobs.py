@@ -1,33 +1,42 @@
 """Log-probabilities of responses: the language-model head on response positions only, in chunks.
 
-Logits of the whole vocabulary exist for one chunk of positions at a time, in training too (a chunk's logits are
-computed again in the backward pass). The head is the model's own, soft-capping and scaling included, because it is run
-by the model's own forward.
-Shapes: N sequences on P lines of U tokens (see ``packing.py``), M response tokens, H hidden size.
+Logits of the whole vocabulary exist for one chunk of positions at a time, and never in float32 as a whole. The head is
+the model's own, soft-capping and scaling included, because it is run by the model's own forward.
+Shapes: N sequences on P lines of U tokens (see ``packing.py``), M response tokens, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, groupby
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutput
 
 from sinterlm.chat import EncodedExample
+from sinterlm.errors import InputError
+from sinterlm.training.attention import UnsupportedModelError, attend_as_before, attend_by_spans
 from sinterlm.training.packing import Layout, one_to_a_line, shared
 
 logger = logging.getLogger(__name__)
 
-MAX_CHUNK_LOGITS = 2**26
-"""Logits that exist at once: 256 MB in float32."""
+MAX_CHUNK_LOGITS = 2**28
+"""Logits that exist at once: 512 MB in bfloat16. Up to so many are kept for the backward pass; more are computed again,
+which costs Gemma 3 270M, with its 262,144 tokens, a quarter more time a step on a CPU."""
+
+BLOCK_LOGITS = 2**17
+"""Logits that are turned to float32 at once: few enough for a processor's cache, and for memory that is used again."""
+
+
+SharePrompt = Literal["auto", "on", "off"]
 
 
 class SequenceLogp(NamedTuple):
@@ -44,7 +53,7 @@ class SequenceLogp(NamedTuple):
 
 
 def response_logps(
-    model: PreTrainedModel, *, predictors: Tensor, targets: Tensor, lengths: Tensor, **inputs: Tensor
+    model: PreTrainedModel, *, predictors: Tensor, targets: Tensor, lengths: Tensor, **inputs: Any
 ) -> Tensor:
     """Log-probability of every sequence's response, given its prompt; called with a ``SequenceBatch``.
 
@@ -53,38 +62,84 @@ def response_logps(
         predictors: (M,) positions in [0, P * U) whose hidden states predict response tokens.
         targets: (M,) the response tokens, sequence by sequence.
         lengths: (N,) response tokens of each sequence.
-        inputs: what the model itself reads, (P, U).
+        inputs: what the model itself reads, (P, U), and the spans of a shared layout, by which it then attends.
 
     Returns:
         (N,), float32, summed over response tokens.
     """
-    hidden: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
-    hidden = hidden.flatten(0, 1).index_select(0, predictors)
+    if "spans" in inputs:
+        attend_by_spans(model)
+    else:
+        attend_as_before(model)
+    outputs: BaseModelOutput = model.base_model(**inputs, use_cache=False)
+    hidden = cast(Tensor, outputs.last_hidden_state).flatten(0, 1).index_select(0, predictors)
     chunk_size = max(1, MAX_CHUNK_LOGITS // model.config.get_text_config().vocab_size)
     chunks = list(zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
-        token_logps = [_token_logps(model, *chunk) for chunk in chunks]
+        token_logps = [_token_logps(model, outputs, *chunk) for chunk in chunks]
     else:
-        token_logps = [cast(Tensor, checkpoint(_token_logps, model, *chunk, use_reentrant=False)) for chunk in chunks]
+        token_logps = [
+            cast(Tensor, checkpoint(_token_logps, model, outputs, *chunk, use_reentrant=False)) for chunk in chunks
+        ]
     sequences = torch.arange(len(lengths), device=lengths.device)
     owners = torch.repeat_interleave(sequences, lengths, output_size=len(targets))
-    return torch.zeros(len(lengths), device=hidden.device).index_add(0, owners, torch.cat(token_logps))
+    logps = torch.cat(token_logps)
+    return logps.new_zeros(len(lengths)).index_add(0, owners, logps)
 
 
-def _token_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """(M,) log-probabilities of ``targets`` from hidden states (M, H), in float32 whatever the model's dtype."""
-    with _decoder_replaced(model, hidden):
+def _token_logps(model: PreTrainedModel, outputs: BaseModelOutput, hidden: Tensor, targets: Tensor) -> Tensor:
+    """(M,) log-probabilities of ``targets``; ``outputs`` are the decoder's, but for its hidden states (M, H)."""
+    with _decoder_replaced(model, replace(outputs, last_hidden_state=cast(Any, hidden[None]))):
         # The class's forward, since the instance's may be `attach_response_logps`'s own.
-        logits = type(model).forward(model, input_ids=targets[None], use_cache=False).logits[0]
-    return -cross_entropy(logits.float(), targets, reduction="none")
+        logits = type(model).forward(model, input_ids=targets[None], use_cache=False).logits.squeeze(0)
+    return target_logps(logits, targets)
+
+
+def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """(M,) log softmax(logits)[target] in float32, of logits (M, V) in any precision."""
+    apply: Callable[..., Tensor] = _TargetLogps.apply
+    return apply(logits, targets)
+
+
+class _TargetLogps(torch.autograd.Function):
+    """:func:`target_logps` and its gradient, a block of positions at a time.
+
+    The gradient of logit v at a position is (1[v = target] - exp(logit_v - log Z)) times the incoming one: it needs
+    the logits in their own precision and log Z only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        log_normalisers = torch.cat([torch.logsumexp(block.to(wide), -1) for block in logits.split(_num_rows(logits))])
+        ctx.save_for_backward(logits, targets, log_normalisers)
+        return logits.gather(-1, targets[:, None]).squeeze(-1).to(wide) - log_normalisers
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, targets, log_normalisers = ctx.saved_tensors
+        (incoming,) = gradients
+        result = torch.empty_like(logits)
+        rows = (logits, result, log_normalisers[:, None], incoming[:, None])
+        for block, into, log_normaliser, factor in zip(
+            *(tensor.split(_num_rows(logits)) for tensor in rows), strict=True
+        ):
+            into.copy_(torch.sub(block.to(factor.dtype), log_normaliser).exp_().mul_(-factor))
+        result.scatter_add_(-1, targets[:, None], incoming[:, None].to(result.dtype))
+        return result, None
+
+
+def _num_rows(logits: Tensor) -> int:
+    """Positions of one block."""
+    return max(1, BLOCK_LOGITS // logits.shape[-1])
 
 
 @contextmanager
-def _decoder_replaced(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
-    """Let the model's forward find ``hidden`` where it expects its decoder's output."""
+def _decoder_replaced(model: PreTrainedModel, outputs: BaseModelOutput) -> Iterator[None]:
+    """Let the model's forward find ``outputs`` where it expects its decoder's."""
     decoder = model.base_model
     own = decoder.__dict__.get("forward")
-    decoder.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=hidden[None])
+    decoder.forward = lambda *args, **kwargs: outputs
     try:
         yield
     finally:
@@ -102,6 +157,7 @@ def attach_response_logps(model: PreTrainedModel) -> None:
 
     def forward_with_logps(*args: Any, predictors: Tensor | None = None, **kwargs: Any) -> Any:
         if predictors is None:
+            attend_as_before(model)
             return forward(*args, **kwargs)
         return response_logps(model, predictors=predictors, **kwargs)
 
@@ -114,33 +170,60 @@ def compute_dtype(model: PreTrainedModel) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
 
 
-def choose_layout(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]]) -> Layout:
+def choose_layout(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[EncodedExample]],
+    *,
+    share_prompt: SharePrompt = "auto",
+) -> Layout:
     """The shared layout if the model computes the same with it, else one sequence to a line.
 
-    A sliding window is counted in positions of the line, so it must not be shorter than any sequence. Beyond that the
-    shortest rows are run in both layouts, for what a configuration does not tell (recurrent layers, own masks).
+    What a configuration does not tell (recurrent layers, masks of a model's own) shows when a few short rows are run
+    in both layouts.
 
     Args:
         model: a causal language model.
         rows: the examples of each row.
+        share_prompt: whether a model that cannot is told in the log ("auto") or is an error ("on"), or nothing is
+            tried ("off").
+
+    Raises:
+        InputError: ``share_prompt`` is "on" and the model cannot.
     """
-    config = model.config.get_text_config()
-    longest = max(_num_tokens(example) for row in rows for example in row)
-    window = getattr(config, "sliding_window", None)
-    if config._attn_implementation != "sdpa" or (window is not None and window < longest):
+    if share_prompt == "off":
         return one_to_a_line
-    probe = sorted(rows, key=lambda row: sum(map(_num_tokens, row)))[:2]
-    tolerance = 1e-3 if compute_dtype(model) == torch.float32 else 5e-2
+    probe = _probe(rows, window=getattr(model.config.get_text_config(), "sliding_window", None))
     try:
-        alike = torch.allclose(
-            _logps(model, probe, shared), _logps(model, probe, one_to_a_line), rtol=tolerance, atol=tolerance
-        )
-    except (RuntimeError, TypeError, ValueError) as error:
-        logger.debug("%s does not take the shared layout: %s", type(model).__name__, error)
-        alike = False
-    if not alike:
-        logger.warning("%s: shared prompts are computed once per response", type(model).__name__)
-    return shared if alike else one_to_a_line
+        packed, plain = (_logps(model, probe, layout) for layout in (shared, one_to_a_line))
+        _check_alike(packed, plain, dtype=compute_dtype(model))
+    except (ImportError, RuntimeError, TypeError, ValueError, UnsupportedModelError) as error:
+        attend_as_before(model)
+        if share_prompt == "on":
+            raise InputError(
+                f"{type(model).__name__} cannot share prompts between responses: {error}; set share_prompt to auto"
+            ) from error
+        logger.warning("%s: shared prompts are computed once per response (%s)", type(model).__name__, error)
+        return one_to_a_line
+    return shared
+
+
+def _probe(rows: Sequence[Sequence[EncodedExample]], *, window: int | None) -> list[Sequence[EncodedExample]]:
+    """The two shortest rows; the shortest of several responses, and one longer than the window if there are such."""
+    ordered = sorted(rows, key=lambda row: sum(map(_num_tokens, row)))
+    several = [row for row in ordered if len(row) > 1]
+    longer = [row for row in ordered if window is not None and max(map(_num_tokens, row)) > window]
+    return [*ordered[:2], *several[:1], *longer[:1]]
+
+
+def _check_alike(packed: Tensor, plain: Tensor, *, dtype: torch.dtype) -> None:
+    """Compare the log-probabilities of both layouts.
+
+    Raises:
+        UnsupportedModelError: they differ by more than rounding.
+    """
+    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    if not torch.allclose(packed, plain, rtol=tolerance, atol=tolerance):
+        raise UnsupportedModelError(f"log-probabilities differ by {float((packed - plain).abs().max()):.3g}")
 
 
 def sequence_logps(
@@ -174,9 +257,10 @@ def _logps(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]], lay
     """(N,) log-probabilities of the rows' responses, without gradient or dropout."""
     was_training = model.training
     model.train(False)
-    batch = {name: cast(Tensor, tensor).to(model.device) for name, tensor in layout(rows, pad_token_id=0).items()}
+    batch = send_to_device(layout(rows, pad_token_id=0), model.device)
     with torch.no_grad():
         logps = response_logps(model, **batch)
+    attend_as_before(model)
     model.train(was_training)
     return logps
 

@@ -24,7 +24,7 @@ class StepMetrics:
 
     def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._num_rows = 0
+        self._num_rows: Tensor | int = 0
         self._num_tokens = 0
         self._started = 0.0
 
@@ -33,11 +33,11 @@ class StepMetrics:
         self._started = self._started or perf_counter()
         self._num_tokens += num_tokens
 
-    def add(self, metrics: Mapping[str, Tensor], *, num_rows: int) -> None:
-        """Add a micro-batch's per-row metrics, (B,) each; they stay on the device."""
-        self._num_rows += num_rows
+    def add(self, metrics: Mapping[str, Tensor], *, counted: Tensor) -> None:
+        """Add the per-row metrics, (B,) each, of the rows that are ``counted`` (B,); they stay on the device."""
+        self._num_rows = self._num_rows + counted.sum()
         for name, values in metrics.items():
-            total = values.sum()
+            total = (values * counted).sum()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
@@ -45,9 +45,9 @@ class StepMetrics:
         seconds = perf_counter() - self._started
         logged = {"step_seconds": seconds, "tokens_per_second": self._num_tokens / seconds}
         if self._sums:
-            local = torch.stack([*self._sums.values(), torch.tensor(float(self._num_rows), device=accelerator.device)])
-            *sums, num_rows = accelerator.reduce(local, "sum").tolist()
-            logged |= {name: total / num_rows for name, total in zip(self._sums, sums, strict=True)}
+            num_rows = torch.as_tensor(self._num_rows, dtype=torch.float32, device=accelerator.device)
+            *sums, total_rows = accelerator.reduce(torch.stack([*self._sums.values(), num_rows]), "sum").tolist()
+            logged |= {name: total / max(total_rows, 1) for name, total in zip(self._sums, sums, strict=True)}
         self._clear()
         return logged
 

@@ -16,6 +16,8 @@ from sinterlm.formats import atomic_write
 RESULT = "training.json"
 CHECKPOINTS = "checkpoints"
 MARKER = "identity"
+ADAPTER = "adapter"
+"""What LoRA has trained, before it was merged."""
 REFERENCE = "reference"
 """Log-probabilities of the reference, where they are kept beside the model."""
 

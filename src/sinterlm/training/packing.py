@@ -1,23 +1,26 @@
 """How the sequences of a micro-batch lie in tensors: one to a line, or with what they share computed once.
 
-The responses of a row share its prompt, and prompts share their beginnings (a system prompt). In the shared layout the
-sequences of a pack form a tree of tokens: every token stands once and sees its ancestors only, at the position of its
-depth. That is the same computation as one sequence to a line, with fewer tokens.
-Shapes: N sequences, M response tokens of all of them, P lines of at most U tokens.
+The responses of a row share its prompt, and neighbouring prompts may share their beginning (a system prompt, a few
+shots). In the shared layout every such part stands once, in one line without padding, as a forest of spans
+(``attention.py``): beginning -> rest of the prompt -> responses. Positions go on after the parent's. That is the same
+computation as one sequence to a line, with fewer tokens.
+Shapes: N sequences, M response tokens of all of them, P lines of at most U tokens. No prediction needs a sequence's
+last token, so that no line holds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NotRequired, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from sinterlm.chat import EncodedExample
+from sinterlm.training.attention import Span, Spans, positions
 
-PACK_TOKENS = 512
-"""Rows join a pack up to so many tokens: attention grows with their square, and rows see little of each other."""
+MIN_SHARED_BEGINNING = 32
+"""Tokens that neighbouring prompts must share to be cut there: one more product in every layer has to pay."""
 
 
 class SequenceBatch(TypedDict):
@@ -25,10 +28,12 @@ class SequenceBatch(TypedDict):
 
     input_ids: Tensor
     """(P, U), padded on the right."""
-    attention_mask: Tensor
-    """(P, U), 1 for tokens and 0 for padding; or (P, 1, U, U), true where a token (third axis) sees another."""
+    attention_mask: NotRequired[Tensor]
+    """(P, U), 1 for tokens and 0 for padding; of one sequence to a line."""
     position_ids: NotRequired[Tensor]
     """(P, U), of the shared layout."""
+    spans: NotRequired[Spans]
+    """Of the one line of the shared layout."""
     predictors: Tensor
     """(M,): positions, counted over all P * U, whose hidden states predict a response token."""
     targets: Tensor
@@ -45,35 +50,6 @@ class Layout(Protocol):
         ...
 
 
-class TokenTree:
-    """Sequences as paths from the root; a token that several begin with stands once. Parents stand before children."""
-
-    def __init__(self) -> None:
-        self.token_ids: list[int] = []
-        self.parents: list[int] = []
-        self._children: dict[tuple[int, int], int] = {}
-
-    def add(self, token_ids: Sequence[int]) -> list[int]:
-        """The nodes of a sequence, added where they are new."""
-        node, path = -1, []
-        for token_id in token_ids:
-            child = self._children.setdefault((node, token_id), len(self.token_ids))
-            if child == len(self.token_ids):
-                self.token_ids.append(token_id)
-                self.parents.append(node)
-            node = child
-            path.append(node)
-        return path
-
-    def visible(self) -> Tensor:
-        """(U, U), true where the token of the line is the token of the column or descends from it."""
-        visible = torch.eye(len(self.parents), dtype=torch.bool)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                visible[node] |= visible[parent]
-        return visible
-
-
 def one_to_a_line(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> SequenceBatch:
     """Every sequence on a line of its own, padded: for any model.
 
@@ -82,68 +58,103 @@ def one_to_a_line(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int
         pad_token_id: any token; padding is not attended to.
     """
     examples = [example for row in rows for example in row]
-    lines = [example.prompt_ids + example.response_ids for example in examples]
-    input_ids = _padded(lines, pad_token_id)
-    paths = [[line * input_ids.shape[1] + position for position in range(len(ids))] for line, ids in enumerate(lines)]
-    predictors, targets, lengths = _responses(examples, paths)
+    lines = [example.prompt_ids + example.response_ids[:-1] for example in examples]
+    width = max(map(len, lines))
+    predictors = [
+        number * width + position
+        for number, (line, example) in enumerate(zip(lines, examples, strict=True))
+        for position in range(len(example.prompt_ids) - 1, len(line))
+    ]
     return SequenceBatch(
-        input_ids=input_ids,
-        attention_mask=_padded([[1] * len(ids) for ids in lines], 0),
-        predictors=predictors,
-        targets=targets,
-        lengths=lengths,
+        input_ids=torch.tensor([line + [pad_token_id] * (width - len(line)) for line in lines]),
+        attention_mask=torch.tensor([[1] * len(line) + [0] * (width - len(line)) for line in lines]),
+        predictors=torch.tensor(predictors),
+        targets=_targets(rows),
+        lengths=_lengths(rows),
     )
 
 
 def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> SequenceBatch:
-    """Packs of rows in which shared beginnings are computed once: for models that attend by a mask.
+    """One line of spans in which shared beginnings are computed once: for models that attend by spans.
 
     Args:
-        rows: the examples of each row; they lie in the same pack.
-        pad_token_id: any token; padding sees itself only.
+        rows: the examples of each row, which have one prompt.
+        pad_token_id: unused: there is no padding.
     """
-    trees = [TokenTree()]
-    places: list[tuple[int, list[int]]] = []
-    for row in rows:
-        if len(trees[-1].token_ids) + _num_tokens(row) > PACK_TOKENS and trees[-1].token_ids:
-            trees.append(TokenTree())
-        places += [(len(trees) - 1, trees[-1].add(example.prompt_ids + example.response_ids)) for example in row]
-    input_ids = _padded([tree.token_ids for tree in trees], pad_token_id)
-    width = input_ids.shape[1]
-    mask = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1, 1)
-    for line, tree in enumerate(trees):
-        mask[line, 0, : len(tree.token_ids), : len(tree.token_ids)] = tree.visible()
-    predictors, targets, lengths = _responses(
-        [example for row in rows for example in row], [[line * width + node for node in path] for line, path in places]
-    )
+    line = _Line()
+    predictors: list[int] = []
+    for family, num_shared in _families([row[0].prompt_ids for row in rows]):
+        beginning = line.add(rows[family.start][0].prompt_ids[:num_shared], -1)
+        for row in rows[family]:
+            predictors += _add_row(line, row, num_shared, beginning)
+    spans = tuple(line.spans)
     return SequenceBatch(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=mask.sum(-1).squeeze(1) - 1,
-        predictors=predictors,
-        targets=targets,
-        lengths=lengths,
+        input_ids=torch.tensor([line.token_ids]),
+        position_ids=torch.tensor([positions(spans)]),
+        spans=spans,
+        predictors=torch.tensor(predictors),
+        targets=_targets(rows),
+        lengths=_lengths(rows),
     )
 
 
-def _num_tokens(row: Sequence[EncodedExample]) -> int:
-    """Tokens of a row whose prompt is computed once."""
-    return len(row[0].prompt_ids) + sum(len(example.response_ids) for example in row)
+class _Line:
+    """Spans one after another."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.spans: list[Span] = []
+
+    def add(self, token_ids: Sequence[int], parent: int) -> int:
+        """The number of a new span; without tokens, its parent's."""
+        if not token_ids:
+            return parent
+        self.token_ids += token_ids
+        self.spans.append((len(token_ids), parent))
+        return len(self.spans) - 1
+
+    def end(self, span: int) -> int:
+        """The place of the last token of a span."""
+        return sum(length for length, _ in self.spans[: span + 1]) - 1
 
 
-def _responses(examples: Sequence[EncodedExample], paths: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Predictors, targets and lengths: a response token is predicted at the token before it on its path."""
-    predictors = [
-        position
-        for example, path in zip(examples, paths, strict=True)
-        for position in path[len(example.prompt_ids) - 1 : -1]
-    ]
-    targets = [token_id for example in examples for token_id in example.response_ids]
-    lengths = [len(example.response_ids) for example in examples]
-    return torch.tensor(predictors), torch.tensor(targets), torch.tensor(lengths)
+def _add_row(line: _Line, row: Sequence[EncodedExample], num_shared: int, beginning: int) -> Iterator[int]:
+    """Add what follows the shared beginning; the places that predict its responses' tokens."""
+    prompt = row[0].prompt_ids[num_shared:]
+    if len(row) == 1:
+        span = line.add(prompt + row[0].response_ids[:-1], beginning)
+        end = line.end(span)
+        yield from range(end + 1 - len(row[0].response_ids), end + 1)
+        return
+    parent = line.add(prompt, beginning)
+    for example in row:
+        yield line.end(parent)
+        start = len(line.token_ids)
+        line.add(example.response_ids[:-1], parent)
+        yield from range(start, len(line.token_ids))
 
 
-def _padded(lines: Sequence[Sequence[int]], value: int) -> Tensor:
-    """(P, U): the lines, filled up on the right."""
-    width = max(map(len, lines))
-    return torch.tensor([[*line, *[value] * (width - len(line))] for line in lines])
+def _families(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[slice, int]]:
+    """Runs of neighbouring prompts, and the number of first tokens that a run shares (0 for a run of one)."""
+    start, num_shared = 0, len(prompts[0])
+    for index, prompt in enumerate([*prompts[1:], ()], start=1):
+        common = _num_common(prompts[start][:num_shared], prompt)
+        if common >= MIN_SHARED_BEGINNING:
+            num_shared = common
+            continue
+        yield slice(start, index), num_shared if index - start > 1 else 0
+        start, num_shared = index, len(prompt)
+
+
+def _num_common(left: Sequence[int], right: Sequence[int]) -> int:
+    """First tokens that both have."""
+    pairs = zip(left, right, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
+
+
+def _targets(rows: Sequence[Sequence[EncodedExample]]) -> Tensor:
+    return torch.tensor([token_id for row in rows for example in row for token_id in example.response_ids])
+
+
+def _lengths(rows: Sequence[Sequence[EncodedExample]]) -> Tensor:
+    return torch.tensor([len(example.response_ids) for row in rows for example in row])

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import cycle, islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import PreTrainedModel
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from torch import nn
 
+from sinterlm.errors import InputError
 from sinterlm.formats import atomic_write
 from sinterlm.records import digest
-from sinterlm.training.batch import EncodedRow, row_examples
-from sinterlm.training.logprobs import compute_dtype, sequence_logps
+from sinterlm.training.batch import EncodedRow, RowBatch
+from sinterlm.training.logprobs import compute_dtype
+from sinterlm.training.lora import base_weights
+from sinterlm.training.order import fill_up_chunks
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 256
+"""Rows that are collated together, and cut into chunks by their tokens."""
+
+Collator = Callable[[list[EncodedRow]], dict[str, list[RowBatch]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +44,93 @@ class ReferenceCache:
         tokens = [[row["input_ids"], row["num_prompt_tokens"], row["num_response_tokens"]] for row in rows]
         return self.folder / f"{digest([self.model_fingerprint, str(dtype), tokens])}.parquet"
 
+    def read(self, rows: Sequence[EncodedRow], dtype: torch.dtype) -> list[list[float]] | None:
+        """What is kept of these rows, in their order; None where nothing is."""
+        path = self.path(rows, dtype)
+        if not path.exists():
+            return None
+        logps: list[list[float]] = pq.read_table(path)["logps"].to_pylist()
+        return logps
+
+    def write(self, rows: Sequence[EncodedRow], dtype: torch.dtype, logps: list[list[float]]) -> None:
+        """Keep the log-probabilities of these rows' responses."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.path(rows, dtype)) as temporary:
+            pq.write_table(pa.table({"prompt_id": [row["prompt_id"] for row in rows], "logps": logps}), temporary)
+
 
 def with_reference(
-    model: PreTrainedModel, rows: Sequence[EncodedRow], *, batch_size: int, cache: ReferenceCache | None = None
+    model: nn.Module,
+    rows: Sequence[EncodedRow],
+    *,
+    collate: Collator,
+    accelerator: Accelerator,
+    cache: ReferenceCache | None = None,
+    is_trained: bool = False,
 ) -> list[EncodedRow]:
     """The rows with the log-probabilities that ``model`` gives their responses now, under the autocast that is on.
 
+    They are computed as in training, on the weights without an adapter; each process does its share, and the first one
+    alone reads and writes the cache.
+
     Args:
-        model: the policy before its first step.
+        model: the policy before its first step, as it is called in training.
         rows: encoded rows.
-        batch_size: rows in one forward pass.
-        cache: read where the file is there, written where it is not; None computes.
+        collate: as in training.
+        accelerator: joins the processes.
+        cache: read where it has these rows, written where it does not; None computes.
+        is_trained: ``model`` has taken steps, so that the cache alone can tell.
+
+    Raises:
+        InputError: it cannot.
     """
-    path = cache.path(rows, compute_dtype(model)) if cache else None
-    if path and path.exists():
-        logps = pq.read_table(path)["logps"].to_pylist()
-    else:
-        logps = _compute(model, rows, batch_size=batch_size)
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            table = pa.table({"prompt_id": [row["prompt_id"] for row in rows], "logps": logps})
-            with atomic_write(path) as temporary:
-                pq.write_table(table, temporary)
+    unwrapped = accelerator.unwrap_model(model)
+    dtype = compute_dtype(unwrapped)
+    kept = cache.read(rows, dtype) if cache and accelerator.is_main_process else None
+    logps: list[list[float]] | None = broadcast_object_list([kept])[0]
+    if logps is None:
+        if is_trained:
+            raise InputError(
+                "training goes on from a checkpoint, and the reference's log-probabilities are not in "
+                f"{cache.folder if cache else 'a cache'} for these weights, rows and precision; begin anew"
+            )
+        if cache:
+            logger.info("%s has no log-probabilities of these rows, weights and precision: computed", cache.folder)
+        with base_weights(unwrapped):
+            logps = _compute(model, rows, collate, accelerator)
+        if cache and accelerator.is_main_process:
+            cache.write(rows, dtype, logps)
     return [EncodedRow(**{**row, "reference_logps": values}) for row, values in zip(rows, logps, strict=True)]
 
 
-def _compute(model: PreTrainedModel, rows: Sequence[EncodedRow], *, batch_size: int) -> list[list[float]]:
-    examples = [row_examples(row) for row in rows]
-    flat = iter(sequence_logps(model, list(chain.from_iterable(examples)), batch_size=batch_size))
-    return [[next(flat).logp for _ in row] for row in examples]
+@torch.no_grad()
+def _compute(
+    model: nn.Module, rows: Sequence[EncodedRow], collate: Collator, accelerator: Accelerator
+) -> list[list[float]]:
+    """Log-probabilities of every row's responses, in the order of the rows."""
+    was_training = model.training
+    model.train(False)
+    by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
+    # As many for every process, since all of them must call a sharded model together.
+    num_each = math.ceil(len(rows) / accelerator.num_processes)
+    own = list(
+        islice(
+            cycle(by_length), accelerator.process_index, num_each * accelerator.num_processes, accelerator.num_processes
+        )
+    )
+    found: list[tuple[int, list[float]]] = []
+    for start in range(0, len(own), ROWS_AT_ONCE):
+        indices = own[start : start + ROWS_AT_ONCE]
+        logps = iter(_logps(model, collate([rows[index] for index in indices]), accelerator))
+        found += [(index, list(islice(logps, len(rows[index]["num_response_tokens"])))) for index in indices]
+    model.train(was_training)
+    by_row = dict(gather_object(found))
+    return [by_row[index] for index in range(len(rows))]
+
+
+def _logps(model: nn.Module, batch: dict[str, list[RowBatch]], accelerator: Accelerator) -> list[float]:
+    """Of every response of the batch, in order."""
+    num_own = len(batch["chunks"])
+    fill_up_chunks([batch], accelerator)
+    logps = [model(**send_to_device(chunk["sequences"], accelerator.device)) for chunk in batch["chunks"]]
+    return torch.cat(logps[:num_own]).tolist()

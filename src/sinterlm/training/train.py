@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, cast
 
+from accelerate import PartialState
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -29,6 +30,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -41,8 +43,17 @@ from sinterlm.records import Dropped, TrainingRow, digest
 from sinterlm.training.card import CardDetails, render_card
 from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint
 from sinterlm.training.config import FusionConfig
+from sinterlm.training.lora import merge_adapter
 from sinterlm.training.metrics import MetricsFile
-from sinterlm.training.output_folder import CHECKPOINTS, RESULT, claim, remove_checkpoints, require_own_or_empty
+from sinterlm.training.output_folder import (
+    ADAPTER,
+    CHECKPOINTS,
+    REFERENCE,
+    RESULT,
+    claim,
+    remove_checkpoints,
+    require_own_or_empty,
+)
 from sinterlm.training.reference import ReferenceCache
 from sinterlm.training.trainer import FusionTrainer
 
@@ -61,6 +72,8 @@ class TrainingResult:
     dropped: tuple[Dropped, ...]
     num_cut: int
     """Responses that lost their end to ``max_length``."""
+    num_cut_prompts: int
+    """Prompts that lost their beginning to it."""
     num_steps: int
     num_tokens: int
     """Tokens read, prompts and all epochs included."""
@@ -92,7 +105,7 @@ def train(
         hyperparameters: the objective's; defaults stand in the table.
         arguments: names of TrainingArguments, and ``max_length``.
         seed: of the order of the rows.
-        cache_dir: where log-probabilities of the reference are kept.
+        cache_dir: where log-probabilities of the reference are kept; beside the model unless given.
         card: what the model card says of the origin; ``model`` alone unless given.
         on_loaded: told where and in which precision the model is trained.
         report_progress: called after every optimizer step.
@@ -118,8 +131,11 @@ def train(
             remove_checkpoints(output_dir)  # a kill may have come between the result and their removal
         return finished
     started = perf_counter()
-    with config.main_process_first(local=False):
+    processes = PartialState()
+    processes.wait_for_everyone()  # all have looked at the folder
+    if processes.is_main_process:
         claim(output_dir, identity)
+    processes.wait_for_everyone()
 
     tokenizer = load_tokenizer(model)
     # Transformers would remove the older checkpoints before the new one's manifest says that it is whole.
@@ -131,11 +147,12 @@ def train(
         config,
         rows,
         tokenizer,
-        reference_cache=ReferenceCache(cache_dir, model_fingerprint) if cache_dir else None,
+        reference_cache=ReferenceCache(cache_dir or output_dir / REFERENCE, model_fingerprint),
         callbacks=[manifest, MetricsFile(output_dir / METRICS)],
     )
     if on_loaded:
-        on_loaded(describe_placement(cast(PreTrainedModel, trainer.model)))
+        together = f", {processes.num_processes} processes" if processes.num_processes > 1 else ""
+        on_loaded(describe_placement(cast(PreTrainedModel, trainer.model)) + together)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if report_progress:
@@ -143,7 +160,7 @@ def train(
     checkpoint = newest_whole_checkpoint(checkpoints)
     output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    save_model(trainer, tokenizer, output_dir)
+    save_model(trainer, tokenizer, output_dir, start=model)
     text = render_card(
         card or CardDetails(model), objective=config.resolved_objective, arguments=arguments, rows=rows, seed=seed
     )
@@ -151,6 +168,7 @@ def train(
         num_rows=len(rows) - len(trainer.dropped),
         dropped=tuple(trainer.dropped),
         num_cut=trainer.num_cut,
+        num_cut_prompts=trainer.num_cut_prompts,
         num_steps=output.global_step,
         num_tokens=trainer.state.num_input_tokens_seen,
         seconds=perf_counter() - started,
@@ -160,6 +178,7 @@ def train(
         with atomic_write(output_dir / RESULT) as temporary:
             temporary.write_text(json.dumps({"identity": identity, **asdict(result)}, indent=2))
         remove_checkpoints(output_dir)
+    processes.wait_for_everyone()
     return result
 
 
@@ -218,14 +237,37 @@ def read_result(output_dir: Path, identity: str) -> TrainingResult | None:
     return TrainingResult(dropped=dropped, **stored)
 
 
-def save_model(trainer: FusionTrainer, tokenizer: PreTrainedTokenizerBase, output_dir: Path) -> None:
-    """Write weights, tokenizer with its template, and a generation config that stops at the template's end-of-turn."""
-    model = cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model))
+def save_model(trainer: FusionTrainer, tokenizer: PreTrainedTokenizerBase, output_dir: Path, *, start: str) -> None:
+    """Write weights, tokenizer with its template, and a generation config that stops at the template's end-of-turn.
+
+    Called in every process. An adapter lies in a folder of its own, beside the start model that it is merged into.
+    """
+    if trainer.is_fsdp_enabled:  # checkpoints may be in shards, one for each process; a model is whole
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    if trainer.args.lora_r is None:
+        _prepare_config(cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model)), tokenizer)
+        _save_by_trainer(trainer, output_dir)
+        return
+    _save_by_trainer(trainer, output_dir / ADAPTER)
+    if trainer.is_world_process_zero():
+        unset_hf_deepspeed_config()  # by which ZeRO-3 would shard what is loaded now, too
+        merged = merge_adapter(load_model(start, device="cpu", dtype="float32"), output_dir / ADAPTER)
+        _prepare_config(merged, tokenizer)
+        merged.save_pretrained(output_dir)
+        tokenizer.save_pretrained(output_dir)
+
+
+def _save_by_trainer(trainer: FusionTrainer, folder: Path) -> None:
+    trainer.save_model(str(folder))
+    # Transformers pickles its arguments beside the model; they stand in the card instead.
+    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+def _prepare_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the model generate as it should once it is loaded."""
+    assert model.generation_config is not None
     model.generation_config.eos_token_id = sorted(end_token_ids(tokenizer))
     model.config.use_cache = True
-    trainer.save_model(str(output_dir))
-    # Transformers pickles its arguments beside the model; they stand in the card instead.
-    (output_dir / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
 
 class _ProgressReport(TrainerCallback):

@@ -8,23 +8,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from torch.utils.data import Dataset, Sampler
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from sinterlm.errors import InputError, SinterError, ToleranceError
 from sinterlm.objectives.losses import objective_losses
-from sinterlm.objectives.rewards import SequenceLogps
 from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import Dropped, TrainingRow
-from sinterlm.training.batch import EncodedRow, RowBatch, RowCollator, encode_rows, row_examples
+from sinterlm.training.batch import EncodedRow, RowBatch, RowCollator, encode_rows, responses_of, row_examples
 from sinterlm.training.config import FusionConfig
-from sinterlm.training.logprobs import attach_response_logps, choose_layout
+from sinterlm.training.logprobs import SharePrompt, attach_response_logps, choose_layout
+from sinterlm.training.lora import add_adapter
 from sinterlm.training.metrics import StepMetrics
+from sinterlm.training.order import EpochOrder, fill_up_chunks, filler_row
 from sinterlm.training.reference import ReferenceCache, with_reference
+
+CPU_CHUNK_TOKENS = 2048
+CHUNK_TOKENS = 16384
+"""Tokens computed at once, unless told: enough to keep the device busy, and a bound on its memory."""
 
 
 class FusionTrainer(Trainer):
@@ -35,13 +52,15 @@ class FusionTrainer(Trainer):
         args: settings; ``args.objective`` names the objective.
         train_dataset: the training rows, with the responses that the objective needs.
         processing_class: the model's tokenizer, with its chat template.
-        reference_cache: where the reference's log-probabilities are kept; None keeps none.
+        reference_cache: where the reference's log-probabilities are kept; None keeps none, and a run with a sharded
+            model cannot be resumed then.
         callbacks: as in Transformers.
         optimizers: as in Transformers.
 
     Attributes:
         dropped: records of the rows that no training step sees, with the reason.
         num_cut: responses that lost their end to ``args.max_length``.
+        num_cut_prompts: prompts that lost their beginning to it.
 
     Raises:
         InputError: a row lacks a response that the objective needs, holds an empty one, or has a weight that is not
@@ -54,6 +73,7 @@ class FusionTrainer(Trainer):
     objective: ResolvedObjective
     dropped: list[Dropped]
     num_cut: int
+    num_cut_prompts: int
 
     def __init__(
         self,
@@ -67,8 +87,12 @@ class FusionTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         self.objective = args.resolved_objective
-        rows, self.dropped, self.num_cut = encode_rows(
-            train_dataset, processing_class, roles=self.objective.roles, max_length=args.max_length
+        rows, self.dropped, self.num_cut, self.num_cut_prompts = encode_rows(
+            train_dataset,
+            processing_class,
+            objective=self.objective,
+            max_length=args.max_length,
+            max_prompt_length=args.max_prompt_length,
         )
         if not rows:
             reasons = ", ".join(sorted({drop.reason for drop in self.dropped})) or "none was given"
@@ -79,7 +103,7 @@ class FusionTrainer(Trainer):
         disable_dropout(model)
         attach_response_logps(model)
         super().__init__(
-            model=model,
+            model=model if args.lora_r is None else add_adapter(model, args),
             args=args,
             train_dataset=rows,
             processing_class=processing_class,
@@ -89,30 +113,98 @@ class FusionTrainer(Trainer):
         # From here on the model is on its device, and computes as in training: the reference must not differ from the
         # policy by its precision.
         with self.accelerator.autocast():
-            self.data_collator = RowCollator(
-                layout=choose_layout(model, [row_examples(row) for row in rows]),
-                pad_token_id=processing_class.pad_token_id or 0,
-                counts=self.objective.objective.counts,
+            is_main = self.accelerator.is_main_process  # which may be the only one that has the weights yet
+            examples = [row_examples(row) for row in rows]
+            layout = (
+                choose_layout(model, examples, share_prompt=cast(SharePrompt, args.share_prompt)) if is_main else None
             )
-            if self.objective.needs_reference:
-                self.train_dataset = with_reference(
-                    model, rows, batch_size=args.per_device_train_batch_size, cache=reference_cache
-                )
+            self._collate = RowCollator(
+                layout=broadcast_object_list([layout])[0],
+                pad_token_id=processing_class.pad_token_id or 0,
+                counts=self.objective.counts,
+                chunk_tokens=args.chunk_tokens or (CPU_CHUNK_TOKENS if args.device.type == "cpu" else CHUNK_TOKENS),
+            )
+        self.data_collator = self._collate
+        self._num_rows = len(rows)
+        self.train_dataset = self._rows = self._filled(rows)
+        self._reference_cache = reference_cache
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.add_callback(_ShardedReference(self))
+        else:
+            self.add_reference()
         self._step_metrics = StepMetrics()
+        self._finite: list[tuple[list[str], Tensor]] = []
+
+    def _filled(self, rows: list[EncodedRow]) -> list[EncodedRow]:
+        """The rows, and behind them the one that makes several processes even."""
+        return [*rows, filler_row(rows)] if self.accelerator.num_processes > 1 else rows
+
+    def add_reference(self, *, is_trained: bool = False) -> None:
+        """Give the rows the reference's log-probabilities, if the objective asks for them.
+
+        Args:
+            is_trained: the model has taken steps, and is the reference no more.
+
+        Raises:
+            InputError: it has, and there is no cache that holds what the model gave before.
+        """
+        if not self.objective.needs_reference:
+            return
+        with self.accelerator.autocast():
+            rows = with_reference(
+                self.model_wrapped,
+                self._rows[: self._num_rows],
+                collate=self._collate,
+                accelerator=self.accelerator,
+                cache=self._reference_cache,
+                is_trained=is_trained,
+            )
+        self._rows[:] = self._filled(rows)
+
+    def _get_train_sampler(self, train_dataset: Dataset[EncodedRow] | None = None) -> Sampler[int] | None:
+        """The order of the rows that Transformers makes, the same after a resumption and with several processes."""
+        args, num_processes = self.args, self.accelerator.num_processes
+        is_filled = num_processes > 1 and not args.dataloader_drop_last
+        order = cast(Sampler[int], super()._get_train_sampler(cast(Any, self._rows[: self._num_rows])))
+        return EpochOrder(
+            order,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            epoch=lambda: int(self.state.epoch or 0),
+            multiple=num_processes * self._train_batch_size if is_filled else 1,
+            filler=self._num_rows,
+        )
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[RowBatch], num_batches: int, device: torch.device
-    ) -> tuple[list[RowBatch], Tensor]:
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
         """The micro-batches of one optimizer step, and what the rows of the global batch count together."""
         batches = list(islice(epoch_iterator, num_batches))
         counts = torch.zeros(2, device=device)
-        for batch in batches:
-            counts[0] += batch["loss_weights"].sum()
-            counts[1] += batch["num_row_tokens"].sum()
-        total_weight, num_tokens = self.accelerator.reduce(counts, "sum")
+        for chunk in (chunk for batch in batches for chunk in batch["chunks"]):
+            counts[0] += chunk["row_counts"].sum()
+            counts[1] += (chunk["num_row_tokens"] * (chunk["row_weights"] > 0)).sum()
+        fill_up_chunks(batches, self.accelerator)
+        total_count, num_tokens = self.accelerator.reduce(counts, "sum")
         self.state.num_input_tokens_seen += int(num_tokens)
         self._step_metrics.begin(int(num_tokens))
-        return batches, total_weight
+        return batches, total_count
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward, chunk by chunk; processes exchange gradients after the last one of the step only."""
+        *earlier, last = inputs["chunks"]
+        is_last_of_step = self.accelerator.sync_gradients
+        step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        self.accelerator.sync_gradients = False  # what DeepSpeed goes by
+        # Transformers' loop has entered this context itself where another micro-batch follows.
+        with self.accelerator.no_sync(model) if is_last_of_step else nullcontext():
+            losses = [step(chunk) for chunk in earlier]
+        self.accelerator.sync_gradients = is_last_of_step
+        losses.append(step(last))
+        if is_last_of_step:
+            self._stop_if_not_finite()
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -123,38 +215,38 @@ class FusionTrainer(Trainer):
     ) -> Tensor:
         """This micro-batch's share of the step's loss; Transformers adds up the shares and averages over devices."""
         batch = cast(RowBatch, inputs)
-        weights = batch["loss_weights"]
-        outcome = objective_losses(self.objective, self._responses(model, batch), progress=self._progress)
-        if not bool(outcome.losses.isfinite().all()):
-            raise SinterError(self._not_finite(batch, outcome.losses))
-        self._step_metrics.add(outcome.metrics, num_rows=len(weights))
-        total_weight = weights.sum() if num_items_in_batch is None else cast(Tensor, num_items_in_batch)
+        responses = responses_of(batch, model(**batch["sequences"]))
+        outcome = objective_losses(self.objective, responses, progress=self._progress)
+        self._finite.append((batch["prompt_ids"], outcome.losses.isfinite()))
+        self._step_metrics.add(outcome.metrics, counted=batch["row_weights"] > 0)
+        total_count = batch["row_counts"].sum() if num_items_in_batch is None else cast(Tensor, num_items_in_batch)
         # Rows of weight 0 may meet in a step: it is a step without loss then, not 0 / 0.
-        total_weight = total_weight.clamp(min=torch.finfo(weights.dtype).tiny)
-        return cast(Tensor, self.accelerator.num_processes * (weights * outcome.losses).sum() / total_weight)
-
-    def _responses(self, model: nn.Module, inputs: RowBatch) -> dict[str, SequenceLogps]:
-        """The log-probabilities by role, (B,) each."""
-        num_tokens, reference = inputs["num_tokens"], inputs["reference_logps"]
-        policy = model(**inputs["sequences"]).view_as(num_tokens)
-        return {
-            role: SequenceLogps(
-                policy[:, index], None if reference is None else reference[:, index], num_tokens[:, index]
-            )
-            for index, role in enumerate(self.objective.roles)
-        }
+        total_count = total_count.clamp(min=torch.finfo(total_count.dtype).tiny)
+        loss = (batch["row_weights"] * outcome.losses).sum() / total_count
+        return cast(Tensor, self.accelerator.num_processes * loss)
 
     @property
     def _progress(self) -> float:
         """Finished optimizer steps over all optimizer steps."""
         return self.state.global_step / self.state.max_steps
 
-    def _not_finite(self, inputs: RowBatch, losses: Tensor) -> str:
-        prompt_ids = [
-            prompt_id for prompt_id, finite in zip(inputs["prompt_ids"], losses.isfinite(), strict=True) if not finite
+    def _stop_if_not_finite(self) -> None:
+        """Stop all processes where a loss of this step is not finite in one of them.
+
+        Looked at once a step, so that the device need not wait after every chunk.
+        """
+        chunks, self._finite = self._finite, []
+        is_bad = ~torch.stack([finite.all() for _, finite in chunks]).all()
+        if not self.accelerator.reduce(is_bad.float(), "sum"):
+            return
+        bad = [
+            prompt_id
+            for prompt_ids, finite in chunks
+            for prompt_id, is_finite in zip(prompt_ids, finite.tolist(), strict=True)
+            if not is_finite
         ]
-        return (
-            f"the loss of prompt {prompt_ids[0]!r} is not finite in step {self.state.global_step + 1}; "
+        raise SinterError(
+            f"the loss of prompt {gather_object(bad)[0]!r} is not finite in step {self.state.global_step + 1}; "
             "try a lower learning_rate, or a warm-up (warmup_steps)"
         )
 
@@ -166,6 +258,19 @@ class FusionTrainer(Trainer):
             # The hyper-parameters that the step used: it is finished now, and was not when its loss was computed.
             logs |= self.objective.scheduled_values((self.state.global_step - 1) / self.state.max_steps)
         super().log(logs, start_time)
+
+
+class _ShardedReference(TrainerCallback):
+    """Computes the reference when the model is sharded, which it is not before training begins."""
+
+    def __init__(self, trainer: FusionTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compute it before the first step; a resumed run finds it in the cache."""
+        self._trainer.add_reference(is_trained=state.global_step > 0 and self._trainer.args.lora_r is None)
 
 
 def _check_total_weight(rows: Sequence[EncodedRow]) -> None:

@@ -1,0 +1,26 @@
+"""What a launcher (``accelerate launch``, ``torchrun``) tells each of its processes, without loading torch."""
+
+from __future__ import annotations
+
+import os
+
+from sinterlm.errors import InputError
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that prints and writes; without a launcher it is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def require_one_process() -> None:
+    """Refuse to carry out a fusion in several processes: each would ask every model on its own.
+
+    Raises:
+        InputError: a launcher has started several.
+    """
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes > 1:
+        raise InputError(
+            f"a launcher has started {num_processes} processes, and a recipe runs in one; launch `sinterlm train` on "
+            "the rows that the recipe has selected (`sinterlm run RECIPE --until select-METHOD` writes them to rows/)"
+        )

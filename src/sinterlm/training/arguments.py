@@ -1,0 +1,38 @@
+"""What a training takes beside Transformers' arguments and the objective's hyper-parameters; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class FusionArguments:
+    """Sinter's own arguments of a training."""
+
+    max_length: int = field(
+        default=1024, metadata={"help": "Most tokens of a prompt and one response; longer rows are cut.", "at_least": 2}
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens that a prompt keeps when it is cut; half of max_length by default.", "at_least": 1},
+    )
+    chunk_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Tokens computed at once; by default as many as suit the device.", "at_least": 1},
+    )
+    share_prompt: str | bool = field(
+        default="auto",
+        metadata={
+            "help": "Compute a row's prompt once for all its responses: where the model allows it, always, never.",
+            "choices": ("auto", "on", "off", True, False),  # YAML reads on and off as true and false
+        },
+    )
+    lora_r: int | None = field(
+        default=None,
+        metadata={"help": "Rank of the adapters that LoRA trains; unless given, all weights train.", "at_least": 1},
+    )
+    lora_alpha: int = field(default=32, metadata={"help": "What adapters add is scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Share of an adapter's inputs dropped.", "at_least": 0})
+    lora_target_modules: str | list[str] = field(
+        default="all-linear", metadata={"help": "Modules that get an adapter: names, or all-linear but the head."}
+    )
