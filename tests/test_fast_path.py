@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,26 @@ def assert_same(
         assert float((ours - plain).abs().max()) <= tolerance * float(plain.abs().max())
 
 
+@pytest.fixture(params=[0, 320], ids=["spans alone", "spans in units"])
+def _units(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every span by itself, and short ones with their descendants under one mask."""
+    with unit_tokens(request.param):
+        yield
+
+
+@contextmanager
+def unit_tokens(count: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_UNIT_TOKENS", count)
+        attention.plan.cache_clear()
+        yield
+    attention.plan.cache_clear()
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_units")
 @pytest.mark.parametrize("beginning", [0, 40])
 @pytest.mark.parametrize("name", MODELS)
 def test_shared_prompts_change_no_number(name: str, beginning: int) -> None:
@@ -358,6 +376,7 @@ def assert_same_attention(own: Attention, spans: Spans, *, window: int | None, s
         assert torch.allclose(ours, other, rtol=0, atol=1e-11)
 
 
+@pytest.mark.usefixtures("_units")
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("window", [None, 1, 6, 70, 150])
 @pytest.mark.parametrize("name", FORESTS)
@@ -376,10 +395,11 @@ def forests(draw: st.DrawFn) -> Spans:
     return tuple((length, draw(st.integers(-1, index - 1))) for index, length in enumerate(lengths))
 
 
-@settings(max_examples=40)
-@given(spans=forests(), window=st.none() | st.integers(1, 60))
-def test_attention_in_blocks_takes_any_forest(spans: Spans, window: int | None) -> None:
-    assert_same_attention(attention.blocked_attention, spans, window=window)
+@settings(max_examples=60)
+@given(spans=forests(), window=st.none() | st.integers(1, 60), count=st.sampled_from([0, 30, 80, 320]))
+def test_attention_in_blocks_takes_any_forest(spans: Spans, window: int | None, count: int) -> None:
+    with unit_tokens(count):
+        assert_same_attention(attention.blocked_attention, spans, window=window)
 
 
 def varlen_reference(

@@ -36,6 +36,8 @@ _BLOCK_PAIRS = 2**17
 """Queries times keys of a block, of one head: their scores stay in a processor's cache."""
 _LENGTH_MULTIPLE = 16
 """Lengths that matrix products like: on a CPU in bf16, 304 keys take half the time of 300."""
+_UNIT_TOKENS = 320
+"""A span and its descendants are computed as one, under a mask, up to so many tokens: many small products cost more."""
 _LIKE_LENGTHS = 0.7
 """Siblings are padded to one length where the shorter has at least this share of the longer."""
 
@@ -193,7 +195,7 @@ def flash_attention(
 
 
 class Block(NamedTuple):
-    """Queries [start, stop) of each of ``num_siblings`` spans, which lie ``length`` apart from ``first`` on."""
+    """Queries [start, stop) of each of ``num_siblings`` units, which lie ``length`` apart from ``first`` on."""
 
     first: int
     num_siblings: int
@@ -203,27 +205,27 @@ class Block(NamedTuple):
     shared: tuple[tuple[int, int], ...]
     """Places of the keys that all of them meet: parts of their ancestors, each (start, stop)."""
     own: int
-    """Of its own span a query meets the keys from here to ``stop``."""
+    """Of its own unit a query meets the keys from here to ``stop``."""
     bias: Tensor
-    """(L, 1, K): 0 where a query sees a key, and -inf where it does not."""
+    """(N or 1, L, 1, K): 0 where a query sees a key, and -inf where it does not."""
 
     @property
     def widths(self) -> list[int]:
-        """How many of the K keys belong to each shared part, and to the own span."""
+        """How many of the K keys belong to each shared part, and to the own unit."""
         return [*(stop - start for start, stop in self.shared), self.stop - self.own]
 
     def siblings(self, states: Tensor, start: int, stop: int) -> Tensor:
-        """(H, N, stop - start, ...): that part of each span; states (H, U, ...)."""
+        """(H, N, stop - start, ...): that part of each unit; states (H, U, ...)."""
         group = states.narrow(1, self.first, self.num_siblings * self.length)
-        spans: Tensor = group.unflatten(1, (self.num_siblings, self.length))
-        return spans.narrow(2, start, stop - start)
+        units: Tensor = group.unflatten(1, (self.num_siblings, self.length))
+        return units.narrow(2, start, stop - start)
 
     def queries(self, states: Tensor) -> Tensor:
         """(H, N, L, G, D) of states (H, U, G, D)."""
         return self.siblings(states, self.start, self.stop)
 
     def keys(self, states: Tensor) -> list[Tensor]:
-        """Of states (H, U, D): (H, K, D) of each shared part, and (H, N, K, D) of the spans' own."""
+        """Of states (H, U, D): (H, K, D) of each shared part, and (H, N, K, D) of the units' own."""
         shared = [states.narrow(1, start, stop - start) for start, stop in self.shared]
         return [*shared, self.siblings(states, self.own, self.stop)]
 
@@ -244,16 +246,38 @@ def _padded(length: int) -> int:
     return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
 
-def _like_siblings(spans: Spans) -> Iterator[list[int]]:
-    """Spans of one parent and of like length, the longest of them first; parents come before children."""
-    children: dict[int, list[int]] = {}
+class Unit(NamedTuple):
+    """A span, or one with all its descendants where these are short: one attention with a mask of its own."""
+
+    spans: tuple[int, ...]
+    length: int
+    """Tokens, padded."""
+
+
+def _units(spans: Spans) -> list[Unit]:
+    """The forest in units; a unit comes after those of its ancestors."""
+    totals = [length for length, _ in spans]
+    for span in reversed(range(len(spans))):
+        if spans[span][1] >= 0:
+            totals[spans[span][1]] += totals[span]
+    members: dict[int, list[int]] = {}
+    roots: list[int] = []
     for span, (_, parent) in enumerate(spans):
-        children.setdefault(parent, []).append(span)
+        joins = parent >= 0 and totals[roots[parent]] <= _UNIT_TOKENS
+        roots.append(roots[parent] if joins else span)
+        members.setdefault(roots[span], []).append(span)
+    return [Unit(tuple(unit), _padded(sum(spans[span][0] for span in unit))) for unit in members.values()]
+
+
+def _like_siblings(spans: Spans) -> Iterator[list[Unit]]:
+    """Units below one span and of like length, the longest of them first; parents come before children."""
+    children: dict[int, list[Unit]] = {}
+    for unit in _units(spans):
+        children.setdefault(spans[unit.spans[0]][1], []).append(unit)
     for family in children.values():
-        family.sort(key=lambda span: -spans[span][0])
+        family.sort(key=lambda unit: -unit.length)
         while family:
-            least = _LIKE_LENGTHS * _padded(spans[family[0]][0])
-            like = [span for span in family if _padded(spans[span][0]) >= least]
+            like = [unit for unit in family if unit.length >= _LIKE_LENGTHS * family[0].length]
             yield like
             del family[: len(like)]
 
@@ -265,18 +289,29 @@ def plan(spans: Spans, window: int | None, device: torch.device) -> Plan:
     blocks: list[Block] = []
     size = 0
     for group in _like_siblings(spans):
-        length = _padded(spans[group[0]][0])
-        first |= {span: size + index * length for index, span in enumerate(group)}
-        size += len(group) * length
-        above = [(first[ancestor], spans[ancestor][0]) for ancestor in ancestors(spans, group[0])]
+        length = group[0].length
+        start_of_group = size
+        for unit in group:
+            place = size
+            for span in unit.spans:
+                first[span] = place
+                place += spans[span][0]
+            size += length
+        above = [(first[ancestor], spans[ancestor][0]) for ancestor in ancestors(spans, group[0].spans[0])]
+        sight = _sight(spans, group)
         for start in range(0, length, _BLOCK_QUERIES):
-            block = _block(above, start, min(start + _BLOCK_QUERIES, length), window)
+            block = _block(above, sight, start, min(start + _BLOCK_QUERIES, length), window)
             bias = block.bias.to(device)
             count = max(1, _BLOCK_PAIRS // ((block.stop - start) * sum(block.widths)))
             for index in range(0, len(group), count):
                 num_siblings = min(count, len(group) - index)
                 blocks.append(
-                    block._replace(first=first[group[index]], num_siblings=num_siblings, length=length, bias=bias)
+                    block._replace(
+                        first=start_of_group + index * length,
+                        num_siblings=num_siblings,
+                        length=length,
+                        bias=bias if len(bias) == 1 else bias[index : index + num_siblings],
+                    )
                 )
     places = torch.cat([torch.arange(first[span], first[span] + spans[span][0]) for span in range(len(spans))])
     source = torch.full((size,), -1).index_copy(0, places, torch.arange(len(places)))
@@ -284,32 +319,71 @@ def plan(spans: Spans, window: int | None, device: torch.device) -> Plan:
     return Plan(source.clamp(min=0).to(device), places.to(device), padding.to(device), tuple(blocks))
 
 
-def _block(above: Sequence[tuple[int, int]], start: int, stop: int, window: int | None) -> Block:
-    """What queries [start, stop) of a span meet, below ancestors (first place and length); at place 0, alone.
+class Sight(NamedTuple):
+    """What the tokens of sibling units see within their unit; one for all of them where they see alike."""
 
-    What a sliding window hides from all of them is left out.
+    positions: Tensor
+    """(N or 1, L): of each token, from the unit's first on."""
+    seen: Tensor
+    """(N or 1, L, L), true where a token (second axis) sees another."""
+
+
+def _sight(spans: Spans, group: Sequence[Unit]) -> Sight:
+    length = group[0].length
+    tokens = torch.arange(length)
+    causal = tokens[:, None] >= tokens
+    if all(len(unit.spans) == 1 for unit in group):
+        return Sight(tokens[None], causal[None])
+    found = [_sight_of_unit(spans, unit, length) for unit in group]
+    return Sight(torch.stack([unit for unit, _ in found]), torch.stack([seen & causal for _, seen in found]))
+
+
+def _sight_of_unit(spans: Spans, unit: Unit, length: int) -> tuple[Tensor, Tensor]:
+    """Positions (L,), and whether a token's span is (or descends from) another's (L, L); padding prolongs the last."""
+    number = {span: index for index, span in enumerate(unit.spans)}
+    lengths = [spans[span][0] for span in unit.spans]
+    lengths[-1] += length - sum(lengths)
+    descends = torch.eye(len(number), dtype=torch.bool)
+    before = [0] * len(number)
+    for span, index in number.items():
+        if (parent := number.get(spans[span][1])) is not None:
+            descends[index] |= descends[parent]
+            before[index] = before[parent] + spans[unit.spans[parent]][0]
+    owners = torch.repeat_interleave(torch.arange(len(number)), torch.tensor(lengths))
+    positions = torch.cat([start + torch.arange(count) for start, count in zip(before, lengths, strict=True)])
+    return positions, descends[owners][:, owners]
+
+
+def _block(above: Sequence[tuple[int, int]], sight: Sight, start: int, stop: int, window: int | None) -> Block:
+    """What queries [start, stop) of units meet, below ancestors (first place and length); at place 0, alone.
+
+    First keys that none of them sees, for a sliding window, are left out.
     """
     lengths = [length for _, length in above]
     offset = sum(lengths)
-    queries = offset + torch.arange(start, stop)[:, None]
-    parts = [
-        (first, before, length) for (first, length), before in zip(above, accumulate(lengths, initial=0), strict=False)
-    ]
+    queries = offset + sight.positions[:, start:stop, None]
     ranges: list[tuple[int, int]] = []
     hidden: list[Tensor] = []
-    for first, before, end in [*parts, (0, offset, stop)]:
-        begin = 0 if window is None else offset + start - window + 1 - before
-        begin = max(0, begin // _LENGTH_MULTIPLE * _LENGTH_MULTIPLE)
-        if begin < end:
-            keys = torch.arange(begin, _padded(end))
-            distances = queries - (before + keys)
-            is_padding = keys >= end
-            is_outside = torch.zeros_like(distances, dtype=torch.bool) if window is None else distances >= window
-            hidden.append((distances < 0) | is_padding | is_outside)
-            ranges.append((first + begin, first + _padded(end)))
-    *shared, (own, _) = ranges
-    bias = torch.zeros(()).where(~torch.cat(hidden, 1), -torch.inf)[:, None]
-    return Block(0, 1, stop, start, stop, tuple(shared), own, bias)
+
+    def add(first: int, distances: Tensor, is_hidden: Tensor) -> None:
+        if window is not None:
+            is_hidden = is_hidden | (distances >= window)
+        num_keys = is_hidden.shape[-1]
+        needed = (~is_hidden).any(0).any(0).nonzero()
+        begin = int(needed[0]) // _LENGTH_MULTIPLE * _LENGTH_MULTIPLE if len(needed) else num_keys
+        if begin < num_keys:
+            ranges.append((first + begin, first + num_keys))
+            hidden.append(is_hidden[..., begin:])
+
+    for (first, length), before in zip(above, accumulate(lengths, initial=0), strict=False):
+        keys = torch.arange(_padded(length))
+        distances = queries - (before + keys)
+        add(first, distances, (keys >= length).expand_as(distances))
+    own = offset + sight.positions[:, None, :stop]
+    add(0, queries - own, ~sight.seen[:, start:stop, :stop])
+    *shared, (begin, _) = ranges
+    bias = torch.zeros(()).where(~torch.cat(hidden, -1), -torch.inf)[:, :, None]
+    return Block(0, 1, stop, start, stop, tuple(shared), begin, bias)
 
 
 def _spread(states: Tensor, line: Plan, num_heads: int) -> Tensor:
@@ -344,9 +418,8 @@ def _weights(scores: Tensor, block: Block, softcap: float | None) -> Tensor:
     """Softmax over the keys that a query sees; scores (H, N * L * G, K)."""
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    length, _, num_keys = block.bias.shape
-    group = scores.shape[1] // (block.num_siblings * length)
-    biased = scores.view(-1, length, group, num_keys) + block.bias.to(scores.dtype)
+    _, length, _, num_keys = block.bias.shape
+    biased = scores.view(len(scores), block.num_siblings, length, -1, num_keys) + block.bias.to(scores.dtype)
     return biased.softmax(-1).view_as(scores)
 
 
