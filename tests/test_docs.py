@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -22,9 +23,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import typer.main
+from accelerate.commands.launch import launch_command_parser
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from safetensors.torch import load_file
+from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner
 
 from sinterlm import cli, errors
@@ -217,6 +220,11 @@ def shown_commands(program: str) -> Iterator[tuple[str, str, bool]]:
 
 @pytest.mark.parametrize(("place", "command", "is_whole"), list(shown_commands("sinterlm")))
 def test_shown_commands_parse(place: str, command: str, is_whole: bool, load_text: LoadText) -> None:
+    check_command(place, command, is_whole=is_whole, load_text=load_text)
+
+
+def check_command(place: str, command: str, *, is_whole: bool, load_text: LoadText) -> None:
+    """A command of sinterlm has a name, options and settings that there are."""
     group: Any = typer.main.get_command(cli.app)
     name, *arguments = shlex.split(command)[1:]
     if name == "--help":
@@ -240,6 +248,31 @@ def test_shown_commands_parse(place: str, command: str, is_whole: bool, load_tex
         recipe = load_recipe(shown, overrides).recipe if shown.is_file() else load_text(first_recipe(), overrides)
         stages = {stage.name for stage in build_stages(Fusion(recipe), lambda model: None)}
         assert {values.get("until"), values.get("only")} <= stages | {None}
+
+
+LAUNCHERS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
+    "accelerate launch": launch_command_parser,
+    "torchrun": get_args_parser,
+}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "place", "command"),
+    [(launcher, place, command) for launcher in LAUNCHERS for place, command, _ in shown_commands(launcher)],
+)
+def test_shown_launches_parse(launcher: str, place: str, command: str, load_text: LoadText) -> None:
+    given = LAUNCHERS[launcher]().parse_args(shlex.split(command.removeprefix(launcher)))
+    assert given.module
+    if launcher == "accelerate launch":
+        assert (ROOT / given.config_file).is_file(), f"{place}: {command}"
+    check_command(
+        place, shlex.join([given.training_script, *given.training_script_args]), is_whole=True, load_text=load_text
+    )
+
+
+def test_every_shipped_configuration_is_shown_in_a_launch() -> None:
+    shown = " ".join(command for _, command, _ in shown_commands("accelerate launch"))
+    assert all(str(path.relative_to(ROOT)) in shown for path in (ROOT / "recipes" / "accelerate").glob("*.yaml"))
 
 
 def test_shown_make_targets_are_there() -> None:

@@ -22,7 +22,7 @@ from sinterlm.objectives.responses import Responses, SequenceLogps
 from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import Dropped, RowResponse, TrainingRow
 from sinterlm.training.members import UnfitRow, find_members
-from sinterlm.training.packing import Layout, SequenceBatch
+from sinterlm.training.packing import Layout, SequenceBatch, shared
 
 ALIKE_AFTER_CUTTING = "answers-alike-after-cutting"
 """The reason for which a row is dropped here: cut at the maximum length, both answers of every pair are the same."""
@@ -215,7 +215,8 @@ class RowCollator:
 
     def __call__(self, rows: list[EncodedRow]) -> dict[str, list[RowBatch]]:
         """Collate a device batch."""
-        return {"chunks": [self._collate(chunk) for chunk in cut_into_chunks(rows, self._chunk_tokens)]}
+        sizes = [len(row["input_ids"]) if self._layout is shared else _unshared_tokens(row) for row in rows]
+        return {"chunks": [self._collate(chunk) for chunk in cut_into_chunks(rows, sizes, self._chunk_tokens)]}
 
     def _collate(self, rows: Sequence[EncodedRow]) -> RowBatch:
         offsets = [0, *accumulate(len(row["num_response_tokens"]) for row in rows)]
@@ -254,13 +255,22 @@ def _of_responses(values_of_rows: Sequence[list[float] | None]) -> Tensor | None
     return torch.tensor([value for values in known for value in values], dtype=torch.float32) if known else None
 
 
-def cut_into_chunks(rows: Sequence[EncodedRow], chunk_tokens: int) -> list[list[EncodedRow]]:
+def _unshared_tokens(row: EncodedRow) -> int:
+    """Tokens of the row with its prompt before every response."""
+    return sum(row["num_prompt_tokens"] + count for count in row["num_response_tokens"])
+
+
+def cut_into_chunks(rows: Sequence[EncodedRow], sizes: Sequence[int], chunk_tokens: int) -> list[list[EncodedRow]]:
     """The rows in order, in as few chunks as the budget asks for, each of about the same number of tokens.
 
-    >>> [len(chunk) for chunk in cut_into_chunks([EncodedRow(input_ids=[0] * 300)] * 8, chunk_tokens=1000)]
+    Args:
+        rows: of a device batch.
+        sizes: tokens of each row, as they are computed.
+        chunk_tokens: the budget.
+
+    >>> [len(chunk) for chunk in cut_into_chunks([EncodedRow()] * 8, [300] * 8, chunk_tokens=1000)]
     [3, 2, 3]
     """
-    sizes = [len(row["input_ids"]) for row in rows]
     num_chunks = math.ceil(sum(sizes) / chunk_tokens)
     chunks: list[list[EncodedRow]] = [[] for _ in range(num_chunks)]
     for row, size, end in zip(rows, sizes, accumulate(sizes), strict=True):

@@ -75,6 +75,8 @@ class FusionConfig(FusionArguments, TrainingArguments):
                 "train_sampling_strategy is batch_rebalance, which repeats rows at the end of an epoch; expected "
                 "random, sequential or group_by_length (chunks of chunk_tokens balance the load already)"
             )
+        if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:  # each turns it on
+            raise ValueError("torch_compile is on; expected off: chunks differ in shape, and each would be compiled")
         if self.lora_r is not None and not is_peft_available():
             raise ImportError("lora_r needs the package peft, which is not installed; pip install 'sinterlm[train]'")
         if self.use_liger_kernel:

@@ -136,12 +136,28 @@ def _num_rows(logits: Tensor) -> int:
 
 @contextmanager
 def _decoder_replaced(model: PreTrainedModel, outputs: BaseModelOutput) -> Iterator[None]:
-    """Let the model's forward find ``outputs`` where it expects its decoder's."""
+    """Let the model's forward find ``outputs`` where it expects its decoder's.
+
+    Raises:
+        InputError: it has computed them otherwise, so that its logits are those of other tokens.
+    """
     decoder = model.base_model
     own = decoder.__dict__.get("forward")
-    decoder.forward = lambda *args, **kwargs: outputs
+    is_used = False
+
+    def forward(*args: Any, **kwargs: Any) -> BaseModelOutput:
+        nonlocal is_used
+        is_used = True
+        return outputs
+
+    decoder.forward = forward
     try:
         yield
+        if not is_used:
+            raise InputError(
+                f"{type(model).__name__} cannot be trained or asked for log-probabilities: its forward does not call "
+                f"its decoder ({type(decoder).__name__}) as a whole; choose a model of another architecture"
+            )
     finally:
         del decoder.forward
         if own is not None:

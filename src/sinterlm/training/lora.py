@@ -15,6 +15,7 @@ from transformers.utils.import_utils import is_peft_available
 if TYPE_CHECKING or is_peft_available():  # Transformers' trainer imports it, too, wherever it is installed
     from peft import LoraConfig, PeftModel, TaskType
 
+from sinterlm.errors import InputError
 from sinterlm.training.arguments import FusionArguments
 
 
@@ -22,7 +23,7 @@ def add_adapter(model: PreTrainedModel, arguments: FusionArguments) -> PeftModel
     """The model with frozen weights and a new adapter, which changes nothing before the first step.
 
     Raises:
-        ValueError: the model has no such modules.
+        InputError: the model has no such modules, or PEFT does not adapt them.
     """
     assert arguments.lora_r is not None
     config = LoraConfig(
@@ -32,9 +33,12 @@ def add_adapter(model: PreTrainedModel, arguments: FusionArguments) -> PeftModel
         lora_dropout=arguments.lora_dropout,
         target_modules=arguments.lora_target_modules,
     )
-    with _old_names_allowed():
-        # Not the class for causal models: it knows which inputs such a model takes, and ours takes others.
-        return PeftModel(model, config)
+    try:
+        with _old_names_allowed():
+            # Not the class for causal models: it knows which inputs such a model takes, and ours takes others.
+            return PeftModel(model, config)
+    except ValueError as error:
+        raise InputError(f"lora_target_modules is {arguments.lora_target_modules!r}: {error}") from error
 
 
 def base_weights(model: nn.Module) -> AbstractContextManager[Any]:

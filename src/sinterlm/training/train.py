@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -231,7 +231,8 @@ def read_result(output_dir: Path, identity: str) -> TrainingResult | None:
         stored = json.loads((output_dir / RESULT).read_text())
     except (OSError, ValueError):
         return None
-    if stored.pop("identity", None) != identity:
+    # An earlier version may have counted other things: such a result is another run's.
+    if stored.pop("identity", None) != identity or stored.keys() != {own.name for own in fields(TrainingResult)}:
         return None
     dropped = tuple(Dropped(**drop) for drop in stored.pop("dropped"))
     return TrainingResult(dropped=dropped, **stored)
