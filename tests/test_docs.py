@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner
 
-from sinterlm import cli, errors
+from sinterlm import FusionConfig, cli, errors
 from sinterlm.formats import read_prompts, read_recorded, read_training_file
 from sinterlm.models import load_tokenizer
 from sinterlm.objectives import (
@@ -57,7 +57,11 @@ from sinterlm.scoring.table import SCORERS
 from sinterlm.selection.choices import REASONS
 from sinterlm.selection.table import POLICIES
 from sinterlm.training.arguments import FusionArguments
+from sinterlm.training.batch import ALIKE_AFTER_CUTTING
+from sinterlm.training.logprobs import MAX_CHUNK_LOGITS
 from sinterlm.training.members import find_members
+from sinterlm.training.packing import MIN_SHARED_BEGINNING
+from sinterlm.training.trainer import CHUNK_TOKENS, CPU_CHUNK_TOKENS
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -396,8 +400,6 @@ def test_recipes_md_lists_every_reason_for_a_dropped_prompt() -> None:
 def test_recipes_md_lists_the_defaults_that_differ_from_transformers() -> None:
     from transformers import TrainingArguments
 
-    from sinterlm import FusionConfig
-
     theirs, ours = TrainingArguments.__dataclass_fields__, FusionConfig.__dataclass_fields__
     documented = {unquote(row[0]): row[1] for row in tables(DOCS / "recipes.md")["train"]}
     for name, cell in documented.items():
@@ -624,6 +626,17 @@ def test_changelog_begins_with_this_version_and_says_each_change_in_one_sentence
 )
 def test_shown_mathematics_is_right(block: Block) -> None:
     exec(compile(block.text, str(block), "exec"), {})
+
+
+def test_training_md_gives_the_numbers_of_the_code() -> None:
+    text = " ".join((DOCS / "training.md").read_text().split())
+    assert f"`max_length` ({FusionArguments.max_length:,} unless given)" in text
+    assert f"{CPU_CHUNK_TOKENS:,} on a CPU and {CHUNK_TOKENS:,} elsewhere" in text
+    assert f"| {CPU_CHUNK_TOKENS:,} on a CPU, else {CHUNK_TOKENS:,} |" in (DOCS / "recipes.md").read_text()
+    assert f"few shots; {MIN_SHARED_BEGINNING} tokens or more" in text
+    assert f"{MAX_CHUNK_LOGITS // 10**6} million logits at most" in text
+    assert f"**{FusionConfig.__dataclass_fields__['save_steps'].default} unless given**" in text
+    assert f"`{ALIKE_AFTER_CUTTING}`" in text
 
 
 class Extension:

@@ -119,6 +119,11 @@ def test_an_adapter_is_resumed(model: Path, lora: Path, tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "lora", lora, tolerance=1e-6)
 
 
+def test_modules_that_the_model_does_not_have_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"lora_target_modules is 'nonsense': .*not found"):
+        trainer_of(tmp_path, lora_r=4, lora_target_modules="nonsense")
+
+
 def test_without_peft_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sinterlm.training.config.is_peft_available", lambda: False)
     with pytest.raises(InputError, match=r"lora_r needs the package peft.*pip install 'sinterlm\[train\]'"):
@@ -192,6 +197,14 @@ def test_liger_leaves_the_loss_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sampling_that_repeats_rows_is_refused() -> None:
     with pytest.raises(InputError, match="batch_rebalance, which repeats rows at the end of an epoch; expected random"):
         check_arguments("sft", {}, {**CPU, "train_sampling_strategy": "batch_rebalance"})
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"torch_compile": True}, {"torch_compile_mode": "default"}, {"torch_compile_backend": "inductor"}]
+)
+def test_compilation_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="torch_compile is on; expected off"):
+        check_arguments("sft", {}, {**CPU, **arguments})
 
 
 @pytest.mark.parametrize("name", ["split_batches", "dispatch_batches"])

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -29,6 +29,8 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PhiConfig,
@@ -252,6 +254,14 @@ def test_other_models_take_the_plain_layout_and_it_is_said_once(name: str, caplo
     assert len(sequence_logps(model, rows[0])) == 2
     with pytest.raises(InputError, match=f"{type(model).__name__} cannot share prompts.*set share_prompt to auto"):
         choose_layout(model, rows, share_prompt="on")
+
+
+@pytest.mark.parametrize("share_prompt", ["auto", "off"])
+def test_a_model_whose_head_bypasses_the_decoder_is_refused(share_prompt: Literal["auto", "off"]) -> None:
+    """OPT's forward calls a part of its decoder: its logits would be those of the responses without their prompts."""
+    model, rows = OPTForCausalLM(OPTConfig(**SIZES, word_embed_proj_dim=32)), make_rows([2])
+    with pytest.raises(InputError, match=r"OPTForCausalLM cannot be trained.*does not call its decoder \(OPTModel\)"):
+        response_logps(model, **choose_layout(model, rows, share_prompt=share_prompt)(rows, pad_token_id=0))
 
 
 def test_a_model_that_computes_something_else_takes_the_plain_layout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,7 +273,7 @@ def test_pairs_that_cutting_makes_the_same_are_dropped() -> None:
     ]
     dpo = resolve_objective("dpo")
     encoded = encode_rows(rows, tokenizer, objective=dpo, max_length=room, max_prompt_length=room - 8)
-    assert [row["prompt_id"] for row in encoded.rows] == ["other"]
+    assert [row["name"] for row in encoded.rows] == ["row 2 (prompt 'other')"]
     assert [(drop.subject, drop.reason) for drop in encoded.dropped] == [("alike", "answers-alike-after-cutting")]
     assert encoded.num_cut == 1
     assert encode_rows(rows, tokenizer, objective=dpo, max_length=512).dropped == []
@@ -291,17 +291,17 @@ def test_truncated_responses_get_no_end_of_turn() -> None:
 @pytest.mark.parametrize(
     ("row", "objective", "message"),
     [
-        (answer(0), "dpo", "'p0': 0 responses with the role 'chosen'.*rows that were selected for 'dpo'"),
+        (answer(0), "dpo", "'p0'.: 0 responses with the role 'chosen'.*rows that were selected for 'dpo'"),
         (TrainingRow("p", (Message("user", "x"),), ()), "sft", "no response"),
         (TrainingRow("p", (Message("user", "x"),), (RowResponse("a"), RowResponse("b"))), "sft", "2 responses"),
         (TrainingRow("p", (Message("user", "x"),), (RowResponse(" \n"),)), "sft", "'p'.*empty"),
-        (answer(0, weight=-1.0), "sft", "'p0': weight is -1.0; expected a finite number, at least 0"),
+        (answer(0, weight=-1.0), "sft", "'p0'.: weight is -1.0; expected a finite number, at least 0"),
         (answer(0, weight=math.nan), "sft", "weight is nan"),
         (answer(0, weight=math.inf), "sft", "weight is inf"),
         (
             TrainingRow("p", (Message("user", "x"),), (RowResponse("a", weight=0.5),)),
             "sft",
-            "'p': a response has the weight 0.5.*give the row a `weight`",
+            "'p'.: a response has the weight 0.5.*give the row a `weight`",
         ),
     ],
 )
@@ -353,11 +353,11 @@ def test_chunks_hold_whole_rows_in_order(chunk_tokens: int, num_rows: list[int])
     """Five rows of 10 tokens: all at once, in two halves, or one by one where no row fits."""
     row: Any = {"input_ids": [1] * 10, "num_prompt_tokens": 2, "num_response_tokens": [8], "reference_logps": []}
     row |= {"weight": 1.0, "pairs": [{"chosen": 0}], "weights": None, "scores": None, "groups": [0]}
-    rows: list[Any] = [{**row, "prompt_id": f"p{index}"} for index in range(5)]
+    rows: list[Any] = [{**row, "name": f"p{index}"} for index in range(5)]
     collator = RowCollator(layout=one_to_a_line, pad_token_id=0, counts="rows", chunk_tokens=chunk_tokens)
     chunks = collator(rows)["chunks"]
-    assert sorted(len(chunk["prompt_ids"]) for chunk in chunks) == sorted(num_rows)
-    assert [prompt_id for chunk in chunks for prompt_id in chunk["prompt_ids"]] == [f"p{index}" for index in range(5)]
+    assert sorted(len(chunk["names"]) for chunk in chunks) == sorted(num_rows)
+    assert [name for chunk in chunks for name in chunk["names"]] == [f"p{index}" for index in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_chunks_hold_whole_rows_in_order(chunk_tokens: int, num_rows: list[int])
 def test_what_a_row_counts(name: str, settings: dict[str, Any], expected: list[float]) -> None:
     """A row, or its weight times its tokens by their weights."""
     weighed = name == "fusesft"
-    row: Any = {"input_ids": [1] * 7, "num_prompt_tokens": 2, "reference_logps": [], "prompt_id": "p"}
+    row: Any = {"input_ids": [1] * 7, "num_prompt_tokens": 2, "reference_logps": [], "name": "p"}
     row |= {"pairs": [], "scores": None, "groups": [0]}
     rows: list[Any] = [
         {**row, "weight": 2.0, "num_response_tokens": [5], "weights": [0.25] if weighed else None},
@@ -507,7 +507,7 @@ def test_a_loss_that_is_not_finite_names_the_row(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     torch.nn.init.constant_(model.model.norm.weight, math.nan)
-    with pytest.raises(SinterError, match=r"prompt 'p[0-9]+' is not finite in step 1"):
+    with pytest.raises(SinterError, match=r"prompt 'p[0-9]+'\) is not finite in step 1"):
         history("sft", ROWS["sft"], tmp_path, model)
 
 
@@ -561,7 +561,7 @@ def test_config_refuses_what_the_objective_does_not_have(tmp_path: Path) -> None
 def reference_of(model: PreTrainedModel, rows: Sequence[EncodedRow], cache: ReferenceCache) -> list[EncodedRow]:
     collate = RowCollator(layout=one_to_a_line, pad_token_id=0, counts="rows", chunk_tokens=512)
     attach_response_logps(model)
-    return with_reference(model, rows, collate=collate, accelerator=Accelerator(cpu=True), cache=cache)
+    return with_reference(model, rows, collate=collate, accelerator=Accelerator(cpu=True), cache=cache).rows
 
 
 def encoded_quadruples() -> list[EncodedRow]:
@@ -756,6 +756,13 @@ def test_a_finished_run_is_not_repeated_and_another_begins_anew(tiny_folder: Pat
     assert len(seen) == 8
     again(seed=6)
     assert len(seen) == 16
+    result = tmp_path / "training.json"
+    earlier = json.loads(result.read_text())
+    del earlier["num_cut_prompts"]  # which an earlier version did not count
+    result.write_text(json.dumps(earlier))
+    again(seed=6)
+    assert len(seen) == 24
+    assert "num_cut_prompts" in json.loads(result.read_text())
 
 
 def test_checkpoints_of_other_settings_are_not_resumed(

@@ -142,7 +142,7 @@ def _with_progress(reporter: Reporter, label: str, **arguments: Any) -> Training
             done = step
 
         return train(
-            on_loaded=lambda placement: reporter.say(f"  {label}: trains on {placement}"),
+            say=lambda line: reporter.say(f"  {label}: {line}"),
             report_progress=report,
             **arguments,
         )

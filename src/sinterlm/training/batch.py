@@ -31,7 +31,8 @@ ALIKE_AFTER_CUTTING = "answers-alike-after-cutting"
 class EncodedRow(TypedDict):
     """A training row as token ids; a dictionary with ``input_ids``, by whose length Transformers' samplers group."""
 
-    prompt_id: str
+    name: str
+    """For messages, e.g. ``row 12 (prompt 'capital-france')``."""
     weight: float
     input_ids: list[int]
     """The prompt once, then every response."""
@@ -85,7 +86,8 @@ class RowBatch(TypedDict):
     """(B,): what each row adds to the denominator of the step's loss."""
     num_row_tokens: Tensor
     """(B,): tokens of the prompt, counted once, and of the responses."""
-    prompt_ids: list[str]
+    names: list[str]
+    """Of the rows, for messages."""
 
 
 def row_examples(row: EncodedRow) -> list[EncodedExample]:
@@ -127,18 +129,15 @@ def encode_rows(
     encoded: list[EncodedRow] = []
     dropped: list[Dropped] = []
     num_cut = num_cut_prompts = 0
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        name = f"row {number} (prompt {row.prompt_id!r})"
         if not 0 <= row.weight < math.inf:
-            raise InputError(
-                f"row of prompt {row.prompt_id!r}: weight is {row.weight}; expected a finite number, at least 0"
-            )
+            raise InputError(f"{name}: weight is {row.weight}; expected a finite number, at least 0")
         try:
             members = find_members(row, objective)
         except UnfitRow as error:
-            raise InputError(
-                f"row of prompt {row.prompt_id!r}: {error}; choose rows that were selected for {objective.name!r}"
-            ) from error
-        examples = [_encode_response(row, response, tokenizer) for response in members.responses]
+            raise InputError(f"{name}: {error}; choose rows that were selected for {objective.name!r}") from error
+        examples = [_encode_response(name, row, response, tokenizer) for response in members.responses]
         prompt_ids = examples[0].prompt_ids
         longest = max(len(example.response_ids) for example in examples)
         kept = _cut_prompt(prompt_ids, max(max_prompt_length, max_length - longest), tokenizer.bos_token_id)
@@ -154,7 +153,7 @@ def encode_rows(
         weighs, scored = objective.objective.reads_weights, objective.objective.reads_scores
         encoded.append(
             EncodedRow(
-                prompt_id=row.prompt_id,
+                name=name,
                 weight=row.weight,
                 input_ids=sum(responses, kept),
                 num_prompt_tokens=len(kept),
@@ -169,11 +168,13 @@ def encode_rows(
     return EncodedRows(encoded, dropped, num_cut, num_cut_prompts)
 
 
-def _encode_response(row: TrainingRow, response: RowResponse, tokenizer: PreTrainedTokenizerBase) -> EncodedExample:
+def _encode_response(
+    name: str, row: TrainingRow, response: RowResponse, tokenizer: PreTrainedTokenizerBase
+) -> EncodedExample:
     try:
         return encode_example(tokenizer, row.messages, response.content, truncated=response.truncated)
     except InputError as error:
-        raise InputError(f"row of prompt {row.prompt_id!r}, role {response.role!r}: {error}") from error
+        raise InputError(f"{name}, role {response.role!r}: {error}") from error
 
 
 def _cut_prompt(prompt_ids: list[int], room: int, bos_token_id: int | None) -> list[int]:
@@ -239,7 +240,7 @@ class RowCollator:
             row_weights=weights,
             row_counts=weights * torch.tensor(counts),
             num_row_tokens=torch.tensor([len(row["input_ids"]) for row in rows]),
-            prompt_ids=[row["prompt_id"] for row in rows],
+            names=[row["name"] for row in rows],
         )
 
 
@@ -284,7 +285,7 @@ def responses_of(batch: RowBatch, policy_logps: Tensor) -> Responses:
     return Responses(
         logps=SequenceLogps(policy_logps, batch["reference_logps"], batch["num_tokens"]),
         rows=batch["rows"],
-        num_rows=len(batch["prompt_ids"]),
+        num_rows=len(batch["names"]),
         members=batch["members"],
         weights=batch["weights"],
         scores=batch["scores"],

@@ -112,6 +112,9 @@ def _check(own: Field[Any], value: object) -> None:
         )
     if at_least is not None and isinstance(value, int | float) and value < at_least:
         raise ValueError(f"{own.name} is {value}; expected at least {at_least}")
+    below = own.metadata.get("below")
+    if below is not None and isinstance(value, int | float) and value >= below:
+        raise ValueError(f"{own.name} is {value}; expected less than {below}")
 
 
 def _liger_without_losses(kernels: Mapping[str, bool]) -> dict[str, bool]:

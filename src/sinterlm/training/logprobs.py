@@ -29,8 +29,9 @@ from sinterlm.training.packing import Layout, one_to_a_line, shared
 logger = logging.getLogger(__name__)
 
 MAX_CHUNK_LOGITS = 2**28
-"""Logits that exist at once: 512 MB in bfloat16. Up to so many are kept for the backward pass; more are computed again,
-which costs Gemma 3 270M, with its 262,144 tokens, a quarter more time a step on a CPU."""
+"""Logits that exist at once: 512 MB in bfloat16, and their gradient as much again. Up to so many are kept for the
+backward pass; more are computed again, which costs Gemma 3 270M, with its 262,144 tokens, a quarter more time a step on
+a CPU."""
 
 BLOCK_LOGITS = 2**17
 """Logits that are turned to float32 at once: few enough for a processor's cache, and for memory that is used again."""

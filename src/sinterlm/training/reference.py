@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,8 +23,6 @@ from sinterlm.training.batch import EncodedRow, RowBatch
 from sinterlm.training.logprobs import compute_dtype
 from sinterlm.training.lora import base_weights
 from sinterlm.training.order import fill_up_chunks
-
-logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 256
 """Rows that are collated together, and cut into chunks by their tokens."""
@@ -56,7 +54,14 @@ class ReferenceCache:
         """Keep the log-probabilities of these rows' responses."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path(rows, dtype)) as temporary:
-            pq.write_table(pa.table({"prompt_id": [row["prompt_id"] for row in rows], "logps": logps}), temporary)
+            pq.write_table(pa.table({"row": [row["name"] for row in rows], "logps": logps}), temporary)
+
+
+class Referenced(NamedTuple):
+    """Rows with the reference's log-probabilities."""
+
+    rows: list[EncodedRow]
+    is_from_cache: bool
 
 
 def with_reference(
@@ -67,7 +72,7 @@ def with_reference(
     accelerator: Accelerator,
     cache: ReferenceCache | None = None,
     is_trained: bool = False,
-) -> list[EncodedRow]:
+) -> Referenced:
     """The rows with the log-probabilities that ``model`` gives their responses now, under the autocast that is on.
 
     They are computed as in training, on the weights without an adapter; each process does its share, and the first one
@@ -88,19 +93,19 @@ def with_reference(
     dtype = compute_dtype(unwrapped)
     kept = cache.read(rows, dtype) if cache and accelerator.is_main_process else None
     logps: list[list[float]] | None = broadcast_object_list([kept])[0]
+    is_from_cache = logps is not None
     if logps is None:
         if is_trained:
             raise InputError(
                 "training goes on from a checkpoint, and the reference's log-probabilities are not in "
                 f"{cache.folder if cache else 'a cache'} for these weights, rows and precision; begin anew"
             )
-        if cache:
-            logger.info("%s has no log-probabilities of these rows, weights and precision: computed", cache.folder)
         with base_weights(unwrapped):
             logps = _compute(model, rows, collate, accelerator)
         if cache and accelerator.is_main_process:
             cache.write(rows, dtype, logps)
-    return [EncodedRow(**{**row, "reference_logps": values}) for row, values in zip(rows, logps, strict=True)]
+    referenced = [EncodedRow(**{**row, "reference_logps": values}) for row, values in zip(rows, logps, strict=True)]
+    return Referenced(referenced, is_from_cache)
 
 
 @torch.no_grad()

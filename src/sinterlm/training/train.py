@@ -92,7 +92,7 @@ def train(
     seed: int = 0,
     cache_dir: Path | None = None,
     card: CardDetails | None = None,
-    on_loaded: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
     report_progress: ReportProgress | None = None,
 ) -> TrainingResult:
     """Train ``model`` on ``rows`` and leave a folder that Transformers loads.
@@ -107,7 +107,7 @@ def train(
         seed: of the order of the rows.
         cache_dir: where log-probabilities of the reference are kept; beside the model unless given.
         card: what the model card says of the origin; ``model`` alone unless given.
-        on_loaded: told where and in which precision the model is trained.
+        say: told where and in which precision the model is trained, and where the reference comes from.
         report_progress: called after every optimizer step.
 
     Raises:
@@ -150,9 +150,10 @@ def train(
         reference_cache=ReferenceCache(cache_dir or output_dir / REFERENCE, model_fingerprint),
         callbacks=[manifest, MetricsFile(output_dir / METRICS)],
     )
-    if on_loaded:
-        together = f", {processes.num_processes} processes" if processes.num_processes > 1 else ""
-        on_loaded(describe_placement(cast(PreTrainedModel, trainer.model)) + together)
+    together = f", {processes.num_processes} processes" if processes.num_processes > 1 else ""
+    say(f"trains on {describe_placement(cast(PreTrainedModel, trainer.model))}{together}")
+    if trainer.reference_origin:
+        say(f"log-probabilities of the reference: {trainer.reference_origin}")
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if report_progress:

@@ -61,6 +61,8 @@ class FusionTrainer(Trainer):
         dropped: records of the rows that no training step sees, with the reason.
         num_cut: responses that lost their end to ``args.max_length``.
         num_cut_prompts: prompts that lost their beginning to it.
+        reference_origin: whether the reference's log-probabilities were computed or read from the cache, whose key is
+            weights, rows and precision; None without a reference (or, where the model is sharded, before training).
 
     Raises:
         InputError: a row lacks a response that the objective needs, holds an empty one, or has a weight that is not
@@ -74,6 +76,7 @@ class FusionTrainer(Trainer):
     dropped: list[Dropped]
     num_cut: int
     num_cut_prompts: int
+    reference_origin: str | None = None
 
     def __init__(
         self,
@@ -151,7 +154,7 @@ class FusionTrainer(Trainer):
         if not self.objective.needs_reference:
             return
         with self.accelerator.autocast():
-            rows = with_reference(
+            referenced = with_reference(
                 self.model_wrapped,
                 self._rows[: self._num_rows],
                 collate=self._collate,
@@ -159,7 +162,8 @@ class FusionTrainer(Trainer):
                 cache=self._reference_cache,
                 is_trained=is_trained,
             )
-        self._rows[:] = self._filled(rows)
+        self._rows[:] = self._filled(referenced.rows)
+        self.reference_origin = "read from the cache" if referenced.is_from_cache else "computed"
 
     def _get_train_sampler(self, train_dataset: Dataset[EncodedRow] | None = None) -> Sampler[int] | None:
         """The order of the rows that Transformers makes, the same after a resumption and with several processes."""
@@ -217,7 +221,7 @@ class FusionTrainer(Trainer):
         batch = cast(RowBatch, inputs)
         responses = responses_of(batch, model(**batch["sequences"]))
         outcome = objective_losses(self.objective, responses, progress=self._progress)
-        self._finite.append((batch["prompt_ids"], outcome.losses.isfinite()))
+        self._finite.append((batch["names"], outcome.losses.isfinite()))
         self._step_metrics.add(outcome.metrics, counted=batch["row_weights"] > 0)
         total_count = batch["row_counts"].sum() if num_items_in_batch is None else cast(Tensor, num_items_in_batch)
         # Rows of weight 0 may meet in a step: it is a step without loss then, not 0 / 0.
@@ -240,13 +244,13 @@ class FusionTrainer(Trainer):
         if not self.accelerator.reduce(is_bad.float(), "sum"):
             return
         bad = [
-            prompt_id
-            for prompt_ids, finite in chunks
-            for prompt_id, is_finite in zip(prompt_ids, finite.tolist(), strict=True)
+            name
+            for names, finite in chunks
+            for name, is_finite in zip(names, finite.tolist(), strict=True)
             if not is_finite
         ]
         raise SinterError(
-            f"the loss of prompt {gather_object(bad)[0]!r} is not finite in step {self.state.global_step + 1}; "
+            f"the loss of {gather_object(bad)[0]} is not finite in step {self.state.global_step + 1}; "
             "try a lower learning_rate, or a warm-up (warmup_steps)"
         )
 
