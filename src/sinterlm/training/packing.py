@@ -19,7 +19,7 @@ from torch import Tensor
 from sinterlm.chat import EncodedExample
 from sinterlm.training.attention import Span, Spans, positions
 
-MIN_SHARED_BEGINNING = 32
+MIN_SHARED_BEGINNING = 8
 """Tokens that neighbouring prompts must share to be cut there: one more product in every layer has to pay."""
 
 
