@@ -58,6 +58,8 @@ def assert_same_steps(ours: Path, theirs: Path, *, tolerance: float) -> None:
     for left, right in zip(mine, others, strict=True):
         assert left.keys() == right.keys()
         for name in left.keys() - UNTIMED:
+            if left["step"] == 1 and name.endswith("accuracies"):
+                continue  # all rewards are 0 there, and rounding decides which is larger
             assert left[name] == pytest.approx(right[name], rel=tolerance, abs=tolerance), (name, left["step"])
 
 
