@@ -190,7 +190,7 @@ def test_layouts_agree(seed: int, num_rows: int, num_responses: int, tiny_llama:
     assert torch.allclose(plain, packed, rtol=1e-5, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tiny_llama() -> PreTrainedModel:
     return llama()
 
