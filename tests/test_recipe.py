@@ -424,7 +424,7 @@ REFUSED = [
         "bf16: yes",
         "recipe.yaml:23",
         "preference.wrpo.train.bf16",
-        "found 'yes' (text), expected true or false",
+        "found 'yes' (text), expected auto or true or false",
     ),
     (
         "bf16: true",
@@ -633,7 +633,7 @@ def test_training_arguments_are_those_of_transformers() -> None:
         ("lr_scheduler_type", 3, "found 3, expected text"),
         ("max_steps", None, "found nothing, expected a whole number"),
         ("fsdp", "full_shard", None),
-        ("bf16", 1, "found 1, expected true or false"),
+        ("bf16", 1, "found 1, expected auto or true or false"),
         ("accelerator_config", {"split_batches": True}, None),
         ("per_device_train_batch_size", 0, "found 0, expected a whole number, at least 1"),
         ("gradient_accumulation_steps", 0, "found 0, expected a whole number, at least 1"),

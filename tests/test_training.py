@@ -555,6 +555,24 @@ def test_config_refuses_what_the_objective_does_not_have(tmp_path: Path) -> None
         FusionConfig(output_dir=str(tmp_path), objective="dpo", alpha=0.5, use_cpu=True)
 
 
+@pytest.mark.parametrize("is_native", [True, False])
+def test_bf16_auto_follows_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_native: bool) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": is_native, "avx2": True})
+    assert FusionConfig(output_dir=str(tmp_path), bf16="auto", use_cpu=True).bf16 is is_native
+    assert FusionConfig(output_dir=str(tmp_path), use_cpu=True).bf16 is False
+
+
+def test_weights_in_half_precision_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def trainer(model: PreTrainedModel) -> FusionTrainer:
+        config = FusionConfig(output_dir=str(tmp_path), objective="wrpo", use_cpu=True)
+        return FusionTrainer(model, config, [quadruple(0)], build_tokenizer())
+
+    trainer(build_model(build_tokenizer()))
+    assert not caplog.messages
+    trainer(build_model(build_tokenizer()).to(torch.bfloat16))
+    assert any("the weights are bfloat16, in which small updates are lost" in message for message in caplog.messages)
+
+
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -492,6 +492,18 @@ def _dtype(dtype: str, place: torch.device) -> torch.dtype:
     if dtype not in choices:
         raise InputError(f"dtype {dtype!r}: expected auto, {', '.join(choices)}")
     return choices[dtype]
+
+
+def computes_bfloat16(place: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16, so that these are faster than in float32."""
+    import torch
+
+    if place.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if place.type == "cpu":
+        known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
+        return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.recipe.explain import found_but_expected, unknown_name
-from sinterlm.training.arguments import FusionArguments
+from sinterlm.training.arguments import FusionArguments, choices_in_words
 
 OWNED = {
     "output_dir": "every stage has its own folder in the recipe's output",
@@ -106,10 +106,9 @@ def find_name_problem(name: str, also_known: Iterable[str] = ()) -> str | None:
 def find_value_problem(name: str, value: object) -> str | None:
     """Why the argument ``name``, which there is, does not take ``value``; None where it does."""
     declared = _declared_arguments()[name]
-    if not _accepts(declared, value):
-        return found_but_expected(value, declared.words)
-    if value not in (choices := _CHOICES.get(name, (value,))):
-        return found_but_expected(value, " or ".join(choice for choice in choices if isinstance(choice, str)))
+    choices = _CHOICES.get(name, (value,))
+    if not _accepts(declared, value) or value not in choices:
+        return found_but_expected(value, choices_in_words(choices) if name in _CHOICES else declared.words)
     if not _is_within_bounds(name, value):
         return found_but_expected(value, f"{declared.words}, at least {_AT_LEAST[name]:g}")
     if name == "save_strategy" and value == "best":
@@ -119,7 +118,7 @@ def find_value_problem(name: str, value: object) -> str | None:
 
 @functools.cache
 def _declared_arguments() -> Mapping[str, _Declared]:
-    """Every argument by name: TrainingArguments' fields and FusionArguments'."""
+    """Every argument by name: TrainingArguments' fields and FusionArguments', which may accept more."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         raise InputError("the package transformers is not installed; pip install transformers")
@@ -132,7 +131,7 @@ def _declared_arguments() -> Mapping[str, _Declared]:
     nodes = [node for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
     declared = {ast.unparse(node.target): _read_annotation(node.annotation) for node in nodes}
     own = {own.name: _read_annotation(ast.parse(str(own.type), mode="eval").body) for own in fields(FusionArguments)}
-    return own | declared
+    return declared | own
 
 
 def _read_annotation(annotation: ast.expr) -> _Declared:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+
+def choices_in_words(choices: Iterable[object]) -> str:
+    """The values that an argument accepts, as YAML writes them."""
+    return " or ".join(str(choice).lower() for choice in choices)
 
 
 @dataclass
@@ -19,6 +25,13 @@ class FusionArguments:
     chunk_tokens: int | None = field(
         default=None,
         metadata={"help": "Tokens computed at once; by default as many as suit the device.", "at_least": 1},
+    )
+    bf16: str | bool = field(
+        default=False,
+        metadata={
+            "help": "Compute products in bfloat16; auto: where the device does so natively.",
+            "choices": ("auto", True, False),
+        },
     )
     share_prompt: str | bool = field(
         default="auto",

@@ -36,8 +36,10 @@ _BLOCK_PAIRS = 2**17
 """Queries times keys of a block, of one head: their scores stay in a processor's cache."""
 _LENGTH_MULTIPLE = 16
 """Lengths that matrix products like: on a CPU in bf16, 304 keys take half the time of 300."""
-_UNIT_TOKENS = 320
-"""A span and its descendants are computed as one, under a mask, up to so many tokens: many small products cost more."""
+_UNIT_TOKENS = (0, 320)
+"""A span and its descendants are computed as one, under a mask, up to so many tokens: of these, what costs less."""
+_BLOCK_COST = 2**15
+"""What a block costs beside its queries times keys, in these: its calls, which are many where spans are short."""
 _LIKE_LENGTHS = 0.7
 """Siblings are padded to one length where the shorter has at least this share of the longer."""
 
@@ -254,7 +256,7 @@ class Unit(NamedTuple):
     """Tokens, padded."""
 
 
-def _units(spans: Spans) -> list[Unit]:
+def _units(spans: Spans, max_tokens: int) -> list[Unit]:
     """The forest in units; a unit comes after those of its ancestors."""
     totals = [length for length, _ in spans]
     for span in reversed(range(len(spans))):
@@ -263,16 +265,16 @@ def _units(spans: Spans) -> list[Unit]:
     members: dict[int, list[int]] = {}
     roots: list[int] = []
     for span, (_, parent) in enumerate(spans):
-        joins = parent >= 0 and totals[roots[parent]] <= _UNIT_TOKENS
+        joins = parent >= 0 and totals[roots[parent]] <= max_tokens
         roots.append(roots[parent] if joins else span)
         members.setdefault(roots[span], []).append(span)
     return [Unit(tuple(unit), _padded(sum(spans[span][0] for span in unit))) for unit in members.values()]
 
 
-def _like_siblings(spans: Spans) -> Iterator[list[Unit]]:
+def _like_siblings(spans: Spans, max_tokens: int) -> Iterator[list[Unit]]:
     """Units below one span and of like length, the longest of them first; parents come before children."""
     children: dict[int, list[Unit]] = {}
-    for unit in _units(spans):
+    for unit in _units(spans, max_tokens):
         children.setdefault(spans[unit.spans[0]][1], []).append(unit)
     for family in children.values():
         family.sort(key=lambda unit: -unit.length)
@@ -282,13 +284,28 @@ def _like_siblings(spans: Spans) -> Iterator[list[Unit]]:
             del family[: len(like)]
 
 
+def _cost(spans: Spans, group: Sequence[Unit]) -> int:
+    """Queries times keys of a group's blocks, and what these cost themselves."""
+    length = group[0].length
+    above = sum(_padded(spans[ancestor][0]) for ancestor in ancestors(spans, group[0].spans[0]))
+    ends = [min(start + _BLOCK_QUERIES, length) for start in range(0, length, _BLOCK_QUERIES)]
+    pairs = [(stop - start) * (above + stop) for start, stop in zip([0, *ends], ends, strict=False)]
+    return sum(len(group) * each + _BLOCK_COST * -(-len(group) // _siblings_of_block(each)) for each in pairs)
+
+
+def _siblings_of_block(pairs: int) -> int:
+    """How many units, of so many queries times keys each, are one block."""
+    return max(1, _BLOCK_PAIRS // pairs)
+
+
 @lru_cache(maxsize=8)
 def plan(spans: Spans, window: int | None, device: torch.device) -> Plan:
     """Places and blocks of a line."""
     first: dict[int, int] = {}
     blocks: list[Block] = []
     size = 0
-    for group in _like_siblings(spans):
+    groupings = [list(_like_siblings(spans, max_tokens)) for max_tokens in _UNIT_TOKENS]
+    for group in min(groupings, key=lambda groups: sum(_cost(spans, group) for group in groups)):
         length = group[0].length
         start_of_group = size
         for unit in group:

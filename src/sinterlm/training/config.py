@@ -10,12 +10,13 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils.import_utils import is_peft_available
 
+from sinterlm.models import computes_bfloat16
 from sinterlm.objectives.table import ResolvedObjective, resolve_objective
-from sinterlm.training.arguments import FusionArguments
+from sinterlm.training.arguments import FusionArguments, choices_in_words
 
 
 @dataclass
-class FusionConfig(FusionArguments, TrainingArguments):
+class FusionConfig(FusionArguments, TrainingArguments):  # type: ignore[misc]  # bf16 may be auto, too
     """Settings of :class:`FusionTrainer`: every name of TrainingArguments and FusionArguments, and these.
 
     Hyper-parameters that are not given take their default from the objective's row in ``objectives/table.py``; one
@@ -83,6 +84,9 @@ class FusionConfig(FusionArguments, TrainingArguments):
             self.liger_kernel_config = _liger_without_losses(self.liger_kernel_config or {})
         # Otherwise several processes without an accelerator would not find each other, and each train on its own.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 == "auto":
+            accelerator = torch.accelerator.current_accelerator()
+            self.bf16 = computes_bfloat16(accelerator if accelerator and not self.use_cpu else torch.device("cpu"))
         super().__post_init__()  # type: ignore[no-untyped-call]
         for name in ("split_batches", "dispatch_batches"):
             if getattr(self.accelerator_config, name):
@@ -107,9 +111,7 @@ def _check(own: Field[Any], value: object) -> None:
     """Hold an argument to the bounds that its declaration states."""
     choices, at_least = own.metadata.get("choices"), own.metadata.get("at_least")
     if choices and value not in choices:
-        raise ValueError(
-            f"{own.name} is {value!r}; expected {' or '.join(name for name in choices if type(name) is str)}"
-        )
+        raise ValueError(f"{own.name} is {value!r}; expected {choices_in_words(choices)}")
     if at_least is not None and isinstance(value, int | float) and value < at_least:
         raise ValueError(f"{own.name} is {value}; expected at least {at_least}")
     below = own.metadata.get("below")

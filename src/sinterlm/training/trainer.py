@@ -6,6 +6,7 @@ on the number of devices nor on micro-batches or accumulation steps. For SFT a r
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -38,6 +39,8 @@ from sinterlm.training.lora import add_adapter
 from sinterlm.training.metrics import StepMetrics
 from sinterlm.training.order import EpochOrder, fill_up_chunks, filler_row
 from sinterlm.training.reference import ReferenceCache, with_reference
+
+logger = logging.getLogger(__name__)
 
 CPU_CHUNK_TOKENS = 2048
 CHUNK_TOKENS = 16384
@@ -105,6 +108,11 @@ class FusionTrainer(Trainer):
         args._n_gpu = min(args.n_gpu, 1)
         disable_dropout(model)
         attach_response_logps(model)
+        if model.dtype != torch.float32 and args.lora_r is None:
+            logger.warning(
+                "the weights are %s, in which small updates are lost; load them as float32 (bf16 computes in bfloat16)",
+                str(model.dtype).removeprefix("torch."),
+            )
         super().__init__(
             model=model if args.lora_r is None else add_adapter(model, args),
             args=args,
