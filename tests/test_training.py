@@ -569,7 +569,7 @@ def test_weights_in_half_precision_are_said(tmp_path: Path, caplog: pytest.LogCa
 
     trainer(build_model(build_tokenizer()))
     assert not caplog.messages
-    trainer(build_model(build_tokenizer()).to(torch.bfloat16))
+    trainer(build_model(build_tokenizer()).bfloat16())
     assert any("the weights are bfloat16, in which small updates are lost" in message for message in caplog.messages)
 
 
