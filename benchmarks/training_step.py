@@ -40,8 +40,10 @@ FUSEPO = Contender("Sinter FusePO, 4 sources, 8 answers", 8, "fusepo")
 RLOO_PLAIN = Contender("Sinter RLOO, prompts not shared", 9, "rloo", {"share_prompt": "off"})
 RLOO = Contender("Sinter RLOO, 9 answers", 9, "rloo")
 
+SHARES = (0.1, 0.3, 0.6, 0.9)
 THREE = (TRL, DPO, WRPO)
 FOUR = (TRL, PLAIN, DPO, WRPO)
+FIVE = (TRL, PLAIN, DPO, WRPO, RLOO)
 ALL = (TRL, PLAIN, DPO, WRPO_PLAIN, WRPO, FUSESFT, FUSEPO, RLOO_PLAIN, RLOO)
 TRL_SETTINGS: dict[str, dict[str, Any]] = {
     **{f"TRL DPO, {size} rows at once": {"per_device_train_batch_size": size} for size in (1, 2, 4)},
@@ -52,14 +54,11 @@ TRL_SETTINGS: dict[str, dict[str, Any]] = {
 TABLES: dict[str, list[tuple[Cell, tuple[Contender, ...]]]] = {
     "short": [(Cell(SMOLLM2, 64, 0.6, 16, 4), FOUR), (Cell(SMOLLM2, 256, 0.6, 4, 1), FOUR)],
     "main": [
-        (Cell(SMOLLM2, 64, 0.6, 16, 4), THREE),
-        (Cell(SMOLLM2, 256, 0.1, 4, 1), THREE),
-        (Cell(SMOLLM2, 256, 0.3, 4, 1), THREE),
-        (Cell(SMOLLM2, 256, 0.6, 4, 1), (*FOUR, FUSESFT, FUSEPO, RLOO)),
-        (Cell(SMOLLM2, 256, 0.9, 4, 1), FOUR),
-        (Cell(GEMMA, 128, 0.6, 4, 1), THREE),
+        (Cell(SMOLLM2, 64, 0.6, 16, 4), FOUR),
+        *((Cell(SMOLLM2, 256, share, 4, 1), ALL if share == 0.6 else FIVE) for share in SHARES),
+        *((Cell(GEMMA, 128, share, 4, 1), THREE) for share in SHARES),
     ],
-    "long": [(Cell(model, 512, share, 8, 1), ALL) for model in (SMOLLM2, GEMMA) for share in (0.1, 0.3, 0.6, 0.9)],
+    "long": [(Cell(model, 512, share, 8, 1), ALL) for model in (SMOLLM2, GEMMA) for share in SHARES],
     "trl": [
         (cell, tuple(Contender(label, 2, "", own) for label, own in TRL_SETTINGS.items()))
         for cell in (Cell(SMOLLM2, 64, 0.6, 16, 4), Cell(SMOLLM2, 256, 0.6, 4, 1), Cell(GEMMA, 128, 0.6, 4, 1))

@@ -1,17 +1,18 @@
-"""What ``test_distributed.py`` trains in two processes: ``LAUNCHER -m tests.processes TASK FOLDER``.
+"""What ``test_distributed.py`` trains in two processes: ``LAUNCHER -m tests.processes TASK MODEL FOLDER``.
 
 The same trainings run in its own process, too, with twice the rows a device: both must take the same steps.
 """
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
@@ -19,7 +20,9 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel
 
+from sinterlm import cli
 from sinterlm.errors import SinterError
+from sinterlm.pipeline.launch import leave_launch
 from sinterlm.records import Message, RowResponse, TrainingRow
 from sinterlm.training.checkpoints import CheckpointManifest
 from sinterlm.training.train import train
@@ -171,11 +174,28 @@ def pretend_to_have_gpus() -> None:
     PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
 
+def note_threads(folder: Path) -> None:
+    """Write the names of the threads that there are now."""
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads-{os.environ['RANK']}.txt").write_text("".join(names))
+
+
+def command(folder: Path, *arguments: str) -> NoReturn:
+    """The command, and the threads that it leaves behind."""
+    atexit.register(note_threads, folder)
+    sys.argv = ["sinterlm", *arguments]
+    cli.main()
+
+
 if __name__ == "__main__":
-    task, start, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    task, *paths = sys.argv[1:]
+    if task == "command":
+        command(Path(paths[0]), *paths[1:])
+    start, output = map(Path, paths)
     if task == "sharded":
         pretend_to_have_gpus()
         sharded(start, output)
     else:
         data_parallel(start, output)
-    torch.distributed.destroy_process_group()
+    leave_launch()
+    note_threads(output)

@@ -70,6 +70,12 @@ def assert_same_weights(ours: Path, theirs: Path, *, tolerance: float) -> None:
         assert torch.allclose(weights, others[name], rtol=tolerance, atol=tolerance), name
 
 
+def assert_no_connection_is_left(folder: Path) -> None:
+    """Its threads would abort the process, now and then, in the midst of its end."""
+    for process in (0, 1):
+        assert "gloo" not in (folder / f"threads-{process}.txt").read_text()
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model"))
@@ -172,6 +178,11 @@ def test_both_processes_have_the_same_gradients(two: Path) -> None:
         assert all(torch.equal(gradient, right[name]) for name, gradient in left.items())
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not name a process's threads")
+def test_processes_part_before_they_end(two: Path) -> None:
+    assert_no_connection_is_left(two)
+
+
 def test_every_row_counts_once_an_epoch(one: Path, two: Path) -> None:
     """Rows that make two processes even are not counted."""
     tokens = [lines_of(folder / "sft")[-1]["num_tokens"] for folder in (one, two)]
@@ -190,10 +201,15 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(two: Path) -> None:
 def test_the_command_in_two_processes_writes_and_prints_once(model: Path, one: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.parquet"
     write_rows(data, processes.rows("sft"))
-    command = ["sinterlm", "train", "--objective", "sft", "--model", str(model), "--data", str(data)]
+    command = ["train", "--objective", "sft", "--model", str(model), "--data", str(data)]
     settings = ["learning_rate=1e-2", "num_train_epochs=2", f"per_device_train_batch_size={GLOBAL_BATCH // 2}"]
-    done = launch(*accelerate("ddp.yaml"), *command, "--output", str(tmp_path / "out"), *settings)
+    done = launch(
+        *accelerate("ddp.yaml"),
+        *("tests.processes", "command", str(tmp_path)),
+        *(*command, "--output", str(tmp_path / "out"), *settings),
+    )
     assert done.returncode == 0, done.stderr
+    assert_no_connection_is_left(tmp_path)
     assert done.stdout.count(f"{NUM_ROWS} rows, 4 steps") == 1
     assert done.stdout.count("trains on cpu, float32, 2 processes") == 1
     assert done.stderr == ""

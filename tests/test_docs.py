@@ -58,6 +58,7 @@ from sinterlm.selection.choices import REASONS
 from sinterlm.selection.table import POLICIES
 from sinterlm.training.arguments import FusionArguments
 from sinterlm.training.batch import ALIKE_AFTER_CUTTING
+from sinterlm.training.checkpoints import MAX_STEPS, MIN_STEPS
 from sinterlm.training.logprobs import MAX_CHUNK_LOGITS
 from sinterlm.training.members import find_members
 from sinterlm.training.packing import MIN_SHARED_BEGINNING
@@ -635,7 +636,8 @@ def test_training_md_gives_the_numbers_of_the_code() -> None:
     assert f"| {CPU_CHUNK_TOKENS:,} on a CPU, else {CHUNK_TOKENS:,} |" in (DOCS / "recipes.md").read_text()
     assert f"few shots; {MIN_SHARED_BEGINNING} tokens or more" in text
     assert f"{MAX_CHUNK_LOGITS // 10**6} million logits at most" in text
-    assert f"**{FusionConfig.__dataclass_fields__['save_steps'].default} unless given**" in text
+    assert f"at least **{MIN_STEPS} and at most {MAX_STEPS} steps apart**" in text
+    assert f"one every {FusionConfig.__dataclass_fields__['save_steps'].default} steps, as Transformers" in text
     assert f"`{ALIKE_AFTER_CUTTING}`" in text
 
 

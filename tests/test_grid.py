@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from sinterlm.errors import InputError, SinterError
 from sinterlm.formats import read_rows
 from sinterlm.pipeline import search, train
 from sinterlm.pipeline.cells import Cell, Grid
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.plan import StagePlan, plan_fusion
+from sinterlm.pipeline.plan import StagePlan, plan_fusion, print_plan
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
@@ -149,6 +151,23 @@ def test_every_combination_of_objective_and_base_is_checked(recipe: Path) -> Non
     """What one of the searched objectives does not have is an error, although another has it."""
     with pytest.raises(InputError, match=r"objective\.alpha: unknown hyper-parameter of 'dpo'"):
         load(recipe, grid="[{train.learning_rate: [1e-6]}, {objective.kind: [wrpo, dpo]}]")
+
+
+@pytest.mark.parametrize(
+    ("grid", "cells"),
+    [
+        ("[{train.learning_rate: [1e-6]}, {objective.base: [dpo, ipo]}]", r"grid\[1\].objective.base\[1\]"),
+        (
+            "[{objective.kind: [wrpo], objective.base: [ipo]}]",
+            r"grid\[0\].objective.kind\[0\] and preference.wrpo.grid\[0\].objective.base\[0\]",
+        ),
+    ],
+)
+def test_the_cells_are_named_whose_objective_lacks_a_hyperparameter(recipe: Path, grid: str, cells: str) -> None:
+    """The line is that of the hyper-parameter, which the recipe's own base has."""
+    message = rf"objective\.beta: unknown hyper-parameter of 'wrpo' with base 'ipo', which preference.wrpo.{cells} asks"
+    with pytest.raises(InputError, match=message):
+        load(recipe, grid=grid)
 
 
 def test_a_grid_needs_development_prompts_and_a_scorer(recipe: Path) -> None:
@@ -468,3 +487,19 @@ def test_the_shipped_search_is_the_papers(tmp_path: Path) -> None:
     planned = {stage.name: stage for stage in plan_fusion(Fusion(recipe)).stages}
     assert planned["search-wrpo"].calls == 9 * 500
     assert "trainings: 9 at most" in planned["search-wrpo"].note
+
+
+def test_a_plan_says_unknown_where_prompts_that_are_not_there_would_be_counted(tmp_path: Path) -> None:
+    """Of whose parts two are counts, and two shares of what the file holds."""
+    plan = plan_fusion(Fusion(load_recipe(SHIPPED, [f"output={tmp_path}"]).recipe))
+    assert plan.prompts == {"held_out": 1000, "sft": None, "development": 500, "preference": None}
+    total = {"calls": None, "prompt_tokens": None, "new_tokens": None, "disk_bytes": None}
+    assert plan.to_json()["total"] == total
+    output = io.StringIO()
+    print_plan(plan, Console(file=output, width=140))
+    cells = {line.split()[1]: line.split("│")[3:7] for line in output.getvalue().splitlines() if "│" in line}
+    shown = {name: [cell.strip() for cell in row] for name, row in cells.items()}
+    assert shown["sample-sources"] == shown["sample-target"] == shown["left"] == ["unknown"] * 4
+    assert shown["search-wrpo"][:2] == ["4,500", "unknown"]  # the recipe counts them, but their texts are not there
+    assert shown["select-sft"] == [""] * 4
+    assert "prompts: held_out 1,000, sft unknown, development 500, preference unknown" in output.getvalue()

@@ -129,6 +129,16 @@ WRPO = [response("chosen_source"), response("chosen_target"), response("rejected
             "0 responses with the role 'rejected_source'",
             "rejected, rejected_source",
         ),
+        *(
+            (
+                "wrpo",
+                {"rejected_mix": True},
+                [response("chosen_source", better), *WRPO[1:], response("rejected_source", worse)],
+                f"rejected_source has the source {worse!r}",
+                f"{better!r}, that of chosen_source, since the two are answers of one model",
+            )
+            for better, worse in (("gemma", "target"), ("gemma", ""), ("", "gemma"))
+        ),
         ("fusesft", {}, [REJECTED], "roles: rejected", "responses of the role chosen, or without one"),
         ("fusesft", {}, [CHOSEN, BARE], "a response without `weight`", "one on every response, since 'fusesft' weighs"),
         ("fusesft", {}, [response(weight=0.0)] * 2, "the weights 0, 0", "finite numbers from 0 up, not all 0"),
@@ -218,6 +228,13 @@ def many(*changes: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": "What is the opposite of hot?", "responses": responses}
 
 
+def quadruple(rejected_source: str) -> dict[str, Any]:
+    """A row for equation 9, of whose answers one is of the model that is given."""
+    sources = {"chosen_source": "gemma", "chosen_target": "target", "rejected": "target"}
+    sources["rejected_source"] = rejected_source
+    return many(*({"role": role, "source": source, "weight": None} for role, source in sources.items()))
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny"))
@@ -270,6 +287,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"prompt": "q", "chosen_source": "a", "chosen_target": "b", "rejected": "c", "rejected_source": "d"},
             {"prompt": "q", "chosen_source": "a", "chosen_target": "b", "rejected": "c"},
             "there is no rejected_source response",
+        ),
+        (
+            "wrpo",
+            ["rejected_mix=true"],
+            quadruple(rejected_source="gemma"),
+            quadruple(rejected_source="target"),
+            "rejected_source has the source 'target'; expected 'gemma', that of chosen_source",
         ),
         ("sft", [], {"prompt": "q", "completion": "a"}, many({"weight": 0.5}), "a response has the weight 0.5"),
     ],

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -470,6 +471,13 @@ def test_metrics_carry_no_gradient(objective: ResolvedObjective) -> None:
     assert {tuple(value.shape) for value in outcome.metrics.values()} == {(3,)}
 
 
+def test_no_value_is_read_from_a_device(objective: ResolvedObjective) -> None:
+    """Where tensors have no values at all, reading one is an error; on a GPU the host would wait for it."""
+    responses = send_to_device(build(random_batch(objective, 0), objective), "meta")
+    outcome = objective_losses(objective, responses, progress=0.5)
+    assert (outcome.losses.device.type, outcome.losses.shape) == ("meta", (3,))
+
+
 @pytest.mark.parametrize("size", [1e4, -1e4])
 def test_large_inputs_stay_finite(objective: ResolvedObjective, size: float) -> None:
     batch = random_batch(objective, 0)
@@ -719,6 +727,19 @@ def test_advantages_that_cannot_be_computed_are_errors(changes: dict[str, Any], 
     responses = build([Given(0, "chosen", -1, -1, 1), Given(0, "chosen", -2, -1, 1)], rloo)._replace(**changes)
     with pytest.raises(ValueError, match=message):
         objective_losses(rloo, responses, progress=0.0)
+
+
+def test_what_a_cpu_refuses_is_not_a_number_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device is not asked for values; the loss tells, and training stops by it."""
+    for module in ("rewards", "weightings"):
+        monkeypatch.setattr(f"sinterlm.objectives.{module}.any_known", lambda wrong: False)
+    empty, rloo = Given(0, "chosen", 0, 0, 0), resolve_objective("rloo")
+    for name in ("simpo", "ln-dpo"):
+        assert math.isnan(losses_of([empty, Given(0, "rejected", -1, -2, 1)], resolve_objective(name))[0])
+    assert math.isnan(losses_of([Given(0, "chosen", -1, -1, 1)], rloo)[0])
+    for score in (math.nan, math.inf):
+        pair = [Given(0, "chosen", -1, -1, 1, score=score), Given(0, "chosen", -2, -1, 1)]
+        assert math.isnan(losses_of(pair, rloo)[0])
 
 
 def test_a_kl_term_needs_a_reference() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -471,6 +473,40 @@ def test_in_bf16_policy_and_reference_agree_before_the_first_step(tmp_path: Path
         assert line[f"rewards/{name}"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_copy_of_the_model_computes_with_its_own_weights(bf16: bool, tmp_path: Path) -> None:
+    """A deep copy as the model in training does; one that was pickled, in the library's way."""
+    tokenizer = build_tokenizer()
+    config = FusionConfig(output_dir=str(tmp_path), bf16=bf16, **CPU)
+    model: Any = FusionTrainer(build_model(tokenizer), config, ROWS["sft"], tokenizer).model
+    copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    batch, tokens = one_to_a_line(random_rows(0), pad_token_id=0), torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = model(**batch), build_model(tokenizer)(input_ids=tokens).logits
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(copied(**batch), expected[0])
+        assert not torch.equal(model(**batch), expected[0])
+        for other in (copied, pickled):
+            assert torch.allclose(other(input_ids=tokens).logits, expected[1], atol=1e-2 if bf16 else 1e-6)
+
+
+NEEDS_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+
+
+@pytest.mark.parametrize("way", ["FSDP", pytest.param("DEEPSPEED", marks=NEEDS_DEEPSPEED)])
+def test_shards_that_are_not_made_are_told(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A launcher's configuration for GPUs, on a machine without."""
+    history("sft", ROWS["sft"], tmp_path)
+    assert not caplog.messages
+    monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
+    history("sft", ROWS["sft"], tmp_path)
+    (said,) = caplog.messages
+    assert said.startswith(f"{way} is configured, but Accelerate found NO and shards nothing")
+
+
 def test_group_by_length(tmp_path: Path) -> None:
     lines = history("wrpo", ROWS["wrpo"], tmp_path, train_sampling_strategy="group_by_length")
     assert lines[-1]["num_tokens"] == history("wrpo", ROWS["wrpo"], tmp_path)[-1]["num_tokens"]
@@ -725,6 +761,64 @@ def assert_same_run(left: Path, right: Path, *, tolerance: float = 1e-6) -> None
             assert mine[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), (name, mine["step"])
     weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (left, right)]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=tolerance) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, "trains on cpu, float32"),
+        ({"bf16": True}, "trains on cpu, float32 weights, bfloat16 products"),
+    ],
+    ids=str,
+)
+def test_where_and_in_which_precision_is_told(
+    arguments: dict[str, Any], expected: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    run(tiny_folder, tmp_path, "sft", arguments={**CPU, "max_steps": 1, **arguments}, say=said.append)
+    assert said == [expected]
+
+
+def test_a_training_without_save_steps_resumes(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Killed after 22 of 25 steps: it goes on behind the twentieth, and does not count those before again."""
+    arguments = {**CPU, "max_steps": 25, "per_device_train_batch_size": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("sinterlm.training.train.CheckpointManifest", interrupting_manifest(22))
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_folder, tmp_path, arguments=arguments)
+    assert {path.name for path in tmp_path.glob("checkpoints/*-*")} == {"checkpoint-10", "checkpoint-20"}
+    killed = lines_of(tmp_path)
+    run(tiny_folder, tmp_path, arguments=arguments)
+    resumed = lines_of(tmp_path)
+    assert [line["step"] for line in resumed] == list(range(1, 26))
+    assert resumed[:20] == killed[:20]
+    assert resumed[20]["step_seconds"] != killed[20]["step_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, [10, 20]),
+        ({"save_steps": 8}, [8, 16, 24, 25]),
+        ({"save_steps": 0.5}, [13, 25]),
+        ({"save_strategy": "epoch"}, [16, 25]),
+        ({"save_strategy": "no"}, []),
+    ],
+    ids=str,
+)
+def test_checkpoints_are_written_as_told(
+    arguments: dict[str, Any], expected: list[int], tiny_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """16 rows an epoch; unless told, none at the end."""
+    saved = []
+
+    class Noting(CheckpointManifest):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            saved.append(state.global_step)
+
+    monkeypatch.setattr("sinterlm.training.train.CheckpointManifest", Noting)
+    run(tiny_folder, tmp_path, "sft", arguments={**CPU, "max_steps": 25, "per_device_train_batch_size": 1, **arguments})
+    assert saved == expected
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "cut file", "missing file", "cut manifest"])

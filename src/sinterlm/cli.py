@@ -190,8 +190,13 @@ def _print_json(value: Any) -> None:
 
 def main() -> NoReturn:
     """Run the command and end with the exit code that the design gives its outcome."""
+    from sinterlm.pipeline.launch import leave_launch
+
     signal.signal(signal.SIGTERM, _raise_terminated)
-    sys.exit(exit_code())
+    code = exit_code()
+    if code == 0:  # after an error the other processes may be gone or stuck, and would be waited for in vain
+        leave_launch()
+    sys.exit(code)
 
 
 def exit_code() -> int:

@@ -41,7 +41,16 @@ class Responses(NamedTuple):
     scores: Tensor | None = None
     """(N,): what a scorer gave the response; None where there is none."""
     groups: Tensor | None = None
-    """(N,): the group of each response (its source), numbered over the whole batch; None: each row is one."""
+    """(N,): the group of each response (its source), numbered from 0 over the whole batch; None: each row is one."""
+
+
+def any_known(wrong: Tensor) -> bool:
+    """Whether any is true, where the host knows: on a CPU.
+
+    It would wait for any other device, after every chunk of a training, whose rows were checked when they were encoded.
+    There nothing is refused; a mean over no tokens or no responses is 0 / 0, and the loss tells by not being a number.
+    """
+    return wrong.device.type == "cpu" and bool(wrong.any())
 
 
 def one_pair_a_row(by_role: Mapping[str, SequenceLogps]) -> Responses:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sinterlm.objectives.responses import SequenceLogps
+from sinterlm.objectives.responses import SequenceLogps, any_known
 
 
 def summed_logratio(response: SequenceLogps) -> Tensor:
@@ -61,8 +61,8 @@ def per_token(values: Tensor, response: SequenceLogps) -> Tensor:
     """Values summed over tokens, divided by the number of tokens.
 
     Raises:
-        ValueError: the number of tokens is not given, or a response has none.
+        ValueError: the number of tokens is not given, or (found on a CPU only) a response has none.
     """
-    if response.num_tokens is None or bool((response.num_tokens <= 0).any()):
+    if response.num_tokens is None or any_known(response.num_tokens <= 0):
         raise ValueError("a mean over tokens needs at least one token in every response")
     return values / response.num_tokens

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sinterlm.objectives.responses import Responses
+from sinterlm.objectives.responses import Responses, any_known
 
 
 def given(responses: Responses) -> Tensor:
@@ -35,7 +35,7 @@ def advantages(responses: Responses, *, baseline: str, kl: float) -> Tensor:
         (N,).
 
     Raises:
-        ValueError: a response has no score, or is the only one of its pool.
+        ValueError: there are no scores, or (found on a CPU only) one is not finite or alone in its pool.
     """
     return _leave_one_out(responses, baseline, kl) / _count(responses.rows)
 
@@ -49,13 +49,13 @@ def weighted_advantages(responses: Responses, *, baseline: str, kl: float) -> Te
         (N,).
 
     Raises:
-        ValueError: a response has no score, or is the only one of its pool.
+        ValueError: there are no scores, or (found on a CPU only) one is not finite or alone in its pool.
     """
     return given(responses) * _leave_one_out(responses, baseline, kl) / _count(_groups(responses))
 
 
 def _leave_one_out(responses: Responses, baseline: str, kl: float) -> Tensor:
-    if responses.scores is None or not bool(responses.scores.isfinite().all()):
+    if responses.scores is None or any_known(~responses.scores.isfinite()):
         raise ValueError("an advantage needs the score of every response, a finite number")
     returns = responses.scores
     if kl:
@@ -64,7 +64,7 @@ def _leave_one_out(responses: Responses, baseline: str, kl: float) -> Tensor:
         returns = returns - kl * (responses.logps.policy - responses.logps.reference)
     pools = responses.rows if baseline == "all" else _groups(responses)
     sums, counts = _pool_sum(returns, pools), _count(pools)
-    if bool((counts < 2).any()):
+    if any_known(counts < 2):
         raise ValueError("an advantage needs at least two responses to compare in every row (of every source)")
     return returns - (sums - returns) / (counts - 1)
 
@@ -75,10 +75,10 @@ def _groups(responses: Responses) -> Tensor:
 
 def _pool_sum(values: Tensor, pools: Tensor) -> Tensor:
     """(N,): to each response the sum of the values of its pool."""
-    size = int(pools.max()) + 1
-    return values.new_zeros(size).index_add(0, pools, values)[pools]
+    # There are no more pools than responses; how many, a device would have to be waited for to tell.
+    return values.new_zeros(len(pools)).index_add(0, pools, values)[pools]
 
 
 def _count(pools: Tensor) -> Tensor:
     """(N,): to each response the number of responses in its pool."""
-    return torch.bincount(pools)[pools]
+    return _pool_sum(torch.ones_like(pools), pools)

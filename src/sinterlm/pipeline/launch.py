@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 
 from sinterlm.errors import InputError
 
@@ -24,3 +26,15 @@ def require_one_process() -> None:
             f"a launcher has started {num_processes} processes, and a recipe runs in one; launch `sinterlm train` on "
             "the rows that the recipe has selected (`sinterlm run RECIPE --until select-METHOD` writes them to rows/)"
         )
+
+
+def leave_launch() -> None:
+    """Part from the launch's other processes, where a training has joined them: for the end of the program only.
+
+    A finished trainer lies in reference cycles, and the connection's threads with it. Threads that are still there when
+    the interpreter ends abort it.
+    """
+    distributed = sys.modules.get("torch.distributed")  # nothing has joined anything before it is loaded
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()

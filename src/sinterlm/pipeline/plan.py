@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -30,6 +30,11 @@ NUM_CHECKPOINTS = 2
 """Kept at once, unless the recipe says otherwise."""
 OPTIMIZER_COPIES = 3
 """A checkpoint holds the weights and AdamW's two moments; training holds these and the gradients."""
+UNKNOWN = "unknown"
+
+Part = list[Prompt] | int | None
+"""Of the prompts: read, counted by the recipe, or unknown."""
+Parts = Mapping[str, Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,11 @@ class StagePlan:
     disk_bytes: int | None = None
     note: str = ""
 
+    @property
+    def asks_models(self) -> bool:
+        """Whether the stage samples answers, so that a figure without a value is an unknown one."""
+        return self.name.startswith(("sample-", "search-"))
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -54,8 +64,8 @@ class Plan:
     output: str
     workspace: str
     stages: tuple[StagePlan, ...]
-    prompts: dict[str, int]
-    """Number of prompts by part."""
+    prompts: dict[str, int | None]
+    """Number of prompts by part; None where the file is not there and the recipe gives a share."""
     memory_bytes: int | None
     """Estimated peak: training holds weights, gradients and AdamW's two moments in float32."""
     money: float
@@ -63,12 +73,15 @@ class Plan:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan with its sums, for ``--json``."""
-        sums = {
-            name: sum(getattr(stage, name) or 0 for stage in self.stages if not stage.done)
-            for name in ("calls", "prompt_tokens", "new_tokens", "disk_bytes")
-        }
-        return {**asdict(self), "total": sums}
+        """The plan with its sums, for ``--json``; None where a part of a sum is unknown."""
+        names = ("calls", "prompt_tokens", "new_tokens", "disk_bytes")
+        return {**asdict(self), "total": {name: self._sum(name) for name in names}}
+
+    def _sum(self, name: str) -> int | None:
+        left = [stage for stage in self.stages if not stage.done]
+        if any(stage.asks_models and getattr(stage, name) is None for stage in left):
+            return None
+        return sum(getattr(stage, name) or 0 for stage in left)
 
 
 def plan_fusion(fusion: Fusion) -> Plan:
@@ -105,39 +118,40 @@ def print_plan(plan: Plan, console: Console) -> None:
         table.add_column(column, justify="right")
     table.add_column("")
     for stage in plan.stages:
+        without = UNKNOWN if stage.asks_models and not stage.done else ""
         table.add_row(
             stage.name,
             "done" if stage.done else "to do",
-            *(_number(value) for value in (stage.calls, stage.prompt_tokens, stage.new_tokens)),
-            _size(stage.disk_bytes),
+            *(_number(value, without) for value in (stage.calls, stage.prompt_tokens, stage.new_tokens)),
+            _size(stage.disk_bytes, without),
             stage.note,
         )
     total = plan.to_json()["total"]
+    memory = UNKNOWN if plan.memory_bytes is None else f"about {_size(plan.memory_bytes)}"
     table.add_section()
     table.add_row(
         "left to do", "", *(_number(total[name]) for name in ("calls", "prompt_tokens", "new_tokens")),
-        _size(total["disk_bytes"]), f"money: {plan.money:g}; memory: about {_size(plan.memory_bytes)}",
+        _size(total["disk_bytes"]), f"money: {plan.money:g}; memory: {memory}",
     )  # fmt: skip
     console.print(table)
-    console.print("prompts: " + ", ".join(f"{part} {count}" for part, count in plan.prompts.items()), highlight=False)
+    counts = (f"{part} {_number(count)}" for part, count in plan.prompts.items())
+    console.print(f"prompts: {', '.join(counts)}", highlight=False)
     for note in plan.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
 
 
-def _parts(fusion: Fusion) -> dict[str, list[Prompt]] | dict[str, int]:
+def _parts(fusion: Fusion) -> Parts:
     recipe = fusion.recipe
     if recipe.prompts.path.is_file():
         return {part: list(prompts) for part, prompts in split_parts(recipe, read_prompts(recipe.prompts.path)).items()}
-    split = recipe.prompts.split
-    return {
-        part: size for part, size in split.model_dump().items() if isinstance(size, int) and not isinstance(size, bool)
-    }
+    sizes = recipe.prompts.split.model_dump() | ({} if recipe.sft else {"sft": 0})
+    return {part: size if isinstance(size, int) else None for part, size in sizes.items()}
 
 
 def _missing(fusion: Fusion) -> Iterator[str]:
     recipe = fusion.recipe
     if not recipe.prompts.path.is_file():
-        yield f"{recipe.prompts.path}: not there; counts are the recipe's"
+        yield f"{recipe.prompts.path}: not there; counts are the recipe's, and unknown where it gives shares"
     for participant in (*fusion.sources, fusion.target):
         ask = fusion.for_training(participant)
         identity = engine_identity(
@@ -149,9 +163,7 @@ def _missing(fusion: Fusion) -> Iterator[str]:
             yield f"{participant.name}: its answers are not there"
 
 
-def _plan_stage(
-    name: str, done: bool, fusion: Fusion, parts: dict[str, list[Prompt]] | dict[str, int], store: Store | None
-) -> StagePlan:
+def _plan_stage(name: str, done: bool, fusion: Fusion, parts: Parts, store: Store | None) -> StagePlan:
     if done:
         return StagePlan(name, True)
     if name.startswith("sample-"):
@@ -160,7 +172,7 @@ def _plan_stage(
             "sample-target": ([fusion.for_training(fusion.start)], ("preference",)),
             "sample-held-out": (held_out_asks(fusion), ("held_out", "development")),
         }[name]
-        return _plan_sampling(name, asks, [parts.get(part, 0) for part in used], store)
+        return _plan_sampling(name, asks, [parts[part] for part in used], store)
     if name.startswith("score-"):
         return StagePlan(name, False, note="the answers without a score")
     if name.startswith("search-"):
@@ -176,15 +188,13 @@ def _plan_stage(
     return StagePlan(name, False)
 
 
-def _plan_search(
-    name: str, fusion: Fusion, parts: dict[str, list[Prompt]] | dict[str, int], store: Store | None
-) -> StagePlan:
+def _plan_search(name: str, fusion: Fusion, parts: Parts, store: Store | None) -> StagePlan:
     """The cells that are not finished yet, each with one answer to every development prompt."""
     training = name.removeprefix("search-")
     development = store.prompts(fusion.run_name, "development") if store else []
     num_left = Grid(fusion, training, development, cached_fingerprint).count_unfinished()
     cell = replace(fusion.model_of(training), location=str(fusion.search_path(training)))  # yet to be trained
-    planned = _plan_sampling(name, [fusion.for_evaluation(cell)] * num_left, [parts.get("development", 0)], store)
+    planned = _plan_sampling(name, [fusion.for_evaluation(cell)] * num_left, [parts["development"]], store)
     note = f"trainings: {num_left} at most"
     weights = known_weights_bytes(fusion.recipe.target.model)
     if weights is None:
@@ -194,14 +204,15 @@ def _plan_search(
     checkpoints = _size(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)
     return replace(
         planned,
-        disk_bytes=(planned.disk_bytes or 0) + num_models * weights,
+        disk_bytes=None if planned.disk_bytes is None else planned.disk_bytes + num_models * weights,
         note=f"{note}, {num_models} models at once, and up to {checkpoints} of checkpoints meanwhile",
     )
 
 
-def _plan_sampling(
-    name: str, asks: Sequence[Ask], parts: Sequence[list[Prompt] | int], store: Store | None
-) -> StagePlan:
+def _plan_sampling(name: str, asks: Sequence[Ask], parts: Sequence[Part], store: Store | None) -> StagePlan:
+    if None in parts and any(isinstance(ask.participant.config, AskedModel) for ask in asks):
+        return StagePlan(name, False)
+    is_read = all(isinstance(part, list) or not part for part in parts)
     calls = prompt_tokens = new_tokens = disk_bytes = 0
     for ask in asks:
         config = ask.participant.config
@@ -215,8 +226,8 @@ def _plan_sampling(
         few_shot = build_few_shot(config.prompt)
         prefix = len(few_shot.prefix) / CHARACTERS_PER_TOKEN if few_shot else 0
         for part in parts:
-            if isinstance(part, int):
-                missing, length = part * ask.num_samples, 0.0
+            if not isinstance(part, list):
+                missing, length = (part or 0) * ask.num_samples, 0.0
             else:
                 lacking = [
                     prompt
@@ -232,16 +243,16 @@ def _plan_sampling(
             prompt_tokens += round(missing * per_prompt)
             new_tokens += round(missing * per_answer)
             disk_bytes += round(missing * (BYTES_PER_ANSWER + per_answer * CHARACTERS_PER_TOKEN))
-    return StagePlan(name, False, calls, prompt_tokens, new_tokens, disk_bytes)
+    return StagePlan(name, False, calls, prompt_tokens if is_read else None, new_tokens, disk_bytes)
 
 
 def _length(prompt: Prompt) -> int:
     return sum(len(message.content) for message in prompt.messages)
 
 
-def _number(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
+def _number(value: int | None, without: str = UNKNOWN) -> str:
+    return without if value is None else f"{value:,}"
 
 
-def _size(value: int | None) -> str:
-    return "" if value is None else filesize.decimal(value)
+def _size(value: int | None, without: str = UNKNOWN) -> str:
+    return without if value is None else filesize.decimal(value)

@@ -129,7 +129,9 @@ def train_on_file(
 
 def _with_progress(reporter: Reporter, label: str, **arguments: Any) -> TrainingResult:
     """Train under a progress bar."""
-    from sinterlm.training.train import train  # brings torch in
+    from accelerate.utils import release_memory  # brings torch in
+
+    from sinterlm.training.train import train
 
     with ExitStack() as stack:
         task: Task | None = None
@@ -141,11 +143,13 @@ def _with_progress(reporter: Reporter, label: str, **arguments: Any) -> Training
             task.advance(step - done, f"loss {loss:.4f}")
             done = step
 
-        return train(
+        result = train(
             say=lambda line: reporter.say(f"  {label}: {line}"),
             report_progress=report,
             **arguments,
         )
+        release_memory()  # a trainer lies in reference cycles, and weights and optimizer states with it
+        return result
 
 
 def _card(run: Run, training: Training) -> CardDetails:

@@ -49,9 +49,14 @@ class Option(NamedTuple):
     value: Any
 
     @property
+    def is_searched(self) -> bool:
+        """Whether the value is one of a grid's list."""
+        return bool(self.path) and isinstance(self.path[-1], int)
+
+    @property
     def key(self) -> KeyPath:
         """The setting's own place, where the value is one of a list."""
-        return self.path[:-1] if isinstance(self.path[-1], int) else self.path
+        return self.path[:-1] if self.is_searched else self.path
 
 
 class _Example(Strict):
@@ -129,7 +134,7 @@ def read_train_settings(objective: str, settings: Sequence[str], files: Sequence
     problems = [
         *([] if type(seed) is int else [Problem(("seed",), found_but_expected(seed, "a whole number"))]),
         *_find_objective_problems(
-            objective, {name: [Option((name,), value)] for name, value in hyperparameters.items()}
+            Option((), objective), {name: [Option((name,), value)] for name, value in hyperparameters.items()}
         ),
         *_find_train_problems((), arguments, known),
     ]
@@ -185,7 +190,7 @@ def _find_preference_problems(path: KeyPath, preference: Preference) -> Iterator
         if not isinstance(kind.value, str) or kind.value not in OBJECTIVES:
             yield Problem(kind.path, unknown_name(str(kind.value), OBJECTIVES, f"objective {kind.value!r}"))
             continue
-        yield from _find_objective_problems(kind.value, options)
+        yield from _find_objective_problems(kind, options)
         yield from _find_fit_problems((*path, "select", "kind"), kind.value, options, preference.select.kind)
 
 
@@ -211,11 +216,13 @@ def _find_fit_problems(
         yield Problem(path, f"rows of {policy!r} {problem}; policies that give them: {fitting}")
 
 
-def _find_objective_problems(kind: str, options: Mapping[str, Sequence[Option]]) -> Iterator[Problem]:
+def _find_objective_problems(kind: Option, options: Mapping[str, Sequence[Option]]) -> Iterator[Problem]:
     """What is wrong with an objective whose hyper-parameters may each take one of several values."""
     for base in options.get("base", [Option((), None)]):
-        known = known_hyperparameters(kind, base.value)
-        whose = f"{kind!r}" if base.value is None else f"{kind!r} with base {base.value!r}"
+        known = known_hyperparameters(kind.value, base.value)
+        whose = repr(kind.value) if base.value is None else f"{kind.value!r} with base {base.value!r}"
+        if cells := [show_path(option.path) for option in (kind, base) if option.is_searched]:
+            whose = f"{whose}, which {' and '.join(cells)} asks for"
         for name, values in options.items():
             if name not in known:
                 yield Problem(values[0].key, unknown_name(name, known, f"hyper-parameter of {whose}"))

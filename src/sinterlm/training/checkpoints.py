@@ -1,4 +1,4 @@
-"""Which checkpoint to resume from: the newest that is whole.
+"""When a training writes checkpoints, and which one to resume from: the newest that is whole.
 
 Transformers writes a checkpoint file by file and resumes from the highest number; a run that was killed while saving
 would meet a half-written folder. A manifest written last, with every file's size, tells the whole ones.
@@ -7,6 +7,7 @@ would meet a half-written folder. A manifest written last, with every file's siz
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,30 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from sinterlm.formats import atomic_write
 
 MANIFEST = "manifest.json"
+NUM_CHECKPOINTS = 10
+MIN_STEPS = 10
+MAX_STEPS = 500
+
+
+def steps_between(num_steps: int) -> int:
+    """Optimizer steps from one checkpoint to the next, in a training of so many, unless told.
+
+    What a kill costs is a tenth of the training; what checkpoints cost is bounded by their number, and by that of the
+    steps between, since one takes about as long as a step.
+
+    >>> [steps_between(num_steps) for num_steps in (16, 320, 100_000)]
+    [10, 32, 500]
+    """
+    return min(max(math.ceil(num_steps / NUM_CHECKPOINTS), MIN_STEPS), MAX_STEPS)
+
+
+class RegularCheckpoints(TrainerCallback):
+    """Has a checkpoint written every :func:`steps_between`; none at the end, when the model itself is written."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Decide in place of Transformers."""
+        is_due = state.global_step % steps_between(state.max_steps) == 0
+        control.should_save = is_due and state.global_step < state.max_steps
 
 
 class CheckpointManifest(TrainerCallback):

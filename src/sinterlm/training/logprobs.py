@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, groupby
+from types import MethodType
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -168,17 +169,19 @@ def _decoder_replaced(model: PreTrainedModel, outputs: BaseModelOutput) -> Itera
 def attach_response_logps(model: PreTrainedModel) -> None:
     """Let ``model(**sequence_batch)`` return :func:`response_logps`; called without ``predictors`` it is as before.
 
-    Inside the model's own forward, the wrappers of distributed training, mixed precision and PEFT keep working.
+    Inside the model's own forward, the wrappers of distributed training, mixed precision and PEFT keep working. A deep
+    copy of the model computes so, too, with its own weights; a pickled one has its class's forward again.
     """
-    forward = model.forward
+    # A method of this name: what copies bind to the copy, and what pickle looks up in the class.
+    model.forward = MethodType(forward, model)
 
-    def forward_with_logps(*args: Any, predictors: Tensor | None = None, **kwargs: Any) -> Any:
-        if predictors is None:
-            attend_as_before(model)
-            return forward(*args, **kwargs)
-        return response_logps(model, predictors=predictors, **kwargs)
 
-    model.forward = forward_with_logps
+def forward(model: PreTrainedModel, *args: Any, predictors: Tensor | None = None, **kwargs: Any) -> Any:
+    """The class's forward, or :func:`response_logps` where there are ``predictors``."""
+    if predictors is None:
+        attend_as_before(model)
+        return type(model).forward(model, *args, **kwargs)
+    return response_logps(model, predictors=predictors, **kwargs)
 
 
 def compute_dtype(model: PreTrainedModel) -> torch.dtype:

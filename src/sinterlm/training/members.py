@@ -81,7 +81,20 @@ def _pair(responses: Sequence[RowResponse], objective: ResolvedObjective, where:
                 _expected(objective),
             )
         pair[role] = found[0]
+    _check_rejected_source(pair)
     return pair
+
+
+def _check_rejected_source(pair: Mapping[str, RowResponse]) -> None:
+    """Equation 9 of WRPO compares two answers of one source, as far as the row names its sources."""
+    if "rejected_source" not in pair:
+        return
+    worse, better = pair["rejected_source"].source, pair["chosen_source"].source
+    if worse != better:
+        raise UnfitRow(
+            f"rejected_source has the source {worse!r}",
+            f"{better!r}, that of chosen_source, since the two are answers of one model",
+        )
 
 
 def _by_group(responses: Sequence[RowResponse]) -> dict[str, list[RowResponse]]:

@@ -41,8 +41,9 @@ from sinterlm.models import describe_placement, fingerprint, load_model, load_to
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.records import Dropped, TrainingRow, digest
 from sinterlm.training.card import CardDetails, render_card
-from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint
+from sinterlm.training.checkpoints import CheckpointManifest, RegularCheckpoints, newest_whole_checkpoint
 from sinterlm.training.config import FusionConfig
+from sinterlm.training.logprobs import compute_dtype
 from sinterlm.training.lora import merge_adapter
 from sinterlm.training.metrics import MetricsFile
 from sinterlm.training.output_folder import (
@@ -151,11 +152,13 @@ def train(
         callbacks=[manifest, MetricsFile(output_dir / METRICS)],
     )
     together = f", {processes.num_processes} processes" if processes.num_processes > 1 else ""
-    say(f"trains on {describe_placement(cast(PreTrainedModel, trainer.model))}{together}")
+    say(f"trains on {_describe_precision(trainer)}{together}")
     if trainer.reference_origin:
         say(f"log-probabilities of the reference: {trainer.reference_origin}")
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    if not arguments.keys() & {"save_steps", "save_strategy"}:
+        trainer.add_callback(RegularCheckpoints())
     if report_progress:
         trainer.add_callback(_ProgressReport(report_progress))
     checkpoint = newest_whole_checkpoint(checkpoints)
@@ -181,6 +184,17 @@ def train(
         remove_checkpoints(output_dir)
     processes.wait_for_everyone()
     return result
+
+
+def _describe_precision(trainer: FusionTrainer) -> str:
+    """Where the model computes and in which precision, e.g. ``cpu, float32 weights, bfloat16 products``."""
+    model = cast(PreTrainedModel, trainer.model)
+    placement = describe_placement(model)
+    with trainer.accelerator.autocast():
+        products = compute_dtype(model)
+    if products == model.dtype:
+        return placement
+    return f"{placement} weights, {str(products).removeprefix('torch.')} products"
 
 
 def check_arguments(

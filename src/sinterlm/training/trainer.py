@@ -15,7 +15,8 @@ from itertools import islice
 from typing import Any, cast
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import (
@@ -121,6 +122,7 @@ class FusionTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        _warn_of_whole_models(self.accelerator)
         # From here on the model is on its device, and computes as in training: the reference must not differ from the
         # policy by its precision.
         with self.accelerator.autocast():
@@ -283,6 +285,18 @@ class _ShardedReference(TrainerCallback):
     ) -> None:
         """Compute it before the first step; a resumed run finds it in the cache."""
         self._trainer.add_reference(is_trained=state.global_step > 0 and self._trainer.args.lora_r is None)
+
+
+def _warn_of_whole_models(accelerator: Accelerator) -> None:
+    """Say where a launcher's configuration asks for shards, and Accelerate makes none: it needs GPUs for them."""
+    asked = {DistributedType.FSDP: "ACCELERATE_USE_FSDP", DistributedType.DEEPSPEED: "ACCELERATE_USE_DEEPSPEED"}
+    for way, variable in asked.items():
+        if parse_flag_from_env(variable) and accelerator.distributed_type != way and accelerator.is_main_process:
+            logger.warning(
+                "%s is configured, but Accelerate found %s and shards nothing: every process holds the whole model",
+                way.value,
+                accelerator.distributed_type.value,
+            )
 
 
 def _check_total_weight(rows: Sequence[EncodedRow]) -> None:
