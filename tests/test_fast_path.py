@@ -306,14 +306,15 @@ def test_sequence_logps_leaves_the_models_attention() -> None:
 def test_a_line_holds_what_predicts_and_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two prompts 1 2 3 and 1 2 4 5 that share 1 2; responses 6 7 | 8 and 9 10 11.
 
-    The first row has the spans 3 | 6 (the 7 predicts nothing) and none for the 8, the second 4 5 9 10.
+    The first row has the spans 3 | 6 (the 7 predicts nothing) and none for the 8, the second 4 5 9 10; 0 fills the line.
     """
     monkeypatch.setattr(packing, "MIN_SHARED_BEGINNING", 2)
+    monkeypatch.setattr(packing, "LINE_MULTIPLE", 3)
     first = [EncodedExample([1, 2, 3], [6, 7]), EncodedExample([1, 2, 3], [8])]
     batch = shared([first, [EncodedExample([1, 2, 4, 5], [9, 10, 11])]], pad_token_id=0)
-    assert batch["spans"] == ((2, -1), (1, 0), (1, 1), (4, 0))
-    assert batch["input_ids"][0].tolist() == [1, 2, 3, 6, 4, 5, 9, 10]
-    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 2, 3, 4, 5]
+    assert batch["spans"] == ((2, -1), (1, 0), (1, 1), (5, 0))
+    assert batch["input_ids"][0].tolist() == [1, 2, 3, 6, 4, 5, 9, 10, 0]
+    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 2, 3, 4, 5, 6]
     assert batch["predictors"].tolist() == [2, 3, 2, 5, 6, 7]
     assert batch["targets"].tolist() == [6, 7, 8, 9, 10, 11]
     assert batch["lengths"].tolist() == [2, 1, 3]
@@ -322,6 +323,7 @@ def test_a_line_holds_what_predicts_and_nothing_twice(monkeypatch: pytest.Monkey
 def test_only_neighbours_with_enough_in_common_share_a_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of 3 + 1, 3 + 2, 0 + 2 and twice 4 tokens: two runs, of 3 and of all 4 tokens, and one prompt between."""
     monkeypatch.setattr(packing, "MIN_SHARED_BEGINNING", 3)
+    monkeypatch.setattr(packing, "LINE_MULTIPLE", 1)
     prompts = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2], [7, 8, 9, 10], [7, 8, 9, 10]]
     rows = [[EncodedExample(prompt, [20, 21]), EncodedExample(prompt, [22, 23])] for prompt in prompts]
     spans = shared(rows, pad_token_id=0)["spans"]

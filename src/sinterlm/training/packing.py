@@ -1,9 +1,9 @@
 """How the sequences of a micro-batch lie in tensors: one to a line, or with what they share computed once.
 
 The responses of a row share its prompt, and neighbouring prompts may share their beginning (a system prompt, a few
-shots). In the shared layout every such part stands once, in one line without padding, as a forest of spans
-(``attention.py``): beginning -> rest of the prompt -> responses. Positions go on after the parent's. That is the same
-computation as one sequence to a line, with fewer tokens.
+shots). In the shared layout every such part stands once, in one line (padded to a multiple of 16 only), as a forest of
+spans (``attention.py``): beginning -> rest of the prompt -> responses. Positions go on after the parent's. That is the
+same computation as one sequence to a line, with fewer tokens.
 Shapes: N sequences, M response tokens of all of them, P lines of at most U tokens. No prediction needs a sequence's
 last token, so that no line holds it.
 """
@@ -21,6 +21,10 @@ from sinterlm.training.attention import Span, Spans, positions
 
 MIN_SHARED_BEGINNING = 8
 """Tokens that neighbouring prompts must share to be cut there: one more product in every layer has to pay."""
+
+
+LINE_MULTIPLE = 16
+"""A line's tokens, so that lengths recur: for each of its own oneDNN would keep some 8 MB of kernels of a small model."""
 
 
 class SequenceBatch(TypedDict):
@@ -79,7 +83,7 @@ def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> Se
 
     Args:
         rows: the examples of each row, which have one prompt.
-        pad_token_id: unused: there is no padding.
+        pad_token_id: any token; it stands at the line's end, where no response sees it.
     """
     line = _Line()
     predictors: list[int] = []
@@ -87,6 +91,7 @@ def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> Se
         beginning = line.add(rows[family.start][0].prompt_ids[:num_shared], -1)
         for row in rows[family]:
             predictors += _add_row(line, row, num_shared, beginning)
+    line.prolong([pad_token_id] * (-len(line.token_ids) % LINE_MULTIPLE))
     spans = tuple(line.spans)
     return SequenceBatch(
         input_ids=torch.tensor([line.token_ids]),
@@ -112,6 +117,12 @@ class _Line:
         self.token_ids += token_ids
         self.spans.append((len(token_ids), parent))
         return len(self.spans) - 1
+
+    def prolong(self, token_ids: Sequence[int]) -> None:
+        """Add tokens to the last span."""
+        self.token_ids += token_ids
+        length, parent = self.spans[-1]
+        self.spans[-1] = (length + len(token_ids), parent)
 
     def end(self, span: int) -> int:
         """The place of the last token of a span."""
