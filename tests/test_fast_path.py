@@ -306,7 +306,8 @@ def test_sequence_logps_leaves_the_models_attention() -> None:
 def test_a_line_holds_what_predicts_and_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two prompts 1 2 3 and 1 2 4 5 that share 1 2; responses 6 7 | 8 and 9 10 11.
 
-    The first row has the spans 3 | 6 (the 7 predicts nothing) and none for the 8, the second 4 5 9 10; 0 fills the line.
+    The first row has the spans 3 | 6 (the 7 predicts nothing) and none for the 8, the second 4 5 9 10; a 0 fills the
+    line.
     """
     monkeypatch.setattr(packing, "MIN_SHARED_BEGINNING", 2)
     monkeypatch.setattr(packing, "LINE_MULTIPLE", 3)

@@ -24,7 +24,7 @@ MIN_SHARED_BEGINNING = 8
 
 
 LINE_MULTIPLE = 16
-"""A line's tokens, so that lengths recur: for each of its own oneDNN would keep some 8 MB of kernels of a small model."""
+"""Of a line's tokens, so that lengths recur: for each, oneDNN makes kernels, and keeps some 8 MB of them."""
 
 
 class SequenceBatch(TypedDict):
