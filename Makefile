@@ -29,6 +29,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/overlap.py
+	$(BIN)/python -m benchmarks.verifiers
 
 setup: $(STAMP)
 

@@ -30,7 +30,8 @@ from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.report import read_summary
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.stage import Run
-from sinterlm.recipe.load import load_recipe, quickstart_recipe
+from sinterlm.recipe.load import load_recipe
+from sinterlm.recipe.quickstart import quickstart_recipe
 from sinterlm.records import Score
 from sinterlm.store import Store
 

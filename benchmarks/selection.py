@@ -1,6 +1,7 @@
-"""Time and peak memory of selecting WRPO rows, against the budget of 60 s and 1 GB.
+"""Time and peak memory of selecting rows, against the budget of 60 s and 1 GB for WRPO's.
 
     .venv/bin/python benchmarks/selection.py
+    .venv/bin/python benchmarks/selection.py --policy fusepo temperature=0.1
     .venv/bin/python benchmarks/selection.py --scores pass-or-fail      # nearly every choice is a tie
 
 Synthetic candidates are made one prompt at a time, as the store streams them; the time to make them is measured by
@@ -18,7 +19,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from sinterlm.records import Candidates, Message, Prompt, Response, Score, Scored
-from sinterlm.selection import select_wrpo
+from sinterlm.selection import tally_selection
+from sinterlm.selection.table import POLICIES
 
 
 def generate_candidates(
@@ -54,6 +56,8 @@ def main() -> None:
     parser.add_argument("--sources", type=int, default=10)
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--characters", type=int, default=2_000, help="length of an answer")
+    parser.add_argument("--policy", choices=POLICIES, default="wrpo")
+    parser.add_argument("options", nargs="*", metavar="KEY=NUMBER", help="of the policy")
     parser.add_argument("--scores", choices=("graded", "pass-or-fail"), default="graded")
     arguments = parser.parse_args()
     size: dict[str, Any] = {
@@ -68,17 +72,26 @@ def main() -> None:
     for _ in generate_candidates(**size):
         pass
     generation_seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    selection = select_wrpo(generate_candidates(**size), seed=0)
+    options = {key: float(value) for key, _, value in (option.partition("=") for option in arguments.options)}
+    start, started_on_processor = time.perf_counter(), time.process_time()
+    selection = POLICIES[arguments.policy].select(generate_candidates(**size), seed=0, **options)
     total_seconds = time.perf_counter() - start
+    processor_seconds = time.process_time() - started_on_processor
+    peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    start = time.perf_counter()
+    tally_selection(selection)
+    tally_seconds = time.perf_counter() - start
     result = {
         **size,
+        "policy": arguments.policy,
         "num_rows": len(selection.rows),
         "num_dropped": len(selection.dropped),
         "generation_seconds": round(generation_seconds, 1),
         "selection_seconds": round(total_seconds - generation_seconds, 1),
         "total_seconds": round(total_seconds, 1),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "processor_seconds": round(processor_seconds, 1),
+        "tally_seconds": round(tally_seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes,
     }
     print(json.dumps(result, indent=2))
 

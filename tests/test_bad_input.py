@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sinterlm import cli
+from sinterlm.scoring import sandbox
 from tests.tiny_fusion import write_tiny_fusion
 
 
@@ -172,6 +173,25 @@ def test_what_does_not_fit_is_said_before_the_first_answer(sinterlm: Command, re
         assert outcome.code == 2, (override, outcome)
         assert named in outcome.said
         assert "sample-sources" not in outcome.printed
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "scorer={kind: code}",
+        "scorer={kind: by-domain, domains: {even: {kind: code}}, other: {kind: exact-match}}",
+        "evaluation.held_out.scorer={kind: code}",
+    ],
+)
+def test_a_missing_sandbox_is_said_before_the_first_answer(
+    sinterlm: Command, recipe: Path, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    monkeypatch.setattr(sandbox, "_PROBE", "print([0])")  # as where the first attempt to break out succeeds
+    outcome = sinterlm("run", recipe, override)
+    assert outcome.code == 6
+    assert "programs in answers are not run without one" in outcome.said
+    assert "sample-sources" not in outcome.printed
+    assert not (recipe.parent / "run" / "recipe.yaml").exists()
 
 
 def test_an_output_that_cannot_be_written(sinterlm: Command, recipe: Path, tmp_path: Path) -> None:

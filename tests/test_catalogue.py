@@ -12,6 +12,7 @@ from sinterlm import cli
 from sinterlm.errors import InputError
 from sinterlm.objectives.table import OBJECTIVES, resolve_objective
 from sinterlm.recipe.catalogue import TABLES, catalogue
+from sinterlm.selection.table import POLICIES
 
 WIDTH = 100
 
@@ -56,6 +57,18 @@ def test_hyperparameters_have_default_bounds_and_source(name: str, entries: dict
     for entry in listed.values():
         assert entry.keys() == {"default", "accepts", "description", "source"}
         assert all(entry[key] for key in ("accepts", "description", "source"))
+
+
+def test_policies_are_listed_with_what_their_rows_hold() -> None:
+    policies = {entry["name"]: entry for entry in json.loads(json.dumps(catalogue("policies")))}
+    assert list(policies) == list(POLICIES)
+    wrpo, fusepo, rloo = policies["wrpo"], policies["fusepo"], policies["rloo"]
+    assert (wrpo["paper"], wrpo["optional_roles"]) == (
+        "WRPO, arXiv 2412.03187",
+        {"rejected_source": ["rejected_source"]},
+    )
+    assert (fusepo["reads"], fusepo["roles"], fusepo["gives_weights"]) == (["sources"], ["chosen", "rejected"], True)
+    assert (rloo["reads"], rloo["roles"], rloo["gives_weights"]) == (["target"], [], False)
 
 
 @pytest.mark.parametrize("what", TABLES)

@@ -42,12 +42,15 @@ from sinterlm.objectives import (
     wrpo_loss,
 )
 from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters
+from sinterlm.pipeline.compute import GPUS
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe import schema
 from sinterlm.recipe.build import build_policy, build_scorer
-from sinterlm.recipe.load import load_few_shot, load_recipe, quickstart_recipe, read_train_settings
+from sinterlm.recipe.extension import EXTENDS
+from sinterlm.recipe.load import load_few_shot, load_recipe, read_train_settings
+from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
 from sinterlm.recipe.yaml_file import dump_yaml, read_yaml
 from sinterlm.records import Candidates, Message, Prompt, Response, SamplingSettings, Score, Scored
 from sinterlm.sampling.protocol import Item
@@ -72,10 +75,10 @@ YAML_FILES = sorted(
     path
     for folder in ("recipes", "examples")
     for path in (ROOT / folder).rglob("*.yaml")
-    if path.parent.name not in ("objectives", "accelerate")  # no recipes: settings of `train`, and of `accelerate`
+    if path.parent.name not in ("objectives", "accelerate", "methods")  # no recipes, but parts of them, and settings
 )
-BRING_YOUR_PROMPTS = {ROOT / "recipes" / "wrpo" / "llama3-8b-search.yaml"}
-"""Recipes whose prompts are not shipped."""
+BRING_YOUR_DATA = ("wrpo", "fuserl", "fusechat3", "arena-bench")
+"""Folders of recipes whose prompts and recorded answers are not shipped."""
 
 
 LoadText = Callable[..., schema.Recipe]
@@ -163,7 +166,9 @@ def test_every_shipped_yaml_file_loads_and_so_do_the_files_that_it_names(path: P
         assert load_few_shot(path).prefix
         return
     recipe = load_recipe(path).recipe
-    assert path in BRING_YOUR_PROMPTS or read_prompts(recipe.prompts.path)
+    if path.parent.name in BRING_YOUR_DATA:
+        return
+    assert read_prompts(recipe.prompts.path)
     for source in recipe.sources.values():
         if isinstance(source, schema.RecordedSource):
             assert read_recorded(source.path)
@@ -247,7 +252,7 @@ def check_command(place: str, command: str, *, is_whole: bool, load_text: LoadTe
         files = [ROOT / path for path in values["settings_files"] or []]
         read_train_settings(values["objective"], values["settings"] or [], files)
     elif name == "quickstart":
-        load_recipe(quickstart_recipe(), overrides)
+        load_recipe(quickstart_recipe(), [*choose_quickstart_methods(values["methods"] or []), *overrides])
     elif "recipe" in values:
         shown = ROOT / values["recipe"]
         recipe = load_recipe(shown, overrides).recipe if shown.is_file() else load_text(first_recipe(), overrides)
@@ -318,6 +323,10 @@ def test_shown_yaml_is_a_recipe_or_part_of_one_or_a_few_shot_file(
     if value.keys() == {"template", "examples"}:
         assert load_few_shot(shown).stop
         return
+    if EXTENDS in value:
+        (tmp_path / value[EXTENDS]).write_text(first_recipe())
+        assert load_recipe(shown).recipe
+        return
     assert value.keys() <= schema.Recipe.model_fields.keys()
     required = {name for name, field in schema.Recipe.model_fields.items() if field.is_required()}
     load_text(dump_yaml({name: part for name, part in read_yaml(first).value.items() if name in required} | value))
@@ -338,15 +347,33 @@ def first_recipe() -> str:
 SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "The recipe": [schema.Recipe],
     "prompts": [schema.Prompts],
+    "deduplicate": [schema.Deduplicate],
+    "decontaminate": [schema.Decontaminate],
     "split": [schema.Split],
     "A model in this process": [schema.LocalModel, schema.Target],
     "Recorded answers": [schema.RecordedSource],
     "prompt": [schema.PromptFormat],
     "sampling": [schema.Sampling],
-    "scorer": [schema.ExactMatch, schema.RewardModel],
+    "scorer": [schema.ExactMatch],
+    "mathematics": [schema.Mathematics],
+    "code": [schema.Code],
+    "reward-model and armorm": [schema.RewardModel, schema.ArmoRM],
+    "judge": [schema.Judge],
+    "recorded": [schema.RecordedScores],
+    "combination": [schema.Combination],
+    "by-domain": [schema.ByDomain],
     "sft": [schema.Sft],
     "preference": [schema.Preference],
-    "select": [schema.BestOfSources, schema.Wrpo, schema.OnPolicy],
+    "select": [
+        schema.BestOfSources,
+        schema.FuseSft,
+        schema.Wrpo,
+        schema.FusePo,
+        schema.FusePoRloo,
+        schema.FuseChat3,
+        schema.OnPolicy,
+        schema.Rloo,
+    ],
     "objective": [schema.Objective],
     "evaluation": [schema.Evaluation],
     "held_out": [schema.HeldOut],
@@ -366,7 +393,8 @@ def test_recipes_md_lists_exactly_the_keys_of_the_schema_with_their_defaults(hea
         if fields[key].is_required():
             assert cell == "required", f"{heading}: {key}"
         elif isinstance(default, str | int | float):
-            assert unquote(cell) == str(default), f"{heading}: {key}"
+            shown = str(default).lower() if isinstance(default, bool) else str(default)  # as YAML has it
+            assert unquote(cell) == shown, f"{heading}: {key}"
         else:
             assert "`" not in cell, f"{heading}: {key} has no default of its own"
 
@@ -376,12 +404,15 @@ def test_recipes_md_has_a_section_for_every_mapping_of_the_schema() -> None:
     assert listed == set(mappings_below(schema.Recipe))
 
 
-def mappings_below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """The model and every model that its fields name."""
+def mappings_below(
+    model: type[BaseModel], above: frozenset[type[BaseModel]] = frozenset()
+) -> Iterator[type[BaseModel]]:
+    """The model and every model that its fields name, but for those that it is itself below."""
     yield model
     for field in model.model_fields.values():
         for below in models_in(field.annotation):
-            yield from mappings_below(below)
+            if below not in above:
+                yield from mappings_below(below, above | {model})
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -411,6 +442,21 @@ def test_recipes_md_lists_the_defaults_that_differ_from_transformers() -> None:
     assert changed - {"remove_unused_columns"} == documented.keys(), "a recipe cannot set that one"
 
 
+def test_recipes_md_links_every_shipped_recipe() -> None:
+    linked = set(re.findall(r"\]\((\.\./[^)]*\.yaml)\)", (DOCS / "recipes.md").read_text()))
+    recipes = {path for path in YAML_FILES if "extends" in (value := read_yaml(path).value) or "output" in value}
+    assert {path.resolve() for path in recipes} == {(DOCS / link).resolve() for link in linked}
+
+
+def test_recipes_md_gives_what_gpus_sustain() -> None:
+    rows = tables(DOCS / "recipes.md")["What a plan says"]
+    sustained = [
+        [gpu.name, *(f"{rate / 1e12:.0f}" for rate in (gpu.reading, gpu.writing, gpu.training))] for gpu in GPUS
+    ]
+    assert [row[:4] for row in rows] == sustained
+    assert [row[4] for row in rows] == [f"{gpu.writing / 16e9:,.0f}" for gpu in GPUS], "2 operations, 8 billion weights"
+
+
 def test_recipes_md_lists_the_arguments_that_are_not_transformers() -> None:
     documented = {unquote(row[0]): row[2] for row in tables(DOCS / "recipes.md")["Sinter's own arguments"]}
     assert list(documented) == [own.name for own in dataclasses.fields(FusionArguments)]
@@ -422,7 +468,7 @@ def test_recipes_md_names_exit_codes_that_there_are() -> None:
     ours = {error.exit_code for error in vars(errors).values() if hasattr(error, "exit_code")}
     documented = {int(row[0]) for row in tables(DOCS / "recipes.md")["Exit codes"]}
     assert documented <= ours | {0, 130}
-    assert {0, 1, 2, 3, 75, 130, 143} == documented
+    assert {0, 1, 2, 3, 5, 6, 75, 130, 143} == documented
 
 
 def show(value: object) -> str:
@@ -558,15 +604,19 @@ def test_data_flow_md_names_the_stages(load_text: LoadText) -> None:
     [
         ("prompts.path", "prompts.path=other.jsonl"),
         ("prompts.split", "prompts.split.sft=0.5"),
+        ("prompts.deduplicate", "prompts.deduplicate={}"),
+        ("prompts.decontaminate", "prompts.decontaminate={against: other.jsonl}"),
         ("seed", "seed=1"),
         ("sources", "sources.large.sampling.num_samples=6"),
         ("sources", "sources.older.num_samples=2"),
+        ("sources", "sources.large.domains=[poems]"),
         ("scorer", "scorer={kind: exact-match}"),
         ("sft.select", "sft.select.ties=first"),
         ("sft.train", "sft.train.num_train_epochs=2"),
         ("target.prompt", "target.prompt={system: x}"),
         ("target.model", "target.model=org/other"),
         ("target.sampling", "target.sampling.temperature=1"),
+        ("target.samples", "target.samples={engine: recorded, path: other.jsonl}"),
         ("preference.METHOD.select", "preference.wrpo.select.ties=first"),
         ("preference.METHOD.objective", "preference.wrpo.objective.alpha=0.3"),
         ("preference.METHOD.train", "preference.wrpo.train.num_train_epochs=2"),
@@ -621,7 +671,7 @@ def test_changelog_begins_with_this_version_and_says_each_change_in_one_sentence
     [
         block
         for block in blocks("python")
-        if block.document.name in ("data-flow.md", "objectives.md") and "Trainer" not in block.text
+        if block.document.name in ("data-flow.md", "objectives.md", "selection.md") and "Trainer" not in block.text
     ],
     ids=str,
 )

@@ -25,9 +25,14 @@ from sinterlm.formats import (
     read_prompts,
     read_recorded,
     read_rows,
+    read_scores,
     read_training_file,
     write_rows,
 )
+from sinterlm.formats.pairs import CHOSEN
+from sinterlm.formats.questions import read_questions
+from sinterlm.formats.shape import Misfit, Shape
+from sinterlm.formats.table import FORMATS
 from sinterlm.records import Message, Prompt, Role, RowResponse, TrainingRow
 
 SFT: tuple[Role, ...] = ("chosen",)
@@ -403,6 +408,326 @@ class TestOwnRows:
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(InputError, match="not a whole Parquet file"):
             read_rows(path)
+
+
+ANNOTATED = {
+    "prompt_id": "p1",
+    "prompt": "Capital of France?",
+    "all_generated_responses": ["Paris", "Rome", "Lyon"],
+    "all_rm_scores": [0.17, 0.11, 0.13],
+    "chosen": [USER, said("Paris")],
+    "rejected": [USER, said("Rome")],
+}
+"""As princeton-nlp/llama3-ultrafeedback-armorm has it: keys and nesting of the published file."""
+HUMAN, GPT = {"from": "human", "value": "Capital of France?"}, {"from": "gpt", "value": "Paris"}
+
+
+class TestRowsOfOthers:
+    def test_annotated_answers(self, write: Write) -> None:
+        (row,) = read_training_file(write(ANNOTATED), PAIR)
+        assert row == TrainingRow(
+            "p1",
+            ASKED,
+            (
+                RowResponse("Paris", "chosen", index=0, score=0.17),
+                RowResponse("Rome", "rejected", index=1, score=0.11),
+                RowResponse("Lyon", None, index=2, score=0.13),
+            ),
+        )
+
+    def test_an_annotated_file_is_one_of_prompts_of_answers_and_of_scores(self, write: Write) -> None:
+        path = write(ANNOTATED)
+        assert read_prompts(path) == [Prompt("p1", ASKED)]
+        assert read_recorded(path) == [
+            RecordedAnswer("p1", None, "Paris", index=0),
+            RecordedAnswer("p1", None, "Rome", index=1),
+            RecordedAnswer("p1", None, "Lyon", index=2),
+        ]
+        assert [(score.prompt_id, score.response, score.index, score.value) for score in read_scores(path)] == [
+            ("p1", "Paris", 0, 0.17), ("p1", "Rome", 1, 0.11), ("p1", "Lyon", 2, 0.13),
+        ]  # fmt: skip
+
+    def test_equal_answers_are_told_apart(self, write: Write) -> None:
+        """The best and the worst may be one text: each role goes to another answer."""
+        equal = {**ANNOTATED, "all_generated_responses": ["Paris"] * 3, "rejected": [USER, said("Paris")]}
+        (row,) = read_training_file(write(equal), PAIR)
+        assert [response.role for response in row.responses] == ["chosen", "rejected", None]
+
+    def test_fusechat3_sft(self, write: Write) -> None:
+        path = write({"dataset": "helpsteer2", "source_model": "gemma-2-27b-it", "conversations": [HUMAN, GPT]})
+        (row,) = read_training_file(path, SFT)
+        assert row.messages == ASKED
+        assert row.responses == (RowResponse("Paris", "chosen", "gemma-2-27b-it"),)
+
+    def test_fusechat3_dpo(self, write: Write) -> None:
+        pair = {"prompt": [USER], "chosen": [said("Paris")], "rejected": [said("Rome")]}
+        (row,) = read_training_file(write({"dataset": "leetcode", "source_model": "qwen", **pair}), PAIR)
+        assert row.responses == (RowResponse("Paris", "chosen", "qwen"), RowResponse("Rome", "rejected", "qwen"))
+
+    @pytest.mark.parametrize("system", [None, "", "Be brief."])
+    def test_sharegpt(self, write: Write, system: str | None) -> None:
+        (row,) = read_training_file(write({"conversations": [HUMAN, GPT], "system": system}), SFT)
+        assert row.messages == ((Message("system", "Be brief."), *ASKED) if system else ASKED)
+        assert responses_of(row) == {"chosen": "Paris"}
+
+    def test_sharegpt_ranking(self, write: Write) -> None:
+        record = {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "Rome"}}
+        (row,) = read_training_file(write(record), PAIR)
+        assert row.messages == ASKED
+        assert responses_of(row) == {"chosen": "Paris", "rejected": "Rome"}
+
+    @pytest.mark.parametrize(("label", "role"), [(True, "chosen"), (False, "rejected")])
+    def test_unpaired(self, write: Write, label: bool, role: Role) -> None:
+        path = write({"prompt": [USER], "completion": [said("Paris")], "label": label})
+        (row,) = read_training_file(path, (role,))
+        assert row.responses == (RowResponse("Paris", role),)
+
+    def test_wrpo_scores_and_source(self, write: Write) -> None:
+        record = {"prompt": USER, "chosen": [said("Paris!"), said("Paris")], "rejected": [said("Rome")]}
+        scores = {"score_chosen_source": 0.180, "score_chosen_target": 0.152, "score_rejected": 0.132}
+        (row,) = read_training_file(write({**record, "source": "gemma", **scores}), WRPO)
+        assert [(response.source, response.score) for response in row.responses] == [
+            ("gemma", 0.180), ("", 0.152), ("", 0.132),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"all_rm_scores": [0.1, 0.2]}, "`all_rm_scores` has 2 numbers; expected one for each of the 3 answers"),
+            ({"all_rm_scores": [0.1, "b", 0.2]}, r"`all_rm_scores\[1\]` is \"b\"; expected a finite number"),
+            ({"all_rm_scores": 3}, "`all_rm_scores` is 3; expected a list of numbers"),
+            ({"all_generated_responses": ["a", 1]}, "`all_generated_responses` is no list of texts"),
+            (
+                {"all_generated_responses": ["Paris", "Rome", ""]},
+                r"`all_generated_responses\[2\]` is an empty response",
+            ),
+            ({"chosen": [USER, said("Nice")]}, "`chosen` ends with none of `all_generated_responses`"),
+        ],
+    )
+    def test_annotated_answers_of_the_wrong_shape(self, tmp_path: Path, changes: Any, message: str) -> None:
+        path = lines(tmp_path / "rows.jsonl", json.dumps(ANNOTATED), json.dumps(ANNOTATED | changes))
+        with pytest.raises(InputError, match=rf"rows\.jsonl, line 2: {message}"):
+            read_training_file(path, ())
+
+    @pytest.mark.parametrize(
+        ("record", "message"),
+        [
+            (
+                {"conversations": [{"from": "bot", "value": "a"}]},
+                r"`conversations\[0\]`: `from` is \"bot\"; expected one",
+            ),
+            ({"conversations": [{"from": "human"}]}, r"`conversations\[0\]`: `value` is missing; expected text"),
+            ({"conversations": [HUMAN], "chosen": GPT}, "`rejected` is missing; expected a list of objects"),
+            ({"source_model": "qwen", "prompt": "q", "chosen": "a"}, "`rejected` is missing; expected text"),
+            ({"prompt": "q", "completion": "a", "label": 1}, "`label` is 1; expected true or false"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, tmp_path: Path, record: dict[str, Any], message: str) -> None:
+        path = lines(tmp_path / "rows.jsonl", json.dumps(ANNOTATED), json.dumps(record))
+        with pytest.raises(InputError, match=rf"rows\.jsonl, line 2(, )?:? ?{message}"):
+            read_training_file(path, ())
+
+    def test_a_file_may_be_one_list(self, tmp_path: Path) -> None:
+        """As FuseChat-3.0 and LLaMA-Factory's examples are published."""
+        path = tmp_path / "train.json"
+        path.write_text("\ufeff" + json.dumps([ANNOTATED, {**ANNOTATED, "prompt_id": "p2"}], indent=2), "utf-8")
+        assert [row.prompt_id for row in read_training_file(path, ())] == ["p1", "p2"]
+        path.write_text(json.dumps([ANNOTATED, 5]))
+        with pytest.raises(InputError, match=r"train\.json, row 2: 5; expected a list of JSON objects"):
+            read_training_file(path, ())
+        path.write_text("[{]")
+        with pytest.raises(InputError, match=r"train\.json: not JSON .*expected a list of JSON objects"):
+            read_training_file(path, ())
+        path.write_text(json.dumps(ANNOTATED))
+        assert len(read_training_file(path, ())) == 1
+
+
+named = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+contents = texts.filter(str.strip)
+scores = st.one_of(st.none(), floats)
+users = st.builds(Message, st.just("user"), contents)
+assistants = st.builds(Message, st.just("assistant"), texts)
+systems = st.builds(Message, st.just("system"), named)
+single = st.tuples(users)
+dialogues = st.lists(st.tuples(users, assistants), max_size=2).map(lambda turns: [m for turn in turns for m in turn])
+conversations = st.builds(
+    lambda system, before, last: (*system, *before, last), st.lists(systems, max_size=1), dialogues, users
+)
+
+
+def rows_of(prompts: Any, *roles: Role, scores: Any = scores, one_source: bool = True) -> Any:
+    """Rows of answers with these roles, as a format of fewer columns holds them."""
+
+    def build(prompt: tuple[Message, ...], source: str, answers: list[tuple[str, float]], *rest: Any) -> TrainingRow:
+        responses = tuple(
+            RowResponse(content, role, source if one_source or "source" in role else "", score=score)
+            for role, (content, score) in zip(roles, answers, strict=True)
+        )
+        return TrainingRow(rest[0], prompt, responses, rest[1])
+
+    answers = st.lists(st.tuples(contents, scores), min_size=len(roles), max_size=len(roles))
+    return st.builds(build, prompts, texts, answers, named, floats.map(abs))
+
+
+@st.composite
+def annotated_rows(draw: st.DrawFn) -> TrainingRow:
+    answers = draw(st.lists(st.tuples(contents, floats), min_size=2, unique_by=(lambda a: a[0], lambda a: a[1])))
+    order = sorted(answers, key=lambda answer: answer[1])
+    roles: dict[str, Role] = {order[-1][0]: "chosen", order[0][0]: "rejected"}
+    source = draw(texts)
+    responses = tuple(
+        RowResponse(content, roles.get(content), source, place, score) for place, (content, score) in enumerate(answers)
+    )
+    return TrainingRow(draw(named), draw(single), responses)
+
+
+NONE = st.none()
+ROUND_TRIPS: dict[str, tuple[str, Any]] = {
+    "sinterlm": ("sinterlm", rows),
+    "annotated": ("ultrafeedback-armorm", annotated_rows()),
+    "wrpo": ("wrpo", rows_of(single, *WRPO, one_source=False)),
+    "wrpo, equation 9": ("wrpo", rows_of(single, *WRPO, "rejected_source", one_source=False)),
+    "fusechat3 sft": ("fusechat3", rows_of(conversations, "chosen", scores=NONE)),
+    "fusechat3 dpo": ("fusechat3", rows_of(conversations, *PAIR)),
+    "sharegpt": ("llamafactory", rows_of(conversations, "chosen", scores=NONE)),
+    "sharegpt ranking": ("llamafactory", rows_of(conversations, *PAIR)),
+    "trl completion": ("trl", rows_of(conversations, "chosen")),
+    "trl preference": ("trl", rows_of(conversations, *PAIR)),
+    "trl unpaired, chosen": ("trl-unpaired", rows_of(conversations, "chosen", scores=NONE)),
+    "trl unpaired, rejected": ("trl-unpaired", rows_of(conversations, "rejected", scores=NONE)),
+    "trl messages": ("trl-messages", rows_of(conversations, "chosen", scores=NONE)),
+}
+
+
+def shape_of(row: TrainingRow, format_name: str) -> Shape:
+    shape = FORMATS[format_name].shape_of([row])
+    assert shape is not None
+    return shape
+
+
+def records_of(row: TrainingRow, format_name: str) -> Any:
+    return shape_of(row, format_name).records(row)
+
+
+class TestFormats:
+    @pytest.mark.parametrize("name", ROUND_TRIPS)
+    @given(data=st.data())
+    def test_what_is_written_is_read_again(
+        self, tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+    ) -> None:
+        format_name, strategy = ROUND_TRIPS[name]
+        row = data.draw(strategy)
+        (record,) = records_of(row, format_name)
+        schema = shape_of(row, format_name).schema
+        assert list(record) == [key for key in schema.names if key in record], "columns are in the order of the schema"
+        path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+        pq.write_table(pa.Table.from_pylist([record], schema=schema), path)
+        assert read_training_file(path, ()) == [row]
+
+    def test_every_format_of_rows_is_tried(self) -> None:
+        assert {name for name, _ in ROUND_TRIPS.values()} == {name for name, row in FORMATS.items() if row.reads}
+
+    def test_a_quadruple_is_two_pairs(self) -> None:
+        """The source's answer against the source's rejected one where there is one, as equation 9 pairs them."""
+        contents = dict(zip((*WRPO, "rejected_source"), "abcd", strict=True))
+        responses = tuple(RowResponse(content, role) for role, content in contents.items())
+        for number, expected in ((3, [("a", "c"), ("b", "c")]), (4, [("a", "d"), ("b", "c")])):
+            records = records_of(TrainingRow("p", ASKED, responses[:number]), "trl")
+            assert [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in records] == expected
+
+    def test_a_row_of_several_sources_is_a_pair_for_each_with_its_weight(self) -> None:
+        responses = tuple(
+            RowResponse(f"{source} {role}", role, source, group=source, weight=weight)
+            for role in PAIR
+            for source, weight in (("gemma", 0.75), ("qwen", 0.25))
+        )
+        records = records_of(TrainingRow("p", ASKED, responses, weight=2.0), "trl")
+        found = [(r["chosen"][0]["content"], r["rejected"][0]["content"], r["weight"], r["source"]) for r in records]
+        assert found == [
+            ("gemma chosen", "gemma rejected", 1.5, "gemma"),
+            ("qwen chosen", "qwen rejected", 0.5, "qwen"),
+        ]
+
+    def test_several_weighted_answers_are_as_many_records(self) -> None:
+        responses = tuple(RowResponse(name, "chosen", name, weight=0.5) for name in ("a", "b"))
+        for format_name in ("trl", "trl-messages", "trl-unpaired", "llamafactory", "fusechat3"):
+            records = records_of(TrainingRow("p", ASKED, responses), format_name)
+            assert [record["weight"] for record in records] == [0.5, 0.5]
+
+    @pytest.mark.parametrize(
+        ("format_name", "messages", "responses", "reason"),
+        [
+            ("wrpo", (Message("system", "s"), *ASKED), WRPO, "prompt-of-several-messages"),
+            ("wrpo", ASKED, PAIR, "no-quadruple"),
+            ("ultrafeedback-armorm", (*ASKED, *ASKED), PAIR, "prompt-of-several-messages"),
+            ("llamafactory", (*ASKED, *ASKED), PAIR, "turns-do-not-alternate"),
+            ("llamafactory", (*ASKED, *ASKED), SFT, "turns-do-not-alternate"),
+            ("fusechat3", ASKED, WRPO, "pair-of-two-models"),
+            ("trl", ASKED, ("rejected",), "no-chosen-response"),
+            ("trl", ASKED, ("chosen_source", "rejected_source", "chosen_target"), "no-rejected-response"),
+            ("trl", ASKED, (None, None), "no-chosen-response"),
+            ("trl-unpaired", ASKED, (None, None), "no-chosen-response"),
+        ],
+    )
+    def test_what_a_format_cannot_hold_is_said(
+        self, format_name: str, messages: tuple[Message, ...], responses: tuple[Role | None, ...], reason: str
+    ) -> None:
+        answers = tuple(
+            RowResponse(
+                str(number), role, source="target" if role in ("chosen_target", "rejected") else "", score=number
+            )
+            for number, role in enumerate(responses)
+        )
+        found = records_of(TrainingRow("p", messages, answers), format_name)
+        assert isinstance(found, Misfit)
+        assert found.reason == reason
+
+    @pytest.mark.parametrize(
+        ("answers", "reason"),
+        [
+            ([("a", 1.0, "x"), ("b", None, "x")], "no-score"),
+            ([("a", 1.0, "x"), ("b", 1.0, "x")], "no-two-different-scores"),
+            ([("a", 1.0, "x"), ("b", 2.0, "y")], "answers-of-several-models"),
+        ],
+    )
+    def test_annotated_rows_need_one_models_scores(self, answers: Any, reason: str) -> None:
+        responses = tuple(RowResponse(content, source=source, score=score) for content, score, source in answers)
+        found = records_of(TrainingRow("p", ASKED, responses), "ultrafeedback-armorm")
+        assert isinstance(found, Misfit)
+        assert found.reason == reason
+
+    def test_roles_are_complete(self) -> None:
+        """A new role must be told to the formats that hold one answer or one pair."""
+        from sinterlm.formats.pairs import REJECTED
+
+        assert {*CHOSEN, *REJECTED} == set(get_args(Role))
+
+
+class TestQuestions:
+    """Lines as AlpacaEval, Arena-Hard, MT-Bench, GSM8K, MATH, MBPP and HumanEval have them."""
+
+    @pytest.mark.parametrize(
+        ("record", "turns"),
+        [
+            ({"dataset": "helpful_base", "instruction": "Who?", "output": "He."}, ["Who?"]),
+            ({"uid": "328c", "category": "arena-hard-v0.1", "prompt": "Who?"}, ["Who?"]),
+            ({"question_id": "328c", "turns": [{"content": "Who?"}]}, ["Who?"]),
+            ({"question_id": 81, "category": "writing", "turns": ["Who?", "And now?"]}, ["Who?", "And now?"]),
+            ({"question": "Who?", "answer": "#### 4"}, ["Who?"]),
+            ({"problem": "Who?", "solution": "He."}, ["Who?"]),
+            ({"text": "Who?", "code": "pass", "task_id": 1}, ["Who?"]),
+            ({"task_id": "test/0", "prompt": "def return1():\n", "test": "..."}, ["def return1():\n"]),
+        ],
+    )
+    def test_they_are_named_by_file_and_line(self, tmp_path: Path, record: dict[str, Any], turns: list[str]) -> None:
+        path = lines(tmp_path / "bench.jsonl", "", json.dumps(record))
+        assert read_questions(path) == [Prompt("bench.jsonl, line 2", tuple(Message("user", turn) for turn in turns))]
+
+    def test_what_is_no_question_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"line 1: the keys are answer; expected one of prompt, messages, turns"):
+            read_questions(lines(tmp_path / "bench.jsonl", '{"answer": 4}'))
+        with pytest.raises(InputError, match="there is no question in it"):
+            read_questions(lines(tmp_path / "bench.jsonl", ""))
 
 
 class TestRecorded:

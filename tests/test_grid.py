@@ -491,15 +491,18 @@ def test_the_shipped_search_is_the_papers(tmp_path: Path) -> None:
 
 def test_a_plan_says_unknown_where_prompts_that_are_not_there_would_be_counted(tmp_path: Path) -> None:
     """Of whose parts two are counts, and two shares of what the file holds."""
-    plan = plan_fusion(Fusion(load_recipe(SHIPPED, [f"output={tmp_path}"]).recipe))
+    shares = "prompts.split={held_out: 1000, sft: 0.33, development: 500, preference: rest}"
+    plan = plan_fusion(Fusion(load_recipe(SHIPPED, [f"output={tmp_path}", f"workspace={tmp_path}", shares]).recipe))
     assert plan.prompts == {"held_out": 1000, "sft": None, "development": 500, "preference": None}
-    total = {"calls": None, "prompt_tokens": None, "new_tokens": None, "disk_bytes": None}
+    total = {"calls": None, "prompt_tokens": None, "new_tokens": None, "disk_bytes": None, "gpu_hours": None}
     assert plan.to_json()["total"] == total
     output = io.StringIO()
-    print_plan(plan, Console(file=output, width=140))
-    cells = {line.split()[1]: line.split("│")[3:7] for line in output.getvalue().splitlines() if "│" in line}
+    print_plan(plan, Console(file=output, width=200))
+    cells = {line.split()[1]: line.split("│")[3:9] for line in output.getvalue().splitlines() if "│" in line}
     shown = {name: [cell.strip() for cell in row] for name, row in cells.items()}
-    assert shown["sample-sources"] == shown["sample-target"] == shown["left"] == ["unknown"] * 4
+    assert shown["sample-sources"] == shown["sample-target"] == shown["left"] == ["unknown"] * 6
     assert shown["search-wrpo"][:2] == ["4,500", "unknown"]  # the recipe counts them, but their texts are not there
-    assert shown["select-sft"] == [""] * 4
+    assert shown["score-sources"] == ["unknown", "", "", "", "unknown", "unknown"]
+    assert shown["train-sft"] == ["", "", "", "32.0 GB", "unknown", "unknown"]
+    assert shown["select-sft"] == shown["train-wrpo"] == [""] * 6
     assert "prompts: held_out 1,000, sft unknown, development 500, preference unknown" in output.getvalue()

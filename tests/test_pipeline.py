@@ -175,6 +175,66 @@ def test_a_second_recipe_in_the_workspace_samples_no_source_again(recipe: Path, 
     assert "target-sft sampled now: 0" not in target, "a retrained target never meets its predecessor's answers"
 
 
+def test_sampled_once_and_fused_many_ways(recipe: Path, tmp_path: Path) -> None:
+    """Every other policy on answers that are there, from SFT on weighted answers; only the target is sampled."""
+    train = "train: {max_steps: 1, max_length: 128}"
+    weighted = "temperature: 0.1, truncated: keep"
+    methods = {
+        "fusepo": f"select: {{kind: fusepo, {weighted}}}, objective: {{kind: fusepo}}",
+        "fusepo-rloo": f"select: {{kind: fusepo-rloo, {weighted}}}, objective: {{kind: fusepo-rloo}}",
+        "fusechat3": "select: {kind: fusechat3, window: none, truncated: keep}, objective: {kind: ln-dpo}",
+        "rloo": "select: {kind: rloo, truncated: keep}, objective: {kind: rloo}",
+        "untuned": "select: {kind: wrpo, sources: [tiny], rejected_source: true, truncated: keep}, "
+        "objective: {kind: wrpo, rejected_mix: true}, target_samples: target",
+    }
+    outcome, reporter = fuse(
+        recipe,
+        f"output={tmp_path / 'ways'}",
+        f"workspace={recipe.parent / 'run'}",
+        f"sft={{select: {{kind: fusesft, {weighted}}}, objective: {{kind: fusesft}}, {train}}}",
+        f"preference={{{', '.join(f'{name}: {{{method}, {train}}}' for name, method in methods.items())}}}",
+        "evaluation={}",
+    )
+    assert outcome.left == []
+    said = {line.split(" done")[0]: line for line in reporter.lines if " done" in line}
+    assert all(f"{source} sampled now: 0" in said["sample-sources"] for source in MODELS[:3])
+    assert "target sampled now: " in said["sample-target"]
+    assert "target-sft sampled now: " in said["sample-target"]
+
+    rows = {name: read_rows(tmp_path / "ways" / "rows" / f"{name}.parquet") for name in ("sft", *methods)}
+    speakers = {
+        name: {(answer.role, answer.source) for row in own for answer in row.responses} for name, own in rows.items()
+    }
+    assert speakers["sft"] <= {("chosen", source) for source in MODELS[:3]}
+    assert {source for _, source in speakers["fusepo"]} <= {"tiny", "shots"}, "one recorded answer makes no pair"
+    assert {source for _, source in speakers["fusepo-rloo"]} <= {"tiny", "shots"}
+    assert speakers["rloo"] == {(None, "target-sft")}
+    assert speakers["untuned"] == {
+        ("chosen_source", "tiny"),
+        ("rejected_source", "tiny"),
+        ("chosen_target", "target"),
+        ("rejected", "target"),
+    }
+    summary = json.loads((tmp_path / "ways" / "summary.json").read_text())
+    for name, selected in summary["selections"].items():
+        assert selected["num_rows"] == len(rows[name])
+        assert (selected["weights"] is None) == (rows[name][0].responses[0].weight is None)
+    assert list(summary["selections"]) == ["sft", *methods]
+    assert summary["selections"]["fusepo"]["drops"]["fewer-than-two-different-source-answers"] > 0
+    margins = summary["selections"]["fusechat3"]["margins"]
+    assert [(margin["chosen"], margin["rejected"]) for margin in margins] == [("chosen", "rejected")]
+    assert margins[0]["score"]["tenth"] > 0
+
+
+def test_a_target_whose_answers_no_policy_reads_is_not_sampled(recipe: Path) -> None:
+    method = "select: {kind: fusepo, temperature: 1.0}, objective: {kind: fusepo}"
+    fusion = Fusion(load_recipe(recipe, (f"preference={{fusepo: {{{method}}}}}",)).recipe)
+    stages = {stage.name: stage for stage in build_stages(fusion, str)}
+    assert not {"sample-target", "score-target"} & stages.keys()
+    assert stages["select-fusepo"].needs == ("score-sources",)
+    assert fusion.fused == fusion.model_of("fusepo"), "its rows hold the sources' answers"
+
+
 @pytest.mark.parametrize(
     ("override", "first_redone"),
     [
@@ -186,6 +246,8 @@ def test_a_second_recipe_in_the_workspace_samples_no_source_again(recipe: Path, 
         ("target.sampling.temperature=0.9", STAGES[5:]),
         ("preference.wrpo.objective.alpha=0.1", ["train-wrpo", *STAGES[11:]]),
         ("preference.dpo.select.ties=first", ["select-dpo", "train-dpo", *STAGES[11:]]),
+        ("preference.dpo.target_samples=target-sft", []),
+        ("preference.dpo.target_samples=target", ["sample-target", "score-target", *STAGES[7:]]),
         ("evaluation.held_out.max_new_tokens=3", STAGES[11:]),
     ],
 )

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ from transformers import TrainingArguments
 
 from sinterlm.chat import FewShot
 from sinterlm.errors import InputError
-from sinterlm.objectives.table import OBJECTIVES
+from sinterlm.objectives.table import OBJECTIVES, resolve_objective
 from sinterlm.recipe import train_arguments
-from sinterlm.recipe.load import load_few_shot, load_recipe, quickstart_recipe, read_train_settings, resolve_text
+from sinterlm.recipe.build import build_hyperparameters, build_policy
+from sinterlm.recipe.load import load_few_shot, load_recipe, read_train_settings, resolve_text
 from sinterlm.recipe.overrides import Override
-from sinterlm.recipe.schema import LocalModel, Objective, Recipe, RecordedSource
+from sinterlm.recipe.quickstart import quickstart_recipe
+from sinterlm.recipe.schema import LocalModel, Objective, Recipe, RecordedSource, Training
 from sinterlm.recipe.train_arguments import OWNED, find_problems
 from sinterlm.recipe.yaml_file import dump_yaml, parse_value, read_yaml
+from sinterlm.records import Scored
+from sinterlm.training.members import find_members
+from tests.answers import Case, candidates
 
 RECIPE = """\
 workspace: runs/mine
@@ -96,7 +102,8 @@ def test_every_part_is_read(recipe_path: Path) -> None:
         Path.cwd() / "runs/mine",
     )
     assert recipe.prompts.path == recipe_path.parent / "questions.jsonl"
-    assert recipe.prompts.split.model_dump() == {"held_out": 150, "sft": 0.33, "development": 0, "preference": "rest"}
+    split = {"held_out": 150, "sft": 0.33, "sft_domains": {}, "development": 0, "preference": "rest"}
+    assert recipe.prompts.split.model_dump() == split
     gemma, recorded = recipe.sources.values()
     assert isinstance(gemma, LocalModel)
     assert isinstance(recorded, RecordedSource)
@@ -226,7 +233,57 @@ def test_an_output_folder_may_have_any_name(recipe_path: Path, name: str) -> Non
         ),
         ("sft.train.hub_token=hf_secret", "command line: sft.train.hub_token: not for recipes to set: secrets do not"),
         ("preference.new.objective.kind=dpo", "command line: preference.new.select: missing, expected a mapping"),
-        ("sft.select={}", "command line: sft.select.kind: missing, expected best-of-sources"),
+        ("sft.select={}", "command line: sft.select.kind: missing, expected one of best-of-sources, fusesft"),
+        (
+            "sft.select={kind: fusesft}",
+            "command line: sft.select.temperature: missing, expected a number",
+        ),
+        (
+            "sft.select={kind: fusesft, temperature: 0.01}",
+            "command line: sft.select.kind: rows of 'fusesft' have weights, but the objective 'sft' reads rows "
+            "without; policies that give them: best-of-sources",
+        ),
+        (
+            "sft.objective={kind: rloo}",
+            "recipe.yaml:17: sft.select.kind: rows of 'best-of-sources' hold good answers only, but the objective "
+            "'rloo' compares good ones with bad ones; policies that give them: none",
+        ),
+        (
+            "preference.wrpo.objective.rejected_mix=true",
+            "recipe.yaml:21: preference.wrpo.select.kind: rows of 'wrpo' hold chosen_source, chosen_target, rejected, "
+            "but the objective 'wrpo' needs chosen_source, chosen_target, rejected, rejected_source; "
+            "policies that give them: wrpo with rejected_source: true",
+        ),
+        (
+            "preference.wrpo.select.sources=[gemma-2.5, old-answer]",
+            "command line: preference.wrpo.select.sources[1]: unknown source 'old-answer'; did you mean old-answers?",
+        ),
+        (
+            "preference.wrpo.select.sources=[]",
+            "command line: preference.wrpo.select.sources: found a list, expected at",
+        ),
+        ("preference.wrpo.select.rank=0", "command line: preference.wrpo.select.rank: found 0, expected at least 1"),
+        (
+            "preference.pairs={select: {kind: fusechat3, window: [0.1, 0.01]}, objective: {kind: dpo}}",
+            "command line: preference.pairs.select.window: found a list, expected [LOW, HIGH], the lowest and the",
+        ),
+        (
+            "preference.pairs={select: {kind: fusechat3, windows: {code: all}}, objective: {kind: dpo}}",
+            "command line: preference.pairs.select.windows.code: found 'all' (text), expected [LOW, HIGH], the lowest",
+        ),
+        (
+            "preference.all={select: {kind: fusepo, temperature: 1.0}, objective: {kind: dpo}}",
+            "command line: preference.all.select.kind: rows of 'fusepo' have weights, but the objective 'dpo' reads",
+        ),
+        (
+            "preference.all={select: {kind: fusepo-rloo, temperature: 1.0}, objective: {kind: fusepo}}",
+            "command line: preference.all.select.kind: rows of 'fusepo-rloo' hold responses without a role, but the "
+            "objective 'fusepo' needs chosen, rejected; policies that give them: fusepo",
+        ),
+        (
+            "preference.pairs={select: {kind: fusechat3}, objective: {kind: dpo}, target_samples: target}",
+            "command line: preference.pairs.target_samples: rows of 'fusechat3' hold no answer of the target: remove",
+        ),
         ("sources={}", "command line: sources: found a mapping, expected at least 1 of them"),
         (
             "target.prompt.few_shot=shots.yaml",
@@ -237,6 +294,10 @@ def test_an_output_folder_may_have_any_name(recipe_path: Path, name: str) -> Non
             "command line: sources.gemma-2.5.prompt.system: a few-shot prompt has no place for a system prompt",
         ),
         ("prompts.split.held_out=0", "command line: prompts.split.held_out: found 0, but the recipe has work for this"),
+        (
+            "prompts.split.sft_domains={code: all}",
+            "command line: prompts.split.sft_domains.code: found 'all' (text), ex",
+        ),
         (f"seed={'x' * 10_000}", f"command line: seed: found '{'x' * 60}'... (text), expected a whole number"),
     ],
 )
@@ -245,6 +306,56 @@ def test_overrides_refused(recipe_path: Path, override: str, line: str) -> None:
     assert len(found) == 1
     assert found[0].startswith(line)
     assert "secret" not in found[0].replace("secrets", "")
+
+
+def test_sft_may_come_from_named_domains_alone(recipe_path: Path) -> None:
+    split = load(
+        recipe_path, "prompts.split.sft=0", "prompts.split.sft_domains={code: 0.752, chinese: 1.0}"
+    ).prompts.split
+    assert (split.sft, split.sft_domains) == (0, {"code": 0.752, "chinese": 1.0})
+
+
+def test_every_policy_from_a_recipe(recipe_path: Path) -> None:
+    """Each with every key that it has, and the same again once the recipe is written out."""
+    of_sources = "sources: [gemma-2.5], num_samples: 2, truncated: keep"
+    selects = {
+        "wrpo": f"{{kind: wrpo, rank: 2, rejected_source: true, target_ties: drop, ties: first, {of_sources}}}",
+        "fusepo": f"{{kind: fusepo, temperature: 0.01, min_margin: 0, ties: first, {of_sources}}}",
+        "fusepo-rloo": f"{{kind: fusepo-rloo, temperature: 1e-2, {of_sources}}}",
+        "fusechat3": f"{{kind: fusechat3, window: [1, 9], windows: {{code: none, chat: [0, 0.5]}}, {of_sources}}}",
+        "on-policy": "{kind: on-policy, min_margin: 0.5, ties: first, truncated: keep}",
+        "rloo": "{kind: rloo, truncated: keep}",
+    }
+    objectives = {"wrpo": "{kind: wrpo, rejected_mix: true}", "fusechat3": "{kind: ln-dpo}", "on-policy": "{kind: dpo}"}
+    methods = ", ".join(
+        f"{name}: {{select: {select}, objective: {objectives.get(name, f'{{kind: {name}}}')}, "
+        f"{'target_samples: target' if name in ('wrpo', 'on-policy', 'rloo') else ''}}}"
+        for name, select in selects.items()
+    )
+    recipe = load(
+        recipe_path,
+        f"preference={{{methods}}}",
+        f"sft.select={{kind: fusesft, temperature: 0.01, keep: each-source, num_responses: 2, {of_sources}}}",
+        "sft.objective={kind: fusesft, average_logps: true}",
+    )
+    assert load(write(recipe_path.parent, resolve_text(recipe), "resolved.yaml")).preference.keys() == selects.keys()
+    answers: list[list[Case]] = [[("good", 0.9), ("bad", 0.1), ("best", 1.0)]]
+    case = candidates(answers, [("t-good", 0.9), ("t-bad", 0.1)])
+    case = replace(case, sources=tuple(replace_source(answer, "gemma-2.5") for answer in case.sources))
+    assert recipe.sft is not None
+    trainings: list[Training] = [recipe.sft, *recipe.preference.values()]
+    for training in trainings:
+        options: dict[str, Any] = {"window": [0.0, 1.0]} if training.select.kind == "fusechat3" else {}
+        options |= {"rank": 1} if training.select.kind == "wrpo" else {}
+        selection = build_policy(training.select.model_copy(update=options), seed=0, stage="select-x")([case])
+        (row,) = selection.rows
+        assert "best" not in {response.content for response in row.responses}, "the third sample"
+        hyperparameters = build_hyperparameters(training.objective)
+        assert find_members(row, resolve_objective(training.objective.kind, hyperparameters)).responses
+
+
+def replace_source(answer: Scored, name: str) -> Scored:
+    return answer._replace(response=replace(answer.response, source=name))
 
 
 # What is refused in a file. Each case changes one text of the recipe above: place, key and how the message begins.
@@ -321,7 +432,7 @@ REFUSED = [
         "engine: recorded, sampling: {}, ",
         "recipe.yaml:14",
         "sources.old-answers.sampling",
-        "unknown key (known: engine, num_samples, path)",
+        "unknown key (known: domains, engine, num_samples, path)",
     ),
     (
         "old-answers: {",
@@ -350,7 +461,7 @@ REFUSED = [
         "kind: best-of-source",
         "recipe.yaml:17",
         "sft.select.kind",
-        "found 'best-of-source' (text), expected 'best-of-sources'; did you mean best-of-sources?",
+        "found 'best-of-source' (text), expected one of best-of-sources, fusesft; did you mean best-of-sources?",
     ),
     (
         "target_ties: drop",
@@ -446,7 +557,7 @@ REFUSED = [
         "recipe.yaml:25",
         "preference.dpo.select.kind",
         "rows of 'wrpo' hold chosen_source, chosen_target, rejected, but the objective 'dpo' "
-        "needs chosen, rejected; policies that give them: on-policy",
+        "needs chosen, rejected; policies that give them: fusechat3, on-policy",
     ),
 ]
 

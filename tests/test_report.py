@@ -6,24 +6,21 @@ import json
 import math
 import random
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from html.parser import HTMLParser
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sinterlm.evaluation.rates import Difference, Rate, pass_rate
+from sinterlm.evaluation.rates import Comparison, Difference, Rate, pass_rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.records import Candidates, Dropped, Message, Prompt, Response, RowResponse, Score, Scored, TrainingRow
 from sinterlm.report import write_report
 from sinterlm.report.data import (
     AverageLogps,
-    Comparison,
     HeldOut,
     ReportData,
     Run,
@@ -32,11 +29,7 @@ from sinterlm.report.data import (
     Stage,
     TrainingRun,
 )
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium or Chrome on this machine to open the page with"
-)
+from tests.pages import Opened, needs_browser, open_page, parse
 
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror='document.title=\"owned\"'>\u2028{{ 7 * 7 }}"
 
@@ -217,90 +210,6 @@ def preference_metrics(step: int, ramp_steps: int | None) -> Mapping[str, float 
 # --- the page in the browser ---
 
 
-@dataclass
-class Element:
-    tag: str
-    attributes: dict[str, str]
-    children: list[Element] = field(default_factory=list)
-    content: list[str] = field(default_factory=list)
-
-    def walk(self) -> Iterator[Element]:
-        yield self
-        for child in self.children:
-            yield from child.walk()
-
-    def find_all(self, tag: str = "", css_class: str = "") -> list[Element]:
-        return [
-            element
-            for element in self.walk()
-            if tag in ("", element.tag) and css_class in ("", *element.attributes.get("class", "").split())
-        ]
-
-    def by_id(self, name: str) -> Element:
-        return next(element for element in self.walk() if element.attributes.get("id") == name)
-
-    @property
-    def text(self) -> str:
-        """Its text with single spaces, and the page's minus signs as hyphens."""
-        return " ".join("".join(self.content).split()).replace("\N{MINUS SIGN}", "-")
-
-    @property
-    def table(self) -> list[list[str]]:
-        return [[cell.text for cell in row.children] for row in self.find_all("tr")]
-
-
-class PageParser(HTMLParser):
-    """Builds a tree of elements; every element knows all text inside it."""
-
-    VOID = frozenset({"meta", "input", "br", "img", "link", "hr"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.path = [Element("", {})]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        element = Element(tag, {name: value or "" for name, value in attrs})
-        self.path[-1].children.append(element)
-        if tag not in self.VOID:
-            self.path.append(element)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.path[-1].tag == tag, f"<{self.path[-1].tag}> closed as </{tag}>"
-        self.path.pop()
-
-    def handle_data(self, data: str) -> None:
-        for element in self.path:
-            element.content.append(data)
-
-
-def parse(html: str) -> Element:
-    parser = PageParser()
-    parser.feed(html)
-    assert len(parser.path) == 1, f"never closed: {[element.tag for element in parser.path[1:]]}"
-    return parser.path[0]
-
-
-@dataclass
-class Opened:
-    """A page after its script has run, and what the browser said meanwhile."""
-
-    root: Element
-    console: list[str]
-
-
-def open_page(path: Path, *, fragment: str = "", profile: Path) -> Opened:
-    assert BROWSER is not None
-    command = [
-        BROWSER,
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-        *("--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={profile}", "--dump-dom"),
-        path.as_uri() + fragment,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return Opened(parse(done.stdout), [line for line in done.stderr.splitlines() if "CONSOLE" in line])
-
-
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
@@ -405,7 +314,7 @@ def test_training_tables_equal_the_metrics(opened: Opened) -> None:
     assert opened.root.by_id("reward-accuracies").table == [
         ["target-sft-wrpo", "71.2", "62.0 to 79.0", "65.4", "55.8 to 73.9", "68.3", "58.8 to 76.5", "104"]
     ]
-    assert opened.root.by_id("stages").table == [
+    assert opened.root.find_all(css_class="stages")[0].table == [
         ["sample-sources", "42.0 s", "", "1.9 GB", "2,145 responses"],
         ["train-wrpo", "1 min 36 s", "", "5.1 GB", "128 rows, 48 steps"],
     ]
@@ -419,6 +328,7 @@ def test_every_chart_has_title_caption_and_description(opened: Opened) -> None:
         "What fusion gained, question by question",
         "Training answers that pass",
         "Whose answers are preferred",
+        "How far apart the pairs are",
         "Average log-probability of the sources' and the target's own answers",
         "Internal rewards during preference training",
         "Does the internal reward rank held-out answers rightly?",

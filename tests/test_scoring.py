@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
 from sinterlm.chat import encode_conversation, encode_prompt
 from sinterlm.errors import InputError
 from sinterlm.models import load_tokenizer
 from sinterlm.records import Message, Prompt, Response
+from sinterlm.scoring.dialogues import TooLong, Truncate, encode_dialogue, padded_shape, split_batches
 from sinterlm.scoring.exact_match import ExactMatchScorer, normalise
 from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.reward_model import RewardModelScorer
@@ -61,6 +65,14 @@ def test_exact_match_needs_accepted_answers() -> None:
 
 ANSWERS = ("cold", "", "five", "The capital of France is Paris, and that is a long answer to a short question.", "x")
 LONG = [answered(content, question="What is the opposite of hot?") for content in ANSWERS]
+MULTI_TURN = (
+    Message("system", "Answer with one word."),
+    Message("user", "What is the capital of France?"),
+    Message("assistant", "Paris"),
+    Message("user", "And the opposite of hot?"),
+)
+ROUNDING = {"float32": 1e-5, "bfloat16": 1e-3}
+"""By how much a batch may change a score."""
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +80,23 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_reward_model(tmp_path_factory.mktemp("reward"))
 
 
-def build(folder: Path, *, max_length: int = 512, batch_size: int = 8) -> RewardModelScorer:
-    return RewardModelScorer(str(folder), max_length=max_length, batch_size=batch_size)
+def build(
+    folder: Path,
+    *,
+    max_length: int = 512,
+    truncate: Truncate = "end",
+    batch_tokens: int = 4096,
+    float32_head: bool = True,
+    dtype: str = "auto",
+) -> RewardModelScorer:
+    return RewardModelScorer(
+        str(folder),
+        max_length=max_length,
+        truncate=truncate,
+        batch_tokens=batch_tokens,
+        float32_head=float32_head,
+        dtype=dtype,
+    )
 
 
 def values(scorer: RewardModelScorer, entries: list[Answered]) -> list[float]:
@@ -99,10 +126,51 @@ def test_reward_is_the_head_at_the_last_token(reward_model: Path) -> None:
     assert all(score.passed is None and score.detail == {} for score in scores)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_batch_size_changes_no_score(reward_model: Path, batch_size: int) -> None:
-    expected = values(build(reward_model), LONG)
-    assert values(build(reward_model, batch_size=batch_size), LONG) == pytest.approx(expected, abs=1e-5)
+def test_all_turns_of_a_prompt_are_read(reward_model: Path) -> None:
+    whole, last = (
+        Answered(Prompt("q", messages), Response("r", "q", "gemma", 0, "cold", "stop", 1, 1))
+        for messages in (MULTI_TURN, MULTI_TURN[-1:])
+    )
+    ids = dialogue(reward_model, whole)
+    assert ids.count(load_tokenizer(str(reward_model)).eos_token_id) == 5
+    found = values(build(reward_model), [whole, last])
+    assert found == pytest.approx([by_hand(reward_model, dialogue(reward_model, entry)) for entry in (whole, last)])
+    assert abs(found[0] - found[1]) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_neighbours_in_a_batch_change_no_score(tmp_path: Path, dtype: str) -> None:
+    """Wide enough that bfloat16 rounds differently wherever a kernel sums in another order."""
+    folder = save_tiny_reward_model(tmp_path, hidden_size=256, num_layers=4)
+    entries = [answered("word " * number, question="What? " * (number % 7)) for number in range(24)]
+    together = values(build(folder, dtype=dtype), entries)
+    assert max(together) - min(together) > 0.1
+    for batch_tokens in (1, 100, 300):
+        found = values(build(folder, dtype=dtype, batch_tokens=batch_tokens), entries)
+        assert found == pytest.approx(together, abs=ROUNDING[dtype])
+    scorer = build(folder, dtype=dtype)
+    alone = [value for entry in entries for value in values(scorer, [entry])]
+    assert alone == pytest.approx(together, abs=ROUNDING[dtype])
+
+
+def test_head_is_read_and_computed_in_float32(tmp_path: Path) -> None:
+    """A head of 1 + 2^-12 is 1 in bfloat16; so is a sum of its outputs rounded to 8 bits."""
+    folder = save_tiny_reward_model(tmp_path)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["score.weight"] = torch.full_like(weights["score.weight"], 1 + 2**-12)
+    save_file(weights, file, metadata={"format": "pt"})
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
+    assert isinstance(model, LlamaForSequenceClassification)
+    with torch.inference_mode():
+        hidden = model.model(input_ids=torch.tensor([dialogue(folder, LONG[3])])).last_hidden_state[0, -1]
+
+    [fine] = values(build(folder, dtype="bfloat16"), LONG[3:4])
+    [coarse] = values(build(folder, dtype="bfloat16", float32_head=False), LONG[3:4])
+
+    assert fine == pytest.approx(float(hidden.double().sum()) * (1 + 2**-12), rel=1e-5)
+    assert coarse == float(torch.tensor(coarse).bfloat16())
+    assert fine != float(torch.tensor(fine).bfloat16())
 
 
 @pytest.mark.parametrize("family", ["chatml", "llama3", "gemma"])
@@ -115,27 +183,82 @@ def test_model_without_a_padding_token_is_read_at_the_last_token(tmp_path: Path,
     assert values(build(folder), LONG) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("truncate", ["end", "middle"])
 @pytest.mark.parametrize("family", ["llama3", "gemma", "chatml"])
-def test_too_long_loses_the_end_of_the_answer_only(tmp_path: Path, family: str) -> None:
+def test_too_long_loses_the_end_or_the_middle_of_the_answer_only(
+    tmp_path: Path, family: str, truncate: Truncate
+) -> None:
     folder = save_tiny_reward_model(tmp_path, family=family)
-    tokenizer = build_tokenizer(family)
     entry = LONG[3]
     whole = dialogue(folder, entry)
-    tail = whole[-1:] if family == "llama3" else whole[-2:]  # end of turn; the others write a newline behind it
-    limit = len(whole) - 5
-    head = whole[: limit - len(tail)]
-    assert len(head) > len(encode_prompt(tokenizer, entry.prompt.messages))
+    head = len(encode_prompt(build_tokenizer(family), entry.prompt.messages))
+    tail = 1 if family == "llama3" else 2  # end of turn; the others write a newline behind it
+    answer = whole[head:-tail]
+    kept = (
+        answer[:-5] if truncate == "end" else answer[: -(-(len(answer) - 5) // 2)] + answer[-((len(answer) - 5) // 2) :]
+    )
+    assert len(kept) == len(answer) - 5
 
-    cut, fitting = build(folder, max_length=limit).score([entry, LONG[0]])
+    cut, fitting = build(folder, max_length=len(whole) - 5, truncate=truncate).score([entry, LONG[0]])
 
-    assert cut.value == pytest.approx(by_hand(folder, head + tail), abs=1e-5)
+    assert cut.value == pytest.approx(by_hand(folder, whole[:head] + kept + whole[-tail:]), abs=1e-5)
     assert (dict(cut.detail), dict(fitting.detail)) == ({"truncated": True}, {})
     assert build(folder, max_length=len(whole)).score([entry])[0].detail == {}
 
 
-def test_prompt_that_leaves_no_room_is_named(reward_model: Path) -> None:
-    with pytest.raises(InputError, match=r"prompt q: .* raise the scorer's max_length"):
-        build(reward_model, max_length=10).score(LONG)
+@given(
+    st.sampled_from(["chatml", "llama3", "gemma", "mistral"]),
+    st.text(max_size=60),
+    st.integers(min_value=0, max_value=60),
+    st.sampled_from(["end", "middle"]),
+)
+def test_what_the_template_writes_is_never_cut(family: str, content: str, excess: int, truncate: Truncate) -> None:
+    tokenizer = build_tokenizer(family)
+    entry = answered(content)
+    prompt = encode_prompt(tokenizer, entry.prompt.messages)
+    whole = encode_conversation(tokenizer, (*entry.prompt.messages, Message("assistant", content)))
+    max_length = len(whole) - excess
+    found = encode_dialogue(tokenizer, entry, max_length=max_length, truncate=truncate)
+    if isinstance(found, TooLong):
+        assert found.num_tokens >= max_length
+        return
+    assert len(found.tokens) == min(max_length, len(whole))
+    assert found.is_truncated == (excess > 0)
+    # White space that begins an answer may be one token with the end of the header.
+    shared = next(
+        (place for place, pair in enumerate(zip(prompt, whole, strict=False)) if len(set(pair)) > 1), len(prompt)
+    )
+    assert found.tokens[:shared] == whole[:shared]
+    assert found.tokens[-1] == whole[-1]
+    assert Counter(found.tokens) <= Counter(whole)
+
+
+def test_prompt_that_leaves_no_room_has_no_score_and_says_why(reward_model: Path) -> None:
+    long = answered("cold", question="What is the opposite of hot? " * 20)
+    refused, scored = build(reward_model, max_length=60).score([long, LONG[0]])
+    assert math.isnan(refused.value)
+    assert refused.detail["reason"] == "prompt-too-long"
+    empty = answered("", question=long.prompt.messages[0].content)
+    num_tokens = len(dialogue(reward_model, empty))
+    assert refused.detail["problem"].startswith(f"{num_tokens} tokens without an answer, of 60 that the model")
+    assert scored.value == pytest.approx(by_hand(reward_model, dialogue(reward_model, LONG[0])), abs=1e-5)
+
+
+@given(st.integers(min_value=1, max_value=5000), st.integers(min_value=0, max_value=5000))
+def test_a_dialogue_is_padded_by_an_eighth_at_most_and_never_beyond_the_limit(length: int, room: int) -> None:
+    width, is_padded = padded_shape(length, length + room)
+    assert length + is_padded <= width <= min(length + max(8, length // 8), length + room)
+    assert is_padded or width == length
+
+
+@given(st.lists(st.integers(min_value=1, max_value=600), max_size=50), st.integers(min_value=1, max_value=5000))
+def test_batches_hold_every_dialogue_once_in_one_shape_within_the_budget(lengths: list[int], batch_tokens: int) -> None:
+    batches = list(split_batches(dict(enumerate(lengths)), batch_tokens=batch_tokens, max_length=512))
+    assert sorted(number for batch in batches for number in batch) == list(range(len(lengths)))
+    for batch in batches:
+        [(width, is_padded)] = {padded_shape(lengths[number], 512) for number in batch}
+        assert len(batch) == 1 or len(batch) * width <= batch_tokens
+        assert all((lengths[number] < width) == is_padded for number in batch)
 
 
 def test_model_with_two_outputs_is_refused(tmp_path: Path, reward_model: Path) -> None:
@@ -148,8 +271,10 @@ def test_model_with_two_outputs_is_refused(tmp_path: Path, reward_model: Path) -
 
 def test_reward_identity(tmp_path: Path, reward_model: Path) -> None:
     base = build(reward_model).identity
-    assert base == build(reward_model, batch_size=1).identity
+    assert base == build(reward_model, batch_tokens=1).identity
     assert base != build(reward_model, max_length=100).identity
+    assert base != build(reward_model, truncate="middle").identity
+    assert base != build(reward_model, float32_head=False).identity
     assert base != build(save_tiny_reward_model(tmp_path, seed=1)).identity
     assert not build(reward_model).needs_answers
 

@@ -16,48 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinterlm.errors import InputError
-from sinterlm.records import Candidates, Dropped, Message, Prompt, Response, Score, Scored, Selection, TrainingRow
+from sinterlm.records import Candidates, Dropped, Message, Prompt, Score, Scored, Selection, TrainingRow
 from sinterlm.selection import select_best_of_sources, select_on_policy, select_wrpo, split_prompts
 from sinterlm.selection.choices import REASONS
 from sinterlm.selection.ranking import tie_order
-from sinterlm.selection.table import POLICIES
 from sinterlm.selection.weights import softmax_weights, source_weights
+from tests.answers import PROMPT, Case, any_candidates, candidates, outcome, scored
 from tests.reference import preference
-
-PROMPT = Prompt("capital-france", (Message("system", "One word."), Message("user", "Capital of France?")), ("Paris",))
-
-# An answer in a table of cases: content, score (True and False: pass-or-fail; a number: graded), finish reason.
-Case = tuple[Any, ...]
-
-
-def scored(case: Case, source: str, index: int, prompt_id: str = PROMPT.id) -> Scored:
-    content, value, finish_reason = (*case, "stop")[:3]
-    response_id = f"{prompt_id}/{source}/{index}"
-    response = Response(response_id, prompt_id, source, index, content, finish_reason, 0, 0)
-    passed = value if isinstance(value, bool) else None
-    return Scored(response, Score(response_id, "scorer", float(value), passed))
-
-
-def candidates(
-    sources: Sequence[Sequence[Case]] = (), target: Sequence[Case] = (), prompt: Prompt = PROMPT
-) -> Candidates:
-    return Candidates(
-        prompt,
-        tuple(
-            scored(case, f"source-{number}", index, prompt.id)
-            for number, cases in enumerate(sources)
-            for index, case in enumerate(cases)
-        ),
-        tuple(scored(case, "target-sft", index, prompt.id) for index, case in enumerate(target)),
-    )
-
-
-def outcome(selection: Selection) -> dict[str | None, str] | str:
-    """Contents by role of the only row, or the reason of the only drop."""
-    assert len(selection.rows) + len(selection.dropped) == 1
-    if selection.dropped:
-        return selection.dropped[0].reason
-    return {response.role: response.content for response in selection.rows[0].responses}
 
 
 def quadruple(chosen_source: str, chosen_target: str, rejected: str) -> dict[str, str]:
@@ -269,23 +234,7 @@ def test_drops_name_stage_reason_and_detail() -> None:
     assert {drop.stage for drop in select_wrpo(cases, seed=0, stage="select").dropped} == {"select"}
 
 
-def test_table_names_every_policy() -> None:
-    for policy in POLICIES.values():
-        assert policy.select([], seed=0, stage="select") == Selection([], [])
-        assert policy.description
-
-
 # Properties. Few values and few texts, so that ties and doubles are frequent.
-
-
-@st.composite
-def any_candidates(draw: st.DrawFn, graded: bool | None = None) -> list[Candidates]:
-    is_graded = draw(st.booleans()) if graded is None else graded
-    values = st.integers(-2, 2).map(float) if is_graded else st.booleans()
-    answer = st.tuples(st.sampled_from(["a", "b", "c", ""]), values, st.sampled_from(["stop", "stop", "length"]))
-    sources = st.lists(st.lists(answer, max_size=3), max_size=3)
-    cases = draw(st.lists(st.tuples(sources, st.lists(answer, max_size=5)), max_size=4))
-    return [candidates(*case, prompt=Prompt(f"prompt-{n}", PROMPT.messages)) for n, case in enumerate(cases)]
 
 
 policies = st.sampled_from(
@@ -419,6 +368,35 @@ def test_every_family_is_in_every_part() -> None:
     sft = Counter(prompt.domain for prompt in parts.sft)
     assert sft["sums"] == 15
     assert (sft["plurals"], sft["capitals"]) in [(7, 3), (8, 2)]
+
+
+def test_domains_with_their_own_share_of_sft() -> None:
+    """100 of chat, 50 of mathematics, 10 of Chinese, a tenth held out: 0.4 of 90, 0.8 of 45, all of 9."""
+    prompts = [*make_prompts(100, "chat"), *make_prompts(50, "mathematics"), *make_prompts(10, "chinese")]
+    own = {"mathematics": 0.8, "chinese": 1.0, "code": 0.5}
+    arguments: dict[str, Any] = {"held_out": 16, "sft": 0.4, "development": 0, "preference": "rest", "seed": 3}
+    parts = split_prompts(prompts, **arguments, sft_domains=own)
+    assert Counter(prompt.domain for prompt in parts.held_out) == {"chat": 10, "mathematics": 5, "chinese": 1}
+    assert Counter(prompt.domain for prompt in parts.sft) == {"chat": 36, "mathematics": 36, "chinese": 9}
+    assert Counter(prompt.domain for prompt in parts.preference) == {"chat": 54, "mathematics": 9}
+    plain = split_prompts(prompts, **arguments)
+    assert parts.held_out == plain.held_out
+    assert [p for p in parts.sft if p.domain == "chat"] == [p for p in plain.sft if p.domain == "chat"]
+    order = [hashlib.sha256(json.dumps([3, p.id], separators=(",", ":")).encode()).hexdigest() for p in parts.sft]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize(
+    ("sft", "own", "message"),
+    [
+        (0.5, {"sums": 11}, "asks for 11 prompts of domain 'sums' for SFT, but there are 10"),
+        (25, {"sums": 0}, "asks for 25 prompts of domain 'plurals' for SFT, but there are 20"),
+    ],
+)
+def test_more_than_a_domain_has(sft: Any, own: dict[str, Any], message: str) -> None:
+    prompts = [*make_prompts(10, "sums"), *make_prompts(20, "plurals")]
+    with pytest.raises(InputError, match=message):
+        split_prompts(prompts, held_out=0, sft=sft, development=0, preference="rest", seed=0, sft_domains=own)
 
 
 def test_split_follows_the_stated_hash() -> None:

@@ -173,10 +173,12 @@ def save_tiny(
     return Path(folder)
 
 
-def save_tiny_reward_model(folder: Path | str, *, family: str = "llama3", seed: int = 0) -> Path:
+def save_tiny_reward_model(
+    folder: Path | str, *, family: str = "llama3", seed: int = 0, hidden_size: int = 32, num_layers: int = 2
+) -> Path:
     """Write a tiny sequence classifier with one output and its tokenizer to ``folder``."""
     tokenizer = build_tokenizer(family)
-    config = _build_config(tokenizer)
+    config = _build_config(tokenizer, hidden_size=hidden_size, num_layers=num_layers)
     config.num_labels = 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -50,12 +50,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 def quickstart(
     overrides: OverridesArgument = None,
     output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            metavar="wrpo|dpo|fuserl|fusechat3",
+            help="May be repeated: all compare the same answers. dpo and wrpo unless given.",
+        ),
+    ] = None,
 ) -> None:
     """Fuse two small models into a third on this machine: no account, no GPU, some ten minutes."""
-    from sinterlm.recipe.load import quickstart_recipe
     from sinterlm.recipe.overrides import Override
+    from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
 
-    _run(quickstart_recipe(), [Override("output", str(output)), *(overrides or [])])
+    chosen = choose_quickstart_methods(methods or [])
+    _run(quickstart_recipe(), [Override("output", str(output)), *chosen, *(overrides or [])])
 
 
 @app.command()
@@ -108,6 +117,76 @@ def report(folder: FolderArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="The output folders of runs.", show_default=False)
+    ],
+    prompt: Annotated[
+        str, typer.Option(metavar="ID", help="Show every model's answers to this prompt beside each other.")
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option(help="The page to write; comparison.html in the first run's workspace unless given.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put runs side by side: their training rows, their models on the held-out questions, one prompt under all."""
+    from sinterlm.pipeline.compare import compare_runs, print_comparison
+
+    compared = compare_runs(folders, prompt=prompt, page=output)
+    if as_json:
+        _print_json(compared.to_json())
+    else:
+        print_comparison(compared, _console())
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="The output folder of a run, or a file of rows.")],
+    format_name: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="As `sinterlm list formats` shows them.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="The folder of the data set; export/FORMAT in the run's unless given.")
+    ] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only these rows, e.g. sft; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's rows as a data set for other trainers, or its answers and scores for another workspace."""
+    from sinterlm.formats.table import ANSWERS
+    from sinterlm.pipeline.export import export_rows, print_exported
+    from sinterlm.pipeline.share import export_answers
+
+    if format_name == ANSWERS:
+        if rows:
+            raise InputError("--rows does not go with --format answers, which holds no rows; leave it out")
+        exported = export_answers(path, output)
+    else:
+        exported = export_rows(path, output, format_name=format_name, names=rows or [])
+    if as_json:
+        _print_json(exported.to_json())
+    else:
+        print_exported(exported, _console())
+
+
+@app.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="What `sinterlm export --format answers` wrote.", show_default=False)],
+    workspace: Annotated[Path, typer.Option(help="The workspace that takes them over.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Take over answers and scores, so that nothing is sampled or scored twice; again changes nothing."""
+    from sinterlm.pipeline.share import describe_merged, import_answers, print_merged
+
+    merged = import_answers(folder, workspace)
+    if as_json:
+        _print_json(describe_merged(merged))
+    else:
+        print_merged(merged, workspace, _console())
+
+
+@app.command()
 def train(
     objective: Annotated[str, typer.Option(help="As `sinterlm list objectives` shows them.")],
     model: Annotated[str, typer.Option(help="A hub name, a folder, or gguf:PACKAGE/FILE.gguf.")],
@@ -141,7 +220,7 @@ def train(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="objectives|policies|scorers|engines", help="What to list.")],
+    what: Annotated[str, typer.Argument(metavar="objectives|policies|scorers|engines|formats", help="What to list.")],
     as_json: JsonOption = False,
 ) -> None:
     """List what a recipe can name."""
@@ -153,7 +232,7 @@ def list_(
         return
     table = Table("name", "what it is", title=what, title_justify="left", caption=LEGENDS.get(what), show_lines=True)
     table.caption_justify = "left"
-    if what == "objectives":
+    if any("paper" in entry for entry in entries):
         table.add_column("source")
     for entry in entries:
         lines = [entry["description"], entry.get("formula")]

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
@@ -32,6 +32,8 @@ from sinterlm.records import digest
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Model = TypeVar("Model", bound="PreTrainedModel")
 
 logger = logging.getLogger(__name__)
 
@@ -405,14 +407,33 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, name, device, dtype, refused="ForSequenceClassification")
+    refused = {"ForSequenceClassification": "it gives scores; expected a causal language model"}
+    return _load(AutoModelForCausalLM, name, device, dtype, refused=refused)
 
 
-def load_reward_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTrainedModel:
-    """A sequence-classification model in eval mode; arguments as in :func:`load_model`."""
+def load_reward_model(
+    name: str, *, device: str = "auto", dtype: str = "auto", float32_head: bool = False
+) -> PreTrainedModel:
+    """A sequence-classification model in eval mode; arguments as in :func:`load_model`.
+
+    Args:
+        name: As in :func:`resolve_model`.
+        device: As in :func:`load_model`.
+        dtype: As in :func:`load_model`.
+        float32_head: Whether what follows the backbone is computed in float32, with weights as the files have them.
+    """
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, name, device, dtype)
+    refused = {"ForRewardModelWithGating": "an ArmoRM is read by the scorer `kind: armorm`"}
+    model = _load(AutoModelForSequenceClassification, name, device, dtype, refused=refused)
+    if float32_head:
+        _compute_head_in_float32(model, resolve_model(name))
+    return model
+
+
+def load_model_of(model_class: type[Model], name: str, *, device: str = "auto", dtype: str = "auto") -> Model:
+    """A model of a class of our own in eval mode; other arguments as in :func:`load_model`."""
+    return cast(Model, _load(model_class, name, device, dtype))
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -438,18 +459,20 @@ def describe_placement(model: PreTrainedModel) -> str:
 
 
 @without_bars()
-def _load(auto_class: Any, name: str, device: str, dtype: str, *, refused: str | None = None) -> PreTrainedModel:
-    """The model in eval mode; ``refused`` is how the architecture's name ends that cannot be meant."""
+def _load(
+    auto_class: Any, name: str, device: str, dtype: str, *, refused: Mapping[str, str] | None = None
+) -> PreTrainedModel:
+    """The model in eval mode; ``refused`` is how architectures' names end that cannot be meant, and what to say."""
     from transformers import PreTrainedConfig
 
     folder = resolve_model(name)
     place = _device(device)
     try:
         architectures = PreTrainedConfig.get_config_dict(folder)[0].get("architectures") or []
-        if refused and any(architecture.endswith(refused) for architecture in architectures):
-            # Where input and output embeddings are one, nothing would be missing and the model would speak.
-            found = ", ".join(architectures)
-            raise InputError(f"model {name!r} is a {found}: it gives scores; expected a causal language model")
+        for ending, problem in (refused or {}).items():
+            # Where input and output embeddings are one, nothing would be missing and a reward model would speak.
+            if any(architecture.endswith(ending) for architecture in architectures):
+                raise InputError(f"model {name!r} is a {', '.join(architectures)}: {problem}")
         model, info = auto_class.from_pretrained(
             folder,
             dtype=_dtype(dtype, place),
@@ -466,6 +489,21 @@ def _load(auto_class: Any, name: str, device: str, dtype: str, *, refused: str |
         raise InputError(f"model {name!r} is no {type(model).__name__}: its files lack {missing}")
     placed: PreTrainedModel = model.to(place).eval()
     return placed
+
+
+def _compute_head_in_float32(model: PreTrainedModel, folder: Path) -> None:
+    """Restore the precision of what follows the backbone, which loading has rounded, and widen what goes into it."""
+    import torch
+
+    heads = {name: module for name, module in model.named_children() if name != model.base_model_prefix}
+    for module in heads.values():
+        module.float().register_forward_pre_hook(lambda _, args: tuple(value.float() for value in args))
+    weights = {f"{name}.{key}": value for name, module in heads.items() for key, value in module.named_parameters()}
+    with torch.no_grad():
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                for name in weights.keys() & set(file.keys()):
+                    weights[name].copy_(file.get_tensor(name))
 
 
 def _device(device: str) -> torch.device:

@@ -46,7 +46,7 @@ class Prompt:
     """Unique within a run; the hash of the content where the file gives none."""
     messages: tuple[Message, ...]
     answers: tuple[str, ...] = ()
-    """Accepted answers, for scorers that check; empty for open prompts."""
+    """Accepted answers, or tests of code, for scorers that check; empty for open prompts."""
     domain: str = ""
     """Family by which figures are also reported; empty for none."""
 
@@ -193,3 +193,37 @@ class Selection:
 
     rows: Sequence[TrainingRow]
     dropped: Sequence[Dropped]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A response as every run of a workspace shares it: with its whole key, and without any run's names.
+
+    Example: ``StoredResponse("4c..", "b7..", 0, "Paris", "stop", 131, 2, SamplingSettings())``
+    """
+
+    identity: str
+    """Who was asked, and how."""
+    prompt_hash: str
+    """As :attr:`Prompt.content_hash`."""
+    index: int
+    content: str
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_tokens: int
+    sampling: SamplingSettings | None = None
+    prompt: tuple[Message, ...] | None = None
+    """What was asked, where it is known."""
+
+    @property
+    def id(self) -> str:
+        """As :attr:`Response.id`."""
+        return response_id(self.identity, self.prompt_hash, self.index)
+
+
+class StoredScore(NamedTuple):
+    """A score with the rest of its key."""
+
+    score: Score
+    answers_hash: str
+    """Stands for the accepted answers of the prompt."""

@@ -13,18 +13,32 @@ import os
 import socket
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from filelock import FileLock, Timeout
 
 from sinterlm.errors import InputError, TryAgainError
-from sinterlm.records import Dropped, FinishReason, Message, Prompt, Response, SamplingSettings, Score, digest
+from sinterlm.records import (
+    Dropped,
+    FinishReason,
+    Message,
+    Prompt,
+    Response,
+    SamplingSettings,
+    Score,
+    StoredResponse,
+    StoredScore,
+    digest,
+)
 
 SCHEMA_VERSION = 1
+IMPORT = "import"
+"""Named in what :meth:`Store.merge` drops."""
 _SCHEMA = """
 CREATE TABLE prompts (
     run TEXT, id TEXT, part TEXT, position INTEGER, content_hash TEXT, messages TEXT, answers TEXT, domain TEXT,
@@ -63,6 +77,19 @@ class FinishedStage:
     counts: Mapping[str, float] = field(default_factory=dict)
     finished_at: float = 0.0
     """Unix time."""
+
+
+class Merged(NamedTuple):
+    """What became of answers and scores that were made elsewhere."""
+
+    new_responses: int
+    new_scores: int
+    known_responses: int
+    """There already, word for word the same."""
+    known_scores: int
+    """There already."""
+    dropped: Sequence[Dropped]
+    """Responses of which the store has another text under the same key, and scores of no response of the store."""
 
 
 def answers_hash(prompt: Prompt) -> str:
@@ -135,7 +162,7 @@ class Store:
         return [
             Prompt(
                 id=row["id"],
-                messages=tuple(Message(*message) for message in json.loads(row["messages"])),
+                messages=_messages(row),
                 answers=tuple(json.loads(row["answers"])),
                 domain=row["domain"],
             )
@@ -151,21 +178,22 @@ class Store:
     def add_responses(self, identity: str, responses: Iterable[tuple[Prompt, Response]]) -> None:
         """Write responses; those that are there already stay as they are."""
         rows = [
-            (
-                response.id,
-                identity,
-                prompt.content_hash,
-                response.index,
-                response.content,
-                response.finish_reason,
-                response.num_prompt_tokens,
-                response.num_tokens,
-                json.dumps(asdict(response.sampling)) if response.sampling else None,
+            _response_row(
+                StoredResponse(
+                    identity,
+                    prompt.content_hash,
+                    response.index,
+                    response.content,
+                    response.finish_reason,
+                    response.num_prompt_tokens,
+                    response.num_tokens,
+                    response.sampling,
+                )
             )
             for prompt, response in responses
         ]
         with self._transaction() as connection:
-            connection.executemany("INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            connection.executemany(_INSERT_RESPONSE, rows)
 
     def responses(self, identity: str, prompt: Prompt, *, source: str, num_samples: int) -> list[Response]:
         """The first ``num_samples`` responses of one source identity to ``prompt``, by index; fewer where fewer are."""
@@ -181,7 +209,7 @@ class Store:
                 finish_reason=cast(FinishReason, row["finish_reason"]),
                 num_prompt_tokens=row["num_prompt_tokens"],
                 num_tokens=row["num_tokens"],
-                sampling=SamplingSettings(**json.loads(row["sampling"])) if row["sampling"] else None,
+                sampling=_sampling(row),
             )
             for row in self._read(query, identity, prompt.content_hash, num_samples)
         ]
@@ -196,28 +224,74 @@ class Store:
 
     def add_scores(self, scores: Iterable[tuple[Prompt, Score]]) -> None:
         """Write scores; those that are there already stay as they are."""
-        rows = [
-            (
-                score.response_id,
-                score.scorer,
-                answers_hash(prompt),
-                score.value,
-                score.passed,
-                json.dumps(dict(score.detail)),
-            )
-            for prompt, score in scores
-        ]
+        rows = [_score_row(StoredScore(score, answers_hash(prompt))) for prompt, score in scores]
         with self._transaction() as connection:
-            connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)", rows)
+            connection.executemany(_INSERT_SCORE, rows)
 
     def score(self, scorer: str, prompt: Prompt, response: Response) -> Score | None:
         """What ``scorer`` said of ``response``; None where it has not been asked."""
         query = "SELECT * FROM scores WHERE response_id = ? AND scorer = ? AND answers_hash = ?"
         for row in self._read(query, response.id, scorer, answers_hash(prompt)):
-            passed = None if row["passed"] is None else bool(row["passed"])
-            value = math.nan if row["value"] is None else row["value"]  # SQLite keeps NaN as NULL
-            return Score(row["response_id"], row["scorer"], value, passed, json.loads(row["detail"]))
+            return _score(row)
         return None
+
+    # -- sharing -------------------------------------------------------------------------------------------------
+
+    def all_responses(self) -> Iterator[StoredResponse]:
+        """Every response of the workspace, by id."""
+        query = """SELECT responses.*, asked.messages FROM responses
+                   LEFT JOIN (SELECT content_hash, MIN(messages) AS messages FROM prompts GROUP BY content_hash) asked
+                   ON asked.content_hash = responses.prompt_hash ORDER BY responses.id"""
+        for row in self._stream(query):
+            yield StoredResponse(
+                identity=row["identity"],
+                prompt_hash=row["prompt_hash"],
+                index=row["sample_index"],
+                content=row["content"],
+                finish_reason=cast(FinishReason, row["finish_reason"]),
+                num_prompt_tokens=row["num_prompt_tokens"],
+                num_tokens=row["num_tokens"],
+                sampling=_sampling(row),
+                prompt=_messages(row) if row["messages"] else None,
+            )
+
+    def all_scores(self) -> Iterator[StoredScore]:
+        """Every score of the workspace, by the response's id."""
+        for row in self._stream("SELECT * FROM scores ORDER BY response_id, scorer, answers_hash"):
+            yield StoredScore(_score(row), row["answers_hash"])
+
+    def merge(self, responses: Iterable[StoredResponse], scores: Iterable[StoredScore]) -> Merged:
+        """Take over answers and scores, all in one transaction; those that are there already stay as they are.
+
+        A response of which the store has another text is dropped with its scores, which do not belong to that text. An
+        error that either iterable raises leaves the store as it was.
+        """
+        counts: Counter[str] = Counter()
+        dropped: dict[str, Dropped] = {}
+        orphans: list[Dropped] = []
+        with self._transaction() as connection:
+            for response in responses:
+                if connection.execute(_INSERT_RESPONSE, _response_row(response)).rowcount:
+                    counts["new responses"] += 1
+                elif self._read("SELECT content FROM responses WHERE id = ?", response.id)[0][0] == response.content:
+                    counts["known responses"] += 1
+                else:
+                    detail = f"identity {response.identity}, prompt {response.prompt_hash}, sample {response.index}"
+                    dropped[response.id] = Dropped(response.id, IMPORT, "another-answer-is-stored", detail)
+            for stored in scores:
+                subject = stored.score.response_id
+                if subject in dropped or not self._read("SELECT 1 FROM responses WHERE id = ?", subject):
+                    orphans.append(Dropped(subject, IMPORT, "score-of-no-stored-answer", stored.score.scorer))
+                else:
+                    is_new = connection.execute(_INSERT_SCORE, _score_row(stored)).rowcount
+                    counts["new scores" if is_new else "known scores"] += 1
+        return Merged(
+            counts["new responses"],
+            counts["new scores"],
+            counts["known responses"],
+            counts["known scores"],
+            [*dropped.values(), *orphans],
+        )
 
     # -- stages and drops ----------------------------------------------------------------------------------------
 
@@ -269,6 +343,11 @@ class Store:
 
     # -- the file ------------------------------------------------------------------------------------------------
 
+    def _stream(self, query: str) -> Iterator[Any]:
+        """As :meth:`_read`, for more rows than memory should hold."""
+        with self._translated_errors():
+            yield from self._connection.execute(query)
+
     def _read(self, query: str, *parameters: object) -> list[Any]:
         with self._translated_errors():
             return self._connection.execute(query, parameters).fetchall()
@@ -292,6 +371,44 @@ class Store:
             raise InputError(
                 f"{self.path}: the store is damaged ({error}); restore it from a backup or use a new workspace"
             ) from error
+
+
+_INSERT_RESPONSE = "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_SCORE = "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def _response_row(response: StoredResponse) -> tuple[object, ...]:
+    return (
+        response.id,
+        response.identity,
+        response.prompt_hash,
+        response.index,
+        response.content,
+        response.finish_reason,
+        response.num_prompt_tokens,
+        response.num_tokens,
+        json.dumps(asdict(response.sampling)) if response.sampling else None,
+    )
+
+
+def _score_row(stored: StoredScore) -> tuple[object, ...]:
+    score = stored.score
+    detail = json.dumps(dict(score.detail))
+    return score.response_id, score.scorer, stored.answers_hash, score.value, score.passed, detail
+
+
+def _score(row: Mapping[str, Any]) -> Score:
+    passed = None if row["passed"] is None else bool(row["passed"])
+    value = math.nan if row["value"] is None else row["value"]  # SQLite keeps NaN as NULL
+    return Score(row["response_id"], row["scorer"], value, passed, json.loads(row["detail"]))
+
+
+def _sampling(row: Mapping[str, Any]) -> SamplingSettings | None:
+    return SamplingSettings(**json.loads(row["sampling"])) if row["sampling"] else None
+
+
+def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    return tuple(Message(*message) for message in json.loads(row["messages"]))
 
 
 def _answers(prompt: Prompt) -> tuple[str, str]:

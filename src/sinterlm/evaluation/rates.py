@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +149,60 @@ def paired_difference(
     """
     differences = [[value - other for value, other in cluster] for cluster in pairs.values()]
     return Difference(*_bootstrap(differences, seed=seed, num_resamples=num_resamples))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A paired difference over the same questions: ``model`` minus ``other``.
+
+    Example: ``Comparison("target-sft-wrpo", "gemma", "exact_match", Difference(0.27, 0.18, 0.36, 150))``
+    """
+
+    model: str
+    other: str
+    metric: str
+    difference: Difference
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies wholly on one side of zero."""
+        return self.difference.low > 0 or self.difference.high < 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in ``summary.json``."""
+        value, low, high, n = self.difference
+        return {
+            "model": self.model,
+            "other": self.other,
+            "metric": self.metric,
+            "difference": value,
+            "low": low,
+            "high": high,
+            "n": n,
+        }
+
+
+def compare_models(scores: Mapping[str, Mapping[str, Score]], fused: Sequence[str]) -> list[Comparison]:
+    """Every fused model against the other models and the fused ones before it, over the questions that both answered.
+
+    Args:
+        scores: model to prompt id to the score of its answer.
+        fused: those of the models that are compared; others are only compared with.
+    """
+    differences = []
+    others = [model for model in scores if model not in fused]
+    for model in filter(scores.__contains__, fused):
+        for other in others:
+            shared = scores[model].keys() & scores[other].keys()
+            ours, theirs = (
+                values_by_metric({prompt_id: scores[name][prompt_id] for prompt_id in shared})
+                for name in (model, other)
+            )
+            for metric in ours:
+                difference = paired_difference(join_runs([(ours[metric], theirs[metric])]))
+                differences.append(Comparison(model, other, metric, difference))
+        others.append(model)
+    return differences
 
 
 def _bootstrap(

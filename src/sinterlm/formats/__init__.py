@@ -3,15 +3,18 @@
 from sinterlm.formats.prompts import read_prompts
 from sinterlm.formats.recorded import RecordedAnswer, read_recorded
 from sinterlm.formats.rows import parse_rows, read_rows, read_training_file, write_rows
+from sinterlm.formats.scores import RecordedScore, read_scores
 from sinterlm.formats.write import atomic_write
 
 __all__ = [
     "RecordedAnswer",
+    "RecordedScore",
     "atomic_write",
     "parse_rows",
     "read_prompts",
     "read_recorded",
     "read_rows",
+    "read_scores",
     "read_training_file",
     "write_rows",
 ]

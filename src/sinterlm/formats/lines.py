@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -19,8 +20,11 @@ from sinterlm.records import Message
 ChoiceT = TypeVar("ChoiceT", bound=str)
 
 ROLES = ("system", "user", "assistant")
-MAX_WHOLE_NUMBER = 2**63 - 1
+MIN_WHOLE_NUMBER, MAX_WHOLE_NUMBER = -(2**63), 2**63 - 1
 """What Parquet and SQLite can hold."""
+
+BATCH = 1_000
+"""Rows of Parquet that are in memory at once."""
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -53,8 +57,8 @@ class Line:
             raise self.error(f"`{key}` is {_describe(value)}", "text or a whole number")
         return str(value)
 
-    def number(self, key: str, default: float) -> float:
-        """The finite number under ``key``."""
+    def number(self, key: str, default: float | None = None) -> float:
+        """The finite number under ``key``; without a default it must be there."""
         value = self.fields.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             raise self.error(f"`{key}` is {_describe(value)}", "a finite number")
@@ -64,12 +68,20 @@ class Line:
         """The finite number under ``key``, if there is one."""
         return self.number(key, 0.0) if key in self.fields else None
 
-    def whole_number(self, key: str, default: int) -> int:
-        """The whole number from 0 up under ``key``."""
+    def whole_number(self, key: str, default: int | None = None, *, least: int = 0) -> int:
+        """The whole number, at least ``least``, under ``key``; without a default it must be there."""
         value = self.fields.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_WHOLE_NUMBER:
-            raise self.error(f"`{key}` is {_describe(value)}", f"a whole number, 0 to {MAX_WHOLE_NUMBER}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WHOLE_NUMBER:
+            raise self.error(f"`{key}` is {_describe(value)}", f"a whole number, {least} to {MAX_WHOLE_NUMBER}")
         return value
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """The finite numbers in the list under ``key``."""
+        values = self.fields.get(key)
+        if not isinstance(values, list):
+            raise self.error(f"`{key}` is {_describe(values)}", "a list of numbers")
+        items = Line(self.place, {f"{key}[{place}]": value for place, value in enumerate(values)})
+        return tuple(items.number(name) for name in items.fields)
 
     def choice(self, key: str, choices: Sequence[ChoiceT]) -> ChoiceT | None:
         """The one of ``choices`` that stands under ``key``, if anything does."""
@@ -112,8 +124,10 @@ class Line:
         return messages
 
     def objects(self, key: str) -> list[Line]:
-        """The objects in the list under ``key``, as lines of their own."""
+        """The objects in the list under ``key``, as lines of their own; one object is a list of one."""
         value = self.fields.get(key)
+        if isinstance(value, Mapping):
+            value = [value]
         if not isinstance(value, list) or not value or not all(isinstance(item, Mapping) for item in value):
             raise self.error(f"`{key}` is {_describe(value)}", "a list of objects")
         return [Line(f"{self.place}, `{key}[{number}]`", _present(item)) for number, item in enumerate(value)]
@@ -130,50 +144,72 @@ class Line:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Every record of a JSON Lines or Parquet (``.parquet``) file, in order."""
+    """Every record of JSON Lines, of a list of objects (in ``.json``) or of Parquet (in ``.parquet``), in order."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    return _parquet_lines(path) if path.suffix == ".parquet" else _json_lines(path)
+    if path.suffix == ".parquet":
+        return _parquet_lines(path)
+    return _json_array(path) if path.suffix == ".json" and _is_array(path) else _json_lines(path)
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _json_array(path: Path) -> Iterator[Line]:
+    """The objects of a file that is one list, as many data sets are published."""
+    expected = "a list of JSON objects"
+    for number, fields in enumerate(_parse(_decode(path.read_bytes(), str(path)), str(path), expected), start=1):
+        yield _line(fields, f"{path}, row {number}", expected)
 
 
 def _json_lines(path: Path) -> Iterator[Line]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            place = f"{path}, line {number}"
-            try:
-                text = raw.decode("utf-8-sig").strip()
-            except UnicodeDecodeError as error:
-                raise InputError(f"{place}: not UTF-8 ({error.reason} at byte {error.start})") from error
-            if text:
-                yield Line(place, _present(_parse_object(text, place)))
+            place, expected = f"{path}, line {number}", "one JSON object in each line"
+            if text := _decode(raw, place).strip():
+                yield _line(_parse(text, place, expected), place, expected)
 
 
-def _parse_object(text: str, place: str) -> dict[str, Any]:
-    expected = "expected one JSON object in each line"
+def _line(fields: object, place: str, expected: str) -> Line:
+    if not isinstance(fields, dict):
+        raise InputError(f"{place}: {_describe(fields)}; expected {expected}")
+    return Line(place, _present(fields))
+
+
+def _decode(raw: bytes, place: str) -> str:
     try:
-        fields = json.loads(text)
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place}: not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _parse(text: str, place: str, expected: str) -> Any:
+    try:
+        value = json.loads(text)
         if _SURROGATE_ESCAPE.search(text):
-            json.dumps(fields, ensure_ascii=False).encode()  # half a pair is no text: it cannot be hashed or stored
+            json.dumps(value, ensure_ascii=False).encode()  # half a pair is no text: it cannot be hashed or stored
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise InputError(f"{place}: {half} is half of a surrogate pair; expected its other half beside it") from error
     except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); {expected}") from error
+        raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); expected {expected}") from error
     except ValueError as error:  # Python's limit on digits
-        raise InputError(f"{place}: a number of too many digits; {expected}, its numbers of usual size") from error
+        raise InputError(
+            f"{place}: a number of too many digits; expected {expected}, its numbers of usual size"
+        ) from error
     except RecursionError as error:
-        raise InputError(f"{place}: nested too deeply; {expected}") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{place}: {_describe(fields)}; {expected}")
-    return fields
+        raise InputError(f"{place}: nested too deeply; expected {expected}") from error
+    return value
 
 
 def _parquet_lines(path: Path) -> Iterator[Line]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(BATCH):
                 for fields in batch.to_pylist():
                     number += 1
                     yield Line(f"{path}, row {number}", _present(fields))

@@ -12,8 +12,9 @@ from sinterlm.records import Prompt
 def read_prompts(path: Path) -> list[Prompt]:
     """Read prompts from JSON Lines or Parquet.
 
-    A line has ``prompt`` (text or messages) or ``messages``, and optionally ``id`` (else the content's hash),
-    ``answers`` (accepted answers: a list, or one text) and ``domain``. A line that is there twice counts once.
+    A line has ``prompt`` (text or messages) or ``messages``, and optionally ``id`` or ``prompt_id`` (else the content's
+    hash), ``answers`` (accepted answers: a list, or one text) and ``domain``. A line that is there twice counts once.
+    So the files of other tools' rows that have these keys serve as they are.
 
     Raises:
         InputError: A line is of another shape, one id stands for two contents, or there is no prompt at all.
@@ -36,7 +37,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 def _parse_prompt(line: Line) -> Prompt:
     messages = line.prompt("messages" if "messages" in line.fields and "prompt" not in line.fields else "prompt")
     return Prompt(
-        id=line.identifier("id") or Prompt("", messages).content_hash,
+        id=line.identifier("id") or line.identifier("prompt_id") or Prompt("", messages).content_hash,
         messages=messages,
         answers=line.texts("answers"),
         domain=line.text("domain", default=""),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from sinterlm.errors import InputError
+from sinterlm.formats.annotated import ALL_ANSWERS, read_answers
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.records import FinishReason, Prompt
 
@@ -34,7 +35,8 @@ def read_recorded(path: Path) -> list[RecordedAnswer]:
     """Read answers from JSON Lines or Parquet.
 
     A line has ``prompt_id`` or ``prompt`` (text or messages), ``response`` or ``content``, and optionally ``source``,
-    ``index`` and ``finish_reason`` (``stop`` or ``length``).
+    ``index`` and ``finish_reason`` (``stop`` or ``length``). Or it has ``all_generated_responses``, all answers of one
+    model to the prompt.
 
     Raises:
         InputError: A line is of another shape, an answer is there twice, or there is none at all.
@@ -46,14 +48,14 @@ def read_recorded(path: Path) -> list[RecordedAnswer]:
         prompt_id = line.identifier("prompt_id")
         content_hash = None if prompt_id else Prompt("", line.prompt("prompt")).content_hash
         source = line.text("source", default="")
-        index = line.whole_number("index", default=counted[prompt_id, content_hash, source])
-        key = (prompt_id, content_hash, source, index)
-        if key in places:
-            raise line.error(f"answer {index} to this prompt is there already ({places[key]})", "each answer once")
-        places[key] = line.place
-        counted[prompt_id, content_hash, source] += 1
-        finish_reason: FinishReason = line.choice("finish_reason", get_args(FinishReason)) or "stop"
-        answers.append(RecordedAnswer(prompt_id, content_hash, _content(line), source, index, finish_reason))
+        for content, index in _contents(line, counted[prompt_id, content_hash, source]):
+            key = (prompt_id, content_hash, source, index)
+            if key in places:
+                raise line.error(f"answer {index} to this prompt is there already ({places[key]})", "each answer once")
+            places[key] = line.place
+            counted[prompt_id, content_hash, source] += 1
+            finish_reason: FinishReason = line.choice("finish_reason", get_args(FinishReason)) or "stop"
+            answers.append(RecordedAnswer(prompt_id, content_hash, content, source, index, finish_reason))
     if not answers:
         raise InputError(
             f"{path}: there is no answer in it; expected lines with `prompt_id` (or `prompt`) and `response`"
@@ -61,5 +63,9 @@ def read_recorded(path: Path) -> list[RecordedAnswer]:
     return answers
 
 
-def _content(line: Line) -> str:
-    return line.text("content" if "content" in line.fields and "response" not in line.fields else "response")
+def _contents(line: Line, num_before: int) -> list[tuple[str, int]]:
+    """The answers of a line, each with its sample index; ``num_before`` came earlier from the same model."""
+    if ALL_ANSWERS in line.fields:
+        return [(content, num_before + place) for place, (content, _) in enumerate(read_answers(line))]
+    key = "content" if "content" in line.fields and "response" not in line.fields else "response"
+    return [(line.text(key), line.whole_number("index", default=num_before))]

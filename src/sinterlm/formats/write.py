@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,14 +31,46 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TryAgainError(
-                f"{path}: the disk is full ({error.strerror}); the file is as it was. Free some space and give the "
-                "same command again"
-            ) from error
+        _raise_full_disk(path, error)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """As :func:`atomic_write` for a folder of files: when the block ends, the temporary folder takes its place.
+
+    Raises:
+        TryAgainError: The disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        _raise_full_disk(path, error)
+        raise
+    finally:
+        for folder in (temporary, replaced):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _raise_full_disk(path: Path, error: OSError) -> None:
+    """Say it, if ``error`` is that the disk is full."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise TryAgainError(
+            f"{path}: the disk is full ({error.strerror}); what was there is as it was. Free some space and give the "
+            "same command again"
+        ) from error
 
 
 def _sync(path: Path) -> None:

@@ -6,15 +6,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 
 from sinterlm.errors import InputError, ToleranceError
 from sinterlm.pipeline.fusion import Ask
 from sinterlm.pipeline.stage import Run, StageResult
+from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity
-from sinterlm.recipe.schema import Scorer
+from sinterlm.recipe.schema import Judge, Scorer, scorers_in
 from sinterlm.records import Dropped, Prompt, Response, Scored, response_id
 from sinterlm.sampling.protocol import Engine, Generation, Item
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Answered
 
 SCORING_BATCH = 64
 
@@ -52,7 +54,7 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
     Raises:
         ToleranceError: ``must_answer``, and every answer of the participant is empty.
     """
-    name, identity = ask.participant.name, identity_of(ask)
+    name, identity, prompts = ask.participant.name, identity_of(ask), ask.asked(prompts)
     with closing(engine_of(run, ask)) as engine:
         batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(ask.num_samples)])
         stored = run.store.response_ids(identity)
@@ -128,7 +130,7 @@ def _response(generation: Generation, key: str, ask: Ask) -> Response:
 def answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answered]:
     """The stored answers of one participant, prompt by prompt."""
     participant, identity = ask.participant, identity_of(ask)
-    for prompt in prompts:
+    for prompt in ask.asked(prompts):
         for response in run.store.responses(identity, prompt, source=participant.name, num_samples=ask.num_samples):
             yield Answered(prompt, response)
 
@@ -137,46 +139,64 @@ def score(run: Run, stage: str, config: Scorer, answered: Sequence[Answered]) ->
     """Score every answer that the store has no score of, in batches that are the same whatever is stored.
 
     Raises:
-        ToleranceError: No answer got a number.
+        ToleranceError: No answer got a number, or a judge gave no verdict on more answers than the recipe tolerates.
     """
-    with closing(build_scorer(config)) as scorer:
-        identity = scorer.identity  # asked once: a reward model's looks its files up
+    with closing(stored_scorer(run, config)) as scorer:
         batches = [answered[start : start + SCORING_BATCH] for start in range(0, len(answered), SCORING_BATCH)]
-        pending = [
-            batch
-            for batch in batches
-            if any(run.store.score(identity, prompt, response) is None for prompt, response in batch)
-        ]
+        pending = [(batch, len(missing)) for batch in batches if (missing := scorer.missing(batch))]
+        num_missing = sum(count for _, count in pending)
         if pending:
-            with run.reporter.task(config.kind, sum(map(len, pending)), "answers") as task:
-                for batch in pending:
-                    scores = scorer.score(batch)
-                    run.store.add_scores((item.prompt, score) for item, score in zip(batch, scores, strict=True))
-                    task.advance(len(batch))
-        stored = [(item, run.store.score(identity, *item)) for item in answered]
-    values = [score.value for _, score in stored if score and not math.isnan(score.value)]
-    if answered and not values:
-        raise ToleranceError(f"scorer {config.kind}: none of the {len(answered)} answers got a number for a score")
+            with run.reporter.task(config.kind, num_missing, "answers") as task:
+                for batch, count in pending:
+                    scorer.score(batch)
+                    task.advance(count)
+        scores = scorer.score(answered)
+    values = [score.value for score in scores if not math.isnan(score.value)]
+    unscored = [(item, score) for item, score in zip(answered, scores, strict=True) if math.isnan(score.value)]
     dropped = [
         Dropped(
-            item.response.id, stage, "no-score", f"{item.response.source} on {item.prompt.id}: the score is no number"
+            item.response.id,
+            stage,
+            score.detail.get("reason", NO_SCORE),
+            f"{item.response.source} on {item.prompt.id}: {score.detail.get('problem', NOT_A_NUMBER)}",
         )
-        for item, score in stored
-        if score and math.isnan(score.value)
+        for item, score in unscored
     ]
-    counts: dict[str, float] = {"answers": len(answered), "scored now": sum(map(len, pending))}
+    if answered and not values:
+        raise ToleranceError(
+            f"scorer {config.kind}: none of the {len(answered)} answers got a number for a score; the first: "
+            f"{dropped[0].reason}, {dropped[0].detail}"
+        )
+    _check_verdicts(config, dropped, len(answered))
+    counts: dict[str, float] = {"answers": len(answered), "scored now": num_missing}
     if values:
         counts["mean score"] = round(sum(values) / len(values), 4)
     return StageResult(counts, dropped)
 
 
+def _check_verdicts(config: Scorer, dropped: Sequence[Dropped], num_answers: int) -> None:
+    tolerated = min((part.max_invalid for part in scorers_in(config) if isinstance(part, Judge)), default=1.0)
+    invalid = [drop for drop in dropped if drop.reason == INVALID_VERDICT]
+    if len(invalid) > tolerated * num_answers:
+        raise ToleranceError(
+            f"the judge gave no valid verdict on {len(invalid)} of {num_answers} answers, more than max_invalid "
+            f"({tolerated:g}) tolerates; the first: {invalid[0].detail}; raise max_tokens or max_invalid, or take "
+            "another response_format or judge"
+        )
+
+
+def stored_scorer(run: Run, config: Scorer) -> StoredScorer:
+    """The scorer of a ``scorer:`` mapping, which keeps its scores in the store; so do the parts of a combination."""
+    wrapped = build_scorer(config, wrap=partial(StoredScorer, store=run.store))
+    assert isinstance(wrapped, StoredScorer)
+    return wrapped
+
+
 def scored_answers(run: Run, config: Scorer, answered: Iterator[Answered]) -> dict[str, list[Scored]]:
     """Answers with their stored scores, by prompt id."""
     by_prompt: dict[str, list[Scored]] = {}
-    with closing(build_scorer(config)) as scorer:
-        identity = scorer.identity
-    for prompt, response in answered:
-        stored = run.store.score(identity, prompt, response)
-        if stored is not None:
-            by_prompt.setdefault(prompt.id, []).append(Scored(response, stored))
+    with closing(stored_scorer(run, config)) as scorer:
+        for entry in answered:
+            if stored := scorer.stored(entry):
+                by_prompt.setdefault(entry.prompt.id, []).append(Scored(entry.response, stored))
     return by_prompt

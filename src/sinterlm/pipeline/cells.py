@@ -24,7 +24,7 @@ from sinterlm.formats import atomic_write
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.recipe.build import build_hyperparameters, engine_identity
 from sinterlm.recipe.grid import Choice, apply_choice, count_cells, list_choices
-from sinterlm.recipe.schema import Scorer, Training
+from sinterlm.recipe.schema import Judge, Scorer, Training, parts_of
 from sinterlm.records import Dropped, Prompt, digest
 from sinterlm.sampling.identity import Fingerprint
 
@@ -137,10 +137,12 @@ class Grid:
         held_out = fusion.recipe.evaluation.held_out
         assert held_out is not None
         rows = fusion.rows_path(self._name)
+        start = fusion.start_of(self._name).weights
+        assert start is not None
         ask = fusion.for_evaluation(fusion.target)
         return digest(
             [
-                self._fingerprint(fusion.start_of(self._name)),
+                self._fingerprint(start),
                 hashlib.sha256(rows.read_bytes()).hexdigest() if rows.is_file() else None,
                 fusion.recipe.seed,
                 engine_identity(
@@ -159,9 +161,23 @@ def best_of(cells: Sequence[Cell]) -> Cell:
 
 
 def describe_scorer(scorer: Scorer, fingerprint: Fingerprint) -> object:
-    """What besides the answers decides the scores."""
-    model = getattr(scorer, "model", None)
-    return [scorer.model_dump(), model and fingerprint(model)]
+    """What besides the answers decides the scores: settings, weights by fingerprint, and files by content."""
+    files = {name: value for name, value in scorer if isinstance(value, Path)}
+    placement = getattr(scorer, "placement", ())
+    model = None if isinstance(scorer, Judge) else getattr(scorer, "model", None)
+    described = [
+        scorer.model_dump(exclude={"parts", "domains", "other", *files, *placement}),
+        model and fingerprint(model),
+        *({name: file_digest(path)} for name, path in files.items()),
+    ]
+    if parts := [[keys, describe_scorer(part, fingerprint)] for keys, part in parts_of(scorer)]:
+        described.append(parts)
+    return described
+
+
+def file_digest(path: Path) -> str | None:
+    """The content's hash; None for a file that is not there (a plan says so, a run refuses)."""
+    return digest(path.read_bytes().hex()) if path.is_file() else None
 
 
 def write_search(fusion: Fusion, name: str, entries: Sequence[Sequence[Cell]]) -> None:

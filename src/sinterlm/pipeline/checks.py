@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from sinterlm.chat import encode_prompt
+from sinterlm.endpoint import find_key
 from sinterlm.errors import InputError
 from sinterlm.formats import read_prompts
 from sinterlm.models import load_tokenizer
@@ -10,8 +14,9 @@ from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stages import split_parts
 from sinterlm.recipe.build import build_hyperparameters, build_scorer
 from sinterlm.recipe.grid import apply_choice, list_choices
-from sinterlm.recipe.schema import RecordedSource
+from sinterlm.recipe.schema import Code, Judge, RecordedSource, Scorer, scorer_for, scorers_in
 from sinterlm.records import Message
+from sinterlm.scoring.sandbox import check_isolation
 
 
 def check_inputs(fusion: Fusion) -> None:
@@ -19,20 +24,43 @@ def check_inputs(fusion: Fusion) -> None:
 
     Raises:
         InputError: What does not fit, and what to do.
+        CredentialsError: There is no key for the server of a judge.
+        SandboxError: Programs in answers are to be scored, and there is no sandbox to run them in.
     """
     _check_prompts(fusion)
-    for source in fusion.sources:
-        if isinstance(source.config, RecordedSource) and not source.config.path.is_file():
-            raise InputError(f"{source.config.path}: there is no such file (recorded answers of {source.name})")
+    for participant in (*fusion.sources, fusion.answering_for(fusion.target)):
+        config = participant.config
+        if isinstance(config, RecordedSource) and not config.path.is_file():
+            raise InputError(f"{config.path}: there is no such file (recorded answers of {participant.name})")
+    for scorer in _scorers(fusion):
+        _check_scorer(scorer)
     if fusion.trained:
         _check_training(fusion)
+
+
+def _scorers(fusion: Fusion) -> Iterator[Scorer]:
+    """Every scorer that the recipe names, parts of combinations too."""
+    yield from scorers_in(fusion.recipe.scorer)
+    if held_out := fusion.recipe.evaluation.held_out:
+        yield from scorers_in(held_out.scorer)
+
+
+def _check_scorer(scorer: Scorer) -> None:
+    """That the files that a scorer names are there, the key of a judge's server, and a sandbox for programs."""
+    for key, path in scorer:
+        if isinstance(path, Path) and not path.is_file():
+            raise InputError(f"{path}: there is no such file ({key} of the scorer {scorer.kind})")
+    if isinstance(scorer, Judge):
+        find_key(scorer.base_url, scorer.api_key_env)
+    if isinstance(scorer, Code):
+        check_isolation()
 
 
 def _check_prompts(fusion: Fusion) -> None:
     recipe = fusion.recipe
     parts = split_parts(recipe, read_prompts(recipe.prompts.path))
     used = {
-        "sft": recipe.sft,
+        "sft": recipe.fine_tunings,
         "preference": recipe.preference,
         "held_out": recipe.evaluation.held_out,
         "development": any(training.grid for training in fusion.trainings.values()),
@@ -43,12 +71,21 @@ def _check_prompts(fusion: Fusion) -> None:
             raise InputError(
                 f"prompts.split leaves no prompt for {part} ({sizes}); raise its share or bring more prompts"
             )
+    known = {prompt.domain for prompts in parts.values() for prompt in prompts}
+    for name, source in recipe.sources.items():
+        if source.domains and not known & set(source.domains):
+            raise InputError(
+                f"sources.{name}.domains: no prompt is of {' or '.join(map(repr, source.domains))}; the domains of "
+                f"{recipe.prompts.path} are {', '.join(map(repr, sorted(known)))}"
+            )
     scorers = {part: recipe.scorer for part in fusion.training_parts}
     if recipe.evaluation.held_out:
         scorers |= dict.fromkeys(("held_out", "development"), recipe.evaluation.held_out.scorer)
     for part, scorer in scorers.items():
-        unanswered = [prompt.id for prompt in parts[part] if not prompt.answers]
-        if unanswered and build_scorer(scorer).needs_answers:
+        own = {prompt.domain: scorer_for(scorer, prompt.domain) for prompt in parts[part]}
+        needing = {domain for domain, config in own.items() if build_scorer(config).needs_answers}
+        unanswered = [prompt.id for prompt in parts[part] if not prompt.answers and prompt.domain in needing]
+        if unanswered:
             raise InputError(
                 f"{recipe.prompts.path}: scorer {scorer.kind} needs accepted answers, but {len(unanswered)} prompts "
                 f"of the {part} part have none, e.g. {unanswered[0]!r}; add `answers`, or use another scorer"

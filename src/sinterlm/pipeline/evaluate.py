@@ -7,20 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sinterlm.chat import encode_example
-from sinterlm.evaluation.rates import (
-    compute_rates,
-    compute_rates_by_domain,
-    join_runs,
-    paired_difference,
-    values_by_metric,
-)
+from sinterlm.evaluation.rates import compare_models, compute_rates, compute_rates_by_domain
 from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
 from sinterlm.formats import atomic_write
 from sinterlm.models import load_model, load_tokenizer
 from sinterlm.objectives.table import ResolvedObjective, resolve_objective
 from sinterlm.pipeline.answers import answers_of, scored_answers
 from sinterlm.pipeline.cells import settle
-from sinterlm.pipeline.fusion import Fusion, Participant
+from sinterlm.pipeline.fusion import Participant
 from sinterlm.pipeline.rows import candidates_of
 from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.recipe.build import build_hyperparameters, build_policy
@@ -65,7 +59,7 @@ def _figures(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
         }
         if any(domains.values())
         else {},
-        "differences": _differences(fusion, scores),
+        "differences": [found.to_json() for found in compare_models(scores, [model.name for model in fusion.trained])],
     }
 
 
@@ -76,34 +70,6 @@ def held_out_scores(run: Run, prompts: Sequence[Prompt], participant: Participan
     answered = answers_of(run, run.fusion.for_evaluation(participant), prompts)
     scored = scored_answers(run, held_out.scorer, answered)
     return {prompt_id: answers[0].score for prompt_id, answers in scored.items()}
-
-
-def _differences(fusion: Fusion, scores: Mapping[str, Mapping[str, Score]]) -> list[dict[str, Any]]:
-    """Every trained model against the sources, the target, and the models trained before it."""
-    differences = []
-    others = [participant.name for participant in (*fusion.sources, fusion.target)]
-    for model in fusion.trained:
-        for other in others:
-            if model.name not in scores or other not in scores:
-                continue
-            shared = scores[model.name].keys() & scores[other].keys()
-            ours = values_by_metric({prompt_id: scores[model.name][prompt_id] for prompt_id in shared})
-            theirs = values_by_metric({prompt_id: scores[other][prompt_id] for prompt_id in shared})
-            for metric in ours:
-                difference = paired_difference(join_runs([(ours[metric], theirs[metric])]))
-                differences.append(
-                    {
-                        "model": model.name,
-                        "other": other,
-                        "metric": metric,
-                        "difference": difference.value,
-                        "low": difference.low,
-                        "high": difference.high,
-                        "n": difference.n,
-                    }
-                )
-        others.append(model.name)
-    return differences
 
 
 def _quadruples(run: Run, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingRow], Sequence[Dropped]]:
@@ -118,7 +84,7 @@ def _quadruples(run: Run, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingR
         prompts,
         held_out.scorer,
         sources=[fusion.for_training(source) for source in fusion.sources],
-        target=fusion.for_training(fusion.start),
+        targets=[fusion.for_training(fusion.answering_for(fusion.start))],
     )
     selection = build_policy(quadruple_policy, seed=fusion.recipe.seed, stage="evaluate")(candidates)
     return selection.rows, selection.dropped
@@ -134,17 +100,16 @@ def _internal_figures(run: Run, quadruples: Sequence[TrainingRow]) -> dict[str, 
             assert model.weights is not None
             logps[model.name] = _row_logps(model.weights, quadruples)
             task.advance(1)
-    reference = logps[fusion.start.name]
     accuracies = {}
     for method in fusion.recipe.preference:
         chosen = settle(fusion, method).objective
         hyperparameters = build_hyperparameters(chosen)
         objective = resolve_objective(chosen.kind, hyperparameters)
-        policy = logps[fusion.preferred(method).name]
+        policy, reference = logps[fusion.model_of(method).name], logps[fusion.start_of(method).name]
         columns = [_internal_rewards(objective, policy, reference, role) for role in QUADRUPLE_ROLES]
         rewards = [QuadrupleRewards(*row) for row in zip(*columns, strict=True)]
         alpha = hyperparameters.get("alpha", 0.0)
-        accuracies[fusion.preferred(method).name] = _as_json(reward_accuracies(rewards, alpha=alpha)._asdict())
+        accuracies[fusion.model_of(method).name] = _as_json(reward_accuracies(rewards, alpha=alpha)._asdict())
     return {
         "reward_accuracies": accuracies,
         "average_logps": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,8 @@ from sinterlm.errors import InputError
 from sinterlm.recipe.build import build_settings, greedy
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.overrides import Override
-from sinterlm.recipe.schema import AskedModel, LocalModel, Recipe, Source, Training
-from sinterlm.records import SamplingSettings
+from sinterlm.recipe.schema import AskedModel, LocalModel, Recipe, Source, Training, name_own_sft
+from sinterlm.records import Prompt, SamplingSettings
 from sinterlm.selection.table import POLICIES
 
 
@@ -45,6 +46,11 @@ class Ask(NamedTuple):
     settings: SamplingSettings | None
     """None for recorded answers."""
     num_samples: int
+
+    def asked(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The prompts that the participant is asked: of its domains, if it has some."""
+        domains = self.participant.config.domains
+        return [prompt for prompt in prompts if domains is None or prompt.domain in domains]
 
 
 class Fusion:
@@ -81,28 +87,49 @@ class Fusion:
 
     @cached_property
     def start(self) -> Participant:
-        """The model that preference optimisation starts from and whose samples it compares: after SFT, if there is."""
-        return self._trained("target-sft") if self.recipe.sft else self.target
+        """The model that preference methods start from, and whose samples they compare, unless they have their own."""
+        return self.model_of("sft") if self.recipe.sft else self.target
 
-    def preferred(self, method: str) -> Participant:
-        """The model that preference ``method`` makes, e.g. ``target-sft-wrpo``."""
-        return self._trained(f"{self.start.name}-{method}")
+    def fine_tuning_of(self, method: str) -> str | None:
+        """The SFT that a preference method starts from: its own, else ``sft``; None where there is none."""
+        own = name_own_sft(method)
+        return next((name for name in (own, "sft") if name in self.recipe.fine_tunings), None)
+
+    def start_of(self, training: str) -> Participant:
+        """The model that a training starts from."""
+        fine_tuning = None if training in self.recipe.fine_tunings else self.fine_tuning_of(training)
+        return self.model_of(fine_tuning) if fine_tuning else self.target
 
     @cached_property
     def trainings(self) -> dict[str, Training]:
-        """Every training of this recipe: ``sft``, then the preference methods by name."""
-        sft: dict[str, Training] = {"sft": self.recipe.sft} if self.recipe.sft else {}
-        return {**sft, **self.recipe.preference}
+        """Every training of this recipe: ``sft`` and methods' own, then the preference methods by name."""
+        return {**self.recipe.fine_tunings, **self.recipe.preference}
+
+    def compared(self, training: str) -> Participant | None:
+        """The form of the target whose answers stand in the rows of a training; None where only sources' do."""
+        preference = self.recipe.preference.get(training)
+        if preference is None or "target" not in POLICIES[preference.select.kind].reads:
+            return None
+        return self.answering_for(self.target if preference.target_samples == "target" else self.start_of(training))
+
+    def answering_for(self, form: Participant) -> Participant:
+        """Whose answers stand for those of a form of the target where rows are made: its own, or recorded ones."""
+        samples = self.recipe.target.samples
+        return Participant(self.target.name, samples) if samples else form
+
+    @cached_property
+    def sampled_targets(self) -> tuple[Participant, ...]:
+        """Whose answers stand for the target's in training rows: forms of the target, or recorded answers."""
+        compared = (self.compared(training) for training in self.trainings)
+        return tuple(dict.fromkeys(participant for participant in compared if participant))
 
     def model_of(self, training: str) -> Participant:
-        """The model that a training makes."""
-        return self.start if training == "sft" else self.preferred(training)
+        """The model that a training makes: ``target-sft``, ``target-sft-wrpo``, ...
 
-    def start_of(self, training: str) -> str:
-        """The weights that a training starts from."""
-        start = self.target if training == "sft" else self.start
-        assert start.weights is not None
-        return start.weights
+        A method with an SFT of its own makes ``target-METHOD-sft`` and ``target-METHOD``.
+        """
+        starts_from_shared = training in self.recipe.preference and self.fine_tuning_of(training) == "sft"
+        return self._trained(f"target-sft-{training}" if starts_from_shared else f"target-{training}")
 
     @cached_property
     def trained(self) -> tuple[Participant, ...]:
@@ -113,9 +140,9 @@ class Fusion:
     def fused(self) -> Participant | None:
         """The model that a run is about: the last whose preference rows hold the sources' answers, else the last."""
         by_sources = [
-            self.preferred(method)
+            self.model_of(method)
             for method, preference in self.recipe.preference.items()
-            if "chosen_source" in POLICIES[preference.select.kind].roles
+            if "sources" in POLICIES[preference.select.kind].reads
         ]
         candidates = by_sources or self.trained
         return candidates[-1] if candidates else None
@@ -128,7 +155,7 @@ class Fusion:
     @property
     def training_parts(self) -> tuple[str, ...]:
         """The parts of the prompts that the sources answer for training: those that the recipe makes use of."""
-        used = {"sft": self.recipe.sft, "preference": self.recipe.preference}
+        used = {"sft": self.recipe.fine_tunings, "preference": self.recipe.preference}
         return tuple(part for part in used if used[part]) or tuple(used)
 
     def for_training(self, participant: Participant) -> Ask:
@@ -150,6 +177,12 @@ class Fusion:
     def rows_path(self, name: str) -> Path:
         """The training rows of ``sft`` or a preference method."""
         return self.output / "rows" / f"{name}.parquet"
+
+    @property
+    def matches_paths(self) -> tuple[Path, ...]:
+        """Where the prompts stand that were left out as duplicates or benchmark questions, if any are looked for."""
+        prompts = self.recipe.prompts
+        return (self.output / "overlaps.jsonl",) if prompts.deduplicate or prompts.decontaminate else ()
 
     def search_path(self, training: str) -> Path:
         """What the search of a training's grid has found; its cells lie beside it."""

@@ -27,11 +27,11 @@ def rewrite_report(folder: Path) -> dict[str, Any]:
     """Write the report of a run again from its folder, and return its summary."""
     fusion = load_fusion(folder)
     with closing(Store(fusion.store_path, read_only=True)) as store:
-        write_run_report(_reading(fusion, store))
+        write_run_report(read_only(fusion, store))
     return read_summary(fusion)
 
 
-def _reading(fusion: Fusion, store: Store) -> Run:
+def read_only(fusion: Fusion, store: Store) -> Run:
     """A run that is only looked at."""
     stages = tuple(stage.name for stage in build_stages(fusion, lambda model: None))
     return Run(fusion, store, Reporter(Console(quiet=True)), stages=stages)
@@ -49,7 +49,7 @@ def print_outcome(fusion: Fusion, outcome: Outcome, console: Console) -> None:
     print_summary(read_summary(fusion), fusion.output, console)
     if fusion.fused is not None:
         with closing(Store(fusion.store_path, read_only=True)) as store:
-            run = _reading(fusion, store)
+            run = read_only(fusion, store)
             _print_plain(console, "\n".join(_model_lines(run, fusion.fused)))
     _print_plain(
         console,
@@ -65,14 +65,27 @@ def _print_plain(console: Console, text: str) -> None:
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
     """Print the held-out table and the differences that matter."""
+    if not summary["held_out"]:
+        _print_plain(console, f"{folder}: no held-out figures (not yet, or not in this recipe)")
+        return
+    print_figures(summary, console)
+    for name, found in summary.get("searches", {}).items():
+        _print_plain(console, f"{name}: chosen on the development prompts: {describe_choice(found['chosen'])}")
+    _print_plain(
+        console,
+        f"{summary['seconds']:.0f} s in all stages, at most {summary['peak_memory_bytes'] / 1e9:.1f} GB of memory",
+    )
+
+
+def print_figures(summary: Mapping[str, Any], console: Console) -> None:
+    """Print held-out figures and paired differences as they stand in ``summary.json``, if there are any."""
     held_out = summary["held_out"]
     if not held_out:
-        _print_plain(console, f"{folder}: no held-out figures (not yet, or not in this recipe)")
         return
     first = max(held_out.values(), key=lambda figures: figures["n"])
     main = "exact_match" if "exact_match" in first else "score"
     metrics = [metric for metric in (main, "contains") if metric in first]
-    title = f"held-out questions: {first['n']} (95 % intervals)"
+    title = f"held-out questions: {first['n']}, scored by {summary['scorers']['held_out']} (95 % intervals)"
     table = Table("model", title=title, title_justify="left")
     for metric in metrics:
         table.add_column(metric.replace("_", " "), justify="right")
@@ -92,8 +105,6 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
         differences.add_row(model, other, *(texts.get(metric, "").replace("[", "\\[") for metric in metrics))
     differences.title, differences.title_justify = "paired differences (* the interval excludes zero)", "left"
     console.print(differences)
-    for name, found in summary.get("searches", {}).items():
-        _print_plain(console, f"{name}: chosen on the development prompts: {describe_choice(found['chosen'])}")
     target = held_out.get("target", {})
     if main == "exact_match" and target.get("contains", 0) - target.get("exact_match", 0) > 0.1:
         _print_plain(
@@ -102,10 +113,6 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) ->
             f"{target['contains']:.2f}, exact match {target['exact_match']:.2f}), so format alone is part of every "
             "gain in exact match.",
         )
-    _print_plain(
-        console,
-        f"{summary['seconds']:.0f} s in all stages, at most {summary['peak_memory_bytes'] / 1e9:.1f} GB of memory",
-    )
 
 
 def _interval(figures: Mapping[str, float], metric: str, prefix: str) -> str:

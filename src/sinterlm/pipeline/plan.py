@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,13 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 from sinterlm.formats import read_prompts
-from sinterlm.models import cached_fingerprint, known_weights_bytes
+from sinterlm.models import FLOAT32_BYTES, cached_fingerprint
 from sinterlm.pipeline.cells import Grid
+from sinterlm.pipeline.compute import GPUS, Work, add_work, count_weights
 from sinterlm.pipeline.fusion import Ask, Fusion
 from sinterlm.pipeline.stage import is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages, held_out_asks, split_parts
+from sinterlm.pipeline.work import (
+    USUAL_ANSWER_TOKENS,
+    USUAL_PROMPT_TOKENS,
+    usual_tokens,
+    work_of_sampling,
+    work_of_scoring,
+    work_of_training,
+)
 from sinterlm.recipe.build import build_few_shot, engine_identity
-from sinterlm.recipe.schema import AskedModel
+from sinterlm.recipe.schema import AskedModel, LocalModel, Scorer
 from sinterlm.records import Prompt, response_id
 from sinterlm.store import Store
 
@@ -28,33 +37,48 @@ BYTES_PER_ANSWER = 600
 """Of the store: key, indices, settings and score of one answer, its text aside."""
 NUM_CHECKPOINTS = 2
 """Kept at once, unless the recipe says otherwise."""
+HOURS_NOTE = (
+    f"GPU hours are estimates, right in their order of magnitude at best: {USUAL_ANSWER_TOKENS} tokens an answer "
+    f"(less where the limit is lower, the mean of what is stored where there is some), {USUAL_PROMPT_TOKENS} a prompt "
+    "where there is no file; "
+    + "; ".join(
+        f"{gpu.name}: {gpu.writing / 16e9:,.0f} tokens/s written and {gpu.reading / 16e9:,.0f} read with 8 billion "
+        f"weights, {gpu.training / 1e12:.0f} TFLOP/s in training"
+        for gpu in GPUS
+    )
+)
 OPTIMIZER_COPIES = 3
 """A checkpoint holds the weights and AdamW's two moments; training holds these and the gradients."""
-UNKNOWN = "unknown"
 
-Part = list[Prompt] | int | None
-"""Of the prompts: read, counted by the recipe, or unknown."""
-Parts = Mapping[str, Part]
+UNKNOWN = "unknown"
+SAMPLING = ("calls", "prompt_tokens", "new_tokens", "disk_bytes", "gpu_hours")
+"""The figures of a stage that samples; these are all there are."""
+SCORING = ("calls", "gpu_hours")
+TRAINING = ("disk_bytes", "gpu_hours")
+
+KnownPart = list[Prompt] | int
+"""The prompts of a part, or how many the recipe says there are where their file is not here."""
+Part = KnownPart | None
+"""None where the file is not here and the recipe gives a share of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage and what is left to do of it; None where that cannot be known yet."""
+    """One stage and what is left to do of it; None where there is nothing of the kind, or where it is not known."""
 
     name: str
     done: bool
+    figures: tuple[str, ...] = ()
+    """Which of those below the stage has: of these, None is unknown."""
     calls: int | None = None
     """Answers still to be sampled, or scored."""
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     """At most, where the store has no mean of the same model's answers yet."""
     disk_bytes: int | None = None
+    gpu_hours: dict[str, float] | None = None
+    """By the kind of GPU; unknown too where the size of a model is not known."""
     note: str = ""
-
-    @property
-    def asks_models(self) -> bool:
-        """Whether the stage samples answers, so that a figure without a value is an unknown one."""
-        return self.name.startswith(("sample-", "search-"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +98,10 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan with its sums, for ``--json``; None where a part of a sum is unknown."""
-        names = ("calls", "prompt_tokens", "new_tokens", "disk_bytes")
-        return {**asdict(self), "total": {name: self._sum(name) for name in names}}
-
-    def _sum(self, name: str) -> int | None:
-        left = [stage for stage in self.stages if not stage.done]
-        if any(stage.asks_models and getattr(stage, name) is None for stage in left):
-            return None
-        return sum(getattr(stage, name) or 0 for stage in left)
+        left = {name: [getattr(stage, name) for stage in self.stages if name in stage.figures] for name in SAMPLING}
+        gpu_hours = _add_hours(left.pop("gpu_hours"))
+        sums = {name: _add(values) for name, values in left.items()}
+        return {**asdict(self), "total": {**sums, "gpu_hours": gpu_hours}}
 
 
 def plan_fusion(fusion: Fusion) -> Plan:
@@ -90,6 +110,8 @@ def plan_fusion(fusion: Fusion) -> Plan:
     keys = stage_keys(stages)
     notes = list(_missing(fusion))
     parts = _parts(fusion)
+    if fusion.matches_paths:
+        notes.append("prompts: counted before de-duplication and decontamination")
     if fusion.store_path.exists():
         with closing(Store(fusion.store_path, read_only=True)) as store:
             finished = {name: past.key for name, past in store.finished_stages(fusion.run_name).items()}
@@ -99,12 +121,12 @@ def plan_fusion(fusion: Fusion) -> Plan:
             ]
     else:
         planned = [_plan_stage(stage.name, False, fusion, parts, None) for stage in stages]
-    weights = known_weights_bytes(fusion.recipe.target.model)
+    weights = _target_bytes(fusion)
     return Plan(
         output=str(fusion.output),
         workspace=str(fusion.workspace),
         stages=tuple(planned),
-        prompts={part: len(prompts) if isinstance(prompts, list) else prompts for part, prompts in parts.items()},
+        prompts={part: None if prompts is None else _count(prompts) for part, prompts in parts.items()},
         memory_bytes=None if weights is None else weights * (OPTIMIZER_COPIES + 1),
         money=0.0,
         notes=tuple(notes),
@@ -114,45 +136,79 @@ def plan_fusion(fusion: Fusion) -> Plan:
 def print_plan(plan: Plan, console: Console) -> None:
     """Print the plan as a table with its sums."""
     table = Table("stage", "", title=f"{plan.output}", title_justify="left")
-    for column in ("answers", "prompt tokens", "new tokens", "disk"):
+    for column in ("calls", "prompt tokens", "new tokens", "disk", *(f"{gpu.name} hours" for gpu in GPUS)):
         table.add_column(column, justify="right")
     table.add_column("")
     for stage in plan.stages:
-        without = UNKNOWN if stage.asks_models and not stage.done else ""
         table.add_row(
             stage.name,
             "done" if stage.done else "to do",
-            *(_number(value, without) for value in (stage.calls, stage.prompt_tokens, stage.new_tokens)),
-            _size(stage.disk_bytes, without),
+            *_cells(asdict(stage), stage.figures),
             stage.note,
         )
-    total = plan.to_json()["total"]
-    memory = UNKNOWN if plan.memory_bytes is None else f"about {_size(plan.memory_bytes)}"
+    memory = UNKNOWN if plan.memory_bytes is None else f"about {filesize.decimal(plan.memory_bytes)}"
     table.add_section()
     table.add_row(
-        "left to do", "", *(_number(total[name]) for name in ("calls", "prompt_tokens", "new_tokens")),
-        _size(total["disk_bytes"]), f"money: {plan.money:g}; memory: {memory}",
-    )  # fmt: skip
+        "left to do",
+        "",
+        *_cells(plan.to_json()["total"], SAMPLING),
+        f"money: {plan.money:g}; memory: {memory}",
+    )
     console.print(table)
-    counts = (f"{part} {_number(count)}" for part, count in plan.prompts.items())
+    counts = (f"{part} {UNKNOWN if count is None else f'{count:,}'}" for part, count in plan.prompts.items())
     console.print(f"prompts: {', '.join(counts)}", highlight=False)
-    for note in plan.notes:
+    for note in (*plan.notes, HOURS_NOTE):
         console.print(f"note: {note}", markup=False, highlight=False)
 
 
-def _parts(fusion: Fusion) -> Parts:
+def _cells(values: Mapping[str, Any], figures: Collection[str]) -> Iterator[str]:
+    """The figures in the order of the columns; empty where there is nothing of the kind."""
+    hours = values["gpu_hours"]
+    columns: list[tuple[str, Any, Callable[[Any], str]]] = [
+        *((name, values[name], "{:,}".format) for name in ("calls", "prompt_tokens", "new_tokens")),
+        ("disk_bytes", values["disk_bytes"], filesize.decimal),
+        *(("gpu_hours", None if hours is None else hours[gpu.name], _show_hours) for gpu in GPUS),
+    ]
+    for name, value, show in columns:
+        if value is None:
+            yield UNKNOWN if name in figures else ""
+        else:
+            yield show(value)
+
+
+def _show_hours(hours: float) -> str:
+    """Two digits that count are more than is known."""
+    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+
+
+def _parts(fusion: Fusion) -> Mapping[str, Part]:
     recipe = fusion.recipe
     if recipe.prompts.path.is_file():
         return {part: list(prompts) for part, prompts in split_parts(recipe, read_prompts(recipe.prompts.path)).items()}
-    sizes = recipe.prompts.split.model_dump() | ({} if recipe.sft else {"sft": 0})
-    return {part: size if isinstance(size, int) else None for part, size in sizes.items()}
+    split = recipe.prompts.split
+    sizes = {
+        **{part: [size] for part, size in split.model_dump(exclude={"sft_domains"}).items()},
+        "sft": [split.sft, *split.sft_domains.values()] if recipe.fine_tunings else [0],
+    }
+    return {part: _add([size if isinstance(size, int) else None for size in own]) for part, own in sizes.items()}
+
+
+def _together(parts: Sequence[Part]) -> Part:
+    """All prompts of several parts, or their number."""
+    if any(isinstance(part, list) for part in parts):
+        return [prompt for part in parts if isinstance(part, list) for prompt in part]
+    return _add([part for part in parts if not isinstance(part, list)])
 
 
 def _missing(fusion: Fusion) -> Iterator[str]:
     recipe = fusion.recipe
     if not recipe.prompts.path.is_file():
         yield f"{recipe.prompts.path}: not there; counts are the recipe's, and unknown where it gives shares"
-    for participant in (*fusion.sources, fusion.target):
+        limited = [name for name, source in recipe.sources.items() if source.domains]
+        if limited and not recipe.prompts.sizes:
+            yield f"{', '.join(limited)}: counted as if asked about all domains"
+    recorded = (fusion.answering_for(fusion.target),) if recipe.target.samples else ()
+    for participant in (*fusion.sources, fusion.target, *recorded):
         ask = fusion.for_training(participant)
         identity = engine_identity(
             participant.config, location=None, settings=ask.settings, fingerprint=cached_fingerprint
@@ -161,63 +217,94 @@ def _missing(fusion: Fusion) -> Iterator[str]:
             yield f"{participant.weights}: not read yet, so what the store has of {participant.name} is unknown"
         elif identity is None:
             yield f"{participant.name}: its answers are not there"
+    models = [(model.name, model.config) for model in (*fusion.sources, fusion.target)]
+    unsized = [
+        name
+        for name, model in models
+        if isinstance(model, LocalModel) and count_weights(model.model, model.active_billions) is None
+    ]
+    if unsized:
+        yield f"{', '.join(unsized)}: of unknown size, so its GPU hours are unknown; `active_billions` says it"
 
 
-def _plan_stage(name: str, done: bool, fusion: Fusion, parts: Parts, store: Store | None) -> StagePlan:
+def _plan_stage(name: str, done: bool, fusion: Fusion, parts: Mapping[str, Part], store: Store | None) -> StagePlan:
     if done:
         return StagePlan(name, True)
     if name.startswith("sample-"):
-        asks, used = {
-            "sample-sources": ([fusion.for_training(source) for source in fusion.sources], fusion.training_parts),
-            "sample-target": ([fusion.for_training(fusion.start)], ("preference",)),
-            "sample-held-out": (held_out_asks(fusion), ("held_out", "development")),
-        }[name]
-        return _plan_sampling(name, asks, [parts[part] for part in used], store)
+        return _plan_sampling(name, _asked_in(name, fusion, parts), store)
     if name.startswith("score-"):
-        return StagePlan(name, False, note="the answers without a score")
+        held_out = fusion.recipe.evaluation.held_out
+        scorer = held_out.scorer if held_out and name == "score-held-out" else fusion.recipe.scorer
+        return _plan_scoring(name, scorer, _asked_in(name.replace("score-", "sample-"), fusion, parts))
     if name.startswith("search-"):
         return _plan_search(name, fusion, parts, store)
     if name.startswith("train-") and fusion.trainings[name.removeprefix("train-")].grid:
         return StagePlan(name, False, note="the best cell's model")
     if name.startswith("train-"):
-        weights = known_weights_bytes(fusion.recipe.target.model)
-        if weights is None:
-            return StagePlan(name, False)
-        checkpoints = _size(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)
-        return StagePlan(name, False, disk_bytes=weights, note=f"and up to {checkpoints} of checkpoints meanwhile")
+        weights = _target_bytes(fusion)
+        return StagePlan(
+            name,
+            False,
+            TRAINING,
+            disk_bytes=weights,
+            gpu_hours=_training_hours(fusion, name.removeprefix("train-"), parts),
+            note="" if weights is None else f"and {_checkpoints(weights)}",
+        )
     return StagePlan(name, False)
 
 
-def _plan_search(name: str, fusion: Fusion, parts: Parts, store: Store | None) -> StagePlan:
+def _asked_in(stage: str, fusion: Fusion, parts: Mapping[str, Part]) -> list[tuple[Ask, Part]]:
+    """Who is asked in a stage that samples, and which prompts."""
+    asks, used = {
+        "sample-sources": (map(fusion.for_training, fusion.sources), fusion.training_parts),
+        "sample-target": (map(fusion.for_training, fusion.sampled_targets), ("preference",)),
+        "sample-held-out": (held_out_asks(fusion), ("held_out", "development")),
+    }[stage]
+    together = _together([parts[name] for name in used])
+    if isinstance(together, int):
+        return [(ask, round(together * _share(ask, fusion.recipe.prompts.sizes))) for ask in asks]
+    return [(ask, None if together is None else ask.asked(together)) for ask in asks]
+
+
+def _share(ask: Ask, sizes: Mapping[str, int] | None) -> float:
+    """Which share of the prompts the participant is asked, by the sizes of the domains."""
+    domains = ask.participant.config.domains
+    if domains is None or sizes is None:
+        return 1.0
+    return sum(sizes.get(domain, 0) for domain in domains) / sum(sizes.values())
+
+
+def _plan_search(name: str, fusion: Fusion, parts: Mapping[str, Part], store: Store | None) -> StagePlan:
     """The cells that are not finished yet, each with one answer to every development prompt."""
     training = name.removeprefix("search-")
     development = store.prompts(fusion.run_name, "development") if store else []
     num_left = Grid(fusion, training, development, cached_fingerprint).count_unfinished()
     cell = replace(fusion.model_of(training), location=str(fusion.search_path(training)))  # yet to be trained
-    planned = _plan_sampling(name, [fusion.for_evaluation(cell)] * num_left, [parts["development"]], store)
+    planned = _plan_sampling(name, [(fusion.for_evaluation(cell), parts["development"])] * num_left, store)
     note = f"trainings: {num_left} at most"
-    weights = known_weights_bytes(fusion.recipe.target.model)
+    weights = _target_bytes(fusion)
     if weights is None:
-        return replace(planned, note=note)
+        return replace(planned, disk_bytes=None, note=note)
     # The best cell so far, and the one at work.
     num_models = min(num_left, 2)
-    checkpoints = _size(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)
     return replace(
         planned,
         disk_bytes=None if planned.disk_bytes is None else planned.disk_bytes + num_models * weights,
-        note=f"{note}, {num_models} models at once, and up to {checkpoints} of checkpoints meanwhile",
+        gpu_hours=_add_hours([planned.gpu_hours, *[_training_hours(fusion, training, parts)] * num_left]),
+        note=f"{note}, {num_models} models at once, and {_checkpoints(weights)}",
     )
 
 
-def _plan_sampling(name: str, asks: Sequence[Ask], parts: Sequence[Part], store: Store | None) -> StagePlan:
-    if None in parts and any(isinstance(ask.participant.config, AskedModel) for ask in asks):
-        return StagePlan(name, False)
-    is_read = all(isinstance(part, list) or not part for part in parts)
+def _plan_sampling(name: str, asked: Sequence[tuple[Ask, Part]], store: Store | None) -> StagePlan:
     calls = prompt_tokens = new_tokens = disk_bytes = 0
-    for ask in asks:
+    texts_are_known = True
+    work: list[Work | None] = []
+    for ask, part in asked:
         config = ask.participant.config
         if not isinstance(config, AskedModel):
             continue  # the answers are there
+        if part is None:
+            return StagePlan(name, False, SAMPLING)
         identity = engine_identity(
             config, location=ask.participant.location, settings=ask.settings, fingerprint=cached_fingerprint
         )
@@ -225,34 +312,85 @@ def _plan_sampling(name: str, asks: Sequence[Ask], parts: Sequence[Part], store:
         means = store.mean_tokens(identity) if store and identity else None
         few_shot = build_few_shot(config.prompt)
         prefix = len(few_shot.prefix) / CHARACTERS_PER_TOKEN if few_shot else 0
-        for part in parts:
-            if not isinstance(part, list):
-                missing, length = (part or 0) * ask.num_samples, 0.0
-            else:
-                lacking = [
-                    prompt
-                    for prompt in part
-                    for index in range(ask.num_samples)
-                    if not stored or response_id(identity or "", prompt.content_hash, index) not in stored
-                ]
-                missing = len(lacking)
-                length = sum(_length(prompt) for prompt in lacking) / max(missing, 1)
-            limit = ask.settings.max_new_tokens if ask.settings else 0
-            per_prompt, per_answer = means or (prefix + length / CHARACTERS_PER_TOKEN, limit)
-            calls += missing
-            prompt_tokens += round(missing * per_prompt)
-            new_tokens += round(missing * per_answer)
-            disk_bytes += round(missing * (BYTES_PER_ANSWER + per_answer * CHARACTERS_PER_TOKEN))
-    return StagePlan(name, False, calls, prompt_tokens if is_read else None, new_tokens, disk_bytes)
+        if isinstance(part, int):
+            missing, length = part * ask.num_samples, float(USUAL_PROMPT_TOKENS * CHARACTERS_PER_TOKEN)
+        else:
+            lacking = [
+                prompt
+                for prompt in part
+                for index in range(ask.num_samples)
+                if not stored or response_id(identity or "", prompt.content_hash, index) not in stored
+            ]
+            missing = len(lacking)
+            length = sum(_length(prompt) for prompt in lacking) / max(missing, 1)
+        limit = ask.settings.max_new_tokens if ask.settings else 0
+        per_prompt, per_answer = means or (prefix + length / CHARACTERS_PER_TOKEN, limit)
+        texts_are_known &= means is not None or not missing or not isinstance(part, int)
+        calls += missing
+        prompt_tokens += round(missing * per_prompt)
+        new_tokens += round(missing * per_answer)
+        disk_bytes += round(missing * (BYTES_PER_ANSWER + per_answer * CHARACTERS_PER_TOKEN))
+        usual = per_answer if means else min(per_answer, USUAL_ANSWER_TOKENS)
+        work.append(work_of_sampling(config, prompt_tokens=missing * per_prompt, new_tokens=missing * usual))
+    known_tokens = prompt_tokens if texts_are_known else None
+    return StagePlan(name, False, SAMPLING, calls, known_tokens, new_tokens, disk_bytes, _hours(add_work(work)))
+
+
+def _plan_scoring(name: str, scorer: Scorer, asked: Sequence[tuple[Ask, Part]]) -> StagePlan:
+    """All answers to be scored, whatever scores the store has."""
+    note = "at most: what has a score keeps it"
+    known = [(ask, part) for ask, part in asked if part is not None]
+    if len(known) < len(asked):
+        return StagePlan(name, False, SCORING, note=note)
+    calls = sum(_count(part) * ask.num_samples for ask, part in known)
+    tokens = sum(ask.num_samples * (_prompt_tokens(part) + _count(part) * usual_tokens(ask)) for ask, part in known)
+    return StagePlan(name, False, SCORING, calls, gpu_hours=_hours(work_of_scoring(scorer, tokens=tokens)), note=note)
+
+
+def _training_hours(fusion: Fusion, name: str, parts: Mapping[str, Part]) -> dict[str, float] | None:
+    part = parts["sft" if name in fusion.recipe.fine_tunings else "preference"]
+    if part is None:
+        return None
+    return _hours(work_of_training(fusion, name, num_prompts=_count(part), prompt_tokens=_prompt_tokens(part)))
+
+
+def _count(part: KnownPart) -> int:
+    return part if isinstance(part, int) else len(part)
+
+
+def _prompt_tokens(part: KnownPart) -> float:
+    """Of all prompts of a part."""
+    if isinstance(part, int):
+        return part * USUAL_PROMPT_TOKENS
+    return sum(map(_length, part)) / CHARACTERS_PER_TOKEN
+
+
+def _add(values: Sequence[int | None]) -> int | None:
+    """Their sum; None where one is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _hours(work: Work | None) -> dict[str, float] | None:
+    return None if work is None else {gpu.name: work.hours(gpu) for gpu in GPUS}
+
+
+def _add_hours(values: Sequence[dict[str, float] | None]) -> dict[str, float] | None:
+    """Their sums by the kind of GPU; None where one is unknown."""
+    known = [value for value in values if value is not None]
+    return {gpu.name: sum(hours[gpu.name] for hours in known) for gpu in GPUS} if len(known) == len(values) else None
+
+
+def _target_bytes(fusion: Fusion) -> int | None:
+    """Of the target's weights in float32, in which they are trained and saved."""
+    target = fusion.recipe.target
+    weights = count_weights(target.model, target.active_billions)
+    return None if weights is None else round(weights) * FLOAT32_BYTES
+
+
+def _checkpoints(weights: int) -> str:
+    return f"up to {filesize.decimal(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)} of checkpoints meanwhile"
 
 
 def _length(prompt: Prompt) -> int:
     return sum(len(message.content) for message in prompt.messages)
-
-
-def _number(value: int | None, without: str = UNKNOWN) -> str:
-    return without if value is None else f"{value:,}"
-
-
-def _size(value: int | None, without: str = UNKNOWN) -> str:
-    return without if value is None else filesize.decimal(value)

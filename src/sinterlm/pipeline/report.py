@@ -6,11 +6,12 @@ import json
 import time
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from sinterlm.errors import InputError
-from sinterlm.evaluation.rates import Difference, Rate
+from sinterlm.evaluation.rates import Comparison, Difference, Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.formats import atomic_write, read_rows
 from sinterlm.pipeline.answers import answers_of, scored_answers
@@ -20,15 +21,21 @@ from sinterlm.pipeline.rows import candidates_of
 from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.build import build_hyperparameters
-from sinterlm.recipe.schema import AskedModel
-from sinterlm.records import Candidates, Prompt, Scored
+from sinterlm.recipe.schema import AskedModel, scorer_title
+from sinterlm.records import Candidates, Prompt, Scored, Selection
 from sinterlm.report import data as page
 from sinterlm.report import write_report
 from sinterlm.selection.choices import REASONS
+from sinterlm.selection.overlap import REASONS as OVERLAPS
+from sinterlm.selection.tally import tally_selection
 
 EXPLANATIONS = {
     **REASONS,
+    **OVERLAPS,
     "no-score": "the scorer gave no number, so the answer cannot be chosen",
+    "invalid-verdict": "the judge's reply held no verdict, so the answer cannot be chosen",
+    "prompt-too-long": "the prompt leaves no room for its answers within the reward model's max_length",
+    "no-recorded-score": "the file of recorded scores has none for this answer, so it cannot be chosen",
     "unmatched-recorded-answer": "a recorded answer that belongs to no prompt of the run",
     "surplus-recorded-answer": "a recorded answer beyond the source's num_samples",
     "empty-answer": "the model gave an empty answer, which no policy may choose",
@@ -69,32 +76,48 @@ def summarise(run: Run) -> dict[str, Any]:
     }
     figures = _figures(fusion)
     development = figures.get("development")
+    held_out = fusion.recipe.evaluation.held_out
     searches = {name: found for name in fusion.trainings if (found := read_search(fusion, name))}
     return {
         "seconds": round(sum(stage.seconds for stage in past.values()), 3),
         "peak_memory_bytes": max((stage.peak_memory_bytes for stage in past.values()), default=0),
         "seed": fusion.recipe.seed,
+        "scorers": {
+            "training": scorer_title(fusion.recipe.scorer),
+            **({"held_out": scorer_title(held_out.scorer)} if held_out else {}),
+        },
         "stages": stages,
-        "held_out": _flat_models(figures.get("models", {})),
+        "held_out": flatten_rates(_read_models(figures)),
         "held_out_differences": figures.get("differences", []),
         "reward_accuracies": figures.get("reward_accuracies", {}),
-        **({"development": _flat_models(development["models"])} if development else {}),
+        "selections": {name: asdict(tally_selection(found)) for name, found in _selections(run).items()},
+        **({"development": flatten_rates(_read_models(development))} if development else {}),
         **({"searches": searches} if searches else {}),
     }
 
 
-def _flat_models(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+def read_report(run: Run) -> page.ReportData:
+    """All that the report of a run shows."""
+    return _report_data(run, summarise(run))
+
+
+def flatten_rates(models: Mapping[str, Mapping[str, Rate]]) -> dict[str, dict[str, float]]:
+    """Model to its figures by name, as in ``summary.json``."""
     return {
         name: {key: value for metric, rate in rates.items() for key, value in _flat(metric, rate).items()}
         for name, rates in models.items()
     }
 
 
-def _flat(metric: str, rate: Mapping[str, float]) -> dict[str, float]:
+def _flat(metric: str, rate: Rate) -> dict[str, float]:
     """The main metric's interval is plain ``low`` and ``high``; another's carries its name."""
     prefix = "contains_" if metric == "contains" else ""
-    own = {metric: rate["value"], f"{prefix}low": rate["low"], f"{prefix}high": rate["high"]}
-    return own if prefix else {**own, "n": rate["n"]}
+    own = {metric: rate.value, f"{prefix}low": rate.low, f"{prefix}high": rate.high}
+    return own if prefix else {**own, "n": rate.n}
+
+
+def _read_models(figures: Mapping[str, Any]) -> dict[str, dict[str, Rate]]:
+    return {name: _rates(metrics) for name, metrics in figures.get("models", {}).items()}
 
 
 def _figures(fusion: Fusion) -> dict[str, Any]:
@@ -114,13 +137,12 @@ def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
     fusion = run.fusion
     recipe = fusion.recipe
     figures = _figures(fusion)
-    rows = {name: read_rows(path) for name in fusion.trainings if (path := fusion.rows_path(name)).is_file()}
     return page.ReportData(
         run=page.Run(
             name=fusion.output.name,
             target=recipe.target.model,
             sources={source.name: _describe(source) for source in fusion.sources},
-            scorer=recipe.scorer.kind,
+            scorer=scorer_title(recipe.scorer),
             seed=recipe.seed,
             seconds=summary["seconds"],
             stages=[
@@ -129,9 +151,10 @@ def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
             ],
             peak_memory_bytes=summary["peak_memory_bytes"],
             date=time.strftime("%Y-%m-%d"),
+            methods=list(recipe.preference),
         ),
         parts={part: list(_candidates(run, part)) for part in typing.get_args(page.Part)},
-        rows=rows,
+        rows={name: selection.rows for name, selection in _selections(run).items()},
         dropped=[drop for drop in run.store.dropped(fusion.run_name) if drop.stage in summary["stages"]],
         drop_explanations=EXPLANATIONS,
         held_out=_held_out(run, figures),
@@ -153,11 +176,25 @@ def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
     )
 
 
+def _selections(run: Run) -> dict[str, Selection]:
+    """The rows of every training that has any, and what its selection dropped."""
+    fusion = run.fusion
+    dropped = list(run.store.dropped(fusion.run_name))
+    return {
+        name: Selection(read_rows(path), [drop for drop in dropped if drop.stage == f"select-{name}"])
+        for name in fusion.trainings
+        if (path := fusion.rows_path(name)).is_file()
+    }
+
+
 def _candidates(run: Run, part: str) -> Iterator[Candidates]:
     """The part's prompts with what was sampled for them, for training or (held out) to measure quadruples."""
     fusion = run.fusion
     prompts = run.store.prompts(fusion.run_name, part)
-    has_target = part != "sft" and bool(fusion.recipe.preference)
+    if part == "held_out":  # quadruples are measured on them, whatever the rows are made of
+        targets = [fusion.answering_for(fusion.start)] if fusion.recipe.preference else []
+    else:
+        targets = [] if part == "sft" else list(fusion.sampled_targets)
     scorer = fusion.recipe.scorer
     if part == "held_out" and fusion.recipe.evaluation.held_out:
         scorer = fusion.recipe.evaluation.held_out.scorer
@@ -166,7 +203,7 @@ def _candidates(run: Run, part: str) -> Iterator[Candidates]:
         prompts,
         scorer,
         sources=[fusion.for_training(source) for source in fusion.sources],
-        target=fusion.for_training(fusion.start) if has_target and fusion.start.is_there else None,
+        targets=[fusion.for_training(target) for target in targets if target.is_there],
     )
 
 
@@ -177,14 +214,14 @@ def _held_out(run: Run, figures: Mapping[str, Any]) -> page.HeldOut | None:
         return None
     prompts = run.store.prompts(fusion.run_name, "held_out")
     return page.HeldOut(
-        scorer=held_out.scorer.kind,
-        models={name: _rates(metrics) for name, metrics in figures["models"].items()},
+        scorer=scorer_title(held_out.scorer),
+        models=_read_models(figures),
         domains={
             name: {domain: _rates(metrics) for domain, metrics in domains.items()}
             for name, domains in figures["domains"].items()
         },
         comparisons=[
-            page.Comparison(
+            Comparison(
                 entry["model"],
                 entry["other"],
                 entry["metric"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from sinterlm.chat import with_system
@@ -17,22 +17,26 @@ from sinterlm.records import Candidates, Prompt, Scored
 
 
 def candidates_of(
-    run: Run, prompts: Sequence[Prompt], scorer: Scorer, *, sources: Sequence[Ask], target: Ask | None
+    run: Run, prompts: Sequence[Prompt], scorer: Scorer, *, sources: Sequence[Ask], targets: Sequence[Ask] = ()
 ) -> Iterator[Candidates]:
     """Every prompt with all its scored answers; the prompt as the target is asked it, its system prompt included."""
-    by_source = [scored_answers(run, scorer, answers_of(run, ask, prompts)) for ask in sources]
-    by_target = scored_answers(run, scorer, answers_of(run, target, prompts)) if target else {}
+    by_source, by_target = (
+        [scored_answers(run, scorer, answers_of(run, ask, prompts)) for ask in asks] for asks in (sources, targets)
+    )
     system = run.fusion.recipe.target.prompt.system
     for prompt in prompts:
-        scored: list[Scored] = [answer for answers in by_source for answer in answers.get(prompt.id, [])]
         yield Candidates(
             prompt=replace(prompt, messages=with_system(prompt.messages, system)),
-            sources=tuple(scored),
-            target=tuple(by_target.get(prompt.id, [])),
+            sources=_answers_to(prompt, by_source),
+            target=_answers_to(prompt, by_target),
         )
 
 
-def select(run: Run, name: str, policy: Strict, *, part: str, with_target: bool) -> StageResult:
+def _answers_to(prompt: Prompt, by_model: Sequence[Mapping[str, Sequence[Scored]]]) -> tuple[Scored, ...]:
+    return tuple(answer for answers in by_model for answer in answers.get(prompt.id, ()))
+
+
+def select(run: Run, name: str, policy: Strict, *, part: str) -> StageResult:
     """Select the rows of one training (``sft`` or a preference method) and write them to ``rows/NAME.parquet``.
 
     Raises:
@@ -41,12 +45,13 @@ def select(run: Run, name: str, policy: Strict, *, part: str, with_target: bool)
     fusion = run.fusion
     stage = f"select-{name}"
     prompts = run.store.prompts(fusion.run_name, part)
+    compared = fusion.compared(name)
     candidates = candidates_of(
         run,
         prompts,
         fusion.recipe.scorer,
         sources=[fusion.for_training(source) for source in fusion.sources],
-        target=fusion.for_training(fusion.start) if with_target else None,
+        targets=[fusion.for_training(compared)] if compared else [],
     )
     selection = build_policy(policy, seed=fusion.recipe.seed, stage=stage)(candidates)
     if not selection.rows:
@@ -56,5 +61,8 @@ def select(run: Run, name: str, policy: Strict, *, part: str, with_target: bool)
             "look at the answers and scores, bring more prompts or samples, or other sources"
         )
     write_rows(fusion.rows_path(name), selection.rows)
-    counts = {"rows": len(selection.rows), "dropped": len(selection.dropped)}
+    num_dropped = len(prompts) - len(selection.rows)
+    counts = {"rows": len(selection.rows), "dropped": num_dropped}
+    if num_left_out := len(selection.dropped) - num_dropped:
+        counts["sources left out of rows"] = num_left_out
     return StageResult(counts, selection.dropped)

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
-from sinterlm.formats import read_prompts
 from sinterlm.pipeline.answers import answers_of, sample, score
 from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.evaluate import evaluate
-from sinterlm.pipeline.fusion import Ask, Fusion
+from sinterlm.pipeline.fusion import Ask, Fusion, Participant
+from sinterlm.pipeline.prompts import describe_prompts, read_distinct_prompts, write_matches
 from sinterlm.pipeline.report import write_run_report
 from sinterlm.pipeline.rows import select
 from sinterlm.pipeline.search import search
@@ -25,7 +24,7 @@ from sinterlm.pipeline.stage import Run, Stage, StageResult
 from sinterlm.pipeline.train import train_model
 from sinterlm.recipe.build import build_hyperparameters, engine_identity
 from sinterlm.recipe.schema import Recipe, RecordedSource
-from sinterlm.records import Dropped, Prompt, digest
+from sinterlm.records import Dropped, Prompt
 from sinterlm.sampling.identity import Fingerprint
 from sinterlm.sampling.recorded import RecordedEngine
 from sinterlm.selection.split import Parts, split_prompts
@@ -42,7 +41,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
     weights = fingerprint(recipe.target.model)
     scorer = describe_scorer(recipe.scorer, fingerprint)
     stages = [
-        Stage("prompts", [_file_digest(recipe.prompts.path), recipe.prompts.split.model_dump(), recipe.seed], _prompts),
+        Stage("prompts", [*describe_prompts(recipe.prompts), recipe.seed], _prompts, outputs=fusion.matches_paths),
         Stage(
             "sample-sources",
             {source.name: described(fusion.for_training(source)) for source in fusion.sources},
@@ -51,46 +50,46 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
         ),
         Stage("score-sources", scorer, _score_sources, needs=("sample-sources",)),
     ]
-    start = "prompts"
-    if recipe.sft:
+    for name, sft in recipe.fine_tunings.items():
         stages += [
             Stage(
-                "select-sft",
-                [recipe.sft.select.model_dump(), recipe.target.prompt.system, recipe.seed],
-                partial(select, name="sft", policy=recipe.sft.select, part="sft", with_target=False),
+                f"select-{name}",
+                [sft.select.model_dump(), recipe.target.prompt.system, recipe.seed],
+                partial(select, name=name, policy=sft.select, part="sft"),
                 needs=("score-sources",),
-                outputs=(fusion.rows_path("sft"),),
+                outputs=(fusion.rows_path(name),),
             ),
-            *_training_stages(fusion, "sft", [weights, recipe.sft.train, recipe.seed], (), fingerprint),
+            *_training_stages(fusion, name, weights, (), fingerprint),
         ]
-        start = "train-sft"
-    if recipe.preference:
+    if fusion.sampled_targets:
         stages += [
             Stage(
                 "sample-target",
-                described(fusion.for_training(fusion.target)),
+                [
+                    described(fusion.for_training(fusion.answering_for(fusion.target))),
+                    [target.name for target in fusion.sampled_targets],
+                ],
                 _sample_target,
-                needs=("prompts", start),
+                needs=("prompts", *_sampled_starts(fusion)),
             ),
             Stage("score-target", scorer, _score_target, needs=("sample-target",)),
         ]
     for method, preference in recipe.preference.items():
-        configuration = [
-            weights,
-            preference.objective.kind,
-            build_hyperparameters(preference.objective),
-            preference.train,
-            recipe.seed,
-        ]
+        compared = fusion.compared(method)
         stages += [
             Stage(
                 f"select-{method}",
-                [preference.select.model_dump(), recipe.seed],
-                partial(select, name=method, policy=preference.select, part="preference", with_target=True),
-                needs=("score-sources", "score-target"),
+                [
+                    preference.select.model_dump(),
+                    compared and compared.name,
+                    recipe.target.prompt.system,
+                    recipe.seed,
+                ],
+                partial(select, name=method, policy=preference.select, part="preference"),
+                needs=("score-sources", "score-target") if compared else ("score-sources",),
                 outputs=(fusion.rows_path(method),),
             ),
-            *_training_stages(fusion, method, configuration, (start,), fingerprint),
+            *_training_stages(fusion, method, weights, (_start_stage(fusion, method),), fingerprint),
         ]
     done = tuple(stage.name for stage in stages)
     if held_out:
@@ -123,12 +122,35 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
     return stages
 
 
+def _start_stage(fusion: Fusion, method: str) -> str:
+    """The stage after which the model is there that a preference method starts from."""
+    fine_tuning = fusion.fine_tuning_of(method)
+    return f"train-{fine_tuning}" if fine_tuning else "prompts"
+
+
+def _sampled_starts(fusion: Fusion) -> list[str]:
+    """The stages after which every form of the target is there that is sampled; none for recorded answers."""
+    if fusion.recipe.target.samples:
+        return []
+    return list(
+        dict.fromkeys(_start_stage(fusion, method) for method in fusion.recipe.preference if fusion.compared(method))
+    )
+
+
 def _training_stages(
-    fusion: Fusion, name: str, configuration: object, starts: tuple[str, ...], fingerprint: Fingerprint
+    fusion: Fusion, name: str, weights: str | None, starts: tuple[str, ...], fingerprint: Fingerprint
 ) -> Iterator[Stage]:
     """A training, and before it the search for its settings where it has a grid."""
     needs = (f"select-{name}", *starts)
-    held_out, grid = fusion.recipe.evaluation.held_out, fusion.trainings[name].grid
+    training = fusion.trainings[name]
+    configuration = [
+        weights,
+        training.objective.kind,
+        build_hyperparameters(training.objective),
+        training.train,
+        fusion.recipe.seed,
+    ]
+    held_out, grid = fusion.recipe.evaluation.held_out, training.grid
     if held_out and grid:
         asked = _describe_ask(fusion.for_evaluation(fusion.target), fingerprint)
         yield Stage(
@@ -154,7 +176,8 @@ def split_parts(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, tuple[Pr
     parts = split_prompts(
         prompts,
         held_out=split.held_out,
-        sft=split.sft if recipe.sft else 0,
+        sft=split.sft if recipe.fine_tunings else 0,
+        sft_domains=split.sft_domains if recipe.fine_tunings else {},
         development=split.development,
         preference=split.preference,
         seed=recipe.seed,
@@ -164,9 +187,12 @@ def split_parts(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, tuple[Pr
 
 def _prompts(run: Run) -> StageResult:
     recipe = run.fusion.recipe
-    parts = split_parts(recipe, read_prompts(recipe.prompts.path))
+    distinct = read_distinct_prompts(recipe.prompts)
+    parts = split_parts(recipe, distinct.prompts)
     run.store.set_prompts(run.fusion.run_name, parts)
-    return StageResult({part: len(prompts) for part, prompts in parts.items() if prompts})
+    for path in run.fusion.matches_paths:
+        write_matches(path, distinct.matches)
+    return StageResult({part: len(prompts) for part, prompts in parts.items() if prompts}, distinct.dropped("prompts"))
 
 
 def _training_prompts(run: Run) -> list[Prompt]:
@@ -178,17 +204,18 @@ def _sample_sources(run: Run) -> StageResult:
     prompts = _training_prompts(run)
     asks = [run.fusion.for_training(source) for source in run.fusion.sources]
     result = _merge([sample(run, "sample-sources", ask, prompts, must_answer=True) for ask in asks])
-    return StageResult(result.counts, [*result.dropped, *_unused_recorded_answers(run)])
+    unused = _unused_recorded_answers(run, "sample-sources", run.fusion.sources)
+    return StageResult(result.counts, [*result.dropped, *unused])
 
 
-def _unused_recorded_answers(run: Run) -> Iterator[Dropped]:
+def _unused_recorded_answers(run: Run, stage: str, participants: Sequence[Participant]) -> Iterator[Dropped]:
     prompts = [prompt for part in Parts._fields for prompt in run.store.prompts(run.fusion.run_name, part)]
-    for source in run.fusion.sources:
-        if isinstance(source.config, RecordedSource):
-            engine = RecordedEngine(source.config.path)
-            for answer, reason in engine.unused(prompts, num_samples=source.config.num_samples):
+    for participant in participants:
+        if isinstance(participant.config, RecordedSource):
+            engine = RecordedEngine(participant.config.path)
+            for answer, reason in engine.unused(prompts, num_samples=participant.config.num_samples):
                 subject = answer.prompt_id or answer.content_hash or ""
-                yield Dropped(subject, "sample-sources", reason, f"{source.name}, index {answer.index}")
+                yield Dropped(subject, stage, reason, f"{participant.name}, index {answer.index}")
 
 
 def _score_sources(run: Run) -> StageResult:
@@ -200,12 +227,16 @@ def _score_sources(run: Run) -> StageResult:
 
 def _sample_target(run: Run) -> StageResult:
     prompts = run.store.prompts(run.fusion.run_name, "preference")
-    return sample(run, "sample-target", run.fusion.for_training(run.fusion.start), prompts)
+    asks = map(run.fusion.for_training, run.fusion.sampled_targets)
+    result = _merge([sample(run, "sample-target", ask, prompts) for ask in asks])
+    unused = _unused_recorded_answers(run, "sample-target", run.fusion.sampled_targets)
+    return StageResult(result.counts, [*result.dropped, *unused])
 
 
 def _score_target(run: Run) -> StageResult:
     prompts = run.store.prompts(run.fusion.run_name, "preference")
-    answered = list(answers_of(run, run.fusion.for_training(run.fusion.start), prompts))
+    asks = map(run.fusion.for_training, run.fusion.sampled_targets)
+    answered = [answered for ask in asks for answered in answers_of(run, ask, prompts)]
     return score(run, "score-target", run.fusion.recipe.scorer, answered)
 
 
@@ -231,7 +262,8 @@ def held_out_asks(fusion: Fusion) -> list[Ask]:
     """Every model once, greedily; sources and start as in training too, to measure internal rewards on quadruples."""
     asks = [fusion.for_evaluation(participant) for participant in fusion.participants]
     if fusion.recipe.preference:
-        asks += [fusion.for_training(participant) for participant in (*fusion.sources, fusion.start)]
+        compared = (*fusion.sources, fusion.answering_for(fusion.start))
+        asks += map(fusion.for_training, compared)
     return asks
 
 
@@ -248,9 +280,4 @@ def _describe_ask(ask: Ask, fingerprint: Fingerprint) -> object:
     identity = engine_identity(
         participant.config, location=participant.location, settings=ask.settings, fingerprint=fingerprint
     )
-    return [identity, ask.num_samples]
-
-
-def _file_digest(path: Path) -> str | None:
-    """The content's hash; None for a file that is not there (a plan says so, a run refuses)."""
-    return digest(path.read_bytes().hex()) if path.is_file() else None
+    return [identity, ask.num_samples, participant.config.domains]

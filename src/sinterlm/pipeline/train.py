@@ -18,7 +18,7 @@ from sinterlm.pipeline.progress import Reporter, Task
 from sinterlm.pipeline.stage import Run, StageResult, count_reasons
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.load import read_train_settings
-from sinterlm.recipe.schema import Training
+from sinterlm.recipe.schema import Training, scorer_title
 from sinterlm.store import folder_lock
 from sinterlm.training.members import find_members
 from sinterlm.training.output_folder import require_own_or_empty
@@ -66,11 +66,13 @@ def _adopt(model: Path, output: Path) -> None:
 def fit(run: Run, name: str, training: Training, *, output: Path, label: str) -> TrainingResult:
     """Train on the rows of ``sft`` or a preference method, from its start, by the settings of ``training``."""
     fusion = run.fusion
+    start = fusion.start_of(name).weights
+    assert start is not None
     return _with_progress(
         run.reporter,
         label,
         rows=read_rows(fusion.rows_path(name)),
-        model=fusion.start_of(name),
+        model=start,
         objective=training.objective.kind,
         hyperparameters=build_hyperparameters(training.objective),
         arguments=training.train,
@@ -161,7 +163,7 @@ def _card(run: Run, training: Training) -> CardDetails:
         fusion.recipe.target.model,
         {
             **{f"Source {source.name}": source.weights or "recorded answers" for source in fusion.sources},
-            "Scorer": fusion.recipe.scorer.kind,
+            "Scorer": scorer_title(fusion.recipe.scorer),
             **({"Chosen on the development prompts from": describe_grid(training)} if training.grid else {}),
         },
     )

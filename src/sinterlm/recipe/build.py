@@ -11,7 +11,17 @@ from sinterlm.chat import FewShot
 from sinterlm.models import fingerprint
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.recipe.load import load_few_shot
-from sinterlm.recipe.schema import AskedModel, Objective, PromptFormat, Sampling, Scorer, Source, Strict
+from sinterlm.recipe.schema import (
+    AskedModel,
+    ByDomain,
+    Combination,
+    Objective,
+    PromptFormat,
+    Sampling,
+    Scorer,
+    Source,
+    Strict,
+)
 from sinterlm.records import Candidates, SamplingSettings, Selection
 from sinterlm.sampling.identity import Fingerprint
 from sinterlm.sampling.protocol import Engine
@@ -79,19 +89,33 @@ def engine_identity(
     return identity
 
 
+_NOT_THE_ENGINES = ("prompt", "sampling", "num_samples", "samples", "active_billions", "domains")
+"""Keys of a model's mapping that say how much is asked of it, and how; or that are for plans."""
+
+
 def _engine_arguments(config: Source, location: str | None, settings: SamplingSettings | None) -> dict[str, Any]:
-    own = {
-        name: value for name, value in _arguments(config).items() if name not in ("prompt", "sampling", "num_samples")
-    }
+    own = {name: value for name, value in _arguments(config).items() if name not in _NOT_THE_ENGINES}
     if isinstance(config, AskedModel):
         own |= {"few_shot": build_few_shot(config.prompt), "system": config.prompt.system, "settings": settings}
     return own | ({"model": location} if location else {})
 
 
-def build_scorer(config: Scorer) -> ScorerComponent:
-    """The scorer of a ``scorer:`` mapping."""
-    scorer: ScorerComponent = _component(SCORERS[config.kind].path)(**_arguments(config))
-    return scorer
+def build_scorer(
+    config: Scorer, *, wrap: Callable[[ScorerComponent], ScorerComponent] = lambda scorer: scorer
+) -> ScorerComponent:
+    """The scorer of a ``scorer:`` mapping.
+
+    Args:
+        config: The mapping.
+        wrap: What to make of the scorer, and of the parts of a combination, before they are put together.
+    """
+    arguments = {name: value for name, value in _arguments(config).items() if name != "max_invalid"}
+    if isinstance(config, Combination):
+        arguments["parts"] = {name: build_scorer(part, wrap=wrap) for name, part in config.parts.items()}
+    if isinstance(config, ByDomain):
+        arguments["domains"] = {name: build_scorer(part, wrap=wrap) for name, part in config.domains.items()}
+        arguments["other"] = build_scorer(config.other, wrap=wrap)
+    return wrap(_component(SCORERS[config.kind].path)(**arguments))
 
 
 def build_policy(config: Strict, *, seed: int, stage: str) -> Policy:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sinterlm.errors import InputError
+from sinterlm.formats.table import FORMATS
 from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters, resolve_objective
 from sinterlm.sampling.table import ENGINES
 from sinterlm.scoring.table import SCORERS
@@ -16,26 +17,42 @@ TABLES: Mapping[str, Mapping[str, Any]] = {
     "policies": POLICIES,
     "scorers": SCORERS,
     "engines": ENGINES,
+    "formats": FORMATS,
 }
 LEGENDS: Mapping[str, str] = {
     "objectives": "log π(y): log-probability of y, summed over its |y| tokens. LR(y): that less the reference's. "
-    "r: reward, by the base. s: score. w: weight."
+    "r: reward, by the base. s: score. w: weight.",
+    "policies": "y_ki: answer i of source k. y_j: answer j of the target. s: score. t: temperature. w: weight.",
 }
 """What stands below a list."""
 
 
 def catalogue(what: str) -> list[dict[str, Any]]:
-    """The entries of one table: ``name`` and ``description``; of objectives all that the table says.
+    """The entries of one table: ``name`` and ``description``; of objectives and policies all that the table says.
 
     Raises:
         InputError: There is no such table.
     """
     if what not in TABLES:
         raise InputError(f"there is no list of {what!r}; there are: {', '.join(TABLES)}")
+    describe = _DESCRIBE.get(what)
     return [
-        {"name": name, "description": row.description, **(_describe_objective(name) if what == "objectives" else {})}
+        {"name": name, "description": row.description, **(describe(name) if describe else {})}
         for name, row in TABLES[what].items()
     ]
+
+
+def _describe_policy(name: str) -> dict[str, Any]:
+    """Formula, source and what its rows hold."""
+    policy = POLICIES[name]
+    return {
+        "formula": policy.formula,
+        "paper": policy.paper,
+        "reads": sorted(policy.reads),
+        "roles": list(policy.roles),
+        "optional_roles": {switch: list(roles) for switch, roles in policy.optional_roles.items()},
+        "gives_weights": policy.gives_weights,
+    }
 
 
 def _describe_objective(name: str) -> dict[str, Any]:
@@ -71,3 +88,9 @@ def _describe_parts(name: str, base: str | None = None) -> dict[str, Any]:
             for key, parameter in known_hyperparameters(name, base).items()
         },
     }
+
+
+_DESCRIBE: Mapping[str, Callable[[str], dict[str, Any]]] = {
+    "objectives": _describe_objective,
+    "policies": _describe_policy,
+}

@@ -1,4 +1,6 @@
-"""Reads recipes: one YAML file and its overrides in, one checked :class:`~sinterlm.recipe.schema.Recipe` out.
+"""Reads recipes: a YAML file and its overrides in, one checked :class:`~sinterlm.recipe.schema.Recipe` out.
+
+A file may say only how it differs from another one (``extension.py``), which must be a whole recipe by itself.
 
 Nothing here imports torch, loads a model or opens the files that a recipe names. Paths of files to read
 (``prompts.path``, ``few_shot``, a recorded source's ``path``) are relative to the recipe file's folder, in overrides
@@ -8,9 +10,9 @@ loaded all are absolute, so that a recipe means the same wherever it is read aga
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -19,10 +21,27 @@ from sinterlm.errors import InputError
 from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.explain import Problem, describe, found_but_expected, refuse, unknown_name, validate
+from sinterlm.recipe.extension import EXTENDS, extend
 from sinterlm.recipe.overrides import PLACE, Override, apply_overrides
-from sinterlm.recipe.schema import AskedModel, GridEntry, Preference, Recipe, Strict
+from sinterlm.recipe.schema import (
+    AskedModel,
+    Combination,
+    GridEntry,
+    Judge,
+    Preference,
+    Recipe,
+    Scorer,
+    SelectAmongSources,
+    Sft,
+    Strict,
+    Training,
+    name_own_sft,
+    parts_of,
+)
 from sinterlm.recipe.yaml_file import Document, KeyPath, dump_yaml, read_yaml, show_path
 from sinterlm.selection.table import POLICIES, Policy
+
+TrainingT = TypeVar("TrainingT", Sft, Preference)
 
 
 class LoadedRecipe(NamedTuple):
@@ -79,23 +98,50 @@ def load_recipe(path: Path, overrides: Sequence[str | Override] = ()) -> LoadedR
     Raises:
         InputError: a line for everything that is wrong, each with file, line and key.
     """
-    document = apply_overrides(read_yaml(path), overrides)
+    return LoadedRecipe(_check(apply_overrides(_read_document(path), overrides), path), path)
+
+
+def _read_document(path: Path, extending: tuple[Path, ...] = ()) -> Document:
+    """What a recipe says, on top of what the recipe says that it extends, if any.
+
+    Args:
+        path: The recipe.
+        extending: The recipes that extend it, for which it is read.
+    """
+    document = read_yaml(path)
+    if not (isinstance(document.value, dict) and EXTENDS in document.value):
+        return document
+    name = document.value[EXTENDS]
+    if not isinstance(name, str):
+        raise refuse(document, [Problem((EXTENDS,), found_but_expected(name, "the path of a recipe"))])
+    base = path.parent / Path(name).expanduser()
+    seen = (*extending, path.resolve())
+    if base.resolve() in seen:
+        raise refuse(document, [Problem((EXTENDS,), f"{name} extends this recipe itself; remove one of the two keys")])
+    if not base.is_file():
+        raise refuse(document, [Problem((EXTENDS,), f"there is no file {base}")])
+    extended = _read_document(base, seen)
+    # As checked, its paths are absolute: they keep their meaning in another folder.
+    whole = _check(extended, base).model_dump(mode="json", exclude_unset=True)
+    return extend(Document(extended.name, whole, extended.places), document)
+
+
+def _check(document: Document, path: Path) -> Recipe:
     recipe = validate(document, Recipe, folder=path.parent.resolve())
     if problems := dict.fromkeys(_find_problems(recipe)):  # two cells may have the same one
         raise refuse(document, problems)
-    return LoadedRecipe(recipe, path)
+    return recipe
 
 
 def resolve_text(recipe: Recipe) -> str:
     """The recipe as YAML with every default written out; :func:`load_recipe` reads the same from it in any folder."""
-    methods = {method: _with_defaults(preference) for method, preference in recipe.preference.items()}
-    resolved = recipe.model_copy(update={"preference": methods})
+    methods = {
+        method: _with_defaults(preference).model_copy(update={"sft": preference.sft and _with_defaults(preference.sft)})
+        for method, preference in recipe.preference.items()
+    }
+    sft = recipe.sft and _with_defaults(recipe.sft)
+    resolved = recipe.model_copy(update={"sft": sft, "preference": methods})
     return dump_yaml(resolved.model_dump(mode="json", exclude_none=True))
-
-
-def quickstart_recipe() -> Path:
-    """The recipe that ``sinterlm quickstart`` runs."""
-    return Path(__file__).resolve().parents[1] / "recipes" / "quickstart" / "recipe.yaml"
 
 
 def load_few_shot(path: Path) -> FewShot:
@@ -156,31 +202,66 @@ def _read_settings_files(files: Sequence[Path]) -> Document:
 
 def _find_problems(recipe: Recipe) -> Iterator[Problem]:
     """What the form of a recipe does not say: how its parts fit together, and what the tables of components hold."""
-    needs = {"held_out": recipe.evaluation.held_out, "sft": recipe.sft, "preference": recipe.preference}
+    needs = {"held_out": recipe.evaluation.held_out, "sft": recipe.fine_tunings, "preference": recipe.preference}
+    split = recipe.prompts.split
     for part, need in needs.items():
-        if need and getattr(recipe.prompts.split, part) == 0:
+        if need and getattr(split, part) == 0 and not (part == "sft" and split.sft_domains):
             yield Problem(("prompts", "split", part), "found 0, but the recipe has work for this part: give it prompts")
     if recipe.target.prompt.few_shot:
         reason = "the target is trained on its chat template and so must be asked by it; remove few_shot"
         yield Problem(("target", "prompt", "few_shot"), reason)
+    if recipe.target.domains:
+        yield Problem(("target", "domains"), "the target is asked every prompt of its part; remove it")
     for name, source in recipe.sources.items():
         if isinstance(source, AskedModel) and source.prompt.few_shot and source.prompt.system is not None:
             reason = "a few-shot prompt has no place for a system prompt; remove one of the two"
             yield Problem(("sources", name, "prompt", "system"), reason)
+    yield from _find_scorer_problems(("scorer",), recipe.scorer)
+    if recipe.evaluation.held_out:
+        yield from _find_scorer_problems(("evaluation", "held_out", "scorer"), recipe.evaluation.held_out.scorer)
     if recipe.sft:
-        yield from _find_train_problems(("sft", "train"), recipe.sft.train)
-        yield from _find_grid_problems(("sft", "grid"), recipe.sft.grid, recipe, parts=("train",))
+        yield from _find_sft_problems(("sft",), recipe.sft, recipe)
     for method, preference in recipe.preference.items():
         path = ("preference", method)
         yield from _find_train_problems((*path, "train"), preference.train)
         yield from _find_grid_problems((*path, "grid"), preference.grid, recipe, parts=("train", "objective"))
-        yield from _find_preference_problems(path, preference)
+        yield from _find_training_problems(path, preference, recipe)
+        yield from _find_target_samples_problems((*path, "target_samples"), preference, recipe)
+        if preference.sft:
+            yield from _find_sft_problems((*path, "sft"), preference.sft, recipe)
+            if (own := name_own_sft(method)) in recipe.preference:
+                yield Problem(
+                    ("preference", own), f"so is the `sft` of {method!r} called: give this method another name"
+                )
 
 
-def _find_preference_problems(path: KeyPath, preference: Preference) -> Iterator[Problem]:
-    given = preference.objective.model_dump(exclude_none=True)
+def _find_sft_problems(path: KeyPath, sft: Sft, recipe: Recipe) -> Iterator[Problem]:
+    yield from _find_train_problems((*path, "train"), sft.train)
+    yield from _find_grid_problems((*path, "grid"), sft.grid, recipe, parts=("train",))
+    yield from _find_training_problems(path, sft, recipe)
+
+
+def _find_target_samples_problems(path: KeyPath, preference: Preference, recipe: Recipe) -> Iterator[Problem]:
+    if preference.target_samples == "target-sft" and not (recipe.sft or preference.sft):
+        yield Problem(path, "found 'target-sft', but the recipe has no `sft`: remove the key")
+    if preference.target_samples and recipe.target.samples:
+        yield Problem(path, "the answers are those of `target.samples`, whoever gave them: remove the key")
+    policy = preference.select.kind
+    if preference.target_samples and "target" not in POLICIES[policy].reads:
+        yield Problem(path, f"rows of {policy!r} hold no answer of the target: remove the key")
+
+
+def _find_training_problems(path: KeyPath, training: Training, recipe: Recipe) -> Iterator[Problem]:
+    """Where policy and objective do not fit each other, or the rest of the recipe."""
+    select, objective = training.select, training.objective
+    if isinstance(select, SelectAmongSources):
+        for index, name in enumerate(select.sources or ()):
+            if name not in recipe.sources:
+                problem = unknown_name(name, recipe.sources, f"source {name!r}")
+                yield Problem((*path, "select", "sources", index), problem)
+    given = objective.model_dump(exclude_none=True)
     options = {name: [Option((*path, "objective", name), value)] for name, value in given.items()}
-    for number, entry in enumerate(preference.grid):
+    for number, entry in enumerate(training.grid):
         for key, values in entry.items():
             part, _, name = key.partition(".")
             if part == "objective":
@@ -191,29 +272,68 @@ def _find_preference_problems(path: KeyPath, preference: Preference) -> Iterator
             yield Problem(kind.path, unknown_name(str(kind.value), OBJECTIVES, f"objective {kind.value!r}"))
             continue
         yield from _find_objective_problems(kind, options)
-        yield from _find_fit_problems((*path, "select", "kind"), kind.value, options, preference.select.kind)
+        yield from _find_fit_problems((*path, "select", "kind"), kind.value, options, select)
 
 
 def _find_fit_problems(
-    path: KeyPath, kind: str, options: Mapping[str, Sequence[Option]], policy: str
+    path: KeyPath, kind: str, options: Mapping[str, Sequence[Option]], select: Strict
 ) -> Iterator[Problem]:
     """Where the rows of a policy do not hold what an objective reads, for some of its hyper-parameters' values."""
     objective = OBJECTIVES[kind]
     asked = (name for name in objective.optional_roles if any(value is True for _, value in options.get(name, ())))
     needed = (*objective.roles, *(role for name in asked for role in objective.optional_roles[name]))
 
-    def misfit(row: Policy) -> str | None:
-        if not set(needed) <= set(row.roles):
-            return f"hold {', '.join(row.roles)}, but the objective {kind!r} needs {', '.join(needed)}"
+    def misfit(row: Policy, switches: Collection[str]) -> str | None:
+        roles = (*row.roles, *(role for switch in switches for role in row.optional_roles[switch]))
+        if not set(needed) <= set(roles):
+            held = ", ".join(roles) or "responses without a role"
+            return f"hold {held}, but the objective {kind!r} needs {', '.join(needed)}"
+        if objective.reads_scores and not row.compares:
+            return f"hold good answers only, but the objective {kind!r} compares good ones with bad ones"
         if objective.reads_weights and not row.gives_weights:
             return f"have no weights, but the objective {kind!r} needs rows with weights"
         if row.gives_weights and not objective.reads_weights:
             return f"have weights, but the objective {kind!r} reads rows without"
         return None
 
-    if problem := misfit(POLICIES[policy]):
-        fitting = ", ".join(name for name, row in POLICIES.items() if not misfit(row)) or "none"
+    policy = select.kind  # type: ignore[attr-defined]  # every select mapping has one
+    own = POLICIES[policy]
+    if problem := misfit(own, [switch for switch in own.optional_roles if getattr(select, switch)]):
+        fitting = ", ".join(_find_fitting(misfit, own)) or "none"
         yield Problem(path, f"rows of {policy!r} {problem}; policies that give them: {fitting}")
+
+
+def _find_fitting(misfit: Callable[[Policy, Collection[str]], str | None], own: Policy) -> Iterator[str]:
+    """The policies that may stand in the place of ``own`` and fit, with the switches that they need for it."""
+    for name, row in POLICIES.items():
+        if row.compares == own.compares:
+            if not misfit(row, ()):
+                yield name
+            elif not misfit(row, row.optional_roles):
+                yield f"{name} with {' and '.join(f'{switch}: true' for switch in row.optional_roles)}"
+
+
+def _find_scorer_problems(path: KeyPath, scorer: Scorer) -> Iterator[Problem]:
+    """Keys of a scorer that do not go with its ``mode`` or ``rule``, and what is wrong with its parts."""
+    if isinstance(scorer, Judge):
+        yield from _find_unread_keys(path, scorer, "mode", {"rubric": "rubric", "baseline": "pairwise"})
+        if scorer.mode == "rubric" and scorer.rubric is None:
+            yield Problem((*path, "rubric"), "missing, expected criteria by name, and what each means")
+    if isinstance(scorer, Combination):
+        keys = {"weights": "weighted-sum", "failing_value": "gate", "step": "rank"}
+        yield from _find_unread_keys(path, scorer, "rule", keys)
+        for name in sorted(scorer.weights.keys() - scorer.parts.keys()):
+            yield Problem((*path, "weights", name), unknown_name(name, scorer.parts, "part"))
+    for place, part in parts_of(scorer):
+        yield from _find_scorer_problems((*path, *place), part)
+
+
+def _find_unread_keys(path: KeyPath, config: Strict, choice: str, keys: Mapping[str, str]) -> Iterator[Problem]:
+    """Keys that are given, though only another choice (of a mode, of a rule) reads them."""
+    chosen = getattr(config, choice)
+    for key, reader in keys.items():
+        if chosen != reader and getattr(config, key) != type(config).model_fields[key].get_default():
+            yield Problem((*path, key), f"{choice}: {chosen} does not read it, {choice}: {reader} does; remove it")
 
 
 def _find_objective_problems(kind: Option, options: Mapping[str, Sequence[Option]]) -> Iterator[Problem]:
@@ -275,10 +395,10 @@ def _find_axis_problems(path: KeyPath, key: str, values: Sequence[Any], parts: S
                 yield Problem((*path, index), problem)
 
 
-def _with_defaults(preference: Preference) -> Preference:
-    objective = preference.objective
-    if {"objective.kind", "objective.base"} & {key for entry in preference.grid for key in entry}:
-        return preference  # each of them has hyper-parameters and defaults of its own
+def _with_defaults(training: TrainingT) -> TrainingT:
+    objective = training.objective
+    if {"objective.kind", "objective.base"} & {key for entry in training.grid for key in entry}:
+        return training  # each of them has hyper-parameters and defaults of its own
     known = known_hyperparameters(objective.kind, objective.base)
     missing = {name: known[name].default for name in known if getattr(objective, name) is None}
-    return preference.model_copy(update={"objective": objective.model_copy(update=missing)})
+    return training.model_copy(update={"objective": objective.model_copy(update=missing)})

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
@@ -45,6 +46,19 @@ def _check_size_or_rest(size: object) -> object:
     return size
 
 
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_window(window: object) -> object:
+    match window:
+        case "none":
+            return window
+        case [int() | float() as low, int() | float() as high] if low <= high:
+            return window
+    raise _expected("[LOW, HIGH], the lowest and the highest margin of scores, or none")
+
+
 def _check_source_name(name: str) -> str:
     if not name or name.startswith("target") or "/" in name:
         raise _expected("a source's name that neither begins with 'target' nor holds a '/'")
@@ -54,6 +68,18 @@ def _check_source_name(name: str) -> str:
 def _check_method_name(name: str) -> str:
     if name == "sft" or not re.fullmatch("[a-z0-9-]+", name):
         raise _expected("a method's name of a-z, 0-9 and '-', other than 'sft': it becomes the name of files")
+    return name
+
+
+def _check_url(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", url):
+        raise _expected("http:// or https://, a host, and a path such as /v1, without a key or password")
+    return url.rstrip("/")
+
+
+def _check_criterion(name: str) -> str:
+    if not name.strip() or name == "explanation" or '"' in name:
+        raise _expected("a criterion's name without quotes, other than 'explanation', which holds the reasons")
     return name
 
 
@@ -75,9 +101,13 @@ ModelName = Annotated[str, AfterValidator(absolute_name)]
 Size = Annotated[int | float, BeforeValidator(_check_size)]
 """A count, or a fraction: ``1`` is one prompt, ``1.0`` all of them."""
 SizeOrRest = Annotated[int | float | Literal["rest"], BeforeValidator(_check_size_or_rest)]
+Window = Annotated[list[float] | Literal["none"], BeforeValidator(_check_window)]
+"""The lowest and the highest margin between two scores."""
 SourceName = Annotated[str, AfterValidator(_check_source_name)]
 MethodName = Annotated[str, AfterValidator(_check_method_name)]
 Positive = Annotated[int, Field(ge=1)]
+Domains = Annotated[list[str], Field(min_length=1)] | None
+"""A source is asked about prompts of these domains only; about all unless they are given."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -87,14 +117,40 @@ class Split(Strict):
     held_out: Size = 0
     """A count, or a fraction of all prompts."""
     sft: Size = 0.33
-    """A count, or a fraction of what ``held_out`` leaves; so too the next two."""
+    """A count, or a fraction of what ``held_out`` leaves; so too the next three."""
+    sft_domains: dict[str, Size] = {}
+    """By domain of the prompts, in place of ``sft``."""
     development: Size = 0
     preference: SizeOrRest = "rest"
+
+
+class Deduplicate(Strict):
+    """The first of prompts that are alike is kept."""
+
+    ngram: Positive | Literal["none"] = 5
+    """Words in an n-gram; ``none`` compares whole texts only."""
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """From this Jaccard similarity of their n-grams on, two prompts are alike."""
+
+
+class Decontaminate(Strict):
+    """Prompts that hold a benchmark's question, or a part of it, are dropped."""
+
+    against: Annotated[list[InputPath], BeforeValidator(_as_list), Field(min_length=1)]
+    """Files of benchmark questions."""
+    ngram: Positive = 13
+    """Words in an n-gram."""
+    coverage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of a question's words that shared n-grams must cover; at 0 one n-gram is enough."""
 
 
 class Prompts(Strict):
     path: InputPath
     """JSON Lines or Parquet with ``prompt`` or ``messages``, and optional ``id``, ``answers``, ``domain``."""
+    sizes: dict[str, Positive] | None = None
+    """Prompts by domain: for a plan, where the file is not here."""
+    deduplicate: Deduplicate | None = None
+    decontaminate: Decontaminate | None = None
     split: Split = Split()
 
 
@@ -122,6 +178,7 @@ class AskedModel(Strict):
 
     prompt: PromptFormat = PromptFormat()
     sampling: Sampling = Sampling()
+    domains: Domains = None
 
 
 class LocalModel(AskedModel):
@@ -130,6 +187,8 @@ class LocalModel(AskedModel):
     engine: Literal["transformers"] = "transformers"
     model: ModelName
     """A hub name, a folder, or ``gguf:PACKAGE/FILE.gguf`` for a GGUF file inside an installed package."""
+    active_billions: Annotated[float, Field(gt=0)] | None = None
+    """Weights that a token passes through: for a plan, where the files are not here and the name does not say."""
     device: str = "auto"
     dtype: Dtype = "auto"
 
@@ -141,6 +200,7 @@ class RecordedSource(Strict):
     path: InputPath
     num_samples: Positive = 5
     """So many answers to a prompt are taken, where the file has as many."""
+    domains: Domains = None
 
 
 Source = Annotated[LocalModel | RecordedSource, Field(discriminator="engine")]
@@ -149,29 +209,183 @@ Source = Annotated[LocalModel | RecordedSource, Field(discriminator="engine")]
 class Target(LocalModel):
     """The model that is trained."""
 
+    samples: RecordedSource | None = None
+    """Answers that stand for its own in preference rows, in place of sampling it."""
+
 
 class ExactMatch(Strict):
     kind: Literal["exact-match"]
 
 
-class RewardModel(Strict):
-    """Any sequence-classification reward model; it reads with its own chat template and tokenizer."""
+class Mathematics(Strict):
+    """Whether a response's final answer equals an accepted one, by value."""
 
-    kind: Literal["reward-model"]
+    kind: Literal["mathematics"]
+    timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """For one response."""
+    num_workers: Positive = 2
+
+    placement: ClassVar = {"num_workers"}
+
+
+class Code(Strict):
+    """Whether the program in a response passes the prompt's tests, run in a sandbox."""
+
+    kind: Literal["code"]
+    timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Of computing, for one response and all its tests; for a script, for each test."""
+    num_workers: Positive = 2
+
+    placement: ClassVar = {"num_workers"}
+
+
+class DialogueReader(Strict):
+    """A model on this machine that reads the whole dialogue, with its own chat template and tokenizer."""
+
     model: ModelName
     max_length: Positive = 4096
-    batch_size: Positive = 8
+    truncate: Literal["end", "middle"] = "end"
+    """What an answer loses that does not fit."""
+    batch_tokens: Positive = 16_384
+    float32_head: bool = True
     device: str = "auto"
     dtype: Dtype = "auto"
 
 
-Scorer = Annotated[ExactMatch | RewardModel, Field(discriminator="kind")]
+class RewardModel(DialogueReader):
+    """Any sequence-classification reward model."""
+
+    kind: Literal["reward-model"]
+
+
+class ArmoRM(DialogueReader):
+    """A model of the layout of RLHFlow/ArmoRM-Llama3-8B-v0.1."""
+
+    kind: Literal["armorm"]
+
+
+class Judge(Strict):
+    """A language model behind the OpenAI protocol that grades answers, or compares each with a baseline."""
+
+    kind: Literal["judge"]
+    model: str
+    """As the server names it."""
+    mode: Literal["grade", "rubric", "pairwise"] = "grade"
+    rubric: Annotated[dict[Annotated[str, AfterValidator(_check_criterion)], str], Field(min_length=1)] | None = None
+    """Criteria and what each means, for ``rubric``."""
+    baseline: InputPath | None = None
+    """Recorded answers, one to each prompt, for ``pairwise``; the prompt's first accepted answer unless given."""
+    explain: bool = True
+    temperature: Annotated[float, Field(ge=0)] | Literal["none"] = 0.0
+    """``none`` leaves it to the server: some models take no other than their own."""
+    max_tokens: Positive = 2048
+    """Of a reply."""
+    response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
+    extra_body: dict[str, Any] = {}
+    revision: str | None = None
+    """Names the weights, wherever they are served; without it the server is part of who judges."""
+    base_url: Annotated[str, AfterValidator(_check_url)] = "https://api.openai.com/v1"
+    api_key_env: str | None = None
+    """``OPENAI_API_KEY`` at OpenAI's own server unless given; no key at any other."""
+    concurrency: Positive = 16
+    max_retries: Annotated[int, Field(ge=0)] = 8
+    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    max_invalid: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """The share of answers without a verdict that a run tolerates."""
+
+    placement: ClassVar = {"api_key_env", "concurrency", "max_retries", "timeout_seconds", "max_invalid"}
+    """The keys that decide no score."""
+
+
+class RecordedScores(Strict):
+    """Scores made elsewhere, joined to the answers by prompt and text, or by prompt, source and index."""
+
+    kind: Literal["recorded"]
+    path: InputPath
+    missing: Literal["error", "drop"] = "error"
+
+
+class Combination(Strict):
+    """Several scorers as one."""
+
+    kind: Literal["combination"]
+    rule: Literal["weighted-sum", "gate", "rank"]
+    parts: Annotated[dict[str, Scorer], Field(min_length=2)]
+    """By any name; for ``gate`` and ``rank`` their order matters."""
+    weights: dict[str, float] = {}
+    """Of a weighted sum, by the part's name; 1 unless given."""
+    failing_value: float | None = None
+    """The score of what does not pass a gate, which its last part is then not asked about."""
+    step: Annotated[float, Field(gt=0)] = 1.0
+    """For a rank: scores between the same two multiples of it are alike."""
+
+
+class ByDomain(Strict):
+    """A scorer for every domain of the prompts."""
+
+    kind: Literal["by-domain"]
+    domains: Annotated[dict[str, Scorer], Field(min_length=1)]
+    other: Scorer
+    """Of prompts of any other domain, and of none."""
+
+
+Scorer = Annotated[
+    ExactMatch | Mathematics | Code | RewardModel | ArmoRM | Judge | RecordedScores | Combination | ByDomain,
+    Field(discriminator="kind"),
+]
+Combination.model_rebuild()
+ByDomain.model_rebuild()
+
+
+def parts_of(scorer: Scorer) -> Iterator[tuple[tuple[str, ...], Scorer]]:
+    """The scorers that a scorer is made of, in their order, each with its keys below the scorer's mapping."""
+    if isinstance(scorer, Combination):
+        yield from ((("parts", name), part) for name, part in scorer.parts.items())
+    if isinstance(scorer, ByDomain):
+        yield from ((("domains", domain), part) for domain, part in scorer.domains.items())
+        yield ("other",), scorer.other
+
+
+def scorers_in(scorer: Scorer) -> Iterator[Scorer]:
+    """The scorer and, where it is made of others, all of them."""
+    yield scorer
+    for _, part in parts_of(scorer):
+        yield from scorers_in(part)
+
+
+def scorer_for(scorer: Scorer, domain: str) -> Scorer:
+    """Who scores the answers to a prompt of this domain."""
+    return scorer.domains.get(domain, scorer.other) if isinstance(scorer, ByDomain) else scorer
+
+
+def scorer_title(scorer: Scorer) -> str:
+    """What a scorer is called in reports: its kind with its model, so that two reward models are told apart."""
+    if isinstance(scorer, Combination):
+        return f"{scorer.rule} of {', '.join(map(scorer_title, scorer.parts.values()))}"
+    if isinstance(scorer, ByDomain):
+        titles = [f"{scorer_title(part)} for {domain}" for domain, part in scorer.domains.items()]
+        return ", ".join([*titles, f"else {scorer_title(scorer.other)}"])
+    model = getattr(scorer, "model", None)
+    return f"{scorer.kind} {model}" if model else scorer.kind
+
 
 Ties = Literal["hash", "first"]
 Truncated = Literal["drop", "keep"]
+Temperature = Annotated[float, Field(ge=0)]
+"""Of a softmax over scores, in their units: it has no default, since it belongs to a scorer."""
+Margin = Annotated[float, Field(ge=0)]
 
 
-class BestOfSources(Strict):
+class SelectAmongSources(Strict):
+    """What every policy has that looks at the sources' answers."""
+
+    sources: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of those that take part; all unless given."""
+    num_samples: Positive | None = None
+    """So many samples of each source take part; all unless given."""
+
+
+class BestOfSources(SelectAmongSources):
     """SFT: the best-scored answer over all sources."""
 
     kind: Literal["best-of-sources"]
@@ -179,12 +393,54 @@ class BestOfSources(Strict):
     truncated: Truncated = "drop"
 
 
-class Wrpo(Strict):
+class FuseSft(SelectAmongSources):
+    """Weighted SFT: the best answers of all sources, or the best of each (FuseRL, arXiv 2504.06562)."""
+
+    kind: Literal["fusesft"]
+    temperature: Temperature
+    keep: Literal["pooled", "each-source"] = "pooled"
+    num_responses: Positive = 4
+    ties: Ties = "hash"
+    truncated: Truncated = "drop"
+
+
+class Wrpo(SelectAmongSources):
     """The quadruples of WRPO (arXiv 2412.03187, section 3.1)."""
 
     kind: Literal["wrpo"]
+    rank: Positive = 1
+    rejected_source: bool = False
     ties: Ties = "hash"
     target_ties: Literal["keep", "drop"] = "keep"
+    truncated: Truncated = "drop"
+
+
+class FusePo(SelectAmongSources):
+    """One weighted pair of every source (FuseRL, arXiv 2504.06562)."""
+
+    kind: Literal["fusepo"]
+    temperature: Temperature
+    min_margin: Margin | None = None
+    ties: Ties = "hash"
+    truncated: Truncated = "drop"
+
+
+class FusePoRloo(SelectAmongSources):
+    """All answers of every source, weighted over the sources (FuseRL, arXiv 2504.06562)."""
+
+    kind: Literal["fusepo-rloo"]
+    temperature: Temperature
+    truncated: Truncated = "drop"
+
+
+class FuseChat3(SelectAmongSources):
+    """One pair of one source (FuseChat-3.0, arXiv 2503.04222)."""
+
+    kind: Literal["fusechat3"]
+    window: Window = [0.01, 0.1]
+    windows: dict[str, Window] = {}
+    """By domain of the prompts, in place of ``window``."""
+    ties: Ties = "hash"
     truncated: Truncated = "drop"
 
 
@@ -192,11 +448,20 @@ class OnPolicy(Strict):
     """The target's own best against its own worst."""
 
     kind: Literal["on-policy"]
+    min_margin: Margin | None = None
     ties: Ties = "hash"
     truncated: Truncated = "drop"
 
 
-PreferenceSelect = Annotated[Wrpo | OnPolicy, Field(discriminator="kind")]
+class Rloo(Strict):
+    """All of the target's own answers (RLOO, arXiv 2402.14740)."""
+
+    kind: Literal["rloo"]
+    truncated: Truncated = "drop"
+
+
+SftSelect = Annotated[BestOfSources | FuseSft, Field(discriminator="kind")]
+PreferenceSelect = Annotated[Wrpo | FusePo | FusePoRloo | FuseChat3 | OnPolicy | Rloo, Field(discriminator="kind")]
 
 
 class Objective(Strict):
@@ -228,26 +493,32 @@ GridEntry = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Fiel
 
 
 class Sft(Strict):
-    select: BestOfSources
+    select: SftSelect
+    objective: Objective = Objective(kind="sft")
     train: TrainArguments = {}
     grid: list[GridEntry] = []
     """As that of a preference method; of ``train.NAME`` only."""
-
-    @property
-    def objective(self) -> Objective:
-        """The objective of every SFT."""
-        return Objective(kind="sft")
 
 
 class Preference(Strict):
     select: PreferenceSelect
     objective: Objective
+    target_samples: Literal["target", "target-sft"] | None = None
+    """Whose answers stand for the target's in the rows; those of the model that the training starts from unless given.
+    """
     train: TrainArguments = {}
     grid: list[GridEntry] = []
     """Searched an entry after the other: the best of one is kept for the next."""
+    sft: Sft | None = None
+    """A fine-tuning of its own, which this training starts from in place of the recipe's."""
 
 
 Training = Sft | Preference
+
+
+def name_own_sft(method: str) -> str:
+    """What the fine-tuning is called that a preference method has to itself."""
+    return f"{method}-sft"
 
 
 class HeldOut(Strict):
@@ -278,3 +549,9 @@ class Recipe(Strict):
     preference: dict[MethodName, Preference] = {}
     """By method's name, e.g. ``wrpo``; each starts from the SFT model and shares its samples."""
     evaluation: Evaluation = Evaluation()
+
+    @property
+    def fine_tunings(self) -> dict[str, Sft]:
+        """Every SFT of the recipe: ``sft``, and ``METHOD-sft`` of every method that has its own."""
+        shared = {"sft": self.sft} if self.sft else {}
+        return shared | {name_own_sft(name): method.sft for name, method in self.preference.items() if method.sft}

@@ -17,6 +17,7 @@ from typing import Any
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from sinterlm.errors import InputError
 from sinterlm.records import Candidates, Dropped, Scored
 from sinterlm.report.data import Part, ReportData
 from sinterlm.report.tallies import featured_model, kind_of
@@ -52,6 +53,18 @@ def sample_prompts(data: ReportData, *, max_bytes: int, seed: int) -> PromptSamp
         num_shown=len(chosen),
         num_prompts=len(asked),
     )
+
+
+def describe_prompt(data: ReportData, prompt_id: str) -> dict[str, Any]:
+    """One prompt with every model's answers, their scores, and the rows that they stand in.
+
+    Raises:
+        InputError: No run has such a prompt.
+    """
+    asked = {each.prompt.id: (part, each) for part, prompts in data.parts.items() for each in prompts}
+    if prompt_id not in asked:
+        raise InputError(f"no prompt has the id {prompt_id!r}; one that is there: {next(iter(asked), 'none')!r}")
+    return _prompt_entry(*asked[prompt_id], _Joins.of(data))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,18 @@ from matplotlib.figure import Figure
 
 from sinterlm.evaluation.rates import Difference, Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
+from sinterlm.records import Role
 from sinterlm.report.data import AverageLogps, HeldOut, TrainingRun
 from sinterlm.report.tallies import Kind, ScoreTally, kind_of
 from sinterlm.report.theme import Colour, chart_style, inline_svg, printable
+from sinterlm.selection.tally import SelectionTally, Spread
 
 _WIDTH = 7.6
 """Inches; the page scales the chart to its column."""
 _NUM_BINS = 36
 _MAX_POINTS = 120
+_MAX_COLUMNS = 3
+"""Panels side by side."""
 
 _KIND_COLOURS: Mapping[Kind, Colour] = {
     "source": Colour.SOURCE,
@@ -36,6 +40,16 @@ _REWARD_LINES = {
     "rewards/margins": ("margin", Colour.INK, ":"),
 }
 """Metric to label, colour and line style; ``rewards/chosen`` only where it is not a mix of the first two."""
+
+_ROLE_LOOKS: Mapping[Role | None, tuple[str, Colour, str]] = {
+    "chosen_source": ("source's chosen (y_ws)", Colour.SOURCE, "o"),
+    "chosen_target": ("target's chosen (y_wt)", Colour.TARGET, "o"),
+    "chosen": ("chosen", Colour.FUSED, "o"),
+    "rejected": ("rejected", Colour.REJECTED, "X"),
+    "rejected_source": ("source's rejected", Colour.SOURCE, "X"),
+    None: ("without a role", Colour.MUTED, "s"),
+}
+"""Role to label, colour and marker."""
 
 RANKINGS = {
     "source_chosen": "y_ws above y_l",
@@ -123,29 +137,108 @@ def comparisons_chart(held_out: HeldOut) -> Markup:
         )
 
 
-def source_share_chart(shares: Mapping[str, Mapping[str, int]]) -> Markup:
-    """Share of each source among the preferred answers, one panel a set of training rows."""
+def share_chart(shares: Mapping[str, Mapping[str, float]], *, name: str, label: str) -> Markup:
+    """Share of each source, one panel a set of training rows.
+
+    Args:
+        shares: title of a panel to source to its share, in [0, 1].
+        name: of the chart, unique in the page.
+        label: what it is a share of.
+    """
     sources = list(dict.fromkeys(itertools.chain.from_iterable(shares.values())))
+    num_columns = min(len(shares), _MAX_COLUMNS)
+    num_rows = -(-len(shares) // num_columns)
     with chart_style():
-        figure = Figure((_WIDTH, 0.9 + 0.3 * len(sources)), layout="constrained")
-        panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
-        for axes, (name, counts) in zip(panels, shares.items(), strict=True):
-            percent = [100 * counts.get(source, 0) / sum(counts.values()) for source in sources]
+        figure = Figure((_WIDTH, num_rows * (0.9 + 0.3 * len(sources))), layout="constrained")
+        panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
+        for axes, panel in itertools.zip_longest(panels.flat, shares.items()):
+            if panel is None:
+                axes.set_axis_off()
+                continue
+            title, by_source = panel
+            percent = [100 * by_source.get(source, 0) for source in sources]
             bars = axes.barh(range(len(sources)), percent, height=0.6, color=Colour.SOURCE)
             axes.bar_label(bars, fmt="%.1f %%", padding=4)
-            axes.set_xlim(0, 122)
-            axes.set_xticks(range(0, 101, 25))
-            axes.set_title(f"{printable(name)}, {sum(counts.values()):,} rows")
-            axes.set_xlabel("share of y_ws (%)")
-        _label_rows(panels[0], sources)
+            axes.set_title(printable(title))
+        axes = panels[0, 0]
+        axes.set_xlim(0, 122)
+        axes.set_xticks(range(0, 101, 25))
+        _label_rows(axes, sources)
+        figure.supxlabel(f"{label} (%)", fontsize=9, color=Colour.MUTED)
         return inline_svg(
             figure,
-            name="source-share",
+            name=name,
             description=_describe(
-                "Bar chart",
+                f"Bar chart of {label}",
                 (
-                    f"{name}: " + ", ".join(f"{source} {count}" for source, count in counts.items())
-                    for name, counts in shares.items()
+                    f"{title}: " + ", ".join(f"{source} {100 * share:.1f} %" for source, share in by_source.items())
+                    for title, by_source in shares.items()
+                ),
+            ),
+        )
+
+
+def role_score_chart(selections: Mapping[str, SelectionTally]) -> Markup:
+    """Mean external score of the answers of each role, one row a set of training rows."""
+    scored = {
+        name: {tally.role: tally.mean_score for tally in selection.roles if tally.mean_score is not None}
+        for name, selection in selections.items()
+    }
+    with chart_style():
+        figure = Figure((_WIDTH, 1.0 + 0.34 * len(scored)), layout="constrained")
+        axes = figure.subplots()
+        for row, means in enumerate(scored.values()):
+            if means:
+                axes.plot([min(means.values()), max(means.values())], [row, row], color=Colour.MUTED, linewidth=1)
+            for role, mean in means.items():
+                _, colour, marker = _ROLE_LOOKS[role]
+                axes.plot(mean, row, marker, color=colour, markersize=6.5)
+        _label_rows(axes, list(scored))
+        axes.set_xlabel("mean score")
+        for role in (role for role in _ROLE_LOOKS if any(role in means for means in scored.values())):
+            label, colour, marker = _ROLE_LOOKS[role]
+            axes.plot([], [], marker, color=colour, label=label)
+        _legend_above(axes)
+        return inline_svg(
+            figure,
+            name="role-scores",
+            description=_describe(
+                "Dot plot of mean scores",
+                (
+                    f"{name}: " + ", ".join(f"{_ROLE_LOOKS[role][0]} {mean:.3g}" for role, mean in means.items())
+                    for name, means in scored.items()
+                ),
+            ),
+        )
+
+
+def margin_chart(selections: Mapping[str, SelectionTally]) -> Markup:
+    """How far apart the pairs of each set of training rows are, by score and by length."""
+    pairs = [(name, margin) for name, selection in selections.items() for margin in selection.margins]
+    has_scores = any(margin.score for _, margin in pairs)
+    with chart_style():
+        figure = Figure((_WIDTH, 1.0 + 0.3 * len(pairs)), layout="constrained")
+        panels = figure.subplots(1, 1 + has_scores, sharey=True, squeeze=False)[0]
+        for axes in panels:
+            axes.axvline(0, color=Colour.MUTED, linewidth=1)
+        for row, (_, margin) in enumerate(pairs):
+            if margin.score:
+                _draw_spread(panels[0], row, margin.score)
+            _draw_spread(panels[-1], row, margin.characters)
+        if has_scores:
+            panels[0].set_xlabel("score margin")
+        panels[-1].set_xlabel("length margin (characters)")
+        _label_rows(panels[0], [f"{name}: {margin.chosen} minus {margin.rejected}" for name, margin in pairs])
+        return inline_svg(
+            figure,
+            name="margins",
+            description=_describe(
+                "Medians with the range of the middle four fifths",
+                (
+                    f"{name}, {margin.chosen} minus {margin.rejected}: "
+                    + (f"score {margin.score.median:.3g}, " if margin.score else "")
+                    + f"length {margin.characters.median:.3g}"
+                    for name, margin in pairs
                 ),
             ),
         )
@@ -269,7 +362,7 @@ def rewards_chart(runs: Sequence[TrainingRun]) -> Markup:
 
 def loss_chart(runs: Sequence[TrainingRun]) -> Markup:
     """Training loss over optimizer steps, one panel a run."""
-    num_columns = min(len(runs), 3)
+    num_columns = min(len(runs), _MAX_COLUMNS)
     num_rows = -(-len(runs) // num_columns)
     with chart_style():
         figure = Figure((_WIDTH, 0.4 + 2.0 * num_rows), layout="constrained")
@@ -373,6 +466,13 @@ def _draw_interval(
     axes.plot([scale * figure.low, scale * figure.high], [row, row], color=colour, linewidth=1.6, solid_capstyle="butt")
     face = colour if filled else Colour.PAPER
     axes.plot(scale * figure.value, row, "o", color=colour, markersize=6, markerfacecolor=face)
+
+
+def _draw_spread(axes: Axes, row: int, spread: Spread) -> None:
+    """The middle four fifths as a line, the median filled, the mean hollow."""
+    axes.plot([spread.tenth, spread.ninetieth], [row, row], color=Colour.INK, linewidth=1.6, solid_capstyle="butt")
+    axes.plot(spread.mean, row, "D", color=Colour.INK, markersize=5, markerfacecolor=Colour.PAPER)
+    axes.plot(spread.median, row, "o", color=Colour.INK, markersize=6)
 
 
 def _draw_histogram(

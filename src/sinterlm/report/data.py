@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sinterlm.evaluation.rates import Difference, Rate
+from sinterlm.evaluation.rates import Comparison, Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.records import Candidates, Dropped, Scored, TrainingRow
 from sinterlm.selection.choices import REASONS
@@ -55,24 +55,8 @@ class Run:
     """When the run ended, as it should be shown; empty leaves it out."""
     version: str = ""
     """Sinter's version; empty leaves it out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A paired difference over the same questions: ``model`` minus ``other``.
-
-    Example: ``Comparison("target-sft-wrpo", "gemma", "exact_match", Difference(0.27, 0.18, 0.36, 150))``
-    """
-
-    model: str
-    other: str
-    metric: str
-    difference: Difference
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies wholly on one side of zero."""
-        return self.difference.low > 0 or self.difference.high < 0
+    methods: Sequence[str] = ()
+    """The preference methods by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +170,9 @@ class ReportData:
     """By which settings of trainings were chosen."""
     reward_accuracies: Mapping[str, RewardAccuracies] = field(default_factory=dict)
     """Preference-trained model to how often its internal reward ranks held-out quadruples rightly."""
+    compared: Sequence[Run] = ()
+    """The runs that stand side by side (see :func:`~sinterlm.report.merge.merge_reports`); none on the page of one."""
+    notes: Sequence[str] = ()
+    """What a reader must know before he compares them."""
+    case: str = ""
+    """The id of a prompt that the page opens with, every model's answers to it beside each other."""

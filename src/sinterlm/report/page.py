@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -12,11 +12,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sinterlm.evaluation.rates import Difference, Rate
+from sinterlm.evaluation.rates import Comparison, Difference, Rate
 from sinterlm.report import charts
-from sinterlm.report.browser import PromptSample, sample_prompts
-from sinterlm.report.data import AverageLogps, Comparison, HeldOut, ReportData, TrainingRun, Unit
-from sinterlm.report.tallies import count_drops, count_source_shares, featured_model, kind_of, tally_scores
+from sinterlm.report.browser import PromptSample, describe_prompt, sample_prompts
+from sinterlm.report.data import AverageLogps, HeldOut, ReportData, TrainingRun, Unit
+from sinterlm.report.tallies import (
+    count_drops,
+    count_outcomes,
+    count_source_shares,
+    featured_model,
+    kind_of,
+    tally_scores,
+    tally_selections,
+)
+from sinterlm.selection.tally import WeightTally
 
 MAX_DOMAINS = 60
 """Rows of the table by domain; the largest are shown."""
@@ -54,6 +63,7 @@ def _environment() -> Environment:
         "memory": memory,
         "words": charts.words,
         "kind": kind_of,
+        "by_model": _group_by_model,
     }
     return environment
 
@@ -63,6 +73,9 @@ def _context(data: ReportData) -> dict[str, Any]:
     held_out = data.held_out if data.held_out and data.held_out.models else None
     tallies = tally_scores(data.parts)
     shares = count_source_shares(data.rows, data.run.sources)
+    selections = tally_selections(data.rows, data.dropped)
+    weighted = {name: selection.weights for name, selection in selections.items() if selection.weights}
+    scored_roles = any(role.mean_score is not None for tally in selections.values() for role in tally.roles)
     training = [run for run in data.training if charts.curve(run, "loss")[0]]
     preference = [run for run in training if charts.reward_metrics(run)]
     logps = [distribution for distribution in data.average_logps if distribution.values]
@@ -70,12 +83,18 @@ def _context(data: ReportData) -> dict[str, Any]:
     charted = [tally for tally in tallies if tally.scores]
     return {
         "run": data.run,
-        "methods": [run.name for run in data.training if run.name != "sft"],
+        "methods": data.run.methods,
+        "runs": data.compared or [data.run],
+        "is_comparison": bool(data.compared),
+        "notes": data.notes,
+        "case": data.case and describe_prompt(data, data.case),
         "held_out": held_out,
         "headline": _headline(held_out) if held_out else None,
         "domains": _domains(held_out) if held_out else [],
         "max_domains": MAX_DOMAINS,
         "shares": shares,
+        "selections": selections,
+        "outcomes": count_outcomes(selections),
         "tallies": tallies,
         "is_graded": is_graded,
         "logps": _logps_table(logps),
@@ -89,7 +108,11 @@ def _context(data: ReportData) -> dict[str, Any]:
         "charts": {
             "held_out": held_out and charts.held_out_chart(held_out),
             "comparisons": held_out and held_out.comparisons and charts.comparisons_chart(held_out),
-            "shares": shares and charts.source_share_chart(shares),
+            "shares": shares and charts.share_chart(_share_panels(shares), name="source-share", label="share of y_ws"),
+            "role_scores": scored_roles and charts.role_score_chart(selections),
+            "margins": any(tally.margins for tally in selections.values()) and charts.margin_chart(selections),
+            "weights": weighted
+            and charts.share_chart(_weight_panels(weighted), name="weights", label="share of the weight"),
             "scores": charted and (charts.score_chart if is_graded else charts.pass_rate_chart)(charted),
             "logps": logps and charts.average_logps_chart(logps),
             "rewards": preference and charts.rewards_chart(preference),
@@ -100,6 +123,26 @@ def _context(data: ReportData) -> dict[str, Any]:
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
+
+
+def _share_panels(shares: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
+    return {
+        f"{name}, {total:,} answers": {source: count / total for source, count in counts.items()}
+        for name, counts in shares.items()
+        for total in [sum(counts.values())]
+    }
+
+
+def _weight_panels(weighted: Mapping[str, WeightTally]) -> dict[str, Mapping[str, float]]:
+    return {f"{name}, entropy {weights.mean_entropy:.2f}": weights.sources for name, weights in weighted.items()}
+
+
+def _group_by_model(answers: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, list[Mapping[str, Any]]]]:
+    """Answers as ``describe_prompt`` gives them by their model, in order of appearance."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for answer in answers:
+        groups.setdefault(answer["model"], []).append(answer)
+    return groups.items()
 
 
 def _package_text(name: str) -> str:

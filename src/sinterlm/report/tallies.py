@@ -8,17 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sinterlm.records import Candidates, Dropped, TrainingRow
+from sinterlm.records import Candidates, Dropped, Selection, TrainingRow
 from sinterlm.report.data import HeldOut, Part
+from sinterlm.selection.tally import SelectionTally, tally_selection
 
 Kind = Literal["source", "target", "fused"]
 
 
 def kind_of(model: str) -> Kind:
     """What a model is, by its name: the design keeps names that begin with ``target`` for the target."""
-    if model == "target":
-        return "target"
-    return "fused" if model.startswith("target-") else "source"
+    if model.startswith("target-"):
+        return "fused"
+    return "target" if model.startswith("target") else "source"
 
 
 def featured_model(held_out: HeldOut) -> str:
@@ -87,11 +88,32 @@ def count_source_shares(rows: Mapping[str, Sequence[TrainingRow]], sources: Iter
             response.source
             for row in selected
             for response in row.responses
-            if response.role in (None, "chosen", "chosen_source") and kind_of(response.source) == "source"
+            if response.role in ("chosen", "chosen_source") and kind_of(response.source) == "source"
         )
         if counts:
             shares[name] = {source: counts[source] for source in dict.fromkeys((*sources, *counts))}
     return shares
+
+
+def tally_selections(
+    rows: Mapping[str, Sequence[TrainingRow]], dropped: Sequence[Dropped]
+) -> dict[str, SelectionTally]:
+    """What every set of training rows came to, with what its selection dropped."""
+    return {
+        name: tally_selection(Selection(selected, [drop for drop in dropped if drop.stage == f"select-{name}"]))
+        for name, selected in rows.items()
+    }
+
+
+def count_outcomes(selections: Mapping[str, SelectionTally]) -> dict[str, dict[str, int]]:
+    """Reason to selection to how many it dropped, the reason most frequent over all selections first."""
+    totals: Counter[str] = Counter()
+    for selection in selections.values():
+        totals.update(selection.drops)
+    return {
+        reason: {name: selection.drops.get(reason, 0) for name, selection in selections.items()}
+        for reason, _ in totals.most_common()
+    }
 
 
 @dataclass(frozen=True, slots=True)

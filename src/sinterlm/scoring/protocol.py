@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from sinterlm.records import Prompt, Response, Score
+
+NO_SCORE, NOT_A_NUMBER = "no-score", "the score is no number"
+"""Reason and problem of an answer without a score, where the scorer says no more."""
+INVALID_VERDICT = "invalid-verdict"
+"""Reason of an answer on which a judge gave no verdict; a recipe says how many of these it tolerates."""
 
 
 class Answered(NamedTuple):
@@ -13,6 +19,15 @@ class Answered(NamedTuple):
 
     prompt: Prompt
     response: Response
+
+
+def no_score(answered: Answered, scorer: str, reason: str, problem: str, detail: Mapping[str, Any]) -> Score:
+    """The score of an answer that could not be scored: no number, and why.
+
+    No policy selects such an answer. The pipeline counts them by ``reason``, a short fixed phrase as that of a
+    :class:`~sinterlm.records.Dropped`, and shows the ``problem`` of each.
+    """
+    return Score(answered.response.id, scorer, math.nan, None, {"reason": reason, "problem": problem, **detail})
 
 
 class Scorer(Protocol):

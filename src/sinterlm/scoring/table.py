@@ -18,8 +18,36 @@ SCORERS = {
         "sinterlm.scoring.exact_match:ExactMatchScorer",
         "1 where the answer equals an accepted answer, letter case, articles and punctuation around it aside; else 0",
     ),
+    "mathematics": ScorerRow(
+        "sinterlm.scoring.mathematics:MathematicsScorer",
+        "1 where the final answer equals an accepted one by value, as math-verify finds and compares them; else 0",
+    ),
+    "code": ScorerRow(
+        "sinterlm.scoring.code:CodeScorer",
+        "1 where the program in the answer passes the prompt's tests, run in a sandbox; else 0",
+    ),
     "reward-model": ScorerRow(
         "sinterlm.scoring.reward_model:RewardModelScorer",
         "the output of a sequence-classification model, which reads with its own tokenizer and chat template",
+    ),
+    "armorm": ScorerRow(
+        "sinterlm.scoring.armorm:ArmoRMScorer",
+        "ArmoRM: 19 objectives, weighed by a gate that reads the prompt; both stand beside the score",
+    ),
+    "judge": ScorerRow(
+        "sinterlm.scoring.judge:JudgeScorer",
+        "a language model behind the OpenAI protocol: a grade, grades by a rubric, or the win rate against a baseline",
+    ),
+    "recorded": ScorerRow(
+        "sinterlm.scoring.recorded:RecordedScorer",
+        "scores made elsewhere, from a JSON Lines or Parquet file, joined by prompt and answer",
+    ),
+    "by-domain": ScorerRow(
+        "sinterlm.scoring.by_domain:ByDomainScorer",
+        "a scorer for every domain of the prompts, such as a verifier for mathematics and a reward model else",
+    ),
+    "combination": ScorerRow(
+        "sinterlm.scoring.combination:CombinationScorer",
+        "several scorers as one: a weighted sum, a gate (a verifier first), or a rank (ties go to the next)",
     ),
 }

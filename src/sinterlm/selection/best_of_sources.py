@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from sinterlm.records import Candidates, RowResponse, Selection
 from sinterlm.selection.choices import NoRow, choose_source_answer, collect, to_row_response
@@ -13,15 +13,21 @@ def select_best_of_sources(
     candidates: Iterable[Candidates],
     *,
     seed: int,
+    sources: Collection[str] | None = None,
+    num_samples: int | None = None,
     ties: Ties = "hash",
     truncated: Truncated = "drop",
     stage: str = "select-best-of-sources",
 ) -> Selection:
     """Select the best-scored answer over all sources for every prompt; with a pass-or-fail scorer it passes.
 
+    With one source that was sampled as often as all others together, it is the control that mixing sources must beat.
+
     Args:
         candidates: every prompt's scored answers, in any order; read once.
         seed: decides between answers of the same score.
+        sources: names of those that take part; all unless given.
+        num_samples: so many samples of each source take part, by index; all unless given.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
         truncated: whether answers cut by the token limit may be chosen.
         stage: named in every :class:`Dropped`.
@@ -34,4 +40,4 @@ def select_best_of_sources(
         answer = choose_source_answer(candidate.sources, seed=seed, ties=ties, truncated=truncated)
         return answer if isinstance(answer, NoRow) else [to_row_response(answer, "chosen")]
 
-    return collect(candidates, choose, stage=stage)
+    return collect(candidates, choose, stage=stage, sources=sources, num_samples=num_samples)

@@ -1,109 +1,218 @@
-"""The two choices that policies are made of: the sources' best answer, and the target's best against its worst.
+"""The choices that policies are made of: one of the sources' best answers, and a model's best against its worst.
 
 Where there is no such answer, the choice is a :class:`NoRow` that says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from sinterlm.records import Candidates, Dropped, Role, RowResponse, Scored, Selection, TrainingRow
+from sinterlm.selection.margins import Window, is_inside, score_margin
 from sinterlm.selection.ranking import (
     Ties,
     Truncated,
+    fails,
     is_checked,
     is_truncated,
+    order_texts,
     passes,
     select_best,
     select_eligible,
     select_worst,
 )
 
-TargetTies = Literal["keep", "drop"]
+PairTies = Literal["keep", "drop"]
 
+
+class PairReasons(NamedTuple):
+    """The reasons for which a model's answers give no pair."""
+
+    too_few: str
+    none_fails: str
+    tied: str
+    margin: str
+
+
+TARGET_PAIR = PairReasons(
+    too_few="fewer-than-two-different-target-answers",
+    none_fails="no-failing-target-answer",
+    tied="tied-target-answers",
+    margin="target-margin-outside-window",
+)
+SOURCE_PAIR = PairReasons(
+    too_few="fewer-than-two-different-source-answers",
+    none_fails="no-failing-source-answer",
+    tied="tied-source-answers",
+    margin="source-margin-outside-window",
+)
 NO_ELIGIBLE_SOURCE_ANSWER = "no-eligible-source-answer"
 NO_PASSING_SOURCE_ANSWER = "no-passing-source-answer"
-TOO_FEW_TARGET_ANSWERS = "fewer-than-two-different-target-answers"
-NO_FAILING_TARGET_ANSWER = "no-failing-target-answer"
-TIED_TARGET_ANSWERS = "tied-target-answers"
+NO_SOURCE_ANSWER_OF_RANK = "no-source-answer-of-that-rank"
+NO_SOURCE_PAIR = "no-source-pair"
+NO_REJECTED_SOURCE_ANSWER = "no-rejected-source-answer"
+TOO_FEW_ANSWERS_TO_COMPARE = "fewer-than-two-answers-to-compare"
+EQUAL_SCORES = "equal-scores"
 
 REASONS = {
     NO_ELIGIBLE_SOURCE_ANSWER: "every answer of every source is empty, without a score, or cut by the token limit",
-    NO_PASSING_SOURCE_ANSWER: "no eligible answer of any source passes the scorer",
-    TOO_FEW_TARGET_ANSWERS: "the target's eligible answers are fewer than two different texts: no pair",
-    NO_FAILING_TARGET_ANSWER: "every eligible answer of the target passes the scorer: nothing to reject",
-    TIED_TARGET_ANSWERS: "the target's best answer is no better than its worst (none passes, or all scores are equal)",
+    NO_PASSING_SOURCE_ANSWER: "no eligible answer of any source passes the scorer (or none of the rank asked for)",
+    NO_SOURCE_ANSWER_OF_RANK: "the sources' eligible answers are fewer different texts than the rank asked for",
+    NO_REJECTED_SOURCE_ANSWER: "the source of the chosen answer gave no worse one to reject beside it",
+    NO_SOURCE_PAIR: "no source gave a better and a worse answer that may be compared",
+    SOURCE_PAIR.too_few: "a source's eligible answers are fewer than two different texts: the row goes without it",
+    SOURCE_PAIR.none_fails: "every eligible answer of a source passes the scorer: the row goes without it",
+    SOURCE_PAIR.tied: "a source's best answer is no better than its worst: the row goes without it",
+    SOURCE_PAIR.margin: "the scores of a source's best and worst answer are too close or too far: the row goes without",
+    TARGET_PAIR.too_few: "the target's eligible answers are fewer than two different texts: no pair",
+    TARGET_PAIR.none_fails: "every eligible answer of the target passes the scorer: nothing to reject",
+    TARGET_PAIR.tied: "the target's best answer is no better than its worst (none passes, or all scores are equal)",
+    TARGET_PAIR.margin: "the scores of the target's best and worst answer are closer than min_margin",
+    TOO_FEW_ANSWERS_TO_COMPARE: "fewer than two eligible answers of one model: there is no advantage over others",
+    EQUAL_SCORES: "all scores that would be compared are equal: no answer has an advantage",
 }
-"""Every reason for which a policy drops a prompt, and what it means."""
+"""Every reason for which a policy drops a prompt, or leaves a source out of its row, and what it means."""
 
 
 class NoRow(NamedTuple):
-    """Why a prompt gives no row."""
+    """Why a prompt gives no row, or a source no part of it."""
 
     reason: str
     detail: str
 
 
-class TargetPair(NamedTuple):
-    """The target's own best and worst answer: different texts."""
+class PartialRow(NamedTuple):
+    """A row that some source gave no part of."""
+
+    responses: Sequence[RowResponse]
+    left_out: Sequence[NoRow]
+
+
+class Pair(NamedTuple):
+    """A model's own best and worst answer: different texts."""
 
     best: Scored
     worst: Scored
 
 
-def choose_source_answer(answers: Sequence[Scored], *, seed: int, ties: Ties, truncated: Truncated) -> Scored | NoRow:
-    """The best-scored answer over all sources (y_ws); with a pass-or-fail scorer it passes."""
+class SourcePairs(NamedTuple):
+    """The pairs of all sources that have one, and why others have none."""
+
+    pairs: Sequence[Pair]
+    left_out: Sequence[NoRow]
+
+
+def choose_source_answer(
+    answers: Sequence[Scored], *, seed: int, ties: Ties, truncated: Truncated, rank: int = 1
+) -> Scored | NoRow:
+    """The best-scored answer over all sources (y_ws), or the ``rank``-th best; with a pass-or-fail scorer it passes.
+
+    Ranks are counted over different texts.
+    """
     eligible = select_eligible(answers, truncated=truncated)
     if not eligible:
         return NoRow(NO_ELIGIBLE_SOURCE_ANSWER, _describe_ineligible(answers))
-    best = select_best(eligible, seed=seed, ties=ties)
-    if is_checked(best) and not passes(best):
-        return NoRow(NO_PASSING_SOURCE_ANSWER, f"best score {best.score.value:g} of {len(eligible)} eligible answers")
-    return best
+    ordered = order_texts(eligible, seed=seed, ties=ties)
+    chosen = next(islice(ordered, rank - 1, None), None)
+    if chosen is None:
+        return NoRow(NO_SOURCE_ANSWER_OF_RANK, f"{len(eligible)} of {len(answers)} answers eligible")
+    if fails(chosen):
+        return NoRow(NO_PASSING_SOURCE_ANSWER, f"best score {chosen.score.value:g} of {len(eligible)} eligible answers")
+    return chosen
 
 
-def choose_target_pair(
-    answers: Sequence[Scored], *, seed: int, ties: Ties, target_ties: TargetTies, truncated: Truncated
-) -> TargetPair | NoRow:
-    """The target's worst answer (y_l) and, among its answers with other texts, the best (y_wt).
+def choose_pair(
+    answers: Sequence[Scored],
+    reasons: PairReasons,
+    *,
+    seed: int,
+    ties: Ties,
+    truncated: Truncated,
+    tied: PairTies = "drop",
+    window: Window | None = None,
+) -> Pair | NoRow:
+    """A model's worst answer (y_l) and, among its answers with other texts, the best (y_w).
 
-    With a pass-or-fail scorer y_l fails. Where y_wt is no better than y_l (none passes, or the graded scores are equal)
-    ``target_ties`` decides.
+    With a pass-or-fail scorer y_l fails. Where y_w is no better than y_l (none passes, or the graded scores are equal)
+    ``tied`` decides. With a ``window`` their scores lie so far apart.
     """
     eligible = select_eligible(answers, truncated=truncated)
     if len({answer.response.content for answer in eligible}) < 2:
-        return NoRow(TOO_FEW_TARGET_ANSWERS, f"{len(eligible)} of {len(answers)} answers eligible")
+        return NoRow(reasons.too_few, f"{len(eligible)} of {len(answers)} answers eligible")
     worst = select_worst(eligible, seed=seed, ties=ties)
-    if is_checked(worst) and passes(worst):
-        return NoRow(NO_FAILING_TARGET_ANSWER, f"all {len(eligible)} eligible answers pass")
+    if passes(worst):
+        return NoRow(reasons.none_fails, f"all {len(eligible)} eligible answers pass")
     others = [answer for answer in eligible if answer.response.content != worst.response.content]
     best = select_best(others, seed=seed, ties=ties)
     is_better = passes(best) if is_checked(best) else best.score.value > worst.score.value
-    if target_ties == "drop" and not is_better:
-        return NoRow(TIED_TARGET_ANSWERS, f"best score {best.score.value:g}, worst {worst.score.value:g}")
-    return TargetPair(best, worst)
+    if tied == "drop" and not is_better:
+        return NoRow(reasons.tied, f"best score {best.score.value:g}, worst {worst.score.value:g}")
+    if window is not None and not is_inside(window, best, worst):
+        return NoRow(reasons.margin, f"margin {score_margin(best, worst):g}")
+    return Pair(best, worst)
+
+
+def choose_source_pairs(
+    answers: Sequence[Scored], *, seed: int, ties: Ties, truncated: Truncated, window: Window | None
+) -> SourcePairs:
+    """Best against worst of every source by itself."""
+    pairs, left_out = [], []
+    for source, own in group_by_source(answers).items():
+        pair = choose_pair(own, SOURCE_PAIR, seed=seed, ties=ties, truncated=truncated, window=window)
+        if isinstance(pair, NoRow):
+            left_out.append(NoRow(pair.reason, f"{source}: {pair.detail}"))
+        else:
+            pairs.append(pair)
+    return SourcePairs(pairs, left_out)
+
+
+def no_source_pair(left_out: Sequence[NoRow]) -> NoRow:
+    """That no source gave a pair, and why not."""
+    return NoRow(NO_SOURCE_PAIR, "; ".join(f"{drop.detail} ({drop.reason})" for drop in left_out) or "no answers")
+
+
+def group_by_source(answers: Iterable[Scored]) -> dict[str, list[Scored]]:
+    """The answers of every source, in the order of their first answers."""
+    groups: dict[str, list[Scored]] = {}
+    for answer in answers:
+        groups.setdefault(answer.response.source, []).append(answer)
+    return groups
 
 
 def collect(
     candidates: Iterable[Candidates],
-    choose: Callable[[Candidates], Sequence[RowResponse] | NoRow],
+    choose: Callable[[Candidates], Sequence[RowResponse] | PartialRow | NoRow],
     *,
     stage: str,
+    sources: Collection[str] | None = None,
+    num_samples: int | None = None,
 ) -> Selection:
-    """Make one row or one :class:`Dropped` of every prompt, in order; the candidates are read once, as a stream."""
+    """Make one row of every prompt, or say why there is none, in order; the candidates are read once, as a stream.
+
+    Args:
+        candidates: every prompt's scored answers.
+        choose: what becomes a row, of one prompt's answers.
+        stage: named in every :class:`Dropped`.
+        sources: the only ones that ``choose`` sees; all unless given.
+        num_samples: it sees so many samples of each source, by index; all unless given.
+    """
     rows: list[TrainingRow] = []
     dropped: list[Dropped] = []
     for candidate in candidates:
-        prompt, choice = candidate.prompt, choose(candidate)
+        prompt, choice = candidate.prompt, choose(_restrict(candidate, sources, num_samples))
         if isinstance(choice, NoRow):
             dropped.append(Dropped(prompt.id, stage, choice.reason, choice.detail))
-        else:
-            rows.append(TrainingRow(prompt.id, prompt.messages, tuple(choice)))
+            continue
+        responses, left_out = choice if isinstance(choice, PartialRow) else (choice, ())
+        rows.append(TrainingRow(prompt.id, prompt.messages, tuple(responses)))
+        dropped += (Dropped(prompt.id, stage, drop.reason, drop.detail) for drop in left_out)
     return Selection(rows, dropped)
 
 
-def to_row_response(answer: Scored, role: Role) -> RowResponse:
+def to_row_response(answer: Scored, role: Role | None, *, group: str = "", weight: float | None = None) -> RowResponse:
     """The part that ``answer`` plays in a row."""
     response = answer.response
     return RowResponse(
@@ -112,8 +221,22 @@ def to_row_response(answer: Scored, role: Role) -> RowResponse:
         source=response.source,
         index=response.index,
         score=answer.score.value,
+        group=group,
+        weight=weight,
         truncated=is_truncated(answer),
     )
+
+
+def _restrict(candidate: Candidates, sources: Collection[str] | None, num_samples: int | None) -> Candidates:
+    if sources is None and num_samples is None:
+        return candidate
+    kept = (
+        answer
+        for answer in candidate.sources
+        if (sources is None or answer.response.source in sources)
+        and (num_samples is None or answer.response.index < num_samples)
+    )
+    return replace(candidate, sources=tuple(kept))
 
 
 def _describe_ineligible(answers: Sequence[Scored]) -> str:

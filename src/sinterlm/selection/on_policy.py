@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sinterlm.records import Candidates, RowResponse, Selection
-from sinterlm.selection.choices import NoRow, choose_target_pair, collect, to_row_response
+from sinterlm.selection.choices import TARGET_PAIR, NoRow, choose_pair, collect, to_row_response
+from sinterlm.selection.margins import Window
 from sinterlm.selection.ranking import Ties, Truncated
 
 
@@ -13,6 +14,7 @@ def select_on_policy(
     candidates: Iterable[Candidates],
     *,
     seed: int,
+    min_margin: float | None = None,
     ties: Ties = "hash",
     truncated: Truncated = "drop",
     stage: str = "select-on-policy",
@@ -24,6 +26,8 @@ def select_on_policy(
     Args:
         candidates: every prompt's scored answers, in any order; read once.
         seed: decides between answers of the same score.
+        min_margin: how far apart the two scores are at least, in their own units; 1 and 0 that only say passed and
+            failed are always far enough.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
         truncated: whether answers cut by the token limit may be chosen.
         stage: named in every :class:`Dropped`.
@@ -31,9 +35,10 @@ def select_on_policy(
     Returns:
         Rows with the roles ``chosen`` and ``rejected``, and the prompts that give none.
     """
+    window = None if min_margin is None else Window(min_margin)
 
     def choose(candidate: Candidates) -> Sequence[RowResponse] | NoRow:
-        pair = choose_target_pair(candidate.target, seed=seed, ties=ties, target_ties="drop", truncated=truncated)
+        pair = choose_pair(candidate.target, TARGET_PAIR, seed=seed, ties=ties, truncated=truncated, window=window)
         if isinstance(pair, NoRow):
             return pair
         return to_row_response(pair.best, "chosen"), to_row_response(pair.worst, "rejected")

@@ -1,12 +1,13 @@
 """Which answers may be chosen, and which of them is best or worst: the rules that every policy shares.
 
-An empty answer is never eligible, nor one without a score (NaN); one that the token limit cut only if asked for.
-A passing answer ranks above a failing one, then the higher score above the lower.
+An empty answer is never eligible, nor one whose score is no finite number; one that the token limit cut only if asked
+for. A passing answer ranks above a failing one, then the higher score above the lower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from sinterlm.records import Scored, digest
@@ -26,7 +27,7 @@ def select_eligible(answers: Iterable[Scored], *, truncated: Truncated) -> list[
         answer
         for answer in answers
         if answer.response.content.strip()
-        and answer.score.value == answer.score.value  # NaN alone differs from itself
+        and math.isfinite(answer.score.value)
         and (truncated == "keep" or not is_truncated(answer))
     ]
 
@@ -39,6 +40,11 @@ def is_checked(answer: Scored) -> bool:
 def passes(answer: Scored) -> bool:
     """Whether a pass-or-fail scorer let the answer pass; False for graded scores."""
     return answer.score.passed is True
+
+
+def fails(answer: Scored) -> bool:
+    """Whether a pass-or-fail scorer refused the answer; False for graded scores."""
+    return answer.score.passed is False
 
 
 def rank(answer: Scored) -> tuple[bool, float]:
@@ -54,6 +60,15 @@ def select_best(answers: Sequence[Scored], *, seed: int, ties: Ties) -> Scored:
 def select_worst(answers: Sequence[Scored], *, seed: int, ties: Ties) -> Scored:
     """The lowest-ranked answer."""
     return _select_ranked(answers, min(map(rank, answers)), seed=seed, ties=ties)
+
+
+def order_texts(answers: Sequence[Scored], *, seed: int, ties: Ties) -> Iterator[Scored]:
+    """One answer of every different text, the highest-ranked first: what is said twice counts once."""
+    left = answers
+    while left:
+        best = select_best(left, seed=seed, ties=ties)
+        yield best
+        left = [answer for answer in left if answer.response.content != best.response.content]
 
 
 def _select_ranked(answers: Sequence[Scored], wanted: tuple[bool, float], *, seed: int, ties: Ties) -> Scored:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -44,12 +44,22 @@ def split_prompts(
     development: Size,
     preference: Size | Literal["rest"],
     seed: int,
+    sft_domains: Mapping[str, Size] | None = None,
 ) -> Parts:
     """Split prompts by the SHA-256 of (seed, prompt id), whatever their order in the file.
 
     Prompts of one content stay together and count once. Every part takes its share of each domain (largest remainder),
     the first in hash order. Fractions are rounded down; that of ``held_out`` is one of all prompts, the others are
     fractions of what it leaves.
+
+    Args:
+        prompts: in any order.
+        held_out: size of the part, as all that follow.
+        sft: of the domains that ``sft_domains`` does not name.
+        development: it takes its share of what SFT leaves of each domain.
+        preference: ``rest`` for what all others leave.
+        seed: of the hashes.
+        sft_domains: by domain, the size of SFT's share there in place of ``sft``'s.
 
     Raises:
         InputError: the parts ask for more prompts than there are.
@@ -58,9 +68,13 @@ def split_prompts(
     num_all = len(questions)
     num_held_out = _count(held_out, num_all)
     num_training = max(num_all - num_held_out, 0)
+    domains = _count_domains(questions)
+    held_out_seats = _apportion(min(num_held_out, num_all), domains, seed)
+    left = {domain: count - held_out_seats[domain] for domain, count in domains.items()}
+    sft_seats = _seat_sft(sft, sft_domains or {}, left, seed)
     sizes = {
         "held_out": num_held_out,
-        "sft": _count(sft, num_training),
+        "sft": sum(sft_seats.values()) if left else _count(sft, 0),  # without a prompt there is no domain to seat
         "development": _count(development, num_training),
         "preference": 0 if preference == "rest" else _count(preference, num_training),
     }
@@ -71,13 +85,20 @@ def split_prompts(
             f"prompts.split asks for {num_wanted} prompts ({wanted}), but there are {num_all} different ones: "
             "lower these numbers or bring more prompts"
         )
+    for domain, num_seats in sft_seats.items():
+        if num_seats > left[domain]:
+            raise InputError(
+                f"prompts.split asks for {num_seats} prompts of domain {domain!r} for SFT, but there are "
+                f"{left[domain]}: lower sft or sft_domains, or bring more prompts"
+            )
     if preference == "rest":
         sizes["preference"] = num_all - num_wanted
     parts = []
-    for size in sizes.values():
-        part, questions = _take_stratified(questions, size, seed)
-        parts.append(part)
-    return Parts(*(tuple(prompt for question in part for prompt in question.prompts) for part in [*parts, questions]))
+    for part, size in sizes.items():
+        seats = sft_seats if part == "sft" else _apportion(size, _count_domains(questions), seed)
+        taken, questions = _take(questions, seats)
+        parts.append(taken)
+    return Parts(*(tuple(prompt for question in taken for prompt in question.prompts) for taken in [*parts, questions]))
 
 
 def _count(size: Size, num_prompts: int) -> int:
@@ -95,12 +116,22 @@ def _group_by_content(prompts: Iterable[Prompt], seed: int) -> list[_Question]:
     return sorted(_Question(group[0][0], tuple(prompt for _, prompt in group)) for group in ordered)
 
 
-def _take_stratified(questions: Sequence[_Question], size: int, seed: int) -> tuple[list[_Question], list[_Question]]:
-    """Take ``size`` questions, every domain's share of them; what is taken and what is left, both in order."""
-    domains: defaultdict[str, int] = defaultdict(int)
-    for question in questions:
-        domains[question.domain] += 1
-    left_to_take = _apportion(size, domains, seed)
+def _seat_sft(sft: Size, own: Mapping[str, Size], left: Mapping[str, int], seed: int) -> dict[str, int]:
+    """SFT's share of what is left of every domain: its own where it has one, else that of all others together."""
+    others = {domain: count for domain, count in left.items() if domain not in own}
+    return {
+        **_apportion(_count(sft, sum(others.values())), others, seed),
+        **{domain: _count(size, left[domain]) for domain, size in own.items() if domain in left},
+    }
+
+
+def _count_domains(questions: Iterable[_Question]) -> dict[str, int]:
+    return dict(Counter(question.domain for question in questions))
+
+
+def _take(questions: Sequence[_Question], seats: Mapping[str, int]) -> tuple[list[_Question], list[_Question]]:
+    """Take so many questions of every domain, the first of each; what is taken and what is left, both in order."""
+    left_to_take = dict(seats)
     taken: list[_Question] = []
     left: list[_Question] = []
     for question in questions:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from sinterlm.records import Candidates, RowResponse, Selection
+from sinterlm.records import Candidates, RowResponse, Scored, Selection
 from sinterlm.selection.choices import (
+    NO_REJECTED_SOURCE_ANSWER,
+    TARGET_PAIR,
     NoRow,
-    TargetTies,
+    PairTies,
+    choose_pair,
     choose_source_answer,
-    choose_target_pair,
     collect,
     to_row_response,
 )
-from sinterlm.selection.ranking import Ties, Truncated
+from sinterlm.selection.ranking import Ties, Truncated, passes, select_eligible, select_worst
+from sinterlm.selection.ranking import rank as rank_of
 
 
 def select_wrpo(
     candidates: Iterable[Candidates],
     *,
     seed: int,
+    sources: Collection[str] | None = None,
+    num_samples: int | None = None,
+    rank: int = 1,
+    rejected_source: bool = False,
     ties: Ties = "hash",
-    target_ties: TargetTies = "keep",
+    target_ties: PairTies = "keep",
     truncated: Truncated = "drop",
     stage: str = "select-wrpo",
 ) -> Selection:
@@ -32,26 +39,56 @@ def select_wrpo(
     Args:
         candidates: every prompt's scored answers, in any order; read once.
         seed: decides ties.
+        sources: names of those that take part; all unless given.
+        num_samples: so many samples of each source take part, by index; all unless given.
+        rank: which of the sources' answers is y_ws: 1 the best, 2 the second best of different texts (appendix D).
+        rejected_source: whether y_ls, the worst answer of the source that gave y_ws, stands in the row (equation 9).
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
         target_ties: whether prompts stay where the target's best answer is no better than its worst.
         truncated: whether answers cut by the token limit may be chosen.
         stage: named in every :class:`Dropped`.
 
     Returns:
-        Rows with the roles ``chosen_source``, ``chosen_target`` and ``rejected``, and the prompts that give none.
+        Rows with the roles ``chosen_source``, ``chosen_target`` and ``rejected``, and ``rejected_source`` if asked
+        for, and the prompts that give none.
     """
 
     def choose(candidate: Candidates) -> Sequence[RowResponse] | NoRow:
-        source = choose_source_answer(candidate.sources, seed=seed, ties=ties, truncated=truncated)
+        source = choose_source_answer(candidate.sources, seed=seed, ties=ties, truncated=truncated, rank=rank)
         if isinstance(source, NoRow):
             return source
-        pair = choose_target_pair(candidate.target, seed=seed, ties=ties, target_ties=target_ties, truncated=truncated)
+        pair = choose_pair(candidate.target, TARGET_PAIR, seed=seed, ties=ties, truncated=truncated, tied=target_ties)
         if isinstance(pair, NoRow):
             return pair
-        return (
+        responses = [
             to_row_response(source, "chosen_source"),
             to_row_response(pair.best, "chosen_target"),
             to_row_response(pair.worst, "rejected"),
-        )
+        ]
+        if rejected_source:
+            worst = _choose_rejected(source, candidate.sources, seed=seed, ties=ties, truncated=truncated)
+            if isinstance(worst, NoRow):
+                return worst
+            responses.append(to_row_response(worst, "rejected_source"))
+        return responses
 
-    return collect(candidates, choose, stage=stage)
+    return collect(candidates, choose, stage=stage, sources=sources, num_samples=num_samples)
+
+
+def _choose_rejected(
+    chosen: Scored, answers: Sequence[Scored], *, seed: int, ties: Ties, truncated: Truncated
+) -> Scored | NoRow:
+    """The worst answer of the source that gave ``chosen`` (y_ls): another text, and worse.
+
+    With a pass-or-fail scorer it fails.
+    """
+    others = [
+        answer
+        for answer in select_eligible(answers, truncated=truncated)
+        if answer.response.source == chosen.response.source and answer.response.content != chosen.response.content
+    ]
+    if others:
+        worst = select_worst(others, seed=seed, ties=ties)
+        if not passes(worst) and rank_of(worst) < rank_of(chosen):
+            return worst
+    return NoRow(NO_REJECTED_SOURCE_ANSWER, f"{chosen.response.source}: {len(others)} other answers, none worse")

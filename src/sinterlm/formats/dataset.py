@@ -1,0 +1,155 @@
+"""A folder of Parquet files with a card, which ``datasets.load_dataset`` and the hub's viewer read as it is.
+
+README.md                              the card
+CONFIGURATION/train-00000-of-00001.parquet
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from sinterlm.errors import InputError
+from sinterlm.formats.write import atomic_folder
+
+TAG = "sinterlm"
+SPLIT = "train"
+FILE_NAME = f"{SPLIT}-00000-of-00001.parquet"
+ROW_GROUP = 1_000
+"""Records in a row group: so many the hub's viewer reads to show a page."""
+
+_NAME = re.compile(r"[\w-][\w.-]*")
+
+
+class Records(NamedTuple):
+    """What one configuration of a data set holds; read once, as a stream."""
+
+    schema: pa.Schema
+    records: Iterable[Mapping[str, Any]]
+
+
+class Card(NamedTuple):
+    """What the card says for people, and for the hub's search."""
+
+    title: str
+    text: str
+    tags: Sequence[str] = ()
+
+
+def write_dataset(
+    folder: Path, configurations: Mapping[str, Records], card: Card, files: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """Write a data set; it appears whole, in place of one that was written there before.
+
+    Args:
+        folder: Where it goes.
+        configurations: By name. One without records is left out.
+        card: Title and text of the card; the metadata comes from the configurations.
+        files: Text files to put beside it, by name.
+
+    Returns:
+        The number of records of every configuration that was written.
+
+    Raises:
+        InputError: The folder holds something else, there is not one record, or a name is no folder's.
+        TryAgainError: The disk is full.
+    """
+    _check_replaceable(folder)
+    for name in configurations:
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"{name!r} cannot name a configuration of a data set, whose folder it names; expected letters, digits, "
+                "'_', '-' and '.', not first: rename it"
+            )
+    with atomic_folder(folder) as temporary:
+        written = {name: _write_parquet(temporary / name / FILE_NAME, part) for name, part in configurations.items()}
+        counts = {name: count for name, count in written.items() if count}
+        if not counts:
+            raise InputError(f"{folder}: there is nothing to write ({', '.join(written)}: no records)")
+        for name in written.keys() - counts.keys():
+            (temporary / name / FILE_NAME).unlink()
+            (temporary / name).rmdir()
+        for name, text in (files or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        schemas = {name: configurations[name].schema for name in counts}
+        (temporary / "README.md").write_text(_render(card, schemas, counts), encoding="utf-8")
+    return counts
+
+
+def describe_features(schema: pa.Schema) -> list[dict[str, Any]]:
+    """The columns as the card's metadata names them.
+
+    >>> describe_features(pa.schema({"score": pa.float64(), "answers": pa.list_(pa.string())}))
+    [{'name': 'score', 'dtype': 'float64'}, {'name': 'answers', 'list': 'string'}]
+    """
+    return [{"name": field.name, **_describe_type(field.type)} for field in schema]
+
+
+def _describe_type(type_: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_struct(type_):
+        return {"struct": describe_features(type_)}
+    if pa.types.is_list(type_):
+        inner = _describe_type(type_.value_type)
+        return {"list": inner.get("struct") or inner.get("dtype") or inner}
+    return {"dtype": {"double": "float64"}.get(str(type_), str(type_))}
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Whether nothing is lost where ``folder`` is replaced: it is not there, empty, or a data set of ours."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    card = folder / "README.md"
+    head = card.read_text(encoding="utf-8").split("\n---", 1)[0] if card.is_file() else ""
+    if f"- {TAG}\n" not in f"{head}\n":
+        raise InputError(f"{folder}: holds files that are no export; give --output a new or empty folder")
+
+
+def _write_parquet(path: Path, part: Records) -> int:
+    path.parent.mkdir()
+    count = 0
+    with pq.ParquetWriter(path, part.schema) as writer:
+        for chunk in _chunks(part.records):
+            writer.write_table(pa.Table.from_pylist(chunk, schema=part.schema))
+            count += len(chunk)
+    return count
+
+
+def _chunks(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    stream = iter(records)
+    while chunk := list(islice(stream, ROW_GROUP)):
+        yield chunk
+
+
+def _render(card: Card, schemas: Mapping[str, pa.Schema], counts: Mapping[str, int]) -> str:
+    metadata = {
+        "pretty_name": card.title,
+        "tags": [TAG, *card.tags],
+        "task_categories": ["text-generation"],
+        "configs": [
+            {"config_name": name, "data_files": [{"split": SPLIT, "path": f"{name}/{FILE_NAME}"}]} for name in counts
+        ],
+        "dataset_info": [
+            {
+                "config_name": name,
+                "features": describe_features(schema),
+                "splits": [{"name": SPLIT, "num_examples": counts[name]}],
+            }
+            for name, schema in schemas.items()
+        ],
+    }
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    sizes = "\n".join(
+        f"| `{name}` | {count:,} | {', '.join(f'`{key}`' for key in schemas[name].names)} |"
+        for name, count in counts.items()
+    )
+    return (
+        f"---\n{head}---\n\n# {card.title}\n\n{card.text}\n\n"
+        f"| configuration | rows | columns |\n| --- | --- | --- |\n{sizes}\n"
+    )

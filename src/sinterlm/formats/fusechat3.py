@@ -1,0 +1,94 @@
+"""The rows of FuseChat-3.0's data sets (FuseAI/FuseChat-3.0-SFT-Data and -DPO-Data).
+
+    SFT  dataset, source_model, conversations [{from, value}]
+    DPO  dataset, source_model, prompt, chosen, rejected: answers of one source
+
+``dataset`` is the set of prompts that a row comes from; Sinter writes the prompt's domain there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from sinterlm.formats.conversations import (
+    MESSAGES,
+    answer_messages,
+    dump_answer,
+    dump_messages,
+    row_of_conversations,
+)
+from sinterlm.formats.lines import Line
+from sinterlm.formats.pairs import chosen_of, pairs_of
+from sinterlm.formats.shape import Misfit, Shape
+from sinterlm.formats.sharegpt import TURNS, dump_turns, row_of_turns
+from sinterlm.records import Message, Role, TrainingRow
+
+
+def read_fusechat3(line: Line) -> TrainingRow:
+    """A row of either data set."""
+    source = line.text("source_model")
+    if "conversations" in line.fields:
+        return row_of_turns(line, source=source)
+    roles: tuple[Role, ...] = ("chosen", "rejected")
+    return row_of_conversations(
+        line, {role: answer_messages(line, role) for role in roles}, dict.fromkeys(roles, source)
+    )
+
+
+def _sft_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
+    answers = chosen_of(row)
+    if isinstance(answers, Misfit):
+        return answers
+    return [
+        {
+            "prompt_id": row.prompt_id,
+            "source_model": answer.response.source,
+            "conversations": dump_turns([*row.messages, Message("assistant", answer.response.content)]),
+            "weight": answer.weight,
+        }
+        for answer in answers
+    ]
+
+
+def _dpo_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
+    pairs = pairs_of(row)
+    if isinstance(pairs, Misfit):
+        return pairs
+    mixed = [pair for pair in pairs if pair.chosen.source != pair.rejected.source]
+    if mixed:
+        return Misfit(
+            "pair-of-two-models", f"chosen of {mixed[0].chosen.source}, rejected of {mixed[0].rejected.source}"
+        )
+    return [
+        {
+            "prompt_id": row.prompt_id,
+            "source_model": pair.chosen.source,
+            "prompt": dump_messages(row.messages),
+            "chosen": dump_answer(pair.chosen),
+            "rejected": dump_answer(pair.rejected),
+            "weight": pair.weight,
+            "score_chosen": pair.chosen.score,
+            "score_rejected": pair.rejected.score,
+        }
+        for pair in pairs
+    ]
+
+
+_BOTH = {"prompt_id": pa.string(), "source_model": pa.string()}
+SFT = Shape(pa.schema({**_BOTH, "conversations": TURNS, "weight": pa.float64()}), _sft_records)
+DPO = Shape(
+    pa.schema(
+        {
+            **_BOTH,
+            "prompt": MESSAGES,
+            "chosen": MESSAGES,
+            "rejected": MESSAGES,
+            "weight": pa.float64(),
+            "score_chosen": pa.float64(),
+            "score_rejected": pa.float64(),
+        }
+    ),
+    _dpo_records,
+)

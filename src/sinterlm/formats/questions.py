@@ -1,0 +1,41 @@
+"""Questions of benchmarks, as their files hold them, against which prompts are decontaminated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sinterlm.errors import InputError
+from sinterlm.formats.lines import Line, read_lines
+from sinterlm.records import Message, Prompt
+
+KEYS = ("prompt", "messages", "turns", "question", "problem", "instruction", "text")
+"""Where benchmarks keep what they ask; the first that is there counts."""
+
+
+def read_questions(path: Path) -> list[Prompt]:
+    """Read the questions of a benchmark from JSON Lines, JSON or Parquet; each is named by file and line.
+
+    A line has one of :data:`KEYS`: text, or messages, or the turns of the user (texts, or objects with ``content``).
+
+    Raises:
+        InputError: A line has none of them, or there is no question at all.
+    """
+    questions = [
+        Prompt(f"{Path(path).name}{line.place.removeprefix(str(path))}", _ask(line)) for line in read_lines(path)
+    ]
+    if not questions:
+        raise InputError(f"{path}: there is no question in it; expected lines with one of {', '.join(KEYS)}")
+    return questions
+
+
+def _ask(line: Line) -> tuple[Message, ...]:
+    key = next((key for key in KEYS if key in line.fields), None)
+    if key is None:
+        raise line.error(f"the keys are {', '.join(line.fields)}", f"one of {', '.join(KEYS)}")
+    if key != "turns":
+        return line.messages(key)
+    turns = line.fields[key]
+    if isinstance(turns, list) and all(isinstance(turn, Mapping) for turn in turns):
+        return tuple(Message("user", turn.text("content")) for turn in line.objects(key))
+    return tuple(Message("user", turn) for turn in line.texts(key))

@@ -1,0 +1,193 @@
+"""The rows of a run, or of a file, as a data set in the format of another tool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from rich.console import Console
+
+from sinterlm.errors import InputError, ToleranceError
+from sinterlm.formats import read_rows, read_training_file
+from sinterlm.formats.dataset import Card, Records, write_dataset
+from sinterlm.formats.shape import Misfit, Shape
+from sinterlm.formats.table import FORMATS, Format
+from sinterlm.pipeline.answers import answers_of, scored_answers
+from sinterlm.pipeline.fusion import Fusion, load_fusion
+from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.stage import Run, count_reasons
+from sinterlm.recipe.schema import LocalModel
+from sinterlm.records import Dropped, RowResponse, TrainingRow
+from sinterlm.store import Store
+
+STAGE = "export"
+
+
+class Exported(NamedTuple):
+    """What an export has written."""
+
+    folder: Path
+    counts: Mapping[str, int]
+    """Records by configuration."""
+    dropped: Sequence[Dropped]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, for ``--json``."""
+        return {"folder": str(self.folder), "counts": dict(self.counts), "dropped": count_reasons(self.dropped)}
+
+
+class _Origin(NamedTuple):
+    """What is exported."""
+
+    rows: Mapping[str, Sequence[TrainingRow]]
+    """By configuration."""
+    domains: Mapping[str, str]
+    """By prompt id."""
+    title: str
+    description: str
+
+
+def export_rows(path: Path, output: Path | None = None, *, format_name: str, names: Sequence[str] = ()) -> Exported:
+    """Write the rows of a run or a file in a format, with a card and a list of the rows that do not fit it.
+
+    Args:
+        path: The output folder of a run, or a file of rows in any format.
+        output: Where the data set goes; ``export/FORMAT`` in the run's folder unless given.
+        format_name: A row of :data:`~sinterlm.formats.table.FORMATS`.
+        names: The rows to export, e.g. ``sft``; all unless given.
+
+    Raises:
+        InputError: There is no such format, run, or name, or the output folder holds something else.
+        ToleranceError: Not one row fits the format.
+    """
+    if format_name not in FORMATS:
+        raise InputError(f"there is no format {format_name!r}; there are: {', '.join(FORMATS)}")
+    format_ = FORMATS[format_name]
+    if path.is_file():
+        origin = _of_file(path)
+        folder = output or path.with_name(f"{path.stem}-{format_name}")
+    else:
+        fusion = load_fusion(path)
+        origin = _of_run(fusion, format_)
+        folder = output or fusion.output / STAGE / format_name
+    rows = _choose(origin.rows, names)
+    shapes = {name: shape for name, group in rows.items() if (shape := format_.shape_of(group))}
+    dropped: list[Dropped] = []
+    records = {name: list(_records(group, shapes.get(name), name, dropped)) for name, group in rows.items()}
+    if not any(records.values()):
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in count_reasons(dropped).items())
+        raise ToleranceError(
+            f"{path}: none of its {sum(map(len, rows.values()))} rows fits the format {format_name} "
+            f"({reasons or 'no rows yet'}); `sinterlm list formats` shows what each holds"
+        )
+    configurations = {
+        name: Records(
+            shapes[name].schema.append(pa.field(format_.domain_key, pa.string())),
+            [record | {format_.domain_key: origin.domains.get(record["prompt_id"], "")} for record in group],
+        )
+        for name, group in records.items()
+        if group
+    }
+    files = dict(format_.files({name: shapes[name] for name in configurations}) if format_.files else {})
+    if dropped:
+        files["dropped.jsonl"] = "".join(json.dumps(asdict(drop), ensure_ascii=False) + "\n" for drop in dropped)
+    card = Card(origin.title, _describe(origin, format_name, dropped, next(iter(configurations))), [format_name])
+    return Exported(folder, write_dataset(folder, configurations, card, files), dropped)
+
+
+def print_exported(exported: Exported, console: Console) -> None:
+    """Say what was written, what was left out, and how to load it."""
+    lines = [f"{name}: {count} rows" for name, count in exported.counts.items()]
+    lines += [f"dropped {count}: {reason}" for reason, count in count_reasons(exported.dropped).items()]
+    name = next(iter(exported.counts))
+    lines.append(f'in {exported.folder}; to load: datasets.load_dataset("{exported.folder}", "{name}")')
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _of_file(path: Path) -> _Origin:
+    return _Origin({path.stem: read_training_file(path, ())}, {}, path.stem, f"Training rows from `{path.name}`.")
+
+
+def _of_run(fusion: Fusion, format_: Format) -> _Origin:
+    with closing(Store(fusion.store_path, read_only=True)) as store:
+        run = Run(fusion, store, Reporter(Console(quiet=True)))
+        prompts = [prompt for part in ("sft", "preference") for prompt in store.prompts(fusion.run_name, part)]
+        rows = dict(_answers(run) if format_.is_of_answers else _selected(fusion))
+    models = "\n".join(f"- source `{source.name}`: {_model_name(source.config)}" for source in fusion.sources)
+    description = (
+        f"Made by a fusion of several models' answers.\n\n- target: {_model_name(fusion.recipe.target)}\n{models}\n"
+        f"- scorer: {fusion.recipe.scorer.kind}\n\nThe licences of these models and of the prompts hold for it."
+    )
+    return _Origin(rows, {prompt.id: prompt.domain for prompt in prompts}, fusion.output.name, description)
+
+
+def _selected(fusion: Fusion) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
+    for name in fusion.trainings:
+        if fusion.rows_path(name).is_file():
+            yield name, read_rows(fusion.rows_path(name))
+
+
+def _answers(run: Run) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
+    """All scored training answers of every model, one configuration a model."""
+    fusion = run.fusion
+    asked = [(source, fusion.training_parts) for source in fusion.sources]
+    asked += [(target, ("preference",)) for target in fusion.sampled_targets if target.is_there]
+    for participant, parts in asked:
+        prompts = [prompt for part in parts for prompt in run.store.prompts(fusion.run_name, part)]
+        answered = answers_of(run, fusion.for_training(participant), prompts)
+        scored = scored_answers(run, fusion.recipe.scorer, answered)
+        yield (
+            participant.name,
+            [
+                TrainingRow(
+                    prompt.id,
+                    prompt.messages,
+                    tuple(
+                        RowResponse(response.content, None, response.source, response.index, score.value)
+                        for response, score in scored[prompt.id]
+                    ),
+                )
+                for prompt in prompts
+                if prompt.id in scored
+            ],
+        )
+
+
+def _choose(rows: Mapping[str, Sequence[TrainingRow]], names: Sequence[str]) -> Mapping[str, Sequence[TrainingRow]]:
+    unknown = [name for name in names if name not in rows]
+    if unknown:
+        raise InputError(f"there are no rows called {unknown[0]!r}; there are: {', '.join(rows) or 'none yet'}")
+    return {name: rows[name] for name in names or rows}
+
+
+def _records(
+    rows: Sequence[TrainingRow], shape: Shape | None, name: str, dropped: list[Dropped]
+) -> Iterator[dict[str, Any]]:
+    """The records of ``rows``; what does not fit goes to ``dropped``."""
+    for row in rows:
+        records = shape.records(row) if shape else Misfit("no-such-rows-in-this-format")
+        if isinstance(records, Misfit):
+            dropped.append(Dropped(row.prompt_id, f"{STAGE}-{name}", records.reason, records.detail))
+        else:
+            yield from map(dict, records)
+
+
+def _model_name(config: object) -> str:
+    """A model as others know it: of a folder on this machine, only the last part of its path."""
+    if not isinstance(config, LocalModel):
+        return "recorded answers"
+    return Path(config.model).name if Path(config.model).is_absolute() else config.model
+
+
+def _describe(origin: _Origin, format_name: str, dropped: Sequence[Dropped], name: str) -> str:
+    left_out = "".join(f"\n- {count}: {reason}" for reason, count in count_reasons(dropped).items())
+    return (
+        f"{origin.description}\n\nFormat `{format_name}`: {FORMATS[format_name].description}.\n\n"
+        f'```python\nfrom datasets import load_dataset\n\nrows = load_dataset("PATH", "{name}", split="train")\n```'
+        + (f"\n\nRows that do not fit the format, listed in `dropped.jsonl`:\n{left_out}" if dropped else "")
+    )

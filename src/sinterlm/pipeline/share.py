@@ -1,0 +1,87 @@
+"""Answers and scores of one workspace for another: what was paid for once is not sampled or scored again."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sinterlm.errors import InputError
+from sinterlm.formats.dataset import Card, Records, write_dataset
+from sinterlm.formats.shared import (
+    RESPONSE_SCHEMA,
+    RESPONSES,
+    SCORE_SCHEMA,
+    SCORES,
+    dump_response,
+    dump_score,
+    read_shared_responses,
+    read_shared_scores,
+)
+from sinterlm.formats.table import ANSWERS
+from sinterlm.pipeline.export import Exported
+from sinterlm.pipeline.fusion import load_fusion
+from sinterlm.pipeline.stage import count_reasons
+from sinterlm.store import Merged, Store, folder_lock
+
+_CARD = Card(
+    "Answers and scores",
+    "Answers of several models with their scores, as a Sinter workspace holds them. `sinterlm import FOLDER "
+    "--workspace DIR` takes them over: a recipe that asks the same models the same prompts in the same way then "
+    "samples and scores nothing again.\n\n"
+    "A response belongs to `identity` (a hash of the model's weights, template, prompt format and sampling settings), "
+    "`prompt_hash` and `index`; a score to the response, the scorer, and `answers_hash` (the accepted answers).",
+    [ANSWERS],
+)
+
+
+def export_answers(folder: Path, output: Path | None = None) -> Exported:
+    """Write all answers and scores of a workspace as a data set.
+
+    Args:
+        folder: The workspace, or the output folder of a run in it.
+        output: Where the data set goes; ``export/answers`` in ``folder`` unless given.
+
+    Raises:
+        InputError: There is no store, or the output folder holds something else.
+    """
+    path = folder / "store.sqlite"
+    if not path.is_file():
+        path = load_fusion(folder).store_path
+    output = output or folder / "export" / ANSWERS
+    with closing(Store(path, read_only=True)) as store:
+        configurations = {
+            RESPONSES: Records(RESPONSE_SCHEMA, map(dump_response, store.all_responses())),
+            SCORES: Records(SCORE_SCHEMA, map(dump_score, store.all_scores())),
+        }
+        return Exported(output, write_dataset(output, configurations, _CARD), ())
+
+
+def import_answers(folder: Path, workspace: Path) -> Merged:
+    """Take over the answers and scores of a data set: all of them, or after an error none.
+
+    Raises:
+        InputError: There is no such data set, or a row of it is of another shape.
+        TryAgainError: Another process writes to the workspace, or the disk is full.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected one that `sinterlm export --format answers` wrote")
+    with folder_lock(workspace, workspace), closing(Store(workspace / "store.sqlite")) as store:
+        return store.merge(read_shared_responses(folder), read_shared_scores(folder))
+
+
+def describe_merged(merged: Merged) -> dict[str, Any]:
+    """The figures of an import, for ``--json``."""
+    return {**merged._asdict(), "dropped": count_reasons(merged.dropped)}
+
+
+def print_merged(merged: Merged, workspace: Path, console: Console) -> None:
+    """Say what was taken over and what was not."""
+    lines = [
+        f"{workspace}: {merged.new_responses} answers and {merged.new_scores} scores are new, "
+        f"{merged.known_responses} and {merged.known_scores} were there already",
+        *(f"dropped {count}: {reason}" for reason, count in count_reasons(merged.dropped).items()),
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,53 @@
+"""A scorer that remembers: what is in the store is not scored again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from sinterlm.records import Score
+from sinterlm.scoring.protocol import Answered, Scorer
+from sinterlm.store import Store
+
+
+class StoredScorer:
+    """Any scorer, with its scores in the store; what it is asked for at once is written at once.
+
+    Args:
+        scorer: asked for what the store lacks.
+        store: where the scores are kept, under the scorer's identity.
+    """
+
+    def __init__(self, scorer: Scorer, store: Store) -> None:
+        self._scorer = scorer
+        self._store = store
+
+    @cached_property
+    def identity(self) -> str:
+        """The scorer's own; asked once, because a reward model's looks its files up."""
+        return self._scorer.identity
+
+    @property
+    def needs_answers(self) -> bool:
+        """As the scorer itself."""
+        return self._scorer.needs_answers
+
+    def stored(self, answered: Answered) -> Score | None:
+        """The score in the store; None where the scorer has not been asked."""
+        return self._store.score(self.identity, *answered)
+
+    def missing(self, answered: Sequence[Answered]) -> list[Answered]:
+        """The answers that the store has no score of, each once."""
+        lacking = (entry for entry in answered if self.stored(entry) is None)
+        return list({(entry.prompt.id, entry.response.id): entry for entry in lacking}.values())
+
+    def score(self, answered: Sequence[Answered]) -> list[Score]:
+        """Score what the store lacks, and give what it then has."""
+        if missing := self.missing(answered):
+            scores = self._scorer.score(missing)
+            self._store.add_scores((entry.prompt, score) for entry, score in zip(missing, scores, strict=True))
+        return [score for entry in answered if (score := self.stored(entry))]
+
+    def close(self) -> None:
+        """Close the scorer; the store stays open."""
+        self._scorer.close()

@@ -1,0 +1,56 @@
+"""By domain: a scorer for every domain of the prompts, such as a verifier for mathematics and a reward model else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sinterlm.records import Score, digest
+from sinterlm.scoring.protocol import Answered, Scorer
+
+
+class ByDomainScorer:
+    """Has every answer scored by the scorer of its prompt's domain.
+
+    Scores of different scorers are not comparable; policies compare answers to one prompt only.
+
+    Args:
+        domains: scorers by domain.
+        other: of prompts of any other domain, and of none.
+    """
+
+    def __init__(self, domains: Mapping[str, Scorer], other: Scorer) -> None:
+        self._domains = domains
+        self._other = other
+
+    @property
+    def identity(self) -> str:
+        """Names the domains and their scorers."""
+        domains = {domain: scorer.identity for domain, scorer in self._domains.items()}
+        return digest({"scorer": "by-domain", "domains": domains, "other": self._other.identity})
+
+    @property
+    def needs_answers(self) -> bool:
+        """As any of the scorers."""
+        return any(scorer.needs_answers for scorer in (*self._domains.values(), self._other))
+
+    def score(self, answered: Sequence[Answered]) -> list[Score]:
+        """Let every scorer score the answers of its domains.
+
+        Raises:
+            InputError: Whatever the scorers raise.
+        """
+        places: dict[int, list[int]] = {}
+        scorers = [self._domains.get(entry.prompt.domain, self._other) for entry in answered]
+        for place, scorer in enumerate(scorers):
+            places.setdefault(id(scorer), []).append(place)
+        scores: dict[int, Score] = {}
+        for own in places.values():
+            found = scorers[own[0]].score([answered[place] for place in own])
+            scores |= dict(zip(own, found, strict=True))
+        return [replace(scores[place], scorer=self.identity) for place in range(len(answered))]
+
+    def close(self) -> None:
+        """Release what the scorers hold."""
+        for scorer in (*self._domains.values(), self._other):
+            scorer.close()

@@ -1,0 +1,152 @@
+"""From an answer to a program: which of its text is code, and how it continues what the prompt began."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from sinterlm.records import Message
+
+MAX_CHARACTERS = 100_000
+"""Of an answer: longer ones are not read."""
+
+_FENCE = re.compile(
+    r"^([ \t]*)(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\2[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
+_LANGUAGES = ("python", "python3", "py", "py3")
+_CODE_LINE = re.compile(r"(?:async def|def|class|import|from)\b|@")
+_MAX_READ_CHARACTERS = 2_000_000
+_INDENT = "    "
+
+
+class Block(NamedTuple):
+    """A fenced block of an answer."""
+
+    language: str
+    """As the fence says it, in lower case; empty where it says none."""
+    code: str
+
+
+def find_blocks(text: str) -> list[Block]:
+    """The fenced blocks that may be Python: those that say so, else those that say nothing.
+
+    The indentation of the fence itself is taken off; a block that is never closed goes on to the end.
+    """
+    blocks = [Block(match[3].lower(), _unindented(match[4], match[1])) for match in _FENCE.finditer(text)]
+    python = [block for block in blocks if block.language in _LANGUAGES]
+    return python or [block for block in blocks if not block.language]
+
+
+def prompt_code(messages: Sequence[Message]) -> str:
+    """The code with which a prompt begins the program (imports, signature, helpers); empty where it has none.
+
+    It is the last message where that is Python as a whole, or else its fenced blocks, where these define something.
+    """
+    text = messages[-1].content
+    for code in (text, "\n".join(block.code for block in find_blocks(text))):
+        tree = parse(code)
+        if tree is not None and any(isinstance(node, _Definition | ast.Import | ast.ImportFrom) for node in tree.body):
+            return code
+    return ""
+
+
+def own_definitions(code: str) -> str:
+    """What the prompt's code itself says: all but the functions and classes that the answer has to write.
+
+    A function without a body (but for a docstring, ``pass``, ``...`` and imports) is such a one, and a class with one.
+    """
+    tree = parse(code) or ast.Module([], [])
+    kept = [node for node in tree.body if not _is_stub(node) and isinstance(node, _Definition | _Binding)]
+    return "\n".join(map(ast.unparse, kept))
+
+
+def build_program(answer: str, begun: str, *, as_script: bool) -> str | None:
+    """The program of an answer; None where no reading of it is Python.
+
+    Args:
+        answer: with fenced blocks or without, with prose around, the whole program or the continuation of ``begun``.
+        begun: the prompt's code, which the program begins with.
+        as_script: the program reads input and prints: of several blocks it is the last. Otherwise it is all of them,
+            because one may hold what another needs.
+    """
+    if len(answer) > MAX_CHARACTERS:
+        return None
+    codes = [block.code for block in find_blocks(answer)]
+    if not codes:
+        readings = _without_prose(answer, begun)
+    elif as_script:
+        readings = _readings(codes[-1], begun)
+    else:
+        readings = (reading for code in ("\n".join(codes), *reversed(codes)) for reading in _readings(code, begun))
+    return next((reading for reading in readings if parse(reading) is not None), None)
+
+
+def parse(code: str) -> ast.Module | None:
+    """The tree of a program that compiles; None for one that is empty or no Python."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(code)
+            compile(code, "program.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
+        return None
+    return tree if tree.body else None
+
+
+def names_in(code: str) -> set[str]:
+    """Every name that stands in a program."""
+    return {node.id for node in ast.walk(parse(code) or ast.Module([], [])) if isinstance(node, ast.Name)}
+
+
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_Binding = ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
+
+
+def _readings(code: str, begun: str) -> Iterator[str]:
+    """A block as a program: on its own behind the prompt's code, or as the rest of its last function."""
+    whole = f"{begun}\n\n{textwrap.dedent(code)}"
+    if not begun:
+        yield whole
+        return
+    first = code.lstrip("\n")
+    continued = (f"{begun}\n{body}" for body in (first, _INDENT + first, textwrap.indent(first, _INDENT)))
+    if first[:1].isspace() and not _defined(textwrap.dedent(code)) & _defined(begun):
+        yield from continued
+        yield whole
+    else:
+        yield whole
+        yield from continued
+
+
+def _without_prose(answer: str, begun: str) -> Iterator[str]:
+    """The lines of an unfenced answer: from its beginning, or a line that looks like code, to any unindented line."""
+    lines = answer.splitlines()
+    starts = [0, *(number for number, line in enumerate(lines) if number and _CODE_LINE.match(line))]
+    ends = [len(lines), *(number for number, line in reversed([*enumerate(lines)]) if line and not line[0].isspace())]
+    codes = ("\n".join(lines[start:end]) for start in starts for end in ends if end > start)
+    readings = (reading for code in codes for reading in _readings(code, begun))
+    yield from islice(readings, _MAX_READ_CHARACTERS // (len(answer) + len(begun) + 1) + 1)
+
+
+def _defined(code: str) -> set[str]:
+    """Functions and classes on the uppermost level of a program."""
+    tree = parse(code)
+    return {node.name for node in tree.body if isinstance(node, _Definition)} if tree else set()
+
+
+def _is_stub(node: ast.stmt) -> bool:
+    if isinstance(node, ast.ClassDef):
+        return any(isinstance(member, _Definition) and _is_stub(member) for member in node.body)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and all(
+        isinstance(statement, ast.Pass | ast.Import | ast.ImportFrom)
+        or (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+        for statement in node.body
+    )
+
+
+def _unindented(text: str, indent: str) -> str:
+    return "".join(line.removeprefix(indent) for line in text.splitlines(keepends=True))

@@ -1,0 +1,242 @@
+"""Dialogues as reward models read them: with the model's own tokenizer and template, cut and batched.
+
+    prompt and answer -> token ids -> the answer cut where they are too many -> batches of one width -> readings
+
+What the template writes around the answer, its header above all, is never cut. A dialogue is padded to a width that
+its own length decides, never its neighbours': so a model computes it in the same shape whatever it is batched with.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, takewhile
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from accelerate.utils import release_memory
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sinterlm.chat import encode_conversation
+from sinterlm.models import fingerprint
+from sinterlm.records import Message, Score, digest
+from sinterlm.scoring.protocol import Answered, no_score
+
+PROMPT_TOO_LONG = "prompt-too-long"
+MIN_PADDING_STEP = 8
+
+Truncate = Literal["end", "middle"]
+"""What an answer loses that does not fit."""
+
+
+class Dialogue(NamedTuple):
+    """A prompt and its answer as token ids."""
+
+    prompt_id: str
+    tokens: list[int]
+    is_truncated: bool
+
+
+class TooLong(NamedTuple):
+    """A prompt that leaves no room for its answer."""
+
+    num_tokens: int
+    """Of the dialogue with an empty answer."""
+
+
+class Batch(NamedTuple):
+    """Dialogues of one width, padded at the end; B dialogues, T tokens."""
+
+    dialogues: Sequence[Dialogue]
+    input_ids: Tensor
+    """(B, T)."""
+    attention_mask: Tensor
+    """(B, T), true at the dialogue's own tokens."""
+
+
+class Reading(NamedTuple):
+    """What a model says of one dialogue."""
+
+    value: float
+    detail: Mapping[str, Any] = {}
+
+
+class Loaded(NamedTuple):
+    """A model and how it reads."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    padding: int
+    """Token id."""
+
+
+class DialogueScorer(ABC):
+    """Scores by a model that reads the whole dialogue.
+
+    Args:
+        model: hub name or folder.
+        max_length: tokens of the longest dialogue that the model reads whole.
+        truncate: whether an answer that does not fit loses its end or its middle; the detail then says ``truncated``.
+        batch_tokens: about so many tokens are computed at once, padding included; it changes a score by rounding only.
+        float32_head: whether what the model makes of its last hidden state is computed in float32, whatever ``dtype``
+            is.
+        device: ``auto`` or a torch device.
+        dtype: ``auto`` or a torch dtype's name.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        max_length: int,
+        truncate: Truncate,
+        batch_tokens: int,
+        float32_head: bool,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        self._name = model
+        self._max_length = max_length
+        self._truncate = truncate
+        self._batch_tokens = batch_tokens
+        self._float32_head = float32_head
+        self._device = device
+        self._dtype = dtype
+        self._loaded: Loaded | None = None
+
+    @property
+    def identity(self) -> str:
+        """Names kind, weights, template, and how answers are cut and the head is computed."""
+        return digest(
+            {
+                "scorer": self.kind,
+                "weights": fingerprint(self._name),
+                "max_length": self._max_length,
+                "truncate": self._truncate,
+                "float32_head": self._float32_head,
+            }
+        )
+
+    @property
+    def needs_answers(self) -> bool:
+        """Open prompts are scored as well."""
+        return False
+
+    def score(self, answered: Sequence[Answered]) -> list[Score]:
+        """Score every response; the first call loads the weights.
+
+        An answer whose prompt leaves no room for it has no score.
+
+        Raises:
+            InputError: The model cannot be loaded, or is none of this kind.
+        """
+        if self._loaded is None:
+            self._loaded = self._load()
+        identity = self.identity
+        scores: dict[int, Score] = {}
+        dialogues: dict[int, Dialogue] = {}
+        for place, entry in enumerate(answered):
+            found = encode_dialogue(self._loaded.tokenizer, entry, max_length=self._max_length, truncate=self._truncate)
+            if isinstance(found, Dialogue):
+                dialogues[place] = found
+            else:
+                problem = (
+                    f"{found.num_tokens} tokens without an answer, of {self._max_length} that the model {self._name} "
+                    "may read (max_length)"
+                )
+                scores[place] = no_score(entry, identity, PROMPT_TOO_LONG, problem, {})
+        lengths = {place: len(dialogue.tokens) for place, dialogue in dialogues.items()}
+        for places in split_batches(lengths, batch_tokens=self._batch_tokens, max_length=self._max_length):
+            for place, reading in zip(places, self._read_batch([dialogues[place] for place in places]), strict=True):
+                detail = {**reading.detail, **({"truncated": True} if dialogues[place].is_truncated else {})}
+                scores[place] = Score(answered[place].response.id, identity, reading.value, None, detail)
+        return [scores[place] for place in range(len(answered))]
+
+    def close(self) -> None:
+        """Release the weights."""
+        self._loaded = None
+        release_memory()
+
+    @abstractmethod
+    def _load(self) -> Loaded:
+        """The model with its tokenizer."""
+
+    @abstractmethod
+    def _read(self, loaded: Loaded, batch: Batch) -> list[Reading]:
+        """What the model says of every dialogue of the batch."""
+
+    @torch.inference_mode()
+    def _read_batch(self, dialogues: Sequence[Dialogue]) -> list[Reading]:
+        assert self._loaded is not None
+        width, _ = padded_shape(len(dialogues[0].tokens), self._max_length)
+        batch = pad(dialogues, width=width, padding=self._loaded.padding, device=self._loaded.model.device)
+        return self._read(self._loaded, batch)
+
+
+def encode_dialogue(
+    tokenizer: PreTrainedTokenizerBase, answered: Answered, *, max_length: int, truncate: Truncate
+) -> Dialogue | TooLong:
+    """The whole dialogue as token ids; of more than ``max_length`` the answer loses as many as are too many.
+
+    What an empty answer leaves standing belongs to the template: the header before an answer and the tail behind it.
+    """
+    prompt, response = answered
+    tokens = encode_conversation(tokenizer, (*prompt.messages, Message("assistant", response.content)))
+    excess = len(tokens) - max_length
+    if excess <= 0:
+        return Dialogue(prompt.id, tokens, is_truncated=False)
+    frame = encode_conversation(tokenizer, (*prompt.messages, Message("assistant", "")))
+    if len(frame) >= max_length:
+        return TooLong(len(frame))
+    start = _num_common(frame, tokens)
+    end = len(tokens) - _num_common(frame[start:][::-1], tokens[start:][::-1])
+    kept = end - start - excess
+    stays = kept if truncate == "end" else (kept + 1) // 2
+    return Dialogue(prompt.id, tokens[: start + stays] + tokens[start + stays + excess :], is_truncated=True)
+
+
+def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def padded_shape(length: int, max_length: int) -> tuple[int, bool]:
+    """The width that a dialogue is padded to, and whether that adds anything; its own length decides both.
+
+    Widths go up by 8 tokens, or an eighth at most. One token is padded at least, because kernels differ with and
+    without a mask; not where that would exceed ``max_length``, which may be all that the model has positions for.
+    """
+    step = max(MIN_PADDING_STEP, (1 << length.bit_length()) // 16)
+    width = (length // step + 1) * step
+    return (width, True) if width <= max_length else (length, False)
+
+
+def split_batches(lengths: Mapping[int, int], *, batch_tokens: int, max_length: int) -> Iterator[list[int]]:
+    """Split dialogues into batches of one shape and at most ``batch_tokens`` tokens, or one dialogue.
+
+    Args:
+        lengths: in tokens, by a number that names the dialogue.
+        batch_tokens: padding included.
+        max_length: see :func:`padded_shape`.
+
+    Yields:
+        The dialogues of a batch, by their numbers.
+    """
+    shapes = {number: padded_shape(length, max_length) for number, length in lengths.items()}
+    for (width, _), numbers in groupby(sorted(shapes, key=shapes.__getitem__), key=shapes.__getitem__):
+        batch = list(numbers)
+        size = max(1, batch_tokens // width)
+        yield from (batch[start : start + size] for start in range(0, len(batch), size))
+
+
+def pad(dialogues: Sequence[Dialogue], *, width: int, padding: int, device: torch.device) -> Batch:
+    """Dialogues as one tensor of ``width`` columns, padded at the end."""
+    input_ids = torch.full((len(dialogues), width), padding)
+    lengths = torch.tensor([len(dialogue.tokens) for dialogue in dialogues])
+    for row, dialogue in zip(input_ids, dialogues, strict=True):
+        row[: len(dialogue.tokens)] = torch.tensor(dialogue.tokens)
+    mask = torch.arange(width) < lengths[:, None]
+    return Batch(dialogues, input_ids.to(device), mask.to(device))

@@ -1,0 +1,106 @@
+"""Recorded: scores that were made elsewhere, looked up in a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from sinterlm.errors import InputError
+from sinterlm.formats import RecordedScore, read_scores
+from sinterlm.records import Score, digest
+from sinterlm.scoring.protocol import Answered, no_score
+
+NO_RECORDED_SCORE = "no-recorded-score"
+
+_Key = tuple[str, str, object]
+"""By what the prompt is known (``id`` or ``content``), that, and the answer: its text, or its source and index."""
+
+
+class RecordedScorer:
+    """Gives the scores that a JSON Lines or Parquet file holds.
+
+    A line that has the answer's text scores every answer of that text to its prompt; a line without scores the answer
+    of its source and index, by their names in the run. What scores an answer directly holds over its text's score.
+
+    Args:
+        path: the file, as :func:`sinterlm.formats.read_scores` reads it.
+        missing: what becomes of an answer that the file does not score: ``error``, or ``drop``, which leaves it without
+            a score.
+    """
+
+    def __init__(self, path: Path, *, missing: Literal["error", "drop"] = "error") -> None:
+        self._path = path
+        self._missing = missing
+
+    @cached_property
+    def identity(self) -> str:
+        """Names the file's content and what becomes of answers that it does not score."""
+        content = hashlib.sha256(self._path.read_bytes()).hexdigest()
+        return digest({"scorer": "recorded", "content": content, "missing": self._missing})
+
+    @property
+    def needs_answers(self) -> bool:
+        """Open prompts have scores as well."""
+        return False
+
+    def score(self, answered: Sequence[Answered]) -> list[Score]:
+        """Look every answer up.
+
+        Raises:
+            InputError: An answer has no score, unless these are dropped; or two scores.
+        """
+        found = [self._find(entry) for entry in answered]
+        missing = [entry for entry, recorded in zip(answered, found, strict=True) if recorded is None]
+        if missing and self._missing == "error":
+            raise InputError(
+                f"{self._path}: no score for {len(missing)} of {len(answered)} answers, e.g. {_describe(missing[0])}; "
+                "expected a line with its `prompt_id` or `prompt`, its `response` (or `source` and `index`) and "
+                "`score`; with `missing: drop` such answers are set aside"
+            )
+        return [self._score_one(entry, recorded) for entry, recorded in zip(answered, found, strict=True)]
+
+    def close(self) -> None:
+        """Forget the scores that were read."""
+        self.__dict__.pop("_scores", None)
+
+    def _score_one(self, answered: Answered, recorded: RecordedScore | None) -> Score:
+        if recorded is None:
+            return no_score(answered, self.identity, NO_RECORDED_SCORE, f"{self._path.name} has none", {})
+        return Score(answered.response.id, self.identity, recorded.value, recorded.passed)
+
+    def _find(self, answered: Answered) -> RecordedScore | None:
+        return next((self._scores[key] for key in _keys_of(answered) if key in self._scores), None)
+
+    @cached_property
+    def _scores(self) -> dict[_Key, RecordedScore]:
+        scores: dict[_Key, RecordedScore] = {}
+        for recorded in read_scores(self._path):
+            same = scores.setdefault(_key(recorded), recorded)
+            if (same.value, same.passed) != (recorded.value, recorded.passed):
+                raise InputError(
+                    f"{recorded.place}: scores an answer otherwise than {same.place} does ({recorded.value:g}, not "
+                    f"{same.value:g}); expected one score for one answer: name answers of one text by `source` and "
+                    "`index` instead of `response`"
+                )
+        return scores
+
+
+def _key(recorded: RecordedScore) -> _Key:
+    by, prompt = ("content", recorded.content_hash or "") if recorded.prompt_id is None else ("id", recorded.prompt_id)
+    return by, prompt, (recorded.source, recorded.index) if recorded.response is None else recorded.response
+
+
+def _keys_of(answered: Answered) -> Iterator[_Key]:
+    """Everything under which the answer's score may stand, the most exact first."""
+    prompt, response = answered
+    for answer in ((response.source, response.index), response.content.strip()):
+        yield "id", prompt.id, answer
+        yield "content", prompt.content_hash, answer
+
+
+def _describe(answered: Answered) -> str:
+    response = answered.response
+    return f"prompt {answered.prompt.id}, source {response.source}, index {response.index}"

@@ -1,0 +1,80 @@
+"""FuseChat-3.0's preference pairs: best against worst answer of one and the same source (arXiv 2503.04222)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
+
+from sinterlm.records import Candidates, RowResponse, Selection
+from sinterlm.selection.choices import (
+    NoRow,
+    choose_source_answer,
+    choose_source_pairs,
+    collect,
+    no_source_pair,
+    to_row_response,
+)
+from sinterlm.selection.margins import Window
+from sinterlm.selection.ranking import Ties, Truncated, select_best
+
+WindowRule = Sequence[float] | Literal["none"]
+"""The lowest and the highest margin, or none at all."""
+
+
+def select_fusechat3(
+    candidates: Iterable[Candidates],
+    *,
+    seed: int,
+    window: WindowRule = (0.01, 0.1),
+    windows: Mapping[str, WindowRule] | None = None,
+    sources: Collection[str] | None = None,
+    num_samples: int | None = None,
+    ties: Ties = "hash",
+    truncated: Truncated = "drop",
+    stage: str = "select-fusechat3",
+) -> Selection:
+    """Select one pair of one source for every prompt: of all sources that have one, that with the best chosen answer.
+
+    Where answers were verified (mathematics, code), the best is the passing one of the highest score and the worst the
+    failing one of the lowest, and a prompt of which no answer passes is dropped; elsewhere the scores alone decide.
+
+    Args:
+        candidates: every prompt's scored answers, in any order; read once.
+        seed: decides between answers of the same score.
+        window: lowest and highest margin between the two scores, ends included, or ``none``; 1 and 0 that only say
+            passed and failed lie in every window.
+        windows: by the prompts' domain, what holds there in place of ``window``.
+        sources: names of those that take part; all unless given.
+        num_samples: so many samples of each source take part, by index; all unless given.
+        ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
+        truncated: whether answers cut by the token limit may be chosen.
+        stage: named in every :class:`Dropped`.
+
+    Returns:
+        Rows with the roles ``chosen`` and ``rejected``, and the prompts that give none.
+    """
+    rules = {domain: _read_window(rule) for domain, rule in (windows or {}).items()}
+    default = _read_window(window)
+
+    def choose(candidate: Candidates) -> Sequence[RowResponse] | NoRow:
+        best = choose_source_answer(candidate.sources, seed=seed, ties=ties, truncated=truncated)
+        if isinstance(best, NoRow):  # nothing eligible, or nothing that passes
+            return best
+        pairs, left_out = choose_source_pairs(
+            candidate.sources,
+            seed=seed,
+            ties=ties,
+            truncated=truncated,
+            window=rules.get(candidate.prompt.domain, default),
+        )
+        if not pairs:
+            return no_source_pair(left_out)
+        chosen = select_best([pair.best for pair in pairs], seed=seed, ties=ties)
+        rejected = next(pair.worst for pair in pairs if pair.best is chosen)
+        return to_row_response(chosen, "chosen"), to_row_response(rejected, "rejected")
+
+    return collect(candidates, choose, stage=stage, sources=sources, num_samples=num_samples)
+
+
+def _read_window(rule: WindowRule) -> Window | None:
+    return None if rule == "none" else Window(float(rule[0]), float(rule[1]))

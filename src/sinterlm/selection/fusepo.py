@@ -1,0 +1,73 @@
+"""FusePO's rows: one pair of every source, weighted over the sources (arXiv 2504.06562)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from sinterlm.records import Candidates, Selection
+from sinterlm.selection.choices import (
+    NoRow,
+    PartialRow,
+    choose_source_pairs,
+    collect,
+    no_source_pair,
+    to_row_response,
+)
+from sinterlm.selection.margins import Window
+from sinterlm.selection.ranking import Ties, Truncated
+from sinterlm.selection.weights import source_weights
+
+
+def select_fusepo(
+    candidates: Iterable[Candidates],
+    *,
+    seed: int,
+    temperature: float,
+    min_margin: float | None = None,
+    sources: Collection[str] | None = None,
+    num_samples: int | None = None,
+    ties: Ties = "hash",
+    truncated: Truncated = "drop",
+    stage: str = "select-fusepo",
+) -> Selection:
+    """Select best and worst answer of every source; a source weighs exp(R / t) / sum of exp(R / t), R its best score.
+
+    With a pass-or-fail scorer the chosen answer passes and the rejected one fails. A source whose answers give no pair
+    is left out of the row, and the weights are those of the others.
+
+    Args:
+        candidates: every prompt's scored answers, in any order; read once.
+        seed: decides between answers of the same score.
+        temperature: t, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
+        min_margin: how far apart the scores of a pair are at least, in their own units; 1 and 0 that only say passed
+            and failed are always far enough.
+        sources: names of those that take part; all unless given.
+        num_samples: so many samples of each source take part, by index; all unless given.
+        ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
+        truncated: whether answers cut by the token limit may be chosen.
+        stage: named in every :class:`Dropped`.
+
+    Returns:
+        Rows with the roles ``chosen`` and ``rejected`` in groups named after the sources, the weight of a source on
+        both, and the prompts that give none and sources that rows go without.
+    """
+    window = None if min_margin is None else Window(min_margin)
+
+    def choose(candidate: Candidates) -> PartialRow | NoRow:
+        pairs, left_out = choose_source_pairs(
+            candidate.sources, seed=seed, ties=ties, truncated=truncated, window=window
+        )
+        if not pairs:
+            return no_source_pair(left_out)
+        weights = source_weights([pair.best for pair in pairs], temperature=temperature)
+        responses = [
+            response
+            for (source, weight), pair in zip(weights.items(), pairs, strict=True)
+            for response in (
+                to_row_response(pair.best, "chosen", group=source, weight=weight),
+                to_row_response(pair.worst, "rejected", group=source, weight=weight),
+            )
+        ]
+        return PartialRow(responses, left_out)
+
+    return collect(candidates, choose, stage=stage, sources=sources, num_samples=num_samples)

@@ -1,0 +1,64 @@
+"""FuseSFT's rows: several good answers to a prompt, weighted by a softmax of their scores (arXiv 2504.06562)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
+from typing import Literal
+
+from sinterlm.records import Candidates, RowResponse, Scored, Selection
+from sinterlm.selection.choices import NoRow, choose_source_answer, collect, group_by_source, to_row_response
+from sinterlm.selection.ranking import Ties, Truncated, fails, order_texts, select_best, select_eligible
+from sinterlm.selection.weights import softmax_weights
+
+Keep = Literal["pooled", "each-source"]
+
+
+def select_fusesft(
+    candidates: Iterable[Candidates],
+    *,
+    seed: int,
+    temperature: float,
+    keep: Keep = "pooled",
+    num_responses: int = 4,
+    sources: Collection[str] | None = None,
+    num_samples: int | None = None,
+    ties: Ties = "hash",
+    truncated: Truncated = "drop",
+    stage: str = "select-fusesft",
+) -> Selection:
+    """Select the sources' best answers for every prompt, each with the weight exp(s / t) / sum of exp(s / t).
+
+    Every text is kept once; with a pass-or-fail scorer it passes. Where there are fewer, the weights are theirs.
+
+    Args:
+        candidates: every prompt's scored answers, in any order; read once.
+        seed: decides between answers of the same score.
+        temperature: t, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
+        keep: ``pooled`` takes the best of all sources' answers together, ``each-source`` the best of each source.
+        num_responses: M, how many are kept at most.
+        sources: names of those that take part; all unless given.
+        num_samples: so many samples of each source take part, by index; all unless given.
+        ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
+        truncated: whether answers cut by the token limit may be chosen.
+        stage: named in every :class:`Dropped`.
+
+    Returns:
+        Rows with responses of the role ``chosen`` and weights that sum to 1, and the prompts that give none.
+    """
+
+    def choose(candidate: Candidates) -> Sequence[RowResponse] | NoRow:
+        best = choose_source_answer(candidate.sources, seed=seed, ties=ties, truncated=truncated)
+        if isinstance(best, NoRow):
+            return best
+        kept = _keep(select_eligible(candidate.sources, truncated=truncated))
+        weights = softmax_weights([answer.score.value for answer in kept], temperature=temperature)
+        return [to_row_response(answer, "chosen", weight=weight) for answer, weight in zip(kept, weights, strict=True)]
+
+    def _keep(eligible: Sequence[Scored]) -> list[Scored]:
+        pool = [answer for answer in eligible if not fails(answer)]
+        if keep == "each-source":
+            pool = [select_best(own, seed=seed, ties=ties) for own in group_by_source(pool).values()]
+        return list(islice(order_texts(pool, seed=seed, ties=ties), num_responses))
+
+    return collect(candidates, choose, stage=stage, sources=sources, num_samples=num_samples)

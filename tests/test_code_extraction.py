@@ -1,0 +1,184 @@
+"""From answers to programs: fences, prose, continuations; each case says what the program must define or be."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from sinterlm.records import Message
+from sinterlm.scoring.code_extraction import (
+    MAX_CHARACTERS,
+    build_program,
+    find_blocks,
+    names_in,
+    own_definitions,
+    prompt_code,
+)
+
+STUB = '''from typing import List
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers.
+    >>> add(1, 2)
+    3
+    """
+'''
+WHOLE = "def add(a, b):\n    return a + b\n"
+BODY = "    total = a + b\n    return total\n"
+
+ANSWERS = {
+    "a fence": f"```python\n{WHOLE}```",
+    "prose around a fence": f"Here is the function.\n\n```python\n{WHOLE}```\n\nIt adds a and b.",
+    "tag in capitals": f"```Python\n{WHOLE}```",
+    "tag py3": f"```py3\n{WHOLE}```",
+    "no tag": f"```\n{WHOLE}```",
+    "tildes": f"~~~python\n{WHOLE}~~~",
+    "title behind the tag": f'```python title="add.py"\n{WHOLE}```',
+    "indented fence": "1. Like this:\n\n   ```python\n   def add(a, b):\n       return a + b\n   ```\n",
+    "indented code in a fence": "```python\n    def add(a, b):\n        return a + b\n```",
+    "fence that is not closed": f"Sure:\n```python\n{WHOLE}",
+    "fence in a fence of four": f"````python\n{WHOLE}# ```\n````",
+    "Windows line ends": f"```python\n{WHOLE}```".replace("\n", "\r\n"),
+    "other language first": f"```bash\npip install numpy\n```\n```python\n{WHOLE}```",
+    "printed result behind": f"```python\n{WHOLE}print(add(1, 2))\n```\nOutput:\n```\n3 is printed\n```",
+    "helper in a fence of its own": "```python\ndef plus(a, b):\n    return a + b\n```\nand\n"
+    "```python\ndef add(a, b):\n    return plus(a, b)\n```",
+    "the better one last": f"```python\ndef add(a, b):\n    return 0\n```\nThat is wrong.\n```python\n{WHOLE}```",
+    "a fence that is no Python": f"```python\nadd(a, b) -> a + b\n```\n```python\n{WHOLE}```",
+    "no fence": WHOLE,
+    "no fence, prose around": f"Sure! Here it is, from my notes:\n\n{WHOLE}\nHope this helps.",
+    "no fence, prose behind": f"{WHOLE}\nThis function adds a and b.\nIt's simple.",
+}
+CONTINUATIONS = {
+    "the rest of the function": BODY,
+    "the rest, first line stripped": "total = a + b\n    return total\n",
+    "the rest, not indented": "total = a + b\nreturn total\n",
+    "the rest, prose behind": f"{BODY}\nThis adds both numbers.",
+    "the rest in a fence": f"```python\n{BODY}```",
+    "the rest in a fence, not indented": "```python\ntotal = a + b\nreturn total\n```",
+    "the rest and more": f"{BODY}\n\nif __name__ == '__main__':\n    print(add(1, 2))\n",
+}
+
+
+def run(program: str | None, begun: str = "") -> int:
+    assert program is not None
+    namespace = {"__name__": "program"}
+    exec(program, namespace)
+    return namespace["add"](1, 2)  # type: ignore[operator, no-any-return]
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
+@pytest.mark.parametrize("begun", ["", STUB], ids=["prose prompt", "prompt with a signature"])
+def test_whole_program(answer: str, begun: str) -> None:
+    assert run(build_program(answer, begun, as_script=False)) == 3
+
+
+@pytest.mark.parametrize("answer", CONTINUATIONS.values(), ids=CONTINUATIONS.keys())
+def test_continuation_of_the_prompt(answer: str) -> None:
+    assert run(build_program(answer, STUB, as_script=False)) == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "   \n",
+        "I cannot write this.",
+        "```python\n```",
+        "```python\ndef add(a, b) return\n```",
+        "def add(a, b",
+        "a\0b",
+    ],
+)
+def test_no_program(answer: str) -> None:
+    assert build_program(answer, "", as_script=False) is None
+
+
+def test_script_is_the_last_block() -> None:
+    answer = "```python\nprint(1)\n```\nBetter:\n```python\nprint(2)\n```"
+    assert build_program(answer, "", as_script=True) == "\n\nprint(2)\n"
+
+
+def test_imports_of_the_prompt_are_there() -> None:
+    program = build_program("```python\ndef add(a: List[int], b):\n    return 3\n```", STUB, as_script=False)
+    assert run(program) == 3
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (STUB, STUB),
+        (f"Complete this function:\n```python\n{STUB}```", STUB),
+        ("Write a function that adds two numbers.", ""),
+        ("Yes", ""),
+        ("It must pass this:\n```python\nassert add(1, 2) == 3\n```", ""),
+    ],
+)
+def test_code_of_the_prompt(message: str, code: str) -> None:
+    assert prompt_code((Message("system", WHOLE), Message("user", message))) == code
+
+
+def test_own_definitions_are_those_with_a_body() -> None:
+    """Shaped as HumanEval/38, and as LeetCode's classes."""
+    code = f'''import math
+LIMIT = 3
+def encode(s):
+    """Encode."""
+    return s[::-1]
+{STUB}
+def later(x):
+    import os
+    """Not a docstring, but no body either."""
+class Node:
+    def __init__(self, value):
+        self.value = value
+class Solution:
+    def solve(self, x):
+        ...
+print("no definition")
+'''
+    names = {"math", "LIMIT", "encode", "List", "Node"}
+    namespace: dict[str, object] = {}
+    exec(own_definitions(code), namespace)
+    assert namespace.keys() - {"__builtins__"} == names
+
+
+def test_blocks_that_say_python_go_before_those_that_say_nothing() -> None:
+    text = "```\na\n```\n```python\nb\n```\n```json\nc\n```"
+    assert [block.code for block in find_blocks(text)] == ["b\n"]
+    assert [block.code for block in find_blocks("```\na\n```\n```json\nc\n```")] == ["a\n"]
+
+
+def test_names() -> None:
+    assert names_in("assert f(x.y) == [z for z in g]") == {"f", "x", "z", "g"}
+
+
+HOSTILE = {
+    "minus signs": "-" * 90_000 + "1",
+    "parentheses": "(" * 90_000,
+    "attributes": "a" + ".b" * 45_000,
+    "sums": "a" + "+a" * 45_000,
+    "lambdas": "lambda:" * 12_000 + "1",
+    "digits": "x = " + "9" * 90_000,
+    "blocks": "".join(" " * depth + "if 1:\n" for depth in range(400)),
+    "fences": "```\n" * 24_000,
+    "prose": "from here on we import the def and class of it\n" * 2_000,
+    "code without end": "def f():\n  (\n" * 6_000,
+    "warnings": "'\\d' is 1\n" * 100,
+    "half a surrogate": "x = '\ud800'",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_text_is_read_in_bounded_time(text: str) -> None:
+    started = time.monotonic()
+    build_program(text, "", as_script=False)
+    build_program(f"```python\n{text}\n```", STUB, as_script=False)
+    assert time.monotonic() - started < 20  # 2 s on an idle machine
+    assert len(text) < MAX_CHARACTERS
+
+
+def test_endless_text_is_not_read() -> None:
+    assert build_program("x = 1\n" * MAX_CHARACTERS, "", as_script=False) is None

@@ -1,0 +1,163 @@
+"""The mathematics scorer against published flags, a table of forms, and texts that are made to never end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from sinterlm.errors import InputError
+from sinterlm.recipe.build import build_scorer
+from sinterlm.recipe.schema import Mathematics
+from sinterlm.scoring.mathematics import MathematicsScorer, final_answer
+from sinterlm.scoring.protocol import Answered
+from tests.answers import answered
+from tests.published_data import gsm8k_solutions, needs_published_data
+
+pytest.importorskip("math_verify", reason="the extra `math` is not installed")
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Iterator[MathematicsScorer]:
+    scorer = build_scorer(Mathematics(kind="mathematics", timeout_seconds=20))
+    assert isinstance(scorer, MathematicsScorer)
+    yield scorer
+    scorer.close()
+
+
+def agreement(scorer: MathematicsScorer, solutions: list[tuple[Answered, bool]]) -> tuple[int, int]:
+    scores = scorer.score([entry for entry, _ in solutions])
+    assert [score.response_id for score in scores] == [entry.response.id for entry, _ in solutions]
+    return sum(score.passed == flag for score, (_, flag) in zip(scores, solutions, strict=True)), len(solutions)
+
+
+@needs_published_data
+def test_agrees_with_published_flags_on_every_eighth_question(scorer: MathematicsScorer) -> None:
+    solutions = gsm8k_solutions()
+    sample = [solution for number in range(0, len(solutions), 32) for solution in solutions[number : number + 4]]
+    assert agreement(scorer, sample) == (660, 660)
+
+
+@needs_published_data
+@pytest.mark.slow
+def test_agrees_with_all_published_flags(scorer: MathematicsScorer) -> None:
+    """GSM8K's README: 286, 515, 458 and 742 of 1,319 solutions are correct."""
+    solutions = gsm8k_solutions()
+    assert sum(flag for _, flag in solutions) == 286 + 515 + 458 + 742
+    assert agreement(scorer, solutions) == (5276, 5276)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "expected"),
+    [
+        ("Half of $90 is $45.\n#### 45", "45"),
+        ("#### 1,234,567", "1234567"),
+        ("The sum is $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("First $\\boxed{1}$, and in the end $\\boxed {\\{1, \\sqrt{2}\\}}$.", "\\{1, \\sqrt{2}\\}"),
+        ("A box left open: \\boxed{3x + \\frac{1}{2}", "3x + \\frac{1}{2}"),
+        ("  x^2 + 1 ", "x^2 + 1"),
+    ],
+)
+def test_final_answer(accepted: str, expected: str) -> None:
+    assert final_answer(accepted) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "answers", "outcome"),
+    [
+        # GSM8K
+        ("So he has 1,234 marbles.\n#### 1,234", ["#### 1234"], "right"),
+        ("6 trays of 13 rolls are 6 * 13 = <<6*13=78>>78 rolls.\nA: 78", ["6 * 13 = <<6*13=78>>78\n#### 78"], "right"),
+        ("6 trays of 13 rolls are 6 * 13 = <<6*13=76>>76 rolls.\nA: 76", ["6 * 13 = <<6*13=78>>78\n#### 78"], "wrong"),
+        ("It costs $78.00.", ["#### 78"], "right"),
+        ("It costs 87.", ["#### 78"], "wrong"),
+        # MATH
+        ("Hence $\\boxed{0.5}$.", ["Thus $x = \\boxed{\\frac{1}{2}}$"], "right"),
+        ("It is $\\boxed{(7, \\pi/4)}$.", ["\\left(7, \\frac{\\pi}{4}\\right)"], "right"),
+        ("It is $\\boxed{(\\pi/4, 7)}$.", ["\\left(7, \\frac{\\pi}{4}\\right)"], "wrong"),
+        ("It is $\\boxed{9}$.", ["So the sides are 4 and 5, and their sum is $\\boxed{9}$."], "right"),
+        ("It was $\\boxed{4}$ before I found that it is $\\boxed{5}$", ["4"], "wrong"),
+        ("$\\boxed{x = 5}$", ["5"], "right"),
+        # OpenMathInstruct-2
+        ("So the product is \\(\\boxed{2\\sqrt{3}}\\).", ["2\\sqrt{3}"], "right"),
+        ("So the product is \\(\\boxed{\\sqrt{12}}\\).", ["2\\sqrt{3}"], "right"),
+        ("So the product is \\(\\boxed{\\sqrt{6}}\\).", ["2\\sqrt{3}"], "wrong"),
+        ("We get 50\\%.", ["50"], "right"),
+        # several accepted answers, and none found
+        ("It is 8.", ["7", "8"], "right"),
+        ("I do not know.", ["7"], "no-answer"),
+        ("", ["7"], "no-answer"),
+    ],
+)
+def test_outcome(scorer: MathematicsScorer, content: str, answers: list[str], outcome: str) -> None:
+    [score] = scorer.score([answered(content, *answers)])
+    assert (score.detail, score.passed, score.value) == (
+        {"outcome": outcome},
+        outcome == "right",
+        float(outcome == "right"),
+    )
+
+
+BOMBS = {
+    "tower of powers": "$9^{9^{9}}$",
+    "factorials": "$100000!!!$",
+    "long sum": "$" + "x+" * 40_000 + "x$",
+    "nested fractions": "$" + r"\frac{1}{" * 5_000 + "2" + "}" * 5_000 + "$",
+    "open parentheses": "$" + "(" * 50_000 + "x" + ")" * 50_000 + "$",
+    "100 KB of LaTeX": "$" + r"\sqrt{9" * 14_000 + "$",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
+def test_bomb_costs_its_limit_and_leaves_the_others(bomb: str) -> None:
+    scorer = MathematicsScorer(timeout_seconds=1, num_workers=1)
+    scorer.score([answered("5", "5")])  # the workers are there
+    started = time.monotonic()
+    before, struck, after = scorer.score([answered("5", "5"), answered(bomb, "5"), answered("5", "5")])
+    seconds = time.monotonic() - started
+    scorer.close()
+    assert (before.value, struck.value, after.value) == (1.0, 0.0, 1.0)
+    assert struck.passed is False
+    assert struck.detail["outcome"] in ("stopped", "no-answer", "wrong")
+    assert seconds < 10  # one limit, one new worker; on a busy machine
+
+
+def test_no_worker_is_left_behind() -> None:
+    def num_children() -> int:
+        return len(psutil.Process().children(recursive=True))
+
+    scorer = MathematicsScorer(timeout_seconds=1, num_workers=2)
+    scorer.score([answered("5", "5")])
+    at_work = num_children()
+    scorer.score([answered(BOMBS["tower of powers"], "5")])
+    scorer.close()
+    assert num_children() == at_work - 2
+
+
+def test_prompt_without_an_accepted_answer_is_named(scorer: MathematicsScorer) -> None:
+    assert scorer.needs_answers
+    for answers in ((), ("",), ("Some steps.\n####",)):
+        with pytest.raises(InputError, match="prompt q: no accepted answers"):
+            scorer.score([answered("5", *answers)])
+
+
+def test_accepted_answer_that_cannot_be_read_gives_no_score(scorer: MathematicsScorer) -> None:
+    [score] = scorer.score([answered("5", "\\")])
+    assert math.isnan(score.value)
+    assert score.passed is None
+    assert score.detail["reason"] == "unreadable-accepted-answer"
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sinterlm.scoring.mathematics.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"math_verify, which is not installed; pip install 'sinterlm\[math\]'"):
+        MathematicsScorer(timeout_seconds=1, num_workers=1).score([answered("5", "5")])
+
+
+def test_identity_names_what_decides() -> None:
+    base = MathematicsScorer(timeout_seconds=5, num_workers=1).identity
+    assert base == MathematicsScorer(timeout_seconds=5.0, num_workers=8).identity
+    assert base != MathematicsScorer(timeout_seconds=1, num_workers=1).identity

@@ -1,0 +1,261 @@
+"""Scores in the store through a recipe: what is asked once, what is counted, and what stops a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sinterlm import cli
+from sinterlm.errors import CredentialsError, InputError, ToleranceError
+from sinterlm.pipeline.cells import describe_scorer
+from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.run import run_fusion
+from sinterlm.recipe.load import load_recipe
+from sinterlm.store import Store
+from tests.chat_server import Answer, ScriptedServer, serve
+from tests.test_pipeline import Lines
+from tests.tiny import save_tiny
+
+NUM_PROMPTS = 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts, three recorded answers to each (right, wrong, in a sentence), and a target that nobody asks."""
+    folder = tmp_path_factory.mktemp("recorded")
+    save_tiny(folder / "target")
+    questions = [{"id": f"p{n}", "prompt": f"What is {n} plus 1?", "answers": [str(n + 1)]} for n in range(NUM_PROMPTS)]
+    write_lines(folder / "questions.jsonl", questions)
+    answers = [
+        {"prompt_id": f"p{n}", "index": index, "response": text, "score": 10 * n + index}
+        for n in range(NUM_PROMPTS)
+        for index, text in enumerate((str(n + 1), "no idea", f"It is {n + 1}."))
+    ]
+    write_lines(folder / "answers.jsonl", answers)
+    return folder
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_recipe(folder: Path, workspace: Path, scorer: Mapping[str, Any], *, num_samples: int = 3) -> Path:
+    recipe = {
+        "output": str(workspace),
+        "prompts": {"path": str(folder / "questions.jsonl"), "split": {"sft": 0.5}},
+        "target": {"model": str(folder / "target")},
+        "sources": {"old": {"engine": "recorded", "path": str(folder / "answers.jsonl"), "num_samples": num_samples}},
+        "scorer": scorer,
+    }
+    path = workspace / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+def run_scoring(folder: Path, workspace: Path, scorer: Mapping[str, Any], *, num_samples: int = 3) -> list[str]:
+    """Score the answers; what the run said."""
+    reporter = Lines()
+    recipe = load_recipe(write_recipe(folder, workspace, scorer, num_samples=num_samples)).recipe
+    run_fusion(Fusion(recipe), reporter, until="score-sources")
+    return reporter.lines
+
+
+def counts(lines: Sequence[str]) -> dict[str, float]:
+    done = next(line for line in lines if line.startswith("score-sources done"))
+    return {name: float(value) for name, value in re.findall(r"([a-z][a-z ]*): ([-\d.]+)", done)}
+
+
+def scores_in(workspace: Path) -> list[Any]:
+    with Store(workspace / "store.sqlite", read_only=True) as store:
+        return [row["scorer"] for row in store._read("SELECT scorer FROM scores")]
+
+
+def judged_text(request: Mapping[str, Any]) -> str:
+    text = request["messages"][0]["content"]
+    match = re.search(r"\[answer ([0-9a-f]{8})\]\n(.*)\n\[end of answer \1\]", text, re.S)
+    assert match
+    return match[2]
+
+
+def by_length(request: Mapping[str, Any]) -> Answer:
+    return Answer(json.dumps({"grade": min(10, len(judged_text(request)))}))
+
+
+def judge(server: ScriptedServer, **settings: Any) -> dict[str, Any]:
+    return {"kind": "judge", "model": "m", "base_url": server.url, "explain": False, "max_retries": 0, **settings}
+
+
+def test_a_verdict_is_paid_for_once(folder: Path, tmp_path: Path) -> None:
+    """More samples, other settings of how to reach the server, another recipe: only what is new is asked."""
+    with serve(by_length) as server:
+        assert counts(run_scoring(folder, tmp_path, judge(server), num_samples=1)) == {
+            "answers": NUM_PROMPTS,
+            "scored now": NUM_PROMPTS,
+            "mean score": 1.1,  # 1 to 9 are one letter, 10 two
+        }
+        assert len(server.requests) == NUM_PROMPTS
+        lines = run_scoring(folder, tmp_path, judge(server), num_samples=3)
+        assert counts(lines)["scored now"] == 2 * NUM_PROMPTS
+        assert len({judged_text(request) for request in server.requests}) == 2 * NUM_PROMPTS + 1
+        assert len(server.requests) == 3 * NUM_PROMPTS
+        for changes in ({"concurrency": 1}, {"max_invalid": 0.5}, {"timeout_seconds": 9.0}):
+            run_scoring(folder, tmp_path, judge(server, **changes), num_samples=3)
+        assert len(server.requests) == 3 * NUM_PROMPTS
+        run_scoring(folder, tmp_path, judge(server, temperature=0.5), num_samples=3)
+        assert len(server.requests) == 6 * NUM_PROMPTS
+
+
+def test_settings_of_reaching_a_judge_redo_no_stage() -> None:
+    def key(**settings: Any) -> object:
+        text = {"kind": "judge", "model": "m", **settings}
+        return describe_scorer(load_scorer(text), lambda model: pytest.fail(f"{model} is not on this machine"))
+
+    assert key() == key(concurrency=1, max_retries=0, timeout_seconds=1.0, api_key_env="X", max_invalid=1.0)
+    assert key() != key(model="n")
+    assert key() != key(base_url="http://localhost/v1")
+
+
+def load_scorer(scorer: Mapping[str, Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    from sinterlm.recipe import schema
+
+    return TypeAdapter(schema.Scorer).validate_python(scorer)
+
+
+def test_stage_keys_follow_the_files_and_weights_of_parts(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    config = load_scorer(
+        {
+            "kind": "combination",
+            "rule": "rank",
+            "parts": {
+                "model": {"kind": "reward-model", "model": "org/model"},
+                "file": {"kind": "recorded", "path": str(path)},
+            },
+        }
+    )
+    path.write_text("one")
+    first = describe_scorer(config, str.upper)
+    assert describe_scorer(config, str.upper) == first
+    assert describe_scorer(config, str.lower) != first
+    path.write_text("two")
+    assert describe_scorer(config, str.upper) != first
+    json.dumps(first)
+
+
+def test_invalid_verdicts_are_counted_shown_and_limited(folder: Path, tmp_path: Path) -> None:
+    """Ten of thirty answers (``no idea``) get no verdict; a third is more than 0.3 and not more than 0.34."""
+
+    def script(request: dict[str, Any]) -> Answer:
+        return Answer("[[10]]") if judged_text(request) == "no idea" else by_length(request)
+
+    with serve(script) as server:
+        with pytest.raises(
+            ToleranceError, match=r"no valid verdict on 10 of 30 answers, more than max_invalid \(0\.3\)"
+        ):
+            run_scoring(folder, tmp_path, judge(server, max_invalid=0.3))
+        lines = run_scoring(folder, tmp_path, judge(server, max_invalid=0.34))
+        assert len(server.requests) == 30, "an invalid verdict is a result, too: nobody pays for it twice"
+    assert "  dropped 10: invalid-verdict" in lines
+    assert counts(lines)["mean score"] == round((11 + 9 * 8 + 9) / 20, 4), "``It is 10.`` is one letter longer"
+    with Store(tmp_path / "store.sqlite", read_only=True) as store:
+        dropped = list(store.dropped("."))
+    assert {drop.reason for drop in dropped} == {"invalid-verdict"}
+    assert re.match(r"old on p\d: the reply is not one JSON object .*\[\[10\]\]", dropped[0].detail)
+
+
+def test_a_judge_that_gives_no_verdict_at_all_says_why(folder: Path, tmp_path: Path) -> None:
+    with (
+        serve(lambda request: Answer("I like it.")) as server,
+        pytest.raises(ToleranceError, match=r"none of the 30 answers .*invalid-verdict.*I like it"),
+    ):
+        run_scoring(folder, tmp_path, judge(server, max_invalid=1.0))
+
+
+def test_parts_of_a_combination_are_scored_once_and_shared(folder: Path, tmp_path: Path) -> None:
+    """The judge behind the gate sees right answers only; a recipe with the judge alone then pays for the others."""
+    with serve(by_length) as server:
+        gate = {
+            "kind": "combination",
+            "rule": "gate",
+            "failing_value": 0.0,
+            "parts": {"right": {"kind": "exact-match"}, "quality": judge(server)},
+        }
+        lines = run_scoring(folder, tmp_path, gate)
+        assert counts(lines) == {"answers": 30, "scored now": 30, "mean score": round(11 / 30, 4)}
+        assert len(server.requests) == NUM_PROMPTS
+        rank = {
+            "kind": "combination",
+            "rule": "rank",
+            "parts": {"quality": judge(server), "right": {"kind": "exact-match"}},
+        }
+        run_scoring(folder, tmp_path, rank)
+        assert len(server.requests) == 3 * NUM_PROMPTS
+        run_scoring(folder, tmp_path, judge(server))
+        run_scoring(folder, tmp_path, gate | {"failing_value": -1.0})
+        assert len(server.requests) == 3 * NUM_PROMPTS
+    identities = scores_in(tmp_path)
+    assert sorted(identities.count(identity) for identity in set(identities)) == [30] * 5, "gates, rank, judge, match"
+
+
+def test_recorded_scores_in_a_recipe(folder: Path, tmp_path: Path) -> None:
+    """The file of answers holds their scores: 10 n + index, over 10 prompts and 3 answers 45 + 1 on average."""
+    lines = run_scoring(folder, tmp_path, {"kind": "recorded", "path": str(folder / "answers.jsonl")})
+    assert counts(lines) == {"answers": 30, "scored now": 30, "mean score": 46.0}
+
+
+def test_missing_files_and_keys_are_found_before_anything_is_asked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    inner = {"right": {"kind": "exact-match"}, "quality": {"kind": "judge", "model": "m"}}
+    with pytest.raises(CredentialsError, match="OPENAI_API_KEY holds no key"):
+        run_scoring(folder, tmp_path, {"kind": "combination", "rule": "gate", "parts": inner})
+    with pytest.raises(InputError, match=r"scores\.jsonl: there is no such file \(path of the scorer recorded\)"):
+        run_scoring(folder, tmp_path, {"kind": "recorded", "path": str(tmp_path / "scores.jsonl")})
+    recipe = write_recipe(folder, tmp_path, {"kind": "judge", "model": "m"})
+    monkeypatch.setattr("sys.argv", ["sinterlm", "run", str(recipe)])
+    assert cli.exit_code() == 5
+    assert "OPENAI_API_KEY" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["sinterlm", "plan", str(recipe)])
+    assert cli.exit_code() == 0, "a plan needs no key"
+
+
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        ({"kind": "judge"}, "scorer.model: missing, expected text"),
+        ({"kind": "judge", "model": "m", "mode": "rubric"}, "scorer.rubric: missing, expected criteria"),
+        ({"kind": "judge", "model": "m", "rubric": {"a": "b"}}, "scorer.rubric: mode: grade does not read it"),
+        ({"kind": "judge", "model": "m", "baseline": "x"}, "scorer.baseline: mode: grade does not read it"),
+        ({"kind": "judge", "model": "m", "base_url": "localhost:1"}, "scorer.base_url: found 'localhost:1'"),
+        ({"kind": "judge", "model": "m", "base_url": "https://me:key@host/v1"}, "without a key or password"),
+        ({"kind": "judge", "model": "m", "api_key": "sk-1"}, "scorer.api_key: unknown key; did you mean api_key_env?"),
+        ({"kind": "combination", "rule": "gate", "parts": {"a": {"kind": "exact-match"}}}, "scorer.parts: found"),
+        (
+            {"kind": "combination", "rule": "gate", "parts": {"a": {"kind": "exact"}, "b": {"kind": "exact-match"}}},
+            "scorer.parts.a.kind: found 'exact'",
+        ),
+        (
+            {
+                "kind": "combination",
+                "rule": "gate",
+                "step": 2.0,
+                "weights": {"c": 1.0},
+                "parts": {"a": {"kind": "exact-match"}, "b": {"kind": "judge", "model": "m", "mode": "rubric"}},
+            },
+            "scorer.parts.b.rubric: missing",
+        ),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused(
+    folder: Path, tmp_path: Path, scorer: Mapping[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_recipe(write_recipe(folder, tmp_path, scorer))
