@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import resource
@@ -249,12 +250,14 @@ def measure(cell: Cell, contender: Contender, options: Options) -> Measurement:
     loaded_bytes = used_bytes(options.device)
     rows_at_once = {"per_device_train_batch_size": cell.num_rows if contender.objective else cell.trl_rows}
     settings = rows_at_once | contender.settings
+    # Where a step has other rows than the table's, a number that divides them: all contenders take the same rows.
+    rows_of_pass = math.gcd(cell.num_rows, settings["per_device_train_batch_size"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = {
             "output_dir": folder,
             "use_cpu": options.device == "cpu",
             "bf16": dtype == torch.bfloat16,
-            "gradient_accumulation_steps": cell.num_rows // settings["per_device_train_batch_size"],
+            "gradient_accumulation_steps": cell.num_rows // rows_of_pass,
             "train_sampling_strategy": "sequential",
             "max_steps": num_steps,
             "max_length": options.max_length,
@@ -264,6 +267,7 @@ def measure(cell: Cell, contender: Contender, options: Options) -> Measurement:
             "disable_tqdm": True,
             "learning_rate": 1e-6,
             **settings,
+            "per_device_train_batch_size": rows_of_pass,
         }
         build = sinter_trainer if contender.objective else trl_trainer
         trainer = build(contender, model, tokenizer, rows, arguments)

@@ -5,6 +5,7 @@ They are looked for in the folder that ``SINTER_SHARED_DATA`` names, else in ``s
     gsm8k/example_model_solutions.jsonl, gsm8k/test.jsonl    openai/grade-school-math, MIT
     humaneval/HumanEval.jsonl.gz                             openai/human-eval, MIT
     mbpp/mbpp.jsonl                                          google-research/mbpp, CC BY 4.0
+    arena_bench_v1/                                          lmarena/arena-hard-auto, in its history, Apache-2.0
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sinterlm import cli
-from sinterlm.scoring import sandbox
+from sinterlm.scoring import mathematics, sandbox
 from tests.tiny_fusion import write_tiny_fusion
 
 
@@ -190,6 +190,17 @@ def test_a_missing_sandbox_is_said_before_the_first_answer(
     outcome = sinterlm("run", recipe, override)
     assert outcome.code == 6
     assert "programs in answers are not run without one" in outcome.said
+    assert "sample-sources" not in outcome.printed
+    assert not (recipe.parent / "run" / "recipe.yaml").exists()
+
+
+def test_a_missing_package_of_a_scorer_is_said_before_the_first_answer(
+    sinterlm: Command, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mathematics, "find_spec", lambda name: None)
+    outcome = sinterlm("run", recipe, "scorer={kind: mathematics}")
+    assert outcome.code == 2
+    assert "pip install 'sinterlm[math]'" in outcome.said
     assert "sample-sources" not in outcome.printed
     assert not (recipe.parent / "run" / "recipe.yaml").exists()
 

@@ -151,6 +151,8 @@ def test_detail_names_the_first_test_that_fails() -> None:
         ("def add(a, b):\n    return a + c", "error"),
         ("def subtract(a, b):\n    return a - b", "error"),
         ("import numpy_of_nobody\n" + WHOLE, "error"),
+        ("def add(a: Integer, b):\n    return a + b", "error"),
+        ("x = " + "+".join(["'a'*4096"] * 2_000) + "\n" + WHOLE, "error"),  # costs the compiler gigabytes
         ("I would rather not.", "no-program"),
         ("def add(a, b):\n    while True: pass", "time-limit"),
         ("def add(a, b):\n    return [0] * 10**10", "error"),
@@ -257,9 +259,22 @@ ROTATE = (
             "What?",
         ),
         ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int = 3", ["assert P().x == 3"], "What?"),
+        ("class A: pass\na = A()\ndef f(): return a", ["assert f() is f() and f() == f() and f() in [f()]"], "What?"),
+        ("def f():\n    yield 1", ["g = f()\nassert next(g) == 1 and next(g, None) is None"], "What?"),
         ("print('noise' * 10**5)\ndef f():\n    print('noise' * 10**5)\n    return 1", ["assert f() == 1"], "What?"),
     ],
-    ids=["in place", "state", "generator", "exception", "types", "subclasses", "dataclass", "printing"],
+    ids=[
+        "in place",
+        "state",
+        "generator",
+        "exception",
+        "types",
+        "subclasses",
+        "dataclass",
+        "identity",
+        "end",
+        "printing",
+    ],
 )
 def test_shapes_of_programs(content: str, tests: list[str], prompt: str) -> None:
     [found] = score([answered(content, *tests, prompt=prompt)])
@@ -333,6 +348,18 @@ FORGERIES = {
     "def add(a, b): return 0",
     "the tests' failure, as its own": "def add(a, b): raise AssertionError",
     "an end of iteration": "def add(a, b): raise StopIteration",
+    "an end of the tests' iteration": "def add(a, b): raise StopIteration('enough')",
+    "every file closed": "import os\nfor n in range(64):\n    try: os.close(n)\n    except OSError: pass\n"
+    "def add(a, b): return 3",
+    "the questions read twice": "import os\nfd = os.open('/dev/fd/3', os.O_RDONLY | os.O_NONBLOCK)\n"
+    "def add(a, b):\n    try: return 3 if b'assert' in os.read(fd, 9999) else 0\n    except OSError: return 0",
+    "the tests' process": "import os\nt = ''\nfor p in range(os.getpid() - 9, os.getpid() + 9):\n"
+    "    for f in ('mem', 'cmdline', 'environ', 'fd/0'):\n        try: t += open(f'/proc/{p}/{f}').read()\n"
+    "        except OSError: pass\ndef add(a, b): return 3 if 'assert' in t else 0",
+    "a value that is no number": "def add(a, b): return float('nan')",
+    "arguments emptied": "import sys\nm = sys.modules['__main__']\n"
+    'm.json.dumps = lambda *a: \'{"value": 3, "changed": [[0, ["list", []]], [-1, 0], [9, 0]]}\'\n'
+    "def add(a, b): return 0",
     "truth alone": "def add(a, b): return True",
     "a late change of mind": "def add(a, b):\n    class I(int):\n        pass\n"
     "    I.__eq__ = lambda s, o: True\n    return I(0)",
@@ -342,6 +369,7 @@ TESTS = (
     "assert add(1, 2) == 3",
     "assert abs(add(1.0, 2.0) - 3.0) < 1e-9 and is_close(add(1, 1), 2) and math.isclose(add(1, 1), 2)",
     "assert not add(1, 2) != 3 and [add(2, 2)] == [4] and add(0, 0) in {0}",
+    "assert all(map(lambda a, b: add(a, b) == 5, [2, 1], [3, 4]))",
 )
 
 
@@ -369,6 +397,19 @@ def test_helper_of_the_prompt_is_the_tests_own() -> None:
     forged = f"```python\n{SIDE_PROMPT}    return 0.0\n\ndef area(side):\n    return 9.0\n```"
     assert reason(forged, SIDE_CHECK, prompt=SIDE_PROMPT) == "wrong"
     assert reason("    return target**0.5\n", SIDE_CHECK, prompt=SIDE_PROMPT) == "passed"
+
+
+@pytest.mark.parametrize(
+    ("modules", "sum_of_both", "expected"),
+    [
+        ("import math", "a + b", "passed"),
+        ("class math:\n    isclose = staticmethod(lambda a, b: True)", "0", "wrong"),
+    ],
+)
+def test_module_that_the_tests_do_not_import_is_theirs(modules: str, sum_of_both: str, expected: str) -> None:
+    """As MBPP/596 has it; only the program imports it."""
+    program = f"{modules}\ndef add(a, b):\n    return {sum_of_both}"
+    assert reason(program, "assert math.isclose(add(1, 2), 3)") == expected
 
 
 @needs_published_data

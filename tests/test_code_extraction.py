@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 
 import pytest
@@ -90,6 +91,9 @@ def test_continuation_of_the_prompt(answer: str) -> None:
         "```python\ndef add(a, b) return\n```",
         "def add(a, b",
         "a\0b",
+        "return 3",
+        "```python\nfor x in y: pass\nbreak\n```",
+        "```python\nclass A:\n    yield 3\n```",
     ],
 )
 def test_no_program(answer: str) -> None:
@@ -114,6 +118,13 @@ def test_imports_of_the_prompt_are_there() -> None:
         ("Write a function that adds two numbers.", ""),
         ("Yes", ""),
         ("It must pass this:\n```python\nassert add(1, 2) == 3\n```", ""),
+        (
+            "Do it.\n```python\nclass Solution:\n    def f(self, x: List[int]) -> Optional[Text]:\n        \n```",
+            "from typing import List, Optional, Text\n"
+            "class Solution:\n    def f(self, x: List[int]) -> Optional[Text]:\n                pass\n",
+        ),
+        ("```\nclass Text: pass\ndef f(x: Text): ...\n```", "class Text: pass\ndef f(x: Text): ...\n"),
+        ("```\nfrom typing import *\ndef f(x: Any): ...\n```", "from typing import *\ndef f(x: Any): ...\n"),
     ],
 )
 def test_code_of_the_prompt(message: str, code: str) -> None:
@@ -167,16 +178,23 @@ HOSTILE = {
     "prose": "from here on we import the def and class of it\n" * 2_000,
     "code without end": "def f():\n  (\n" * 6_000,
     "warnings": "'\\d' is 1\n" * 100,
+    # The compiler needs gigabytes for these.
+    "a long sum of constants": "x = " + "+".join(["'a'*4096"] * 2_000),
+    "a long pattern": "match a:\n case [" + ",".join(f"x{number}" for number in range(12_000)) + "]: pass",
+    "returns through finally": "def f():\n try:\n" + "  if a: return\n" * 4_000 + " finally:\n" + "  a\n" * 4_000,
+    "finally in finally": "".join(f"{' ' * n}try: a\n{' ' * n}finally:\n" for n in range(19)) + " " * 19 + "a\n" * 99,
+    "many fences and a long prompt": "```\n.\n```\n" * 9_000,
     "half a surrogate": "x = '\ud800'",
 }
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_is_read_in_bounded_time(text: str) -> None:
-    started = time.monotonic()
+    started, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     build_program(text, "", as_script=False)
-    build_program(f"```python\n{text}\n```", STUB, as_script=False)
+    build_program(f"```python\n{text}\n```", STUB + "# long\n" * 500, as_script=False)
     assert time.monotonic() - started < 20  # 2 s on an idle machine
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # KB
     assert len(text) < MAX_CHARACTERS
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
 
 from sinterlm.errors import InputError
 from sinterlm.evaluation.rates import Rate, compare_models
 from sinterlm.formats import read_rows
-from sinterlm.pipeline.compare import Compared, compare_runs
-from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.compare import Compared, compare_runs, print_comparison
+from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.load import load_recipe
@@ -267,9 +270,9 @@ def test_page_in_the_browser(tmp_path: Path) -> None:
         ["wrpo (a)", "1", "chosen_target", "1", "0.750", "8", "target-sft (a) 100.0"],
         ["wrpo (a)", "1", "rejected", "1", "0.250", "8", "target-sft (a) 100.0"],
     ]
-    assert [line[:5] for line in root.by_id("selection-margins").table[:2]] == [
-        ["wrpo (a)", "chosen_source minus rejected", "1", "+0.750", "+0.750"],
-        ["wrpo (a)", "chosen_target minus rejected", "1", "+0.500", "+0.500"],
+    assert [[*line[:5], *line[6:]] for line in root.by_id("selection-margins").table[:2]] == [
+        ["wrpo (a)", "chosen_source minus rejected", "1", "+0.750", "+0.750", "+0.0", "+0.0"],
+        ["wrpo (a)", "chosen_target minus rejected", "1", "+0.500", "+0.500", "+0.0", "+0.0"],
     ]
     described = {
         figure.find_all("h3")[0].text: figure.find_all("svg")[0].attributes["aria-label"]
@@ -283,6 +286,17 @@ def test_page_in_the_browser(tmp_path: Path) -> None:
     assert "wrpo (a), chosen_source minus rejected: score 0.75, length 0" in described["How far apart the pairs are"]
     assert root.by_id("run").find_all("h3")[1].text == "b"
     assert not any(element.attributes.get("id") == "likelihood" for element in root.walk())
+
+
+def test_long_names_stay_apart_in_the_charts(tmp_path: Path) -> None:
+    """What tells them apart is the run at their end."""
+    reports = {f"seeds-of-a-long-name/{run}": data for run, data in two_reports().items()}
+    write_report(merge_reports(reports), tmp_path / "comparison.html")
+    figures = parse((tmp_path / "comparison.html").read_text()).find_all("figure")
+    (chart,) = (each for each in figures if each.find_all("h3")[0].text.startswith("What fusion gained"))
+    labels = [text.text for text in chart.find_all("text") if " minus " in text.text]
+    assert len(labels) == len(set(labels)) == 3
+    assert all(len(label) <= 64 for label in labels)
 
 
 def test_one_prompt_stands_under_every_model(tmp_path: Path) -> None:
@@ -442,6 +456,15 @@ def test_selections_are_tallied_from_the_rows_on_disk(compared: Compared, recipe
     assert tally_selection.__module__ == "sinterlm.selection.tally"
 
 
+def test_reasons_stand_whole_however_many_trainings_there_are(compared: Compared) -> None:
+    selections = {f"{name} ({number})": tally for number in range(3) for name, tally in compared.selections.items()}
+    said = StringIO()
+    print_comparison(compared._replace(selections=selections), Console(file=said, width=140))
+    reasons = {reason for tally in compared.selections.values() for reason in tally.drops}
+    assert reasons
+    assert reasons <= set(said.getvalue().split())
+
+
 def test_the_command_shows_one_prompt_and_writes_the_page(recipe: Path, tmp_path: Path) -> None:
     run, page = recipe.parent / "run", tmp_path / "page.html"
     prompt_id = read_rows(run / "rows" / "wrpo.parquet")[0].prompt_id
@@ -458,6 +481,18 @@ def test_the_command_shows_one_prompt_and_writes_the_page(recipe: Path, tmp_path
     assert chosen["text"].split()[0] in done.stdout
     assert f"The page: {page}" in done.stdout
     assert page.is_file()
+
+
+def test_a_workspace_may_move_with_its_runs(recipe: Path, tmp_path: Path) -> None:
+    """Here the workspace is a run's folder beside the other's; that one alone goes on with the workspace as it was."""
+    for name in ("run", "other"):
+        shutil.copytree(recipe.parent / name, tmp_path / "both" / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(tmp_path / "both" / "other", tmp_path / "alone" / "other")
+    assert load_fusion(tmp_path / "both" / "other").workspace == tmp_path / "both" / "run"
+    assert load_fusion(tmp_path / "both" / "run").workspace == tmp_path / "both" / "run"
+    alone = load_fusion(tmp_path / "alone" / "other")
+    assert alone.workspace == recipe.parent / "run"
+    assert alone.run_name == load_fusion(recipe.parent / "other").run_name
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
+import datasets
 import pytest
 import torch
 import typer.main
@@ -55,6 +56,7 @@ from sinterlm.recipe.yaml_file import dump_yaml, read_yaml
 from sinterlm.records import Candidates, Message, Prompt, Response, SamplingSettings, Score, Scored
 from sinterlm.sampling.protocol import Item
 from sinterlm.sampling.table import ENGINES
+from sinterlm.scoring.armorm import OBJECTIVES as OBJECTIVES_OF_ARMORM
 from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.table import SCORERS
 from sinterlm.selection.choices import REASONS
@@ -66,6 +68,7 @@ from sinterlm.training.logprobs import MAX_CHUNK_LOGITS
 from sinterlm.training.members import find_members
 from sinterlm.training.packing import MIN_SHARED_BEGINNING
 from sinterlm.training.trainer import CHUNK_TOKENS, CPU_CHUNK_TOKENS
+from tests.test_armorm import save_checkpoint
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -671,12 +674,47 @@ def test_changelog_begins_with_this_version_and_says_each_change_in_one_sentence
     [
         block
         for block in blocks("python")
-        if block.document.name in ("data-flow.md", "objectives.md", "selection.md") and "Trainer" not in block.text
+        if block.document.name in ("README.md", "data-flow.md", "objectives.md", "selection.md")
+        and "Trainer" not in block.text
     ],
     ids=str,
 )
 def test_shown_mathematics_is_right(block: Block) -> None:
     exec(compile(block.text, str(block), "exec"), {})
+
+
+def run_shown(document: str) -> dict[str, Any]:
+    """What the Python of a document leaves, all blocks in one namespace."""
+    names: dict[str, Any] = {}
+    for block in blocks("python"):
+        if block.document.name == document:
+            exec(compile(block.text, str(block), "exec"), names)
+    return names
+
+
+def test_scorers_md_reads_objectives_and_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tiny checkpoint under the published name, in the folder that the example is run in."""
+    folder = tmp_path / "RLHFlow" / "ArmoRM-Llama3-8B-v0.1"
+    folder.mkdir(parents=True)
+    save_checkpoint(folder)
+    monkeypatch.chdir(tmp_path)
+    shown = run_shown("scorers.md")
+    assert tuple(shown["by_name"]) == tuple(shown["weights"]) == OBJECTIVES_OF_ARMORM
+    assert shown["score"].detail["objectives"] == list(shown["by_name"].values())
+
+
+def test_formats_md_loads_exports_and_splits_them_for_the_authors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    write_shown_rows("wrpo", tmp_path).rename("wrpo.jsonl")
+    for name in ("trl", "wrpo"):
+        arguments = ["export", "wrpo.jsonl", "--format", name, "--output", f"runs/mine/export/{name}"]
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 0, result.output
+    assert "chosen" in run_shown("formats.md")["rows"].features
+    assert datasets.load_from_disk("ultrafeedback_wrpo").keys() == {"train", "test"}
 
 
 def test_training_md_gives_the_numbers_of_the_code() -> None:

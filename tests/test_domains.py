@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -177,6 +178,30 @@ def test_a_domain_that_no_prompt_has(recipe_path: Path) -> None:
         InputError, match=r"sources\.sums\.domains: no prompt is of 'prose'; .* 'chat', 'poems', 'sums'"
     ):
         check_inputs(Fusion(load(recipe_path, "sources.sums.domains=[prose]")))
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ("prompts.split.sft_domains={prose: 0.5, sums: 1.0}", "prompts.split.sft_domains"),
+        ("scorer.domains.prose={kind: exact-match}", "scorer by-domain"),
+        (
+            "evaluation.held_out.scorer={kind: by-domain, domains: {prose: &exact {kind: exact-match}}, other: *exact}",
+            "evaluation.held_out.scorer by-domain",
+        ),
+        (
+            "preference.pairs={select: {kind: fusechat3, windows: {prose: none}}, objective: {kind: dpo}}",
+            "preference.pairs.select.windows",
+        ),
+    ],
+)
+def test_a_misspelt_domain_is_not_passed_over(recipe_path: Path, change: str, place: str) -> None:
+    """It would decide nothing, and its prompts would go the way of all others."""
+    held_out = "prompts.split.held_out=1"
+    with pytest.raises(
+        InputError, match=rf"^{re.escape(place)}: no prompt is of 'prose'; the domains of .* are 'chat'"
+    ):
+        check_inputs(Fusion(load(recipe_path, held_out, change)))
 
 
 def test_the_target_has_no_domains(recipe_path: Path) -> None:

@@ -124,6 +124,20 @@ def test_modules_that_the_model_does_not_have_are_named(tmp_path: Path) -> None:
         trainer_of(tmp_path, lora_r=4, lora_target_modules="nonsense")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lora_alpha": 16}, "lora_alpha is 16, but lora_r is not given"),
+        ({"lora_target_modules": ["q_proj"]}, "lora_target_modules is .'q_proj'., but lora_r is not given"),
+        ({"lora_r": 4, "lora_alpha": 0}, "lora_alpha is 0; expected at least 1"),
+    ],
+)
+def test_settings_of_an_adapter_that_train_none_are_errors(arguments: dict[str, Any], message: str) -> None:
+    """Otherwise all weights would train, and nothing would tell; or nothing would."""
+    with pytest.raises(InputError, match=message):
+        check_arguments("sft", {}, {**CPU, **arguments})
+
+
 def test_without_peft_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sinterlm.training.config.is_peft_available", lambda: False)
     with pytest.raises(InputError, match=r"lora_r needs the package peft.*pip install 'sinterlm\[train\]'"):

@@ -16,6 +16,7 @@ from sinterlm.evaluation.rates import (
     Z_95,
     Difference,
     Rate,
+    compare_models,
     compute_rates,
     compute_rates_by_domain,
     join_runs,
@@ -239,3 +240,49 @@ def test_reward_accuracies_by_hand() -> None:
     assert accuracies.chosen == pass_rate([1, 1, 0, 1, 0])
     assert reward_accuracies(rewards, alpha=0).chosen == accuracies.target_chosen
     assert reward_accuracies(rewards, alpha=1).chosen == accuracies.source_chosen
+
+
+def no_number() -> Score:
+    """As a judge without a verdict leaves it."""
+    return Score("r", "judge", math.nan, None, {"reason": "invalid-verdict"})
+
+
+def test_an_answer_without_a_number_has_no_part_in_the_mean() -> None:
+    """Of 1 and 3 the mean is 2, whatever the third answer is; a model with no number at all has no figure."""
+    scores = {"a": graded(1.0), "b": graded(3.0), "c": no_number()}
+    assert compute_rates(scores)["score"][0::3] == (2.0, 2)
+    assert compute_rates_by_domain(scores, {"a": "x", "b": "x", "c": "y"}).keys() == {"x"}
+    assert compute_rates({"c": no_number()}) == {}
+
+
+def test_models_are_compared_over_the_questions_for_which_both_have_a_number() -> None:
+    """Fused has a and b, the other b and c: only b counts, 3 - 5 = -2."""
+    (found,) = compare_models(
+        {
+            "gemma": {"a": no_number(), "b": graded(5.0), "c": graded(9.0)},
+            "fused": {"a": graded(1.0), "b": graded(3.0), "c": no_number()},
+            "mute": {"a": no_number()},
+        },
+        ["fused", "mute"],
+    )
+    assert (found.model, found.other, found.metric) == ("fused", "gemma", "score")
+    assert found.difference == Difference(-2.0, -2.0, -2.0, 1)
+
+
+def test_a_scorer_may_verify_some_questions_and_grade_others() -> None:
+    """Each figure is over its own questions; the rate comes first, whichever question does."""
+    fused = {"essay": graded(0.5), "sum": exact_match(True, 1.0), "sum-2": exact_match(False, 1.0)}
+    rates = compute_rates(fused)
+    assert {metric: (rate.value, rate.n) for metric, rate in rates.items()} == {
+        "exact_match": (0.5, 2),
+        "contains": (1.0, 2),
+        "score": (0.5, 1),
+    }
+    assert list(rates) == ["exact_match", "contains", "score"]
+    other = {"essay": graded(0.25), "sum": exact_match(False, 0.0), "sum-2": no_number()}
+    found = compare_models({"other": other, "fused": fused}, ["fused"])
+    assert {each.metric: (each.difference.value, each.difference.n) for each in found} == {
+        "exact_match": (1.0, 1),
+        "contains": (1.0, 1),
+        "score": (0.25, 1),
+    }

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, load_dataset
+from datasets import Dataset, Features, SplitDict, load_dataset
 from huggingface_hub import DatasetCard
 from rich.console import Console
 from trl.trainer.dpo_config import DPOConfig
@@ -105,14 +105,17 @@ def test_the_card_is_what_datasets_reads(tmp_path: Path, format_name: str, kind:
             ("fusechat3", "wrpo"),
         }
         return
-    loaded = load(exported.folder, kind)
+    loaded, path = load(exported.folder, kind), exported.folder / kind / FILE_NAME
     (info,) = DatasetCard.load(exported.folder / "README.md").data.dataset_info
     assert Features._from_yaml_list(info["features"]) == loaded.features
-    assert Features.from_arrow_schema(pq.read_schema(exported.folder / kind / FILE_NAME)) == loaded.features
-    assert info["splits"] == [{"name": "train", "num_examples": len(loaded)}]
+    assert Features.from_arrow_schema(pq.read_schema(path)) == loaded.features
+    (split,) = SplitDict._from_yaml_list(info["splits"]).values()
+    assert (split.name, split.num_examples, split.num_bytes) == ("train", len(loaded), info["dataset_size"])
+    assert info["download_size"] == path.stat().st_size
+    assert info["dataset_size"] == pytest.approx(pq.read_table(path).nbytes, rel=0.05), "but for the maps of nulls"
     assert exported.counts == {kind: len(loaded)}
     assert set(loaded["prompt_id"]) == {f"p{number}" for number in range(8)}
-    assert read_training_file(exported.folder / kind / FILE_NAME, ()), "what is written, Sinter reads"
+    assert read_training_file(path, ()), "what is written, Sinter reads"
 
 
 @LETS_TRL_TRAIN
@@ -176,6 +179,29 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     assert exported.to_json()["dropped"] == {"prompt-of-several-messages": 1}
 
 
+def test_a_pair_of_two_models_stays_one(tmp_path: Path) -> None:
+    """The rejected answer of a quadruple's pair is the target's, after a file of TRL's form as before."""
+    trl = export_rows(rows_file(tmp_path, "wrpo"), tmp_path / "trl", format_name="trl").folder / "wrpo" / FILE_NAME
+    assert {record["source_rejected"] for record in pq.read_table(trl).to_pylist()} == {"target"}
+    exported = export_rows(trl, tmp_path / "out", format_name="fusechat3")
+    assert exported.counts == {"wrpo": 8}, "the target's own pairs"
+    assert {drop.reason for drop in exported.dropped} == {"pair-of-two-models"}
+
+
+@pytest.mark.parametrize(("format_name", "key"), [("fusechat3", "dataset"), ("trl", "domain")])
+def test_a_file_keeps_its_domains(tmp_path: Path, format_name: str, key: str) -> None:
+    """FuseChat-3.0's ``dataset`` is one; of another kind than text it means something else."""
+    pair = {
+        "source_model": "qwen", "prompt": [{"role": "user", "content": "Sort."}],
+        "chosen": [{"role": "assistant", "content": "sorted"}], "rejected": [{"role": "assistant", "content": "sort"}],
+    }  # fmt: skip
+    records = [{**pair, "id": 1, "dataset": "leetcode"}, {**pair, "id": 2, "domain": "code"}, {**pair, "dataset": 3}]
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(records))
+    folder = export_rows(path, tmp_path / "out", format_name=format_name).folder
+    assert list(load(folder, "train")[key]) == ["leetcode", "code", ""]
+
+
 def test_an_export_takes_the_place_of_an_export_only(tmp_path: Path) -> None:
     path, output = rows_file(tmp_path, "dpo"), tmp_path / "out"
     export_rows(path, output, format_name="trl")
@@ -186,9 +212,10 @@ def test_an_export_takes_the_place_of_an_export_only(tmp_path: Path) -> None:
     output.mkdir()
     export_rows(path, output, format_name="trl")
     mine = tmp_path / "mine"
-    for name, text in {"notes.txt": "dear to me", "README.md": "---\ntags:\n- other\n---\n- sinterlm\n"}.items():
+    texts = {"notes.txt": b"dear to me", "README.md": b"---\ntags:\n- other\n---\n- sinterlm\n\xff"}
+    for name, text in texts.items():
         mine.mkdir(exist_ok=True)
-        (mine / name).write_text(text)
+        (mine / name).write_bytes(text)
         with pytest.raises(InputError, match="mine: holds files that are no export; give --output a new"):
             export_rows(path, mine, format_name="trl")
     assert sorted(file.name for file in mine.iterdir()) == ["README.md", "notes.txt"]
@@ -249,6 +276,8 @@ def test_what_there_is_not_is_said(tmp_path: Path, arguments: dict[str, Any], me
         export_rows(rows_file(tmp_path, "dpo"), tmp_path / "out", **arguments)
     with pytest.raises(InputError, match="holds no run"):
         export_rows(tmp_path, tmp_path / "out", format_name="trl")
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file or folder; expected the output folder of a run"):
+        export_rows(tmp_path / "none.jsonl", tmp_path / "out", format_name="trl")
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
@@ -474,6 +503,9 @@ def test_what_is_no_shared_folder_is_refused(tmp_path: Path) -> None:
         import_answers(tmp_path / "none", tmp_path / "b")
     with pytest.raises(InputError, match=r"responses.*\.parquet: no such file; expected a folder that"):
         import_answers(tmp_path, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(InputError, match="rows: is a file; expected a workspace"):
+        export_answers(rows_file(tmp_path, "sft").rename(tmp_path / "rows"))
     with closing(Store(tmp_path / "empty" / "store.sqlite")), pytest.raises(InputError, match="nothing to write"):
         export_answers(tmp_path / "empty", tmp_path / "s")
     with pytest.raises(InputError, match="holds no run"):
@@ -487,9 +519,9 @@ def test_a_workspace_in_use_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_killed_import_has_written_nothing_and_the_same_command_ends_it(tmp_path: Path) -> None:
-    num_answers = 8_000
+    num_answers = 3_000
     shared = export_answers(
-        workspace_of(tmp_path / "a", *(response(index, "x" * 100) for index in range(num_answers))), tmp_path / "s"
+        workspace_of(tmp_path / "a", *(response(index, "x" * 2_000) for index in range(num_answers))), tmp_path / "s"
     ).folder
     arguments = [sys.executable, "-m", "sinterlm", "import", str(shared), "--workspace", str(tmp_path / "b")]
     process = subprocess.Popen(arguments)
@@ -506,29 +538,54 @@ def test_a_killed_import_has_written_nothing_and_the_same_command_ends_it(tmp_pa
     assert (merged.new_responses, merged.new_scores) == (num_answers, num_answers)
 
 
-def test_a_published_file_is_prompts_answers_and_scores_of_a_recipe(tmp_path: Path) -> None:
-    """princeton-nlp/*-ultrafeedback-armorm's keys: best-of-sources chooses what the file's authors chose."""
-    recipe = write_tiny_fusion(tmp_path)
-    best = [number % 3 for number in range(12)]
+def published(folder: Path, best: Sequence[int]) -> tuple[Path, list[dict[str, Any]]]:
+    """A recipe of recorded answers and scores alone, as princeton-nlp/*-ultrafeedback-armorm has them in train.json."""
     records = [
         {
             "prompt_id": f"p{number}",
             "prompt": f"What is {number} plus 3?",
             "all_generated_responses": [f"It is {number + 3}, answer {index}." for index in range(3)],
-            "all_rm_scores": [0.17 if index == best[number] else 0.11 for index in range(3)],
+            "all_rm_scores": [0.17 if index == place else 0.11 for index in range(3)],
         }
-        for number in range(12)
+        for number, place in enumerate(best)
     ]
-    (tmp_path / "train.json").write_text(json.dumps(records))
-    counts = run(
-        recipe,
-        "prompts={path: train.json, split: {sft: 1.0}}",
-        "sources={llama: {engine: recorded, path: train.json}}",
-        "scorer={kind: recorded, path: train.json}",
-        "preference={}",
-        "evaluation={}",
-        until="select-sft",
-    )
+    (folder / "train.json").write_text(json.dumps(records))
+    return write_tiny_fusion(folder), records
+
+
+PUBLISHED = (
+    "prompts={path: train.json, split: {sft: 1.0}}",
+    "sources={llama: {engine: recorded, path: train.json}}",
+    "scorer={kind: recorded, path: train.json}",
+    "preference={}",
+    "evaluation={}",
+)
+
+
+def test_an_answer_without_a_score_is_none_of_the_exported(tmp_path: Path) -> None:
+    """A score that is no number cannot be read again, and tells neither best nor worst."""
+    recipe, records = published(tmp_path, [0, 1, 2])
+    records[1]["all_rm_scores"].pop()
+    scores = [
+        {"prompt_id": record["prompt_id"], "response": answer, "score": score}
+        for record in records
+        for answer, score in zip(record["all_generated_responses"], record["all_rm_scores"], strict=False)
+    ]
+    (tmp_path / "scores.jsonl").write_text("\n".join(map(json.dumps, scores)))
+    scorer = "scorer={kind: recorded, path: scores.jsonl, missing: drop}"
+    run(recipe, *PUBLISHED, scorer, until="score-sources")
+    exported = export_rows(tmp_path / "run", tmp_path / "out", format_name="ultrafeedback-armorm")
+    (dropped,) = exported.dropped
+    assert (dropped.subject, dropped.reason, dropped.detail) == ("p1", "no-score", "1 of 3 answers have none")
+    written = read_training_file(exported.folder / "llama" / FILE_NAME, ("chosen", "rejected"))
+    assert {row.prompt_id: row.with_role("chosen").index for row in written} == {"p0": 0, "p2": 2}
+
+
+def test_a_published_file_is_prompts_answers_and_scores_of_a_recipe(tmp_path: Path) -> None:
+    """Best-of-sources chooses what the file's authors chose."""
+    best = [number % 3 for number in range(12)]
+    recipe, _ = published(tmp_path, best)
+    counts = run(recipe, *PUBLISHED, until="select-sft")
     assert counts["score-sources"]["answers"] == 36
     rows = {row.prompt_id: row.responses for row in read_rows(tmp_path / "run" / "rows" / "sft.parquet")}
     assert {name: (answer.index, answer.score) for name, (answer,) in rows.items()} == {

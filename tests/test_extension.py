@@ -120,8 +120,14 @@ def test_the_resolved_recipe_is_whole(base: Path, tmp_path: Path) -> None:
         ("scorer: null\n", "variant.yaml:2: scorer: missing"),
         ("sources:\n  large: {model: null}\n", "variant.yaml:3: sources.large.model: missing"),
         # The base stands at fault where it says what the changes do not fit with.
-        ("evaluation: null\n", "base/base.yaml:14: preference.wrpo.grid: cells are compared by the scorer"),
+        ("evaluation: null\n", "variant.yaml): preference.wrpo.grid: cells are compared by the scorer"),
+        ("sources: {older: {engine: transformers, model: org/old}}\n", "base.yaml:7 (extended by "),
         ("scorers: {kind: exact-match}\n", "variant.yaml:2: scorers: unknown key"),
+        # A null that finds nothing would leave the source in unseen.
+        ("sources:\n  lrge: null\n", "variant.yaml:3: sources.lrge: "),
+        ("sources: {lrge: null}\n", "base.yaml has no such key to take away: unknown key; did you mean large?"),
+        ("preference: {wrpo: {objective: {beta: null, tau: null}}}\n", "preference.wrpo.objective.tau: "),
+        ("workspace: null\n", "variant.yaml:2: workspace: "),
     ],
 )
 def test_errors_name_the_file_and_the_line_that_say_it(base: Path, changes: str, message: str) -> None:

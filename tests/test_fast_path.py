@@ -19,6 +19,8 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     GptOssConfig,
@@ -210,6 +212,17 @@ def test_neighbours_and_padding_change_no_number() -> None:
     assert together[0].tolist() == pytest.approx(alone.tolist(), rel=1e-5)
 
 
+def test_padding_stands_at_no_position_of_its_own() -> None:
+    """A model that has learnt 33 positions, and a row that takes 33 of them with 15 tokens of padding behind it."""
+    torch.manual_seed(0)
+    config = GPT2Config(**{**SIZES, "max_position_embeddings": 33})
+    model = GPT2LMHeadModel(config).eval()
+    rows = [[EncodedExample([5] * 20, [7] * 14)]]
+    with torch.no_grad():
+        packed, plain = (response_logps(model, **layout(rows, pad_token_id=0)) for layout in (shared, one_to_a_line))
+    assert packed.tolist() == pytest.approx(plain.tolist(), rel=1e-5)
+
+
 def test_half_precision_differs_by_rounding_only() -> None:
     torch.manual_seed(0)
     model, rows = LlamaForCausalLM(LlamaConfig(**GROUPED)).eval(), make_rows([3, 2], beginning=40)
@@ -270,6 +283,38 @@ def test_a_model_that_computes_something_else_takes_the_plain_layout(monkeypatch
     assert choose_layout(build("llama"), make_rows([2, 3])) is one_to_a_line
 
 
+def test_rounding_is_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    """A tuned model is sure of its answers, of which bfloat16 rounds more away than a twentieth of what they cost."""
+    model: Any = build("llama")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(40)
+    rows = []
+    for row in make_rows([1] * 4, seed=3):
+        prompt = torch.tensor([row[0].prompt_ids])
+        answer = model.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+        rows.append([EncodedExample(row[0].prompt_ids, answer[0, prompt.shape[1] :].tolist())] * 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert choose_layout(model, rows) is shared
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_rounding_hides_no_mistake(
+    weights: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An attention 5 % too large moves log-probabilities by less than bfloat16 does, and by far more than float32.
+
+    Where the weights themselves are bfloat16 it cannot be told.
+    """
+    blocked = attention.blocked_attention
+    monkeypatch.setattr(attention, "blocked_attention", lambda *args, **kwargs: 1.05 * blocked(*args, **kwargs))
+    model = build("llama") if weights == torch.float32 else build("llama").bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        layout = choose_layout(model, make_rows([2, 3]))
+    assert layout is (one_to_a_line if weights == torch.float32 else shared)
+    assert len(caplog.messages) == (weights == torch.float32)
+
+
 def orphan(add: Any) -> Any:
     return lambda line, token_ids, parent: add(line, token_ids, -1)
 
@@ -315,7 +360,7 @@ def test_a_line_holds_what_predicts_and_nothing_twice(monkeypatch: pytest.Monkey
     batch = shared([first, [EncodedExample([1, 2, 4, 5], [9, 10, 11])]], pad_token_id=0)
     assert batch["spans"] == ((2, -1), (1, 0), (1, 1), (5, 0))
     assert batch["input_ids"][0].tolist() == [1, 2, 3, 6, 4, 5, 9, 10, 0]
-    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 2, 3, 4, 5, 6]
+    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 2, 3, 4, 5, 0]
     assert batch["predictors"].tolist() == [2, 3, 2, 5, 6, 7]
     assert batch["targets"].tolist() == [6, 7, 8, 9, 10, 11]
     assert batch["lengths"].tolist() == [2, 1, 3]

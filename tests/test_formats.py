@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -158,8 +160,10 @@ class TestPrompts:
     def test_an_empty_a_missing_and_a_broken_file(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"p\.jsonl: there is no prompt in it"):
             read_prompts(lines(tmp_path / "p.jsonl", ""))
-        with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        with pytest.raises(InputError, match=r"none\.jsonl: no such file; expected a file of JSON Lines"):
             read_prompts(tmp_path / "none.jsonl")
+        with pytest.raises(InputError, match="is a folder; expected a file of JSON Lines, JSON or Parquet"):
+            read_prompts(tmp_path)
         with pytest.raises(InputError, match=r"p\.parquet: not a whole Parquet file"):
             read_prompts(lines(tmp_path / "p.parquet", "PAR1 and no more"))
         (tmp_path / "latin.jsonl").write_bytes('{"prompt": "Straße"}'.encode("latin-1"))
@@ -274,7 +278,7 @@ class TestTrainingFile:
             (
                 PAIR,
                 {"prompt": "q", "chosen": [USER, said("a")], "rejected": "b"},
-                "`chosen` has the roles user, assistant; expected .*after the messages of the prompt",
+                r"`chosen` \(roles user, assistant\) begins otherwise than the prompt \(roles user\); expected .*after",
             ),
             (SFT, {"messages": [said("a")]}, "`chosen` has the roles assistant"),
             (SFT, {"prompt": "q", "completion": "a", "weight": float("nan")}, "`weight` is NaN; expected a finite"),
@@ -470,6 +474,13 @@ class TestRowsOfOthers:
         assert row.messages == ((Message("system", "Be brief."), *ASKED) if system else ASKED)
         assert responses_of(row) == {"chosen": "Paris"}
 
+    def test_sharegpt_with_a_turn_of_the_system(self, write: Write) -> None:
+        """As in LLaMA-Factory's dpo_en_demo.json."""
+        system = {"from": "system", "value": "You are a teacher."}
+        record = {"conversations": [system, HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "Rome"}}
+        (row,) = read_training_file(write(record), PAIR)
+        assert row.messages == (Message("system", "You are a teacher."), *ASKED)
+
     def test_sharegpt_ranking(self, write: Write) -> None:
         record = {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "Rome"}}
         (row,) = read_training_file(write(record), PAIR)
@@ -541,6 +552,18 @@ class TestRowsOfOthers:
         path.write_text(json.dumps(ANNOTATED))
         assert len(read_training_file(path, ())) == 1
 
+    @pytest.mark.parametrize(("name", "text"), [("a.jsonl.gz", "{0}\n{0}\n"), ("a.json.gz", "[{0}, {0}]")])
+    def test_a_file_may_be_compressed(self, tmp_path: Path, name: str, text: str) -> None:
+        """As HumanEval is published."""
+        path = tmp_path / name
+        packed = gzip.compress(text.format(json.dumps(ANNOTATED)).encode())
+        path.write_bytes(packed)
+        assert len(read_training_file(path, ())) == 2
+        for broken in (packed[:-20], packed[:30] + b"\xff" * 30 + packed[60:], b"{}"):
+            path.write_bytes(broken)
+            with pytest.raises(InputError, match=rf"{name}: not a whole gzip file"):
+                read_training_file(path, ())
+
 
 named = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 contents = texts.filter(str.strip)
@@ -555,7 +578,7 @@ conversations = st.builds(
 )
 
 
-def rows_of(prompts: Any, *roles: Role, scores: Any = scores, one_source: bool = True) -> Any:
+def rows_of(prompts: Any, *roles: Role, one_source: bool = True) -> Any:
     """Rows of answers with these roles, as a format of fewer columns holds them."""
 
     def build(prompt: tuple[Message, ...], source: str, answers: list[tuple[str, float]], *rest: Any) -> TrainingRow:
@@ -581,21 +604,26 @@ def annotated_rows(draw: st.DrawFn) -> TrainingRow:
     return TrainingRow(draw(named), draw(single), responses)
 
 
-NONE = st.none()
+def of_two_models(row: TrainingRow, source: str) -> TrainingRow:
+    chosen, rejected = row.responses
+    return replace(row, responses=(chosen, replace(rejected, source=source)))
+
+
+pairs_of_two_models = st.builds(of_two_models, rows_of(conversations, *PAIR), texts)
 ROUND_TRIPS: dict[str, tuple[str, Any]] = {
     "sinterlm": ("sinterlm", rows),
     "annotated": ("ultrafeedback-armorm", annotated_rows()),
     "wrpo": ("wrpo", rows_of(single, *WRPO, one_source=False)),
     "wrpo, equation 9": ("wrpo", rows_of(single, *WRPO, "rejected_source", one_source=False)),
-    "fusechat3 sft": ("fusechat3", rows_of(conversations, "chosen", scores=NONE)),
+    "fusechat3 sft": ("fusechat3", rows_of(conversations, "chosen")),
     "fusechat3 dpo": ("fusechat3", rows_of(conversations, *PAIR)),
-    "sharegpt": ("llamafactory", rows_of(conversations, "chosen", scores=NONE)),
-    "sharegpt ranking": ("llamafactory", rows_of(conversations, *PAIR)),
+    "sharegpt": ("llamafactory", rows_of(conversations, "chosen")),
+    "sharegpt ranking": ("llamafactory", pairs_of_two_models),
     "trl completion": ("trl", rows_of(conversations, "chosen")),
-    "trl preference": ("trl", rows_of(conversations, *PAIR)),
-    "trl unpaired, chosen": ("trl-unpaired", rows_of(conversations, "chosen", scores=NONE)),
-    "trl unpaired, rejected": ("trl-unpaired", rows_of(conversations, "rejected", scores=NONE)),
-    "trl messages": ("trl-messages", rows_of(conversations, "chosen", scores=NONE)),
+    "trl preference": ("trl", pairs_of_two_models),
+    "trl unpaired, chosen": ("trl-unpaired", rows_of(conversations, "chosen")),
+    "trl unpaired, rejected": ("trl-unpaired", rows_of(conversations, "rejected")),
+    "trl messages": ("trl-messages", rows_of(conversations, "chosen")),
 }
 
 
@@ -667,6 +695,7 @@ class TestFormats:
             ("trl", ASKED, ("chosen_source", "rejected_source", "chosen_target"), "no-rejected-response"),
             ("trl", ASKED, (None, None), "no-chosen-response"),
             ("trl-unpaired", ASKED, (None, None), "no-chosen-response"),
+            ("trl", ASKED, ("chosen", "rejected", "rejected"), "several-rejected-responses"),
         ],
     )
     def test_what_a_format_cannot_hold_is_said(
@@ -681,6 +710,20 @@ class TestFormats:
         found = records_of(TrainingRow("p", messages, answers), format_name)
         assert isinstance(found, Misfit)
         assert found.reason == reason
+
+    def test_no_answer_of_a_row_is_passed_over(self) -> None:
+        """Two chosen answers of one source are two pairs; a source without a chosen answer is said."""
+        roles: tuple[Role, ...] = ("chosen", "chosen", "rejected")
+        responses = tuple(RowResponse(content, role) for content, role in zip("abc", roles, strict=True))
+        records = records_of(TrainingRow("p", ASKED, responses), "trl")
+        assert [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in records] == [("a", "c"), ("b", "c")]
+        lone = RowResponse("d", "rejected", "qwen")
+        others = tuple(replace(response, source="gemma") for response in responses)
+        unused = RowResponse("e", None, "yi")
+        assert len(records_of(TrainingRow("p", ASKED, (*others, unused)), "trl")) == 2
+        found = records_of(TrainingRow("p", ASKED, (*others, lone)), "trl")
+        assert isinstance(found, Misfit)
+        assert found.reason == "no-chosen-response"
 
     @pytest.mark.parametrize(
         ("answers", "reason"),
@@ -722,6 +765,15 @@ class TestQuestions:
     def test_they_are_named_by_file_and_line(self, tmp_path: Path, record: dict[str, Any], turns: list[str]) -> None:
         path = lines(tmp_path / "bench.jsonl", "", json.dumps(record))
         assert read_questions(path) == [Prompt("bench.jsonl, line 2", tuple(Message("user", turn) for turn in turns))]
+
+    def test_files_of_one_name_are_told_apart(self, tmp_path: Path) -> None:
+        paths = [tmp_path / name for name in ("gsm8k/test.jsonl", "math/test.jsonl", "mbpp.jsonl")]
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+            lines(path, '{"question": "Who?"}')
+        assert [question.id for question in read_questions(*paths, paths[0])] == [
+            "gsm8k/test.jsonl, line 1", "math/test.jsonl, line 1", "mbpp.jsonl, line 1",
+        ]  # fmt: skip
 
     def test_what_is_no_question_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"line 1: the keys are answer; expected one of prompt, messages, turns"):

@@ -451,7 +451,7 @@ def test_another_grid_trains_its_new_cells_only(recipe: Path, searched: Path, tm
 def test_a_training_that_fails_names_its_cell(recipe: Path, selected: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     shutil.copytree(selected, output)
-    with pytest.raises(SinterError, match=r"search-wrpo, cell 2 of 2 \(learning_rate 1e\+30\): the loss of row"):
+    with pytest.raises(SinterError, match=r"search-wrpo, cell 2 of 2 \(learning_rate 1e\+30\): the gradient of step"):
         fuse(recipe, output, grid="[{train.learning_rate: [2e-2, 1e+30]}]", until="search-wrpo")
     with counted_trainings() as count:
         fuse(recipe, output, grid="[{train.learning_rate: [2e-2]}]", until="search-wrpo")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -135,6 +139,24 @@ def test_no_worker_is_left_behind() -> None:
     scorer.score([answered(BOMBS["tower of powers"], "5")])
     scorer.close()
     assert num_children() == at_work - 2
+
+
+SCRIPT = """
+from sinterlm.scoring.mathematics import MathematicsScorer
+from tests.answers import answered
+scorer = MathematicsScorer(timeout_seconds=20, num_workers=1)
+print([score.value for score in scorer.score([answered("So it is 5.", "5")])])
+scorer.close()
+"""
+
+
+def test_script_without_a_guard(tmp_path: Path) -> None:
+    """As a user writes one; and what stands in it happens once."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    folder = Path(__file__).parents[1]
+    command = [sys.executable, str(tmp_path / "script.py")]
+    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True)
+    assert run.stdout == "[1.0]\n", run.stderr
 
 
 def test_prompt_without_an_accepted_answer_is_named(scorer: MathematicsScorer) -> None:

@@ -120,6 +120,10 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "wrpo over ipo": ("wrpo", {"base": "ipo", "tau": 0.2, "alpha": 0.4}),
     "wrpo over ipo of means": ("wrpo", {"base": "ipo", "tau": 0.2, "alpha": 0.4, "average_logps": True}),
     "wrpo over simpo": ("wrpo", {"base": "simpo", "beta": 2.0, "gamma": 0.7, "alpha": 0.4}),
+    "wrpo over simpo, both sides": (
+        "wrpo",
+        {"base": "simpo", "beta": 2.0, "gamma": 0.7, "alpha": 0.4, "rejected_mix": True},
+    ),
     "fusepo": ("fusepo", {"beta": 0.3}),
     "fusepo over ln-dpo": ("fusepo", {"base": "ln-dpo", "beta": 2.0}),
     "fusepo over simpo": ("fusepo", {"base": "simpo", "beta": 2.0, "gamma": 0.7}),
@@ -278,6 +282,21 @@ def test_wrpo_with_the_sources_rejected_answer_hand_derived() -> None:
 )
 def test_wrpo_over_other_bases_hand_derived(base: str, settings: dict[str, Any], expected: float) -> None:
     losses = wrpo_loss(*WRPO_ANSWERS[:3], alpha=0.25, base=base, **settings).losses
+    assert losses.tolist() == pytest.approx([expected])
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "expected"),
+    [
+        ("ln-dpo", {"beta": 0.5}, math.log1p(math.exp(-0.5 * 2.75))),  # 0.25 * (2 - 0) + 0.75 * (2 + 1) = 2.75
+        ("ipo", {"tau": 0.25}, (0.25 * (4 - 0) + 0.75 * (2 + 1) - 2) ** 2),
+        ("ipo", {"tau": 0.25, "average_logps": True}, (2.75 - 2) ** 2),
+        # Means -3, -3, -9 and, of y_ls, -4: 0.25 * (-3 + 4) + 0.75 * (-3 + 9) = 4.75.
+        ("simpo", {"beta": 0.5, "gamma": 1.0}, math.log1p(math.exp(-(0.5 * 4.75 - 1)))),
+    ],
+)
+def test_equation_9_over_other_bases_hand_derived(base: str, settings: dict[str, Any], expected: float) -> None:
+    losses = wrpo_loss(*WRPO_ANSWERS, alpha=0.25, base=base, **settings).losses
     assert losses.tolist() == pytest.approx([expected])
 
 
@@ -782,6 +801,13 @@ def test_a_kl_term_needs_a_reference() -> None:
 def test_wrong_settings_are_refused_by_name(name: str, given_values: Mapping[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_objective(name, given_values)
+
+
+@pytest.mark.parametrize("settings", [{"rejected_mix": True}, {"rejected_mix": False}, {"alpha_schedule": "ramp"}])
+def test_what_wrpos_arguments_decide_is_no_setting(settings: dict[str, Any]) -> None:
+    """Equation 9 without ``rejected_source`` is an error, not equation 6."""
+    with pytest.raises(TypeError, match=f"multiple values for keyword argument '{next(iter(settings))}'"):
+        wrpo_loss(*WRPO_ANSWERS[:3], alpha=0.5, **settings)
 
 
 def test_wrpo_over_an_unknown_base_is_an_error() -> None:

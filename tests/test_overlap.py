@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from sinterlm.errors import InputError
+from sinterlm.formats.questions import read_questions
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.plan import plan_fusion
 from sinterlm.pipeline.progress import Reporter
@@ -30,6 +31,7 @@ from sinterlm.selection.overlap import (
     split_words,
 )
 from sinterlm.store import Store
+from tests.published_data import FOLDER, needs_published_data
 from tests.tiny_fusion import write_tiny_fusion
 
 
@@ -208,6 +210,41 @@ def test_all_turns_count() -> None:
     turns = (Message("user", "Hello."), Message("assistant", "Hi."), QUESTION.messages[0])
     found = decontaminate([Prompt("p", turns)], [QUESTION], ngram=13, coverage=0)
     assert not found.prompts
+
+
+def test_every_turn_of_a_question_is_one() -> None:
+    """Each has fewer words than an n-gram, and the first is a third of all: asking it is asking the benchmark."""
+    first, second = "What norms are there when doing business in Japan?", "And which of them changed? " * 4
+    question = Prompt("q", (Message("user", first), Message("user", second)))
+    match = match_of(first, question, coverage=0.5)
+    assert (match.other, match.overlap, match.other_text) == ("q", 1.0, first)
+
+
+def test_the_rule_of_a_table_is_no_trace() -> None:
+    """More operators than words; 13 words of a sum are found."""
+    rule = "| --- | --- | --- | --- |\n" * 3
+    assert match_of(f"Sort this: {rule}", prompt(f"Explain this: {rule}", "q")) is None
+    assert match_of("Say 1+2-3*4/5+6-7 now", prompt("Compute 1+2-3*4/5+6-7 please", "q")) is not None
+
+
+@needs_published_data
+@pytest.mark.parametrize("settings", [{"ngram": 13, "coverage": 0.0}, {"ngram": 8, "coverage": 0.5}])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mt_bench/question.jsonl",
+        "alpaca_eval/gpt4_1106_preview/model_outputs.json",
+        "arena_hard/question.jsonl",
+        "math500/test.jsonl",
+        "humaneval/HumanEval.jsonl.gz",
+    ],
+)
+def test_whoever_asks_a_benchmarks_question_is_found(name: str, settings: Any) -> None:
+    questions = read_questions(FOLDER / name)
+    asked = [Prompt(question.id, (turn,)) for question in questions for turn in question.messages]
+    found = decontaminate(asked, questions, **settings)
+    assert not found.prompts
+    assert all(match.overlap == 1 for match in found.matches)
 
 
 @given(

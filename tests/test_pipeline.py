@@ -6,20 +6,25 @@ import json
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinterlm.formats import read_rows
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.outcome import rewrite_report
+from sinterlm.pipeline.progress import Reporter, show_counts
 from sinterlm.pipeline.run import Outcome, run_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
+from sinterlm.pipeline.status import print_status
+from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.load import load_recipe
 from sinterlm.store import Store
 from tests.tiny_fusion import write_tiny_fusion
@@ -35,8 +40,6 @@ class Lines(Reporter):
     """Keeps what a run says."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
         super().__init__(Console(quiet=True))
         self.lines: list[str] = []
 
@@ -235,6 +238,15 @@ def test_a_target_whose_answers_no_policy_reads_is_not_sampled(recipe: Path) -> 
     assert fusion.fused == fusion.model_of("fusepo"), "its rows hold the sources' answers"
 
 
+def test_how_the_target_is_sampled_decides_the_held_out_quadruples_where_no_rows_need_it(recipe: Path) -> None:
+    method = "preference={fusepo: {select: {kind: fusepo, temperature: 1.0}, objective: {kind: fusepo}}}"
+    before, after = (
+        stage_keys(build_stages(Fusion(load_recipe(recipe, (method, *changes)).recipe), str))
+        for changes in ((), ("target.sampling.num_samples=4",))
+    )
+    assert [name for name in before if before[name] != after[name]] == STAGES[11:]
+
+
 @pytest.mark.parametrize(
     ("override", "first_redone"),
     [
@@ -317,6 +329,25 @@ def test_status_and_report_from_the_folder_alone(recipe: Path, tmp_path: Path) -
     assert report.returncode == 0, report.stderr[-2000:]
     assert json.loads(report.stdout)["held_out"]["target"]["n"] == 8
     assert (moved / "report.html").stat().st_size > 10_000
+
+
+def test_a_report_of_a_training_that_was_killed_within_a_line(recipe: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(recipe.parent / "run", moved)
+    metrics = moved / "target-sft" / "metrics.jsonl"
+    metrics.write_text(f'{metrics.read_text()}{{"step": 7, "lo')
+    rewrite_report(moved)
+    assert "sft" in (moved / "report.html").read_text()
+    assert len(read_metrics(moved / "target-sft")) == 6
+
+
+def test_whole_numbers_are_shown_in_full_and_names_as_they_are() -> None:
+    """Not 1.23457e+06; and square brackets are no markup."""
+    assert show_counts({"tokens": 1234567, "mean score": 0.32891}) == "tokens: 1234567, mean score: 0.32891"
+    entry = {"name": "train-[sft]", "state": "done", "counts": {"[b] answers": 1234567}}
+    said = StringIO()
+    print_status({"output": "runs/[a]", "stages": [entry], "dropped": {}}, Console(file=said, width=120))
+    assert {"runs/[a]", "train-[sft]", "[b]", "1234567"} <= set(said.getvalue().split())
 
 
 def test_list_and_help_without_torch() -> None:

@@ -319,7 +319,8 @@ def test_every_policy_from_a_recipe(recipe_path: Path) -> None:
     """Each with every key that it has, and the same again once the recipe is written out."""
     of_sources = "sources: [gemma-2.5], num_samples: 2, truncated: keep"
     selects = {
-        "wrpo": f"{{kind: wrpo, rank: 2, rejected_source: true, target_ties: drop, ties: first, {of_sources}}}",
+        "wrpo": f"{{kind: wrpo, rank: 2, rejected_source: true, target_ties: drop, min_margin: 0.5, "
+        f"ties: first, {of_sources}}}",
         "fusepo": f"{{kind: fusepo, temperature: 0.01, min_margin: 0, ties: first, {of_sources}}}",
         "fusepo-rloo": f"{{kind: fusepo-rloo, temperature: 1e-2, {of_sources}}}",
         "fusechat3": f"{{kind: fusechat3, window: [1, 9], windows: {{code: none, chat: [0, 0.5]}}, {of_sources}}}",
@@ -575,7 +576,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     assert refusal(write(tmp_path, text)) == [
         "recipe.yaml:3: seed: found 'x' (text), expected a whole number",
         "recipe.yaml:13: sources.gemma-2.5.sampling.top: unknown key; did you mean top_p? "
-        "(known: max_new_tokens, num_samples, seed, temperature, top_p)",
+        "(known: max_new_tokens, num_samples, repetition_penalty, seed, temperature, top_p)",
         "recipe.yaml:26: preference.dpo.objective.kind: missing, expected text",
     ]
 

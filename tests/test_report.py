@@ -611,6 +611,65 @@ def test_graded_scores_show_means_and_distributions(tmp_path: Path) -> None:
     assert not root.find_all(css_class="remark")
 
 
+def test_rates_and_scores_stand_beside_each_other_each_on_its_own_scale(tmp_path: Path) -> None:
+    """As a scorer by domain gives them: a verifier for sums, a reward model for essays."""
+    rates = {
+        "gemma": {"exact_match": Rate(0.5, 0.25, 0.75, 8), "score": Rate(-1.5, -2.0, -1.0, 4)},
+        "target-sft": {"exact_match": Rate(0.75, 0.5, 1.0, 8), "score": Rate(0.25, 0.125, 0.5, 4)},
+        "target": {"score": Rate(-2.0, -2.5, -1.5, 4)},
+    }
+    held_out = HeldOut(
+        scorer="by-domain: verifier for sums; reward model for the rest",
+        models=rates,
+        domains={
+            model: {"sums" if metric == "exact_match" else "essays": {metric: rate} for metric, rate in found.items()}
+            for model, found in rates.items()
+        },
+        comparisons=[
+            Comparison("target-sft", "gemma", "exact_match", Difference(0.25, 0.125, 0.375, 8)),
+            Comparison("target-sft", "gemma", "score", Difference(1.75, 1.5, 2.0, 4)),
+        ],
+    )
+    write_report(replace(small_run(), held_out=held_out), tmp_path / "report.html")
+    root = parse((tmp_path / "report.html").read_text())
+    assert root.by_id("held-out-figures").table == [
+        ["gemma", "50.0", "25.0 to 75.0", "-1.500", "-2.000 to -1.000", "8, 4"],
+        ["target-sft", "75.0", "50.0 to 100.0", "0.250", "0.125 to 0.500", "8, 4"],
+        ["target", "", "", "-2.000", "-2.500 to -1.500", "4"],
+    ]
+    assert root.by_id("comparisons").table == [
+        ["target-sft", "gemma", "exact match", "+25.0", "12.5 to 37.5", "yes"],
+        ["target-sft", "gemma", "score", "+1.750", "1.500 to 2.000", "yes"],
+    ]
+    assert root.by_id("family-figures").table == [
+        ["sums", "exact match", "8", "50.0", "75.0", ""],
+        ["essays", "score", "4", "-1.500", "0.250", "-2.000"],
+    ]
+    tiles = [tile.text for tile in root.find_all(css_class="tile")]
+    assert [tile.split()[2] for tile in tiles] == ["target-sft", "gemma"], "the target has no exact match"
+    labels = [svg.attributes["aria-label"] for svg in root.find_all("svg")]
+    assert labels[0].endswith(" gemma: exact match 50; target-sft: exact match 75.")
+    assert "target-sft minus gemma, score: +1.75" in labels[1]
+
+
+def test_alpha_is_drawn_where_a_training_has_it(tmp_path: Path) -> None:
+    """What a method prefers may be a source's answer as well as the target's."""
+
+    def texts(*names: str) -> list[str]:
+        data = small_run()
+        write_report(
+            replace(data, training=[run for run in data.training if run.name in names]), tmp_path / "report.html"
+        )
+        figures = parse((tmp_path / "report.html").read_text()).find_all("figure")
+        (figure,) = (each for each in figures if each.find_all("h3")[0].text.startswith("Internal rewards"))
+        return [text.text for text in figure.find_all("svg")[0].find_all("text")]
+
+    assert {"alpha", "chosen answer", "target's chosen answer (y_wt)"} <= set(texts("dpo", "wrpo"))
+    alone = texts("dpo")
+    assert "alpha" not in alone
+    assert "chosen answer" in alone
+
+
 def test_searches_show_their_cells_and_what_was_chosen(tmp_path: Path) -> None:
     rates = Search(
         "wrpo",

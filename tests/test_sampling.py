@@ -27,7 +27,7 @@ from transformers import (
 from sinterlm.chat import FewShot, encode_completion, encode_prompt, end_token_ids, with_system
 from sinterlm.errors import InputError
 from sinterlm.models import fingerprint, load_model, load_tokenizer
-from sinterlm.records import Message, Prompt, SamplingSettings
+from sinterlm.records import Message, Prompt, SamplingSettings, digest
 from sinterlm.sampling.identity import recorded_identity, transformers_identity
 from sinterlm.sampling.nucleus import draw_tokens, draw_uniforms
 from sinterlm.sampling.protocol import Generation, Item
@@ -285,6 +285,25 @@ def test_greedy_equals_generate(folders: dict[str, Path], name: str) -> None:
         assert found[prompt.id, index].content == text.strip()
 
 
+@pytest.mark.parametrize("penalty", [0.6, 1.5])
+def test_a_repetition_penalty_is_that_of_generate(folders: dict[str, Path], penalty: float) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(folders["chatml"])
+    tokenizer = load_tokenizer(str(folders["chatml"]))
+    found = run(build(folders["chatml"], replace(GREEDY, repetition_penalty=penalty)), ITEMS)
+    assert found != run(build(folders["chatml"], GREEDY), ITEMS)
+    for prompt, index in ITEMS:
+        encoded = torch.tensor([encode_prompt(tokenizer, prompt.messages)])
+        output = model.generate(
+            encoded,
+            attention_mask=torch.ones_like(encoded),
+            do_sample=False,
+            max_new_tokens=GREEDY.max_new_tokens,
+            repetition_penalty=penalty,
+        )
+        text = str(tokenizer.decode(output[0, encoded.shape[1] :], skip_special_tokens=True))
+        assert found[prompt.id, index].content == text.strip()
+
+
 def test_samples_of_a_prompt_differ_and_repeat(folders: dict[str, Path]) -> None:
     found = run(build(folders["chatml"], SAMPLED), ITEMS)
     assert len({answer.content for answer in found.values()}) > len(PROMPTS)
@@ -422,9 +441,16 @@ def test_identity_names_what_decides_an_answer(folders: dict[str, Path]) -> None
         {"settings": replace(SAMPLED, top_p=0.7)},
         {"settings": replace(SAMPLED, max_new_tokens=13)},
         {"settings": replace(SAMPLED, seed=4)},
+        {"settings": replace(SAMPLED, repetition_penalty=1.05)},
     ]
     assert len({identity(), *(identity(**changes) for changes in others)}) == len(others) + 1
     assert identity() == identity(device="cpu", dtype="float32")
+    # Without a penalty the name is what it was before there was one: stored answers are found again.
+    settings = {"temperature": 0.9, "top_p": 0.8, "max_new_tokens": 12, "seed": 3}
+    named = {"engine": "transformers", "weights": "w", "few_shot": None, "system": None, "settings": settings}
+    assert transformers_identity(
+        model="x", few_shot=None, system=None, settings=SAMPLED, fingerprint=lambda model: "w"
+    ) == digest(named)  # fmt: skip
     assert transformers_identity(
         model="x", few_shot=None, system=None, settings=SAMPLED, fingerprint=lambda model: None
     ) is None  # fmt: skip

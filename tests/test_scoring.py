@@ -13,13 +13,33 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from sinterlm.chat import encode_conversation, encode_prompt
 from sinterlm.errors import InputError
 from sinterlm.models import load_tokenizer
 from sinterlm.records import Message, Prompt, Response
-from sinterlm.scoring.dialogues import TooLong, Truncate, encode_dialogue, padded_shape, split_batches
+from sinterlm.scoring import dialogues
+from sinterlm.scoring.by_domain import ByDomainScorer
+from sinterlm.scoring.combination import CombinationScorer
+from sinterlm.scoring.dialogues import (
+    Batch,
+    Loaded,
+    Reading,
+    TooLong,
+    Truncate,
+    encode_dialogue,
+    padded_shape,
+    split_batches,
+)
 from sinterlm.scoring.exact_match import ExactMatchScorer, normalise
 from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.reward_model import RewardModelScorer
@@ -183,6 +203,58 @@ def test_model_without_a_padding_token_is_read_at_the_last_token(tmp_path: Path,
     assert values(build(folder), LONG) == pytest.approx(expected, abs=1e-5)
 
 
+def test_an_answer_that_ends_the_dialogue_is_read_to_its_last_token(tmp_path: Path) -> None:
+    """The template writes nothing behind an answer, and there is no padding token; ``!`` is the first of all tokens."""
+    backend = Tokenizer(BPE({token: number for number, token in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}{% endfor %}"
+    )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    config.num_labels = 1
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    entry = answered("cold!")
+    assert dialogue(tmp_path, entry)[-1] == 0
+    assert values(build(tmp_path), [entry]) == pytest.approx([by_hand(tmp_path, dialogue(tmp_path, entry))], abs=1e-5)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_reward_model(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match=r"its tokenizer has no chat template, by which .* as chat_template\.jinja"):
+        build(folder).score(LONG)
+
+
+def test_nothing_is_read_beyond_the_models_positions(tmp_path: Path) -> None:
+    """``max_length`` says 4,096, the model has 512 positions."""
+    folder = save_tiny_reward_model(tmp_path)
+    entry = answered("word " * 800)
+    whole = dialogue(folder, entry)
+    assert len(whole) > 512
+    [score] = build(folder, max_length=4096).score([entry])
+    assert score.detail == {"truncated": True}
+    assert score.value == pytest.approx(by_hand(folder, whole[:511] + whole[-1:]), abs=1e-5)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_what_is_no_finite_number_is_no_score(reward_model: Path, number: float) -> None:
+    """Of infinite scores every one would be the best."""
+
+    class Overflowing(RewardModelScorer):
+        def _read(self, loaded: Loaded, batch: Batch) -> list[Reading]:
+            return [Reading(number, {"objectives": [number]}) for _ in batch.dialogues]
+
+    scorer = Overflowing(str(reward_model), max_length=512, truncate="end", batch_tokens=4096, float32_head=True)
+    [score] = scorer.score(LONG[:1])
+    assert math.isnan(score.value)
+    assert score.detail == {"reason": "no-score", "problem": "the score is no number"}
+
+
 @pytest.mark.parametrize("truncate", ["end", "middle"])
 @pytest.mark.parametrize("family", ["llama3", "gemma", "chatml"])
 def test_too_long_loses_the_end_or_the_middle_of_the_answer_only(
@@ -275,8 +347,29 @@ def test_reward_identity(tmp_path: Path, reward_model: Path) -> None:
     assert base != build(reward_model, max_length=100).identity
     assert base != build(reward_model, truncate="middle").identity
     assert base != build(reward_model, float32_head=False).identity
+    assert base != build(reward_model, dtype="bfloat16").identity
     assert base != build(save_tiny_reward_model(tmp_path, seed=1)).identity
     assert not build(reward_model).needs_answers
+
+
+def test_files_are_looked_up_once_however_many_answers_there_are(
+    reward_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of a hub is looked up there; combinations and domains name themselves in every score."""
+    looked_up = []
+
+    def fingerprint(name: str) -> str:
+        looked_up.append(name)
+        return "weights"
+
+    monkeypatch.setattr(dialogues, "fingerprint", fingerprint)
+    scorer = build(reward_model)
+    both = CombinationScorer("weighted-sum", {"one": scorer, "two": ExactMatchScorer()})
+    entries = [answered(content, "cold") for content in ANSWERS]
+    for asked in (entries[:2], entries[2:]):
+        ByDomainScorer({"": both}, scorer).score(asked)
+        scorer.score(asked)
+    assert looked_up == [str(reward_model)]
 
 
 def test_closed_scorer_loads_again(reward_model: Path) -> None:

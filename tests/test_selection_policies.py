@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ from sinterlm import FusionConfig, FusionTrainer
 from sinterlm.chat import encode_example
 from sinterlm.formats import read_rows, write_rows
 from sinterlm.objectives.table import resolve_objective
-from sinterlm.records import Candidates, Message, Prompt, RowResponse, Selection, TrainingRow
+from sinterlm.records import Candidates, Message, Prompt, RowResponse, Scored, Selection, TrainingRow
 from sinterlm.selection import (
     select_best_of_sources,
     select_fusechat3,
@@ -35,7 +37,8 @@ from sinterlm.selection.choices import REASONS
 from sinterlm.selection.table import POLICIES
 from sinterlm.training.logprobs import sequence_logps
 from sinterlm.training.members import find_members
-from tests.answers import PROMPT, Case, any_candidates, candidates, outcome
+from tests.answers import PROMPT, Case, any_candidates, candidates, outcome, scored
+from tests.reference import selection as reference
 from tests.tiny import build_model, build_tokenizer
 
 NAN = math.nan
@@ -164,6 +167,164 @@ def test_fewer_samples_than_there_are_and_than_asked(name: str) -> None:
     assert "c" in {response.content for response in five.responses}
 
 
+@pytest.mark.parametrize("name", OF_SOURCES)
+def test_one_source_is_enough(name: str) -> None:
+    """Its weight is all there is."""
+    answers: list[Case] = [("good", 0.15), ("bad", 0.1)]
+    (row,) = POLICIES[name].select([candidates([answers], TWO_TARGETS)], seed=0, **REQUIRED.get(name, {})).rows
+    assert {response.source for response in row.responses} - {"target-sft"} == {"source-0"}
+    by_group = {r.group or r.content: r.weight for r in row.responses if r.weight is not None}
+    assert not by_group or math.fsum(by_group.values()) == pytest.approx(1)
+
+
+TIED: list[Case] = [("a", 0.15), ("b", 0.1), ("c", 0.15), ("d", 0.1)]
+"""Two answers are best, two are worst."""
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if "rloo" not in name])
+def test_ties_of_every_policy(name: str) -> None:
+    """A hash of (seed, prompt id, source, index) decides among the best and among the worst; or the first does.
+
+    Policies that take all samples have none to choose; FuseSFT chooses where it keeps fewer than there are.
+    """
+    options = {"num_responses": 1} if name == "fusesft" else {}
+
+    def chosen(ties: str, seed: int) -> set[tuple[str | None, str]]:
+        selection = POLICIES[name].select(
+            [candidates([TIED], TIED)], seed=seed, ties=ties, **options, **REQUIRED.get(name, {})
+        )
+        return {(response.role, response.content) for response in selection.rows[0].responses}
+
+    def smallest(source: str, indices: tuple[int, int], seed: int) -> str:
+        key = {n: json.dumps([seed, PROMPT.id, source, n], separators=(",", ":")) for n in indices}
+        return str(TIED[min(indices, key=lambda n: hashlib.sha256(key[n].encode()).hexdigest())][0])
+
+    def expected(best: Mapping[str, str], worst: Mapping[str, str]) -> set[tuple[str, str]]:
+        source, target = "source-0", "target-sft"
+        whose = target if name == "on-policy" else source
+        return {
+            "wrpo": {("chosen_source", best[source]), ("chosen_target", best[target]), ("rejected", worst[target])},
+            "best-of-sources": {("chosen", best[source])},
+            "fusesft": {("chosen", best[source])},
+        }.get(name, {("chosen", best[whose]), ("rejected", worst[whose])})
+
+    models = ("source-0", "target-sft")
+    assert chosen("first", 0) == expected(dict.fromkeys(models, "a"), dict.fromkeys(models, "b"))
+    by_hash = [
+        expected({m: smallest(m, (0, 2), seed) for m in models}, {m: smallest(m, (1, 3), seed) for m in models})
+        for seed in range(8)
+    ]
+    assert [chosen("hash", seed) for seed in range(8)] == by_hash
+    assert len(set(map(frozenset, by_hash))) > 1
+
+
+def test_a_tie_between_sources_is_one_between_their_answers() -> None:
+    """FuseChat-3.0's rows are of one source; with equal best answers the hash decides which, evenly."""
+    answers: list[list[Case]] = [[("a", 0.15), ("b", 0.1)], [("c", 0.15), ("d", 0.1)]]
+    taken = [outcome(select_fusechat3([candidates(answers)], seed=seed)) for seed in range(40)]
+    assert 8 < taken.count({"chosen": "a", "rejected": "b"}) < 32
+    assert all(row in ({"chosen": "a", "rejected": "b"}, {"chosen": "c", "rejected": "d"}) for row in taken)
+
+
+# Some answers of a prompt were checked and others not: as recorded scores may say, which need not have a verdict each.
+PARTLY_CHECKED: list[Case] = [("failed", (False, 0.9)), ("unchecked", 0.5), ("worst", (False, 0.45))]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("best-of-sources", {"chosen": "unchecked"}),
+        ("fusesft", {"chosen": "unchecked"}),
+        ("wrpo", {"chosen_source": "unchecked", "chosen_target": "unchecked", "rejected": "worst"}),
+        ("fusepo", {"chosen": "unchecked", "rejected": "worst"}),
+        ("fusechat3", {"chosen": "unchecked", "rejected": "worst"}),
+        ("on-policy", {"chosen": "unchecked", "rejected": "worst"}),
+    ],
+)
+def test_what_failed_is_never_chosen_before_what_was_not_checked(name: str, expected: Mapping[str, str]) -> None:
+    case = candidates([PARTLY_CHECKED], PARTLY_CHECKED)
+    assert outcome(POLICIES[name].select([case], seed=0, **REQUIRED.get(name, {}))) == expected
+    passing: list[Case] = [*PARTLY_CHECKED, ("passed", (True, 0.48))]
+    (row,) = POLICIES[name].select([candidates([passing], passing)], seed=0, **REQUIRED.get(name, {})).rows
+    assert "passed" in {response.content for response in row.responses}
+
+
+# --- an independent reference ----------------------------------------------------------------------------------------
+
+
+def any_answers(generator: random.Random, prompt_id: str, source: str, kind: str) -> list[Scored]:
+    """Few texts and few scores, so that ties and doubles are frequent; some are empty, cut or without a score."""
+    num = generator.randint(0, 5)
+    indices = generator.choice([range(num), generator.sample(range(num + 2), num)])
+    found = []
+    for index in indices:
+        text = generator.choice(["a", "b", "c", "d", "", " ", f"{source}-{index}"])
+        verdict = generator.random() < 0.5
+        score: Any = {
+            "verdicts": verdict,
+            "graded": float(generator.randint(-2, 2)),
+            "armorm": round(generator.uniform(0.05, 0.25), 2),
+            "gated": (verdict, round(generator.uniform(0.0, 0.3), 2)),
+        }[kind if kind != "partly checked" else generator.choice(["verdicts", "graded", "gated"])]
+        if generator.random() < 0.07:
+            score = generator.choice([NAN, math.inf, -math.inf])
+        found.append(scored((text, score, generator.choice(["stop"] * 4 + ["length"])), source, index, prompt_id))
+    return found
+
+
+def any_case(generator: random.Random, number: int) -> Candidates:
+    kind = generator.choice(["verdicts", "graded", "armorm", "gated", "partly checked"])
+    prompt = Prompt(f"p{number}", PROMPT.messages, (), generator.choice(["", "code", "mathematics"]))
+    names = generator.sample([f"source-{n}" for n in range(4)], generator.randint(0, 4))
+    sources = [answer for name in names for answer in any_answers(generator, prompt.id, name, kind)]
+    return Candidates(prompt, tuple(sources), tuple(any_answers(generator, prompt.id, "target-sft", kind)))
+
+
+def any_options(generator: random.Random, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all policies have, and what this one has."""
+    choose = generator.choice
+    shared = {"ties": choose(["hash", "first"]), "truncated": choose(["drop", "keep"])}
+    own: dict[str, Any] = {
+        "wrpo": {
+            "rank": choose([1, 1, 2, 3]),
+            "rejected_source": choose([True, False]),
+            "target_ties": choose(["keep", "drop"]),
+        },
+        "fusesft": {"keep": choose(["pooled", "each-source"]), "num_responses": choose([1, 2, 4])},
+        "fusechat3": {
+            "window": choose([(0.01, 0.1), "none", (0.5, 2.0)]),
+            "windows": choose([{}, {"code": "none"}, {"mathematics": (1.0, 4.0)}]),
+        },
+    }.get(name, {})
+    if name in ("wrpo", "fusepo", "on-policy"):
+        own["min_margin"] = choose([None, None, 0.0, 0.05, 1.0])
+    if name in REQUIRED:
+        own["temperature"] = choose([0.0, 0.01, 0.5, 10.0])
+    if name in OF_SOURCES:
+        own["sources"] = choose([None, None, ["source-0"], ["source-2", "source-0", "source-9"]])
+        own["num_samples"] = choose([None, None, 1, 2, 9])
+    return shared, own
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_agrees_with_the_reference(name: str) -> None:
+    """Ties, doubles, missing scores, partial verdicts, ranks, groups, windows, margins: by loops over lists as well."""
+    generator, num_rows = random.Random(name), 0
+    for number in range(800):
+        case, seed = any_case(generator, number), generator.randint(0, 3)
+        shared, own = any_options(generator, name)
+        expected = reference.POLICIES[name](case, reference.Rules(seed, **shared), **own)
+        given = shared if "rloo" not in name else {"truncated": shared["truncated"]}
+        selected = POLICIES[name].select([case], seed=seed, **given, **own)
+        found = [
+            [(r.role, r.source, r.index, r.group, r.weight and pytest.approx(r.weight)) for r in row.responses]
+            for row in selected.rows
+        ]
+        assert found == ([] if expected is None else [expected]), (case, seed, shared, own)
+        num_rows += len(found)
+    assert 40 <= num_rows <= 760, "both what gives rows and what does not"
+
+
 # --- wrpo ------------------------------------------------------------------------------------------------------------
 
 
@@ -242,8 +403,6 @@ def test_a_third_and_two_thirds() -> None:
     split = split_prompts(prompts, held_out=0, sft=19_959, development=0, preference="rest", seed=0)
     assert (len(split.sft), len(split.preference)) == (19_959, 39_917)
     assert len(split.preference) // 128 == 311
-    again = split_prompts(reversed(prompts), held_out=0, sft=19_959, development=0, preference="rest", seed=0)
-    assert split == again
 
 
 # --- best of one source, the control ---------------------------------------------------------------------------------
@@ -582,6 +741,11 @@ def test_fusechat3_pairs_are_of_one_source_and_inside_the_window(cases: list[Can
 )
 def test_margin_threshold(target: list[Case], min_margin: float | None, expected: Any) -> None:
     assert outcome(select_on_policy([candidates([], target)], seed=0, min_margin=min_margin)) == expected
+    row = outcome(select_wrpo([candidates([[("s", True)]], target)], seed=0, min_margin=min_margin, target_ties="drop"))
+    if isinstance(expected, str):
+        assert row == expected
+    else:
+        assert row == {"chosen_source": "s", "chosen_target": expected["chosen"], "rejected": expected["rejected"]}
 
 
 # --- rows that train -------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.load import load_recipe, resolve_text
 from sinterlm.recipe.schema import FuseSft, Recipe, Wrpo
 from sinterlm.store import Store
+from tests.published_data import FOLDER as PUBLISHED
+from tests.published_data import needs_published_data, read_published
 from tests.tiny import save_tiny
 
 RECIPES = Path(__file__).resolve().parents[1] / "src" / "sinterlm" / "recipes"
@@ -182,6 +184,25 @@ def test_a_model_of_unknown_size_leaves_hours_unknown(tmp_path: Path) -> None:
     assert "other: of unknown size, so its GPU hours are unknown; `active_billions` says it" in planned["notes"]
     assert planned["total"]["gpu_hours"] is None
     assert planned["total"]["calls"] > 0
+
+
+@pytest.mark.parametrize("place", ["scorer", "evaluation.held_out.scorer"])
+def test_a_reward_model_of_unknown_size_is_named(tmp_path: Path, place: str) -> None:
+    unheard = "{kind: reward-model, model: org/unheard-of}"
+    gate = f"{{kind: combination, rule: gate, parts: {{right: {{kind: mathematics}}, graded: {unheard}}}}}"
+    planned = plan(
+        load("wrpo/llama3-8b-1-source", f"workspace={tmp_path}", "prompts.split.held_out=9", f"{place}={gate}")
+    )
+    stage = "score-sources" if place == "scorer" else "score-held-out"
+    assert planned["stages"][stage]["gpu_hours"] is None
+    note = "org/unheard-of: of unknown size until its files are here, so the GPU hours of scoring are unknown"
+    assert planned["notes"].count(note) == 1
+
+
+def test_the_files_of_a_scorer_that_are_not_there_are_named(tmp_path: Path) -> None:
+    recorded = "{kind: recorded, path: gone.jsonl}"
+    planned = plan(load("wrpo/llama3-8b-1-source", f"workspace={tmp_path}", f"scorer={recorded}"))
+    assert f"{RECIPES}/wrpo/gone.jsonl: not there (path of the scorer recorded)" in planned["notes"]
 
 
 def test_a_share_of_one_domain_leaves_a_part_unknown(tmp_path: Path) -> None:
@@ -390,6 +411,88 @@ def test_every_method_trains(runs: Path) -> None:
         metrics = (runs / name / f"target-sft-{method}" / "metrics.jsonl").read_text().splitlines()
         assert len(metrics) == 8
         assert all(math.isfinite(json.loads(line)["loss"]) for line in metrics)
+
+
+def test_a_folder_that_is_not_the_published_one_is_refused(tmp_path: Path) -> None:
+    """Before anything is written."""
+    (tmp_path / "question.jsonl").write_text("")
+    prepare = [sys.executable, str(RECIPES / "arena-bench" / "prepare.py"), str(tmp_path)]
+    outcome = subprocess.run([*prepare, "--output", str(tmp_path / "data")], capture_output=True, text=True)
+    assert outcome.returncode == 2
+    assert f"{tmp_path}/model_answer/{SOURCE_MODELS[0]}.jsonl: there is no such file" in outcome.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@needs_published_data
+def test_the_published_answers_become_rows(tmp_path: Path) -> None:
+    """Counted from the published files: the scores of an answer that is there, by model, for every prompt."""
+    published = PUBLISHED / "arena_bench_v1"
+    prepare = [sys.executable, str(RECIPES / "arena-bench" / "prepare.py"), str(published)]
+    subprocess.run([*prepare, "--output", str(tmp_path / "data")], check=True, capture_output=True)
+    save_tiny(tmp_path / "target")
+    select = {"wrpo": "select-wrpo", "fuserl": "select-fusepo", "fusechat3": "select-fusechat3"}
+    for name, method in select.items():
+        stages = ("prompts", "sample-sources", "score-sources", "select-sft")
+        target_stages = ("sample-target", "score-target") if name == "wrpo" else ()
+        for stage in (*stages, *target_stages, method):
+            changes = [change for change in here(tmp_path, name) if not change.startswith("prompts.split")]
+            recipe = str(RECIPES / "arena-bench" / f"{name}.yaml")
+            result = CliRunner().invoke(cli.app, ["run", recipe, "--only", stage, *changes])
+            assert result.exit_code == 0, result.output
+    rows = {path.relative_to(tmp_path / "runs"): read_rows(path) for path in tmp_path.glob("runs/*/rows/*.parquet")}
+
+    def scores(models: Sequence[str], prompt_id: str) -> dict[str, float]:
+        """By the answer's text."""
+        return {answers[model, prompt_id]: given[model, prompt_id] for model in models if (model, prompt_id) in given}
+
+    def lines(folder: str, model: str) -> list[dict[str, Any]]:
+        return read_published(f"arena_bench_v1/{folder}/{model}.jsonl")
+
+    models = (*SOURCE_MODELS, *TARGET_MODELS)
+    answers = {
+        (model, line["question_id"]): line["choices"][0]["turns"][0].strip()
+        for model in models
+        for line in lines("model_answer", model)
+    }
+    given = {
+        (model, line["question_id"]): float(line["score"])
+        for model in models
+        for line in lines("model_judgment", model)
+        if line["score"] is not None and answers[model, line["question_id"]]
+    }
+    sft = {row.prompt_id for row in rows[Path("wrpo/rows/sft.parquet")]}
+    preference = {prompt_id for _, prompt_id in answers} - sft
+    assert (len(sft), len(preference)) == (99, 201)
+
+    quadruples = rows[Path("wrpo/rows/wrpo.parquet")]
+    assert {row.prompt_id for row in quadruples} == {
+        name for name in preference if len(scores(TARGET_MODELS, name)) > 1
+    }
+    for row in quadruples:
+        of_source, of_target = (scores(models, row.prompt_id) for models in (SOURCE_MODELS, TARGET_MODELS))
+        assert of_source[row.with_role("chosen_source").content] == max(of_source.values())
+        assert of_target[row.with_role("chosen_target").content] == max(of_target.values())
+        assert of_target[row.with_role("rejected").content] == min(of_target.values())
+
+    pairs = rows[Path("fuserl/rows/fusepo.parquet")]
+    assert {row.prompt_id for row in pairs} == {
+        name for name in preference if len(set(scores(SOURCE_MODELS, name).values())) > 1
+    }
+    for row in pairs:
+        own = scores(SOURCE_MODELS, row.prompt_id)
+        assert own[row.with_role("chosen").content] == max(own.values())
+        assert own[row.with_role("rejected").content] == min(own.values())
+    assert scores_by_role(tmp_path / "runs/fusechat3/rows/fusechat3.parquet") == scores_by_role(
+        tmp_path / "runs/fuserl/rows/fusepo.parquet"
+    )
+    weighted = rows[Path("fuserl/rows/sft.parquet")]
+    assert {row.prompt_id for row in weighted} == sft
+    for row in weighted:
+        own = scores(SOURCE_MODELS, row.prompt_id)
+        total = sum(math.exp(score / 2) for score in own.values())
+        assert {response.content: response.weight for response in row.responses} == pytest.approx(
+            {text: math.exp(score / 2) / total for text, score in own.items()}
+        )
 
 
 def test_a_recorded_target_is_not_asked(runs: Path) -> None:

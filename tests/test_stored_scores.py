@@ -15,6 +15,7 @@ from sinterlm.errors import CredentialsError, InputError, ToleranceError
 from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.run import run_fusion
+from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.load import load_recipe
 from sinterlm.store import Store
 from tests.chat_server import Answer, ScriptedServer, serve
@@ -108,6 +109,45 @@ def test_a_verdict_is_paid_for_once(folder: Path, tmp_path: Path) -> None:
         assert len(server.requests) == 3 * NUM_PROMPTS
         run_scoring(folder, tmp_path, judge(server, temperature=0.5), num_samples=3)
         assert len(server.requests) == 6 * NUM_PROMPTS
+
+
+def test_a_key_is_asked_for_only_where_there_is_something_to_ask(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second recipe's verdicts are all in the store; the third has an answer more to each prompt."""
+    monkeypatch.setenv("JUDGE_KEY", "k")
+    with serve(by_length) as server:
+        scorer = judge(server, api_key_env="JUDGE_KEY")
+        run_scoring(folder, tmp_path, scorer, num_samples=2)
+        monkeypatch.delenv("JUDGE_KEY")
+        again = judge(server, api_key_env="JUDGE_KEY")
+        both = {"kind": "combination", "rule": "rank", "parts": {"a": again, "b": {"kind": "exact-match"}}}
+        run_scoring(folder, tmp_path, both, num_samples=2)
+        assert len(server.requests) == 2 * NUM_PROMPTS
+        with pytest.raises(CredentialsError, match="JUDGE_KEY holds no key"):
+            run_scoring(folder, tmp_path, again, num_samples=3)
+
+
+def test_settings_of_where_a_reward_model_computes_redo_no_stage() -> None:
+    def key(**settings: Any) -> object:
+        return describe_scorer(load_scorer({"kind": "reward-model", "model": "m", **settings}), lambda model: "weights")
+
+    assert key() == key(batch_tokens=1, device="cpu")
+    assert key() != key(dtype="float32")
+
+
+def test_a_scorer_that_is_named_twice_is_one() -> None:
+    model = {"kind": "reward-model", "model": "m"}
+    gate = {"kind": "combination", "rule": "gate", "parts": {"right": {"kind": "exact-match"}, "good": model}}
+    built = []
+
+    def keep(scorer: Any) -> Any:
+        built.append(type(scorer).__name__)
+        return scorer
+
+    domains = {"sums": gate, "code": gate, "prose": model}
+    build_scorer(load_scorer({"kind": "by-domain", "domains": domains, "other": model}), wrap=keep)
+    assert built == ["ExactMatchScorer", "RewardModelScorer", "CombinationScorer", "ByDomainScorer"]
 
 
 def test_settings_of_reaching_a_judge_redo_no_stage() -> None:

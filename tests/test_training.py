@@ -40,7 +40,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from sinterlm import FusionConfig, FusionTrainer
+from sinterlm import FusionConfig, FusionTrainer, chat
 from sinterlm.chat import EncodedExample, encode_example
 from sinterlm.errors import InputError, SinterError, ToleranceError
 from sinterlm.objectives.table import OBJECTIVES, resolve_objective
@@ -226,6 +226,19 @@ def test_sequence_logps_keeps_the_mode_and_the_order(tiny_llama: PreTrainedModel
 
 
 # --- rows to batches -------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_encoded_once_for_all_its_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    encode_prompt = chat.encode_prompt
+
+    def noting(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+        seen.append(messages)
+        return encode_prompt(tokenizer, messages)
+
+    monkeypatch.setattr(chat, "encode_prompt", noting)
+    encode_rows(ROWS["wrpo"], build_tokenizer(), objective=resolve_objective("wrpo"), max_length=512)
+    assert len(seen) == len(ROWS["wrpo"])
 
 
 def test_encoded_rows_hold_what_chat_encodes() -> None:
@@ -547,6 +560,15 @@ def test_a_loss_that_is_not_finite_names_the_row(tmp_path: Path) -> None:
         history("sft", ROWS["sft"], tmp_path, model)
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    """In the last step, too, after which no loss would tell of it."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    model.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(SinterError, match="the gradient of step 1 is not finite, though its loss is"):
+        history("sft", ROWS["sft"], tmp_path, model, max_steps=1)
+
+
 def test_a_step_of_rows_without_weight_has_no_loss(tmp_path: Path) -> None:
     rows = [answer(index, weight=float(index >= 2)) for index in range(4)]
     lines = history("sft", rows, tmp_path, per_device_train_batch_size=2, train_sampling_strategy="sequential")
@@ -560,6 +582,12 @@ def test_row_weights_must_have_a_sum(weight: float, total: str, tmp_path: Path) 
         InputError, match=rf"the weights of the 2 rows sum to {total}; expected a finite number above 0"
     ):
         history("sft", [answer(index, weight=weight) for index in range(2)], tmp_path)
+
+
+def test_rows_that_are_none_name_the_way(tmp_path: Path) -> None:
+    rows: Any = [{"prompt": "What is hot?", "completion": "cold"}]
+    with pytest.raises(InputError, match=r"train_dataset holds dict; expected TrainingRow, .*formats\.parse_rows"):
+        history("sft", rows, tmp_path)
 
 
 def test_no_row_left(tmp_path: Path) -> None:
@@ -779,6 +807,27 @@ def test_where_and_in_which_precision_is_told(
     assert said == [expected]
 
 
+def test_where_the_reference_comes_from_is_told(tiny_folder: Path, tmp_path: Path) -> None:
+    """Another beta finds what the first training has computed; other rows do not."""
+    for max_length, beta, expected in (
+        (512, 0.3, "computed"),
+        (512, 0.1, "read from the cache"),
+        (40, 0.1, "computed"),
+    ):
+        said: list[str] = []
+        arguments = {**CPU, "max_steps": 1, "max_length": max_length}
+        output = tmp_path / f"{max_length}-{beta}"
+        run(
+            tiny_folder,
+            output,
+            hyperparameters={"beta": beta},
+            arguments=arguments,
+            cache_dir=tmp_path / "kept",
+            say=said.append,
+        )
+        assert said[1] == f"log-probabilities of the reference: {expected}"
+
+
 def test_a_training_without_save_steps_resumes(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Killed after 22 of 25 steps: it goes on behind the twentieth, and does not count those before again."""
     arguments = {**CPU, "max_steps": 25, "per_device_train_batch_size": 1}
@@ -821,6 +870,7 @@ def test_checkpoints_are_written_as_told(
     assert saved == expected
 
 
+@pytest.mark.parametrize("finished", ["wrpo"], indirect=True)
 @pytest.mark.parametrize("damage", ["no manifest", "cut file", "missing file", "cut manifest"])
 def test_half_written_checkpoints_are_skipped(
     damage: str, finished: tuple[str, Path, TrainingResult], tiny_folder: Path, tmp_path: Path, monkeypatch: Any
@@ -1001,13 +1051,15 @@ def test_the_card_names_a_base_model_of_the_hub_only(
     ],
 )
 def test_what_transformers_refuses_is_found_without_a_model(arguments: dict[str, Any], message: str) -> None:
-    """Whatever it raises, in one line."""
+    """Whatever it raises, in one line; and nothing of it stays for the trainings that follow in this process."""
     missing = {"wandb": "wandb", "deepspeed": "deepspeed", "liger": "liger_kernel"}
     if message in missing and importlib.util.find_spec(missing[message]):
         pytest.skip(f"{message} is installed")
+    environment = dict(os.environ)
     with pytest.raises(InputError, match=f"^train: .*{message}") as error:
         check_arguments("sft", {}, {**CPU, **arguments})
     assert "\n" not in str(error.value)
+    assert dict(os.environ) == environment
 
 
 def test_a_seed_that_is_none_is_found_without_a_model() -> None:

@@ -109,7 +109,12 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[M
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], content: str, *, truncated: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    content: str,
+    *,
+    truncated: bool = False,
+    prompt_ids: list[int] | None = None,
 ) -> EncodedExample:
     """Token ids of a prompt and of one answer to it, divided where generation begins.
 
@@ -119,6 +124,7 @@ def encode_example(
         content: The answer.
         truncated: Whether the token limit cut the answer; it then gets no end-of-turn, lest the model learn to stop
             in mid-sentence.
+        prompt_ids: Of the prompt, where they are known from another answer to it.
 
     Returns:
         Prompt and response ids. The response holds exactly one end-of-turn, or none if it is truncated.
@@ -128,7 +134,8 @@ def encode_example(
     """
     if not content.strip():
         raise InputError("an empty response never reaches a loss: drop the row, or sample the answer again")
-    prompt_ids = encode_prompt(tokenizer, messages)
+    if prompt_ids is None:
+        prompt_ids = encode_prompt(tokenizer, messages)
     whole_ids = encode_conversation(tokenizer, (*messages, Message("assistant", content)))
     if whole_ids[: len(prompt_ids)] != prompt_ids:
         raise InputError(_no_prefix(tokenizer, prompt_ids, whole_ids))

@@ -24,7 +24,9 @@ NO_KEY = "none"
 MAX_SHOWN = 500
 """Characters of what a server says that messages repeat."""
 
-_ABOUT_ONE_TEXT = re.compile(r"context|content[ _](filter|policy|management)", re.IGNORECASE)
+_REFUSED, _TOO_LARGE = (400, 422), 413
+"""HTTP's codes of a request that a server cannot take, and of one that is too large."""
+_ABOUT_ONE_TEXT = re.compile(r"context|too long|content[ _](filter|policy|management)", re.IGNORECASE)
 """In a refusal: the texts are too long for the model, or a filter holds them back. Other requests may do."""
 
 
@@ -100,8 +102,8 @@ class Endpoint:
             async with free:
                 try:
                     return _read((await client.chat.completions.with_raw_response.create(**request)).text)
-                except openai.BadRequestError as error:
-                    if not _ABOUT_ONE_TEXT.search(str(error)):
+                except openai.APIStatusError as error:
+                    if not _is_about_one_text(error):
                         raise
                     return Reply("", f"the server refuses the request: {_said(error)}")
 
@@ -177,6 +179,12 @@ def _read(body: str) -> Reply:
     if not content:
         return Reply("", f"the reply is empty ({choice.message.refusal or choice.finish_reason})", model)
     return Reply(content, "", model)
+
+
+def _is_about_one_text(error: openai.APIStatusError) -> bool:
+    """Whether a server refuses one request for what it is asked to read, and may take others."""
+    refused = error.status_code in _REFUSED and _ABOUT_ONE_TEXT.search(str(error)) is not None
+    return refused or error.status_code == _TOO_LARGE
 
 
 def _said(error: openai.OpenAIError) -> str:

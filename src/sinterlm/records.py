@@ -24,8 +24,10 @@ def digest(content: object) -> str:
     >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
     True
     """
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 class Message(NamedTuple):
@@ -64,6 +66,8 @@ class SamplingSettings:
     top_p: float = 0.95
     max_new_tokens: int = 512
     seed: int = 0
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that stand in the prompt or the answer so far become less likely (arXiv 1909.05858, 4.1)."""
 
 
 @dataclass(frozen=True, slots=True)

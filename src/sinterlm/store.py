@@ -18,14 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from sinterlm.errors import InputError, TryAgainError
 from sinterlm.records import (
     Dropped,
-    FinishReason,
     Message,
     Prompt,
     Response,
@@ -205,11 +204,7 @@ class Store:
                 prompt_id=prompt.id,
                 source=source,
                 index=row["sample_index"],
-                content=row["content"],
-                finish_reason=cast(FinishReason, row["finish_reason"]),
-                num_prompt_tokens=row["num_prompt_tokens"],
-                num_tokens=row["num_tokens"],
-                sampling=_sampling(row),
+                **_answer(row),
             )
             for row in self._read(query, identity, prompt.content_hash, num_samples)
         ]
@@ -235,6 +230,10 @@ class Store:
             return _score(row)
         return None
 
+    def has_scores(self, scorer: str) -> bool:
+        """Whether ``scorer`` has scored anything."""
+        return bool(self._read("SELECT 1 FROM scores WHERE scorer = ? LIMIT 1", scorer))
+
     # -- sharing -------------------------------------------------------------------------------------------------
 
     def all_responses(self) -> Iterator[StoredResponse]:
@@ -247,11 +246,7 @@ class Store:
                 identity=row["identity"],
                 prompt_hash=row["prompt_hash"],
                 index=row["sample_index"],
-                content=row["content"],
-                finish_reason=cast(FinishReason, row["finish_reason"]),
-                num_prompt_tokens=row["num_prompt_tokens"],
-                num_tokens=row["num_tokens"],
-                sampling=_sampling(row),
+                **_answer(row),
                 prompt=_messages(row) if row["messages"] else None,
             )
 
@@ -403,8 +398,15 @@ def _score(row: Mapping[str, Any]) -> Score:
     return Score(row["response_id"], row["scorer"], value, passed, json.loads(row["detail"]))
 
 
-def _sampling(row: Mapping[str, Any]) -> SamplingSettings | None:
-    return SamplingSettings(**json.loads(row["sampling"])) if row["sampling"] else None
+def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What :class:`Response` and :class:`StoredResponse` say alike."""
+    return {
+        "content": row["content"],
+        "finish_reason": row["finish_reason"],
+        "num_prompt_tokens": row["num_prompt_tokens"],
+        "num_tokens": row["num_tokens"],
+        "sampling": SamplingSettings(**json.loads(row["sampling"])) if row["sampling"] else None,
+    }
 
 
 def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -105,6 +105,14 @@ def wrpo_simpo(yws: Answer, ywt: Answer, yl: Answer, beta: float, gamma: float, 
     return minus_log_sigma(beta * (alpha * yws.mean_lp + (1.0 - alpha) * ywt.mean_lp - yl.mean_lp) - gamma)
 
 
+def wrpo_simpo_both_sides(
+    yws: Answer, ywt: Answer, yls: Answer, ylt: Answer, beta: float, gamma: float, alpha: float
+) -> Array:
+    """Equation 9 with SimPO's reward and link."""
+    hybrid_margin, on_policy_margin = yws.mean_lp - yls.mean_lp, ywt.mean_lp - ylt.mean_lp
+    return minus_log_sigma(beta * (alpha * hybrid_margin + (1.0 - alpha) * on_policy_margin) - gamma)
+
+
 def wrpo_ipo(yws: Answer, ywt: Answer, yl: Answer, tau: float, alpha: float) -> Array:
     """(alpha * LR(y_ws) + (1 - alpha) * LR(y_wt) - LR(y_l) - 1 / (2 tau))^2."""
     return (alpha * yws.lr + (1.0 - alpha) * ywt.lr - yl.lr - 1.0 / (2.0 * tau)) ** 2
@@ -241,7 +249,11 @@ def _wrpo(by_role: Mapping[str, Answer], settings: Mapping[str, Any]) -> Array:
     yws, ywt, yl = (by_role[role] for role in ("chosen_source", "chosen_target", "rejected"))
     beta, tau, gamma, alpha = (settings.get(key, 0.0) for key in ("beta", "tau", "gamma", "alpha"))
     if settings["rejected_mix"]:
-        return wrpo_both_sides(yws, ywt, by_role["rejected_source"], yl, beta, alpha)
+        yls = by_role["rejected_source"]
+        if settings["base"] == "simpo":
+            return wrpo_simpo_both_sides(yws, ywt, yls, yl, beta, gamma, alpha)
+        assert settings["base"] == "dpo"
+        return wrpo_both_sides(yws, ywt, yls, yl, beta, alpha)
     if settings["base"] == "simpo":
         return wrpo_simpo(yws, ywt, yl, beta, gamma, alpha)
     if settings["base"] == "ipo":

@@ -19,6 +19,9 @@ from sinterlm.records import Score
 
 Z_95 = 1.959963984540054
 """The standard normal quantile of 0.975."""
+METRICS = ("exact_match", "contains", "score")
+"""Every figure there is, in the order of display. Where a scorer passes or fails some questions and grades others, the
+rate is the main one."""
 _CHUNK_ELEMENTS = 2**20
 """Largest matrix of draws that the bootstrap holds at once."""
 
@@ -44,8 +47,11 @@ class Difference(NamedTuple):
 def metrics_of(score: Score) -> dict[str, float]:
     """The figures that one score contributes to, main one first.
 
-    ``exact_match`` (and ``contains`` where the scorer tells it) for pass-or-fail scorers, ``score`` for graded ones.
+    ``exact_match`` (and ``contains`` where the scorer tells it) for pass-or-fail scorers, ``score`` for graded ones;
+    nothing where the scorer gave no number.
     """
+    if math.isnan(score.value):
+        return {}
     if score.passed is None:
         return {"score": score.value}
     metrics = {"exact_match": float(score.passed)}
@@ -55,16 +61,18 @@ def metrics_of(score: Score) -> dict[str, float]:
 
 
 def values_by_metric(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """Metric to prompt id to value, of one model's scores by prompt id."""
+    """Metric to prompt id to value, of one model's scores by prompt id; the main metric first."""
     values: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for prompt_id, score in scores.items():
         for metric, value in metrics_of(score).items():
             values[metric][prompt_id] = value
-    return dict(values)
+    return {metric: values[metric] for metric in METRICS if metric in values}
 
 
 def compute_rates(scores: Mapping[str, Score]) -> dict[str, Rate]:
-    """Every metric of one model: Wilson's interval for rates, the bootstrap's for graded scores.
+    """Every metric of one model, the main one first: Wilson's interval for rates, the bootstrap's for graded scores.
+
+    Each is over the questions that have a figure; without any there is no metric.
 
     Args:
         scores: prompt id to the score of the model's answer.
@@ -85,7 +93,7 @@ def compute_rates_by_domain(scores: Mapping[str, Score], domains: Mapping[str, s
     by_domain: defaultdict[str, dict[str, Score]] = defaultdict(dict)
     for prompt_id, score in scores.items():
         by_domain[domains[prompt_id]][prompt_id] = score
-    return {domain: compute_rates(by_domain[domain]) for domain in sorted(by_domain)}
+    return {domain: rates for domain in sorted(by_domain) if (rates := compute_rates(by_domain[domain]))}
 
 
 def pass_rate(passes: Iterable[float]) -> Rate:
@@ -183,24 +191,23 @@ class Comparison:
 
 
 def compare_models(scores: Mapping[str, Mapping[str, Score]], fused: Sequence[str]) -> list[Comparison]:
-    """Every fused model against the other models and the fused ones before it, over the questions that both answered.
+    """Every fused model against the other models and the fused ones before it.
+
+    A metric is compared over the questions for which both models have a figure.
 
     Args:
         scores: model to prompt id to the score of its answer.
         fused: those of the models that are compared; others are only compared with.
     """
+    values = {model: values_by_metric(answered) for model, answered in scores.items()}
     differences = []
     others = [model for model in scores if model not in fused]
     for model in filter(scores.__contains__, fused):
         for other in others:
-            shared = scores[model].keys() & scores[other].keys()
-            ours, theirs = (
-                values_by_metric({prompt_id: scores[name][prompt_id] for prompt_id in shared})
-                for name in (model, other)
-            )
-            for metric in ours:
-                difference = paired_difference(join_runs([(ours[metric], theirs[metric])]))
-                differences.append(Comparison(model, other, metric, difference))
+            for metric, ours in values[model].items():
+                theirs = values[other].get(metric, {})
+                if pairs := {key: [(value, theirs[key])] for key, value in ours.items() if key in theirs}:
+                    differences.append(Comparison(model, other, metric, paired_difference(pairs)))
         others.append(model)
     return differences
 

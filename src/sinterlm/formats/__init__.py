@@ -2,7 +2,14 @@
 
 from sinterlm.formats.prompts import read_prompts
 from sinterlm.formats.recorded import RecordedAnswer, read_recorded
-from sinterlm.formats.rows import parse_rows, read_rows, read_training_file, write_rows
+from sinterlm.formats.rows import (
+    parse_rows,
+    read_row_ids,
+    read_rows,
+    read_rows_of_others,
+    read_training_file,
+    write_rows,
+)
 from sinterlm.formats.scores import RecordedScore, read_scores
 from sinterlm.formats.write import atomic_write
 
@@ -13,7 +20,9 @@ __all__ = [
     "parse_rows",
     "read_prompts",
     "read_recorded",
+    "read_row_ids",
     "read_rows",
+    "read_rows_of_others",
     "read_scores",
     "read_training_file",
     "write_rows",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from sinterlm.errors import InputError
 from sinterlm.formats.lines import Line
 from sinterlm.records import Message, Prompt, Role, RowResponse, TrainingRow
 
@@ -31,10 +32,13 @@ def row_of_conversations(
     prompt = line.prompt("prompt") if "prompt" in line.fields else next(iter(conversations.values()))[:-1]
     responses = []
     for role, (*before, answer) in conversations.items():
-        if answer.role != "assistant" or (before and tuple(before) != prompt) or not prompt:
-            raise line.error(
-                f"`{role}` has the roles {', '.join(message.role for message in conversations[role])}",
-                "one message of the assistant, alone or after the messages of the prompt",
+        if answer.role != "assistant" or not prompt:
+            raise _not_an_answer(line, role, f"has the roles {_roles(conversations[role])}")
+        if before and tuple(before) != prompt:
+            raise _not_an_answer(
+                line,
+                role,
+                f"(roles {_roles(conversations[role])}) begins otherwise than the prompt (roles {_roles(prompt)})",
             )
         responses.append(
             RowResponse(
@@ -45,6 +49,12 @@ def row_of_conversations(
             )
         )
     return build_row(line, prompt, tuple(responses))
+
+
+def sources_of_pair(line: Line) -> dict[Role, str]:
+    """The models of a pair: ``source``, and ``source_rejected`` where the rejected answer is another's."""
+    source = line.text("source", default="")
+    return {"chosen": source, "rejected": line.text("source_rejected", default=source)}
 
 
 def build_row(line: Line, prompt: tuple[Message, ...], responses: tuple[RowResponse, ...]) -> TrainingRow:
@@ -65,6 +75,14 @@ def not_empty(line: Line, key: str, content: str) -> str:
     if not content.strip():
         raise line.error(f"`{key}` is an empty response", "an answer: an empty response never reaches a loss")
     return content
+
+
+def _not_an_answer(line: Line, role: Role, found: str) -> InputError:
+    return line.error(f"`{role}` {found}", "one message of the assistant, alone or after the messages of the prompt")
+
+
+def _roles(messages: Sequence[Message]) -> str:
+    return ", ".join(message.role for message in messages)
 
 
 def dump_messages(messages: Sequence[Message]) -> list[dict[str, str]]:

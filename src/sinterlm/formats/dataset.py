@@ -7,6 +7,7 @@ CONFIGURATION/train-00000-of-00001.parquet
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,16 @@ class Records(NamedTuple):
 
     schema: pa.Schema
     records: Iterable[Mapping[str, Any]]
+
+
+class _Written(NamedTuple):
+    """One configuration as it was written."""
+
+    schema: pa.Schema
+    num_records: int
+    num_bytes: int
+    """In memory."""
+    file_bytes: int
 
 
 class Card(NamedTuple):
@@ -70,17 +81,15 @@ def write_dataset(
             )
     with atomic_folder(folder) as temporary:
         written = {name: _write_parquet(temporary / name / FILE_NAME, part) for name, part in configurations.items()}
-        counts = {name: count for name, count in written.items() if count}
-        if not counts:
+        filled = {name: part for name, part in written.items() if part.num_records}
+        if not filled:
             raise InputError(f"{folder}: there is nothing to write ({', '.join(written)}: no records)")
-        for name in written.keys() - counts.keys():
-            (temporary / name / FILE_NAME).unlink()
-            (temporary / name).rmdir()
+        for name in written.keys() - filled.keys():
+            shutil.rmtree(temporary / name)
         for name, text in (files or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
-        schemas = {name: configurations[name].schema for name in counts}
-        (temporary / "README.md").write_text(_render(card, schemas, counts), encoding="utf-8")
-    return counts
+        (temporary / "README.md").write_text(_render(card, filled), encoding="utf-8")
+    return {name: part.num_records for name, part in filled.items()}
 
 
 def describe_features(schema: pa.Schema) -> list[dict[str, Any]]:
@@ -106,19 +115,21 @@ def _check_replaceable(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     card = folder / "README.md"
-    head = card.read_text(encoding="utf-8").split("\n---", 1)[0] if card.is_file() else ""
+    head = card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0] if card.is_file() else ""
     if f"- {TAG}\n" not in f"{head}\n":
         raise InputError(f"{folder}: holds files that are no export; give --output a new or empty folder")
 
 
-def _write_parquet(path: Path, part: Records) -> int:
+def _write_parquet(path: Path, part: Records) -> _Written:
     path.parent.mkdir()
-    count = 0
+    num_records = num_bytes = 0
     with pq.ParquetWriter(path, part.schema) as writer:
         for chunk in _chunks(part.records):
-            writer.write_table(pa.Table.from_pylist(chunk, schema=part.schema))
-            count += len(chunk)
-    return count
+            table = pa.Table.from_pylist(chunk, schema=part.schema)
+            writer.write_table(table)
+            num_records += len(chunk)
+            num_bytes += table.nbytes
+    return _Written(part.schema, num_records, num_bytes, path.stat().st_size)
 
 
 def _chunks(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
@@ -127,27 +138,29 @@ def _chunks(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, 
         yield chunk
 
 
-def _render(card: Card, schemas: Mapping[str, pa.Schema], counts: Mapping[str, int]) -> str:
+def _render(card: Card, written: Mapping[str, _Written]) -> str:
     metadata = {
         "pretty_name": card.title,
         "tags": [TAG, *card.tags],
         "task_categories": ["text-generation"],
         "configs": [
-            {"config_name": name, "data_files": [{"split": SPLIT, "path": f"{name}/{FILE_NAME}"}]} for name in counts
+            {"config_name": name, "data_files": [{"split": SPLIT, "path": f"{name}/{FILE_NAME}"}]} for name in written
         ],
         "dataset_info": [
             {
                 "config_name": name,
-                "features": describe_features(schema),
-                "splits": [{"name": SPLIT, "num_examples": counts[name]}],
+                "features": describe_features(part.schema),
+                "splits": [{"name": SPLIT, "num_bytes": part.num_bytes, "num_examples": part.num_records}],
+                "download_size": part.file_bytes,
+                "dataset_size": part.num_bytes,
             }
-            for name, schema in schemas.items()
+            for name, part in written.items()
         ],
     }
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     sizes = "\n".join(
-        f"| `{name}` | {count:,} | {', '.join(f'`{key}`' for key in schemas[name].names)} |"
-        for name, count in counts.items()
+        f"| `{name}` | {part.num_records:,} | {', '.join(f'`{key}`' for key in part.schema.names)} |"
+        for name, part in written.items()
     )
     return (
         f"---\n{head}---\n\n# {card.title}\n\n{card.text}\n\n"

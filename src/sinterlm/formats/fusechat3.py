@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from sinterlm.formats.conversations import (
     row_of_conversations,
 )
 from sinterlm.formats.lines import Line
-from sinterlm.formats.pairs import chosen_of, pairs_of
+from sinterlm.formats.pairs import Answer, Pair, chosen_of, each, pairs_of
 from sinterlm.formats.shape import Misfit, Shape
 from sinterlm.formats.sharegpt import TURNS, dump_turns, row_of_turns
 from sinterlm.records import Message, Role, TrainingRow
@@ -28,31 +29,24 @@ from sinterlm.records import Message, Role, TrainingRow
 
 def read_fusechat3(line: Line) -> TrainingRow:
     """A row of either data set."""
-    source = line.text("source_model")
-    if "conversations" in line.fields:
-        return row_of_turns(line, source=source)
     roles: tuple[Role, ...] = ("chosen", "rejected")
-    return row_of_conversations(
-        line, {role: answer_messages(line, role) for role in roles}, dict.fromkeys(roles, source)
-    )
+    sources = dict.fromkeys(roles, line.text("source_model"))
+    if "conversations" in line.fields:
+        return row_of_turns(line, sources)
+    return row_of_conversations(line, {role: answer_messages(line, role) for role in roles}, sources)
 
 
-def _sft_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
-    answers = chosen_of(row)
-    if isinstance(answers, Misfit):
-        return answers
-    return [
-        {
-            "prompt_id": row.prompt_id,
-            "source_model": answer.response.source,
-            "conversations": dump_turns([*row.messages, Message("assistant", answer.response.content)]),
-            "weight": answer.weight,
-        }
-        for answer in answers
-    ]
+def _sft_record(row: TrainingRow, answer: Answer) -> dict[str, Any]:
+    return {
+        "prompt_id": row.prompt_id,
+        "source_model": answer.response.source,
+        "conversations": dump_turns([*row.messages, Message("assistant", answer.response.content)]),
+        "weight": answer.weight,
+        "score_chosen": answer.response.score,
+    }
 
 
-def _dpo_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
+def _pairs_of_one_source(row: TrainingRow) -> Sequence[Pair] | Misfit:
     pairs = pairs_of(row)
     if isinstance(pairs, Misfit):
         return pairs
@@ -61,23 +55,25 @@ def _dpo_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
         return Misfit(
             "pair-of-two-models", f"chosen of {mixed[0].chosen.source}, rejected of {mixed[0].rejected.source}"
         )
-    return [
-        {
-            "prompt_id": row.prompt_id,
-            "source_model": pair.chosen.source,
-            "prompt": dump_messages(row.messages),
-            "chosen": dump_answer(pair.chosen),
-            "rejected": dump_answer(pair.rejected),
-            "weight": pair.weight,
-            "score_chosen": pair.chosen.score,
-            "score_rejected": pair.rejected.score,
-        }
-        for pair in pairs
-    ]
+    return pairs
+
+
+def _dpo_record(row: TrainingRow, pair: Pair) -> dict[str, Any]:
+    return {
+        "prompt_id": row.prompt_id,
+        "source_model": pair.chosen.source,
+        "prompt": dump_messages(row.messages),
+        "chosen": dump_answer(pair.chosen),
+        "rejected": dump_answer(pair.rejected),
+        "weight": pair.weight,
+        "score_chosen": pair.chosen.score,
+        "score_rejected": pair.rejected.score,
+    }
 
 
 _BOTH = {"prompt_id": pa.string(), "source_model": pa.string()}
-SFT = Shape(pa.schema({**_BOTH, "conversations": TURNS, "weight": pa.float64()}), _sft_records)
+_NUMBERS = {"weight": pa.float64(), "score_chosen": pa.float64()}
+SFT = Shape(pa.schema({**_BOTH, "conversations": TURNS, **_NUMBERS}), each(chosen_of, _sft_record))
 DPO = Shape(
     pa.schema(
         {
@@ -85,10 +81,9 @@ DPO = Shape(
             "prompt": MESSAGES,
             "chosen": MESSAGES,
             "rejected": MESSAGES,
-            "weight": pa.float64(),
-            "score_chosen": pa.float64(),
+            **_NUMBERS,
             "score_rejected": pa.float64(),
         }
     ),
-    _dpo_records,
+    each(_pairs_of_one_source, _dpo_record),
 )

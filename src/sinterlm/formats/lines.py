@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,29 +148,45 @@ class Line:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Every record of JSON Lines, of a list of objects (in ``.json``) or of Parquet (in ``.parquet``), in order."""
+    """Every record of JSON Lines, of a list of objects (in ``.json``) or of Parquet (in ``.parquet``), in order.
+
+    Text may be compressed by gzip (``.jsonl.gz``, ``.json.gz``).
+    """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        found = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {found}; expected a file of JSON Lines, JSON or Parquet")
     if path.suffix == ".parquet":
         return _parquet_lines(path)
-    return _json_array(path) if path.suffix == ".json" and _is_array(path) else _json_lines(path)
+    is_json = path.name.removesuffix(".gz").endswith(".json")
+    return _json_array(path) if is_json and _is_array(path) else _json_lines(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader | gzip.GzipFile]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{path}: not a whole gzip file ({error})") from error
 
 
 def _is_array(path: Path) -> bool:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _json_array(path: Path) -> Iterator[Line]:
     """The objects of a file that is one list, as many data sets are published."""
     expected = "a list of JSON objects"
-    for number, fields in enumerate(_parse(_decode(path.read_bytes(), str(path)), str(path), expected), start=1):
+    with _opened(path) as file:
+        text = _decode(file.read(), str(path))
+    for number, fields in enumerate(_parse(text, str(path), expected), start=1):
         yield _line(fields, f"{path}, row {number}", expected)
 
 
 def _json_lines(path: Path) -> Iterator[Line]:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, raw in enumerate(file, start=1):
             place, expected = f"{path}, line {number}", "one JSON object in each line"
             if text := _decode(raw, place).strip():

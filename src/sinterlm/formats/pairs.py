@@ -1,15 +1,32 @@
-"""The parts of a row that formats of one answer, or of one pair, can hold."""
+"""The parts of a row that formats of one answer, or of one pair, can hold: each becomes one record."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
 
 from sinterlm.formats.shape import Misfit
 from sinterlm.records import Role, RowResponse, TrainingRow
 
 CHOSEN: tuple[Role, ...] = ("chosen", "chosen_source", "chosen_target")
 REJECTED: tuple[Role, ...] = ("rejected", "rejected_source")
+
+ANSWER_COLUMNS: Mapping[str, pa.DataType] = {
+    "weight": pa.float64(),
+    "source": pa.string(),
+    "score_chosen": pa.float64(),
+}
+"""What stands beside an answer to learn from, in formats that pass over other columns."""
+PAIR_COLUMNS: Mapping[str, pa.DataType] = {
+    **ANSWER_COLUMNS,
+    "source_rejected": pa.string(),
+    "score_rejected": pa.float64(),
+}
+"""What stands beside a pair."""
+
+PartT = TypeVar("PartT")
 
 
 class Pair(NamedTuple):
@@ -26,6 +43,35 @@ class Answer(NamedTuple):
     response: RowResponse
     is_chosen: bool
     weight: float
+
+
+def each(
+    parts: Callable[[TrainingRow], Sequence[PartT] | Misfit], record: Callable[[TrainingRow, PartT], dict[str, Any]]
+) -> Callable[[TrainingRow], list[dict[str, Any]] | Misfit]:
+    """The function from a row to its records, of which ``record`` makes one for each of the row's ``parts``."""
+
+    def records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
+        found = parts(row)
+        return found if isinstance(found, Misfit) else [record(row, part) for part in found]
+
+    return records
+
+
+def answer_columns(answer: Answer) -> dict[str, Any]:
+    """The values of :data:`ANSWER_COLUMNS`."""
+    response = answer.response
+    return {"weight": answer.weight, "source": response.source, "score_chosen": response.score}
+
+
+def pair_columns(pair: Pair) -> dict[str, Any]:
+    """The values of :data:`PAIR_COLUMNS`."""
+    return {
+        "weight": pair.weight,
+        "source": pair.chosen.source,
+        "score_chosen": pair.chosen.score,
+        "source_rejected": pair.rejected.source,
+        "score_rejected": pair.rejected.score,
+    }
 
 
 def has_rejected(row: TrainingRow) -> bool:
@@ -57,19 +103,20 @@ def pairs_of(row: TrainingRow) -> list[Pair] | Misfit:
 
     A quadruple is two pairs: the target's chosen answer against the target's rejected one, and the source's against
     the source's rejected answer where there is one, else against the target's. Rows of several sources' pairs (FusePO)
-    give one for each source.
+    give one for each source. Which of several rejected answers belongs to a chosen one cannot be known.
     """
     pairs = []
     for members in _groups(row):
-        by_role = {response.role: response for response in members}
-        for role in CHOSEN:
-            if role not in by_role:
-                continue
-            rejected = by_role.get("rejected_source") if role == "chosen_source" else None
-            rejected = rejected or by_role.get("rejected")
-            if rejected is None:
-                return Misfit("no-rejected-response", _describe(row))
-            pairs.append(Pair(by_role[role], rejected, _weight(row, by_role[role])))
+        of_role = {role: [response for response in members if response.role == role] for role in (*CHOSEN, *REJECTED)}
+        chosen = [response for role in CHOSEN for response in of_role[role]]
+        if not chosen and any(of_role.values()):
+            return Misfit("no-chosen-response", _describe(row))
+        for response in chosen:
+            rejected = (response.role == "chosen_source" and of_role["rejected_source"]) or of_role["rejected"]
+            if len(rejected) != 1:
+                reason = "several-rejected-responses" if rejected else "no-rejected-response"
+                return Misfit(reason, _describe(row))
+            pairs.append(Pair(response, rejected[0], _weight(row, response)))
     return pairs or Misfit("no-chosen-response", _describe(row))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sinterlm.errors import InputError
@@ -13,20 +13,31 @@ KEYS = ("prompt", "messages", "turns", "question", "problem", "instruction", "te
 """Where benchmarks keep what they ask; the first that is there counts."""
 
 
-def read_questions(path: Path) -> list[Prompt]:
-    """Read the questions of a benchmark from JSON Lines, JSON or Parquet; each is named by file and line.
+def read_questions(*paths: Path) -> list[Prompt]:
+    """Read the questions of benchmarks from JSON Lines, JSON or Parquet; each is named by file and line.
 
-    A line has one of :data:`KEYS`: text, or messages, or the turns of the user (texts, or objects with ``content``).
+    Files of one name are told apart by their folders, such as ``gsm8k/test.jsonl, line 3``. A line has one of
+    :data:`KEYS`: text, or messages, or the turns of the user (texts, or objects with ``content``).
 
     Raises:
-        InputError: A line has none of them, or there is no question at all.
+        InputError: A line has none of them, or there is no question at all in a file.
     """
-    questions = [
-        Prompt(f"{Path(path).name}{line.place.removeprefix(str(path))}", _ask(line)) for line in read_lines(path)
-    ]
+    distinct = list(dict.fromkeys(map(Path, paths)))
+    return [question for path in distinct for question in _read_file(path, _name_of(path, distinct))]
+
+
+def _read_file(path: Path, name: Path) -> list[Prompt]:
+    questions = [Prompt(f"{name}{line.place.removeprefix(str(path))}", _ask(line)) for line in read_lines(path)]
     if not questions:
         raise InputError(f"{path}: there is no question in it; expected lines with one of {', '.join(KEYS)}")
     return questions
+
+
+def _name_of(path: Path, paths: Sequence[Path]) -> Path:
+    """The end of a path that no other one has."""
+    ends = (path.parts[-length:] for length in range(1, len(path.parts)))
+    alone = (end for end in ends if sum(other.parts[-len(end) :] == end for other in paths) == 1)
+    return Path(*next(alone, path.parts))
 
 
 def _ask(line: Line) -> tuple[Message, ...]:

@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 from sinterlm.errors import InputError
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.formats.responses import RESPONSES, dump_row, read_responses
-from sinterlm.formats.table import reader_of
+from sinterlm.formats.table import FORMATS, reader_of
 from sinterlm.formats.write import atomic_write
 from sinterlm.records import TrainingRow
+
+_ANY_KEYS = "`prompt` and `chosen`, `completion` or `responses`, or `messages`"
 
 
 def write_rows(path: Path, rows: Sequence[TrainingRow]) -> None:
@@ -30,6 +32,11 @@ def write_rows(path: Path, rows: Sequence[TrainingRow]) -> None:
 def read_rows(path: Path) -> list[TrainingRow]:
     """Read rows in the many-responses shape, as :func:`write_rows` writes them."""
     return [read_responses(line) for line in read_lines(path)]
+
+
+def read_row_ids(path: Path) -> set[str]:
+    """The prompt ids of the rows that :func:`write_rows` has written."""
+    return set(pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist())
 
 
 def read_training_file(
@@ -55,6 +62,24 @@ def read_training_file(
     return rows
 
 
+def read_rows_of_others(path: Path) -> list[tuple[TrainingRow, str]]:
+    """Read training rows in any format, each with the domain of its prompt ("" where the file names none).
+
+    Raises:
+        InputError: A line has another shape, or there is none at all.
+    """
+    rows = [(_parse_row(line, _ANY_KEYS), _domain(line)) for line in read_lines(path)]
+    if not rows:
+        raise InputError(f"{path}: there is no row in it; expected lines with {_ANY_KEYS}")
+    return rows
+
+
+def _domain(line: Line) -> str:
+    """The text under one of the formats' keys for it; a value of another kind is of another meaning."""
+    values = (line.fields.get(format_.domain_key) for format_ in FORMATS.values())
+    return next((value for value in values if isinstance(value, str)), "")
+
+
 def parse_rows(records: Iterable[Mapping[str, Any]]) -> list[TrainingRow]:
     """Make training rows of dictionaries in any format, such as those of a ``datasets.Dataset``.
 
@@ -68,7 +93,7 @@ def parse_rows(records: Iterable[Mapping[str, Any]]) -> list[TrainingRow]:
     rows = []
     for number, record in enumerate(records):
         line = Line(f"row {number}", {key: value for key, value in record.items() if value is not None})
-        rows.append(_parse_row(line, "`prompt` and `chosen`, `completion` or `responses`, or `messages`"))
+        rows.append(_parse_row(line, _ANY_KEYS))
     return rows
 
 

@@ -12,10 +12,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from sinterlm.formats.conversations import row_of_conversations
+from sinterlm.formats.conversations import row_of_conversations, sources_of_pair
 from sinterlm.formats.dataset import FILE_NAME
 from sinterlm.formats.lines import Line
-from sinterlm.formats.pairs import chosen_of, pairs_of
+from sinterlm.formats.pairs import (
+    ANSWER_COLUMNS,
+    PAIR_COLUMNS,
+    Answer,
+    Pair,
+    answer_columns,
+    chosen_of,
+    each,
+    pair_columns,
+    pairs_of,
+)
 from sinterlm.formats.shape import Misfit, Shape
 from sinterlm.records import Message, Role, RowResponse, TrainingRow
 
@@ -28,19 +38,19 @@ TURNS = pa.list_(_TURN)
 
 def read_sharegpt(line: Line) -> TrainingRow:
     """A conversation to learn from, or one that goes on with a chosen and a rejected answer."""
-    return row_of_turns(line, source=line.text("source", default=""))
+    return row_of_turns(line, sources_of_pair(line))
 
 
-def row_of_turns(line: Line, *, source: str) -> TrainingRow:
-    """As :func:`read_sharegpt`, with answers of ``source``."""
+def row_of_turns(line: Line, sources: Mapping[Role, str]) -> TrainingRow:
+    """As :func:`read_sharegpt`, with answers of ``sources``."""
     before = read_turns(line, "conversations")
     if "system" in line.fields and line.text("system"):
         before = (Message("system", line.text("system")), *before)
     if "chosen" not in line.fields and "rejected" not in line.fields:
-        return row_of_conversations(line, {"chosen": before}, {"chosen": source})
+        return row_of_conversations(line, {"chosen": before}, sources)
     roles: tuple[Role, ...] = ("chosen", "rejected")
     answers = {role: (*before, *read_turns(line, role)) for role in roles}
-    return row_of_conversations(line, answers, dict.fromkeys(roles, source))
+    return row_of_conversations(line, answers, sources)
 
 
 def read_turns(line: Line, key: str) -> tuple[Message, ...]:
@@ -64,72 +74,55 @@ def _dump_turn(response: RowResponse) -> dict[str, str]:
     return dump_turns([Message("assistant", response.content)])[0]
 
 
-def split_system(messages: Sequence[Message]) -> tuple[str, Sequence[Message]] | Misfit:
-    """The system prompt ("" for none) and the turns after it, in which user and assistant alternate."""
-    has_system = messages[0].role == "system"
-    turns = messages[has_system:]
-    if any(turn.role != ("user", "assistant")[number % 2] for number, turn in enumerate(turns)):
-        return Misfit("turns-do-not-alternate", f"roles {', '.join(message.role for message in messages)}")
-    return messages[0].content if has_system else "", turns
+def _misfit_of(row: TrainingRow) -> Misfit | None:
+    """Why these turns are none of LLaMA-Factory's, where user and assistant alternate after the system prompt."""
+    roles = [message.role for message in row.messages]
+    turns = roles[roles[0] == "system" :]
+    alternate = all(role == ("user", "assistant")[number % 2] for number, role in enumerate(turns))
+    return None if alternate else Misfit("turns-do-not-alternate", f"roles {', '.join(roles)}")
 
 
-def _supervised_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
-    answers, prompt = chosen_of(row), split_system(row.messages)
-    if isinstance(answers, Misfit):
-        return answers
-    if isinstance(prompt, Misfit):
-        return prompt
-    system, turns = prompt
-    return [
-        {
-            "prompt_id": row.prompt_id,
-            "conversations": [*dump_turns(turns), _dump_turn(answer.response)],
-            "system": system,
-            "weight": answer.weight,
-            "source": answer.response.source,
-        }
-        for answer in answers
-    ]
+def _answers(row: TrainingRow) -> Sequence[Answer] | Misfit:
+    return _misfit_of(row) or chosen_of(row)
 
 
-def _ranking_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
-    pairs, prompt = pairs_of(row), split_system(row.messages)
-    if isinstance(pairs, Misfit):
-        return pairs
-    if isinstance(prompt, Misfit):
-        return prompt
-    system, turns = prompt
-    return [
-        {
-            "prompt_id": row.prompt_id,
-            "conversations": dump_turns(turns),
-            "chosen": _dump_turn(pair.chosen),
-            "rejected": _dump_turn(pair.rejected),
-            "system": system,
-            "weight": pair.weight,
-            "source": pair.chosen.source,
-            "score_chosen": pair.chosen.score,
-            "score_rejected": pair.rejected.score,
-        }
-        for pair in pairs
-    ]
+def _pairs(row: TrainingRow) -> Sequence[Pair] | Misfit:
+    return _misfit_of(row) or pairs_of(row)
 
 
-_EXTRA = {"system": pa.string(), "weight": pa.float64(), "source": pa.string()}
-SUPERVISED = Shape(pa.schema({"prompt_id": pa.string(), "conversations": TURNS, **_EXTRA}), _supervised_records)
+def _split_system(row: TrainingRow) -> tuple[str, Sequence[Message]]:
+    """The system prompt ("" for none) and the turns after it."""
+    first = row.messages[0]
+    return (first.content, row.messages[1:]) if first.role == "system" else ("", row.messages)
+
+
+def _supervised_record(row: TrainingRow, answer: Answer) -> dict[str, Any]:
+    system, turns = _split_system(row)
+    return {
+        "prompt_id": row.prompt_id,
+        "conversations": [*dump_turns(turns), _dump_turn(answer.response)],
+        "system": system,
+        **answer_columns(answer),
+    }
+
+
+def _ranking_record(row: TrainingRow, pair: Pair) -> dict[str, Any]:
+    system, turns = _split_system(row)
+    return {
+        "prompt_id": row.prompt_id,
+        "conversations": dump_turns(turns),
+        "chosen": _dump_turn(pair.chosen),
+        "rejected": _dump_turn(pair.rejected),
+        "system": system,
+        **pair_columns(pair),
+    }
+
+
+_COLUMNS = {"prompt_id": pa.string(), "conversations": TURNS}
+SUPERVISED = Shape(pa.schema({**_COLUMNS, "system": pa.string(), **ANSWER_COLUMNS}), each(_answers, _supervised_record))
 RANKING = Shape(
-    pa.schema(
-        {
-            "prompt_id": pa.string(),
-            "conversations": TURNS,
-            "chosen": _TURN,
-            "rejected": _TURN,
-            **_EXTRA,
-            "score_chosen": pa.float64(),
-            "score_rejected": pa.float64(),
-        }
-    ),
-    _ranking_records,
+    pa.schema({**_COLUMNS, "chosen": _TURN, "rejected": _TURN, "system": pa.string(), **PAIR_COLUMNS}),
+    each(_pairs, _ranking_record),
 )
 
 

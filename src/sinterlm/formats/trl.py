@@ -1,11 +1,12 @@
 """The shapes of TRL's trainers, conversational: lists of messages.
 
-    preference           prompt, chosen, rejected [, weight, source, score_chosen, score_rejected]
-    prompt-completion    prompt, completion [, weight, source]
+    preference           prompt, chosen, rejected
+    prompt-completion    prompt, completion
     language modelling   messages
     unpaired preference  prompt, completion, label
 
-Those under ``chosen`` and the like may be plain text, or begin with the prompt; ``prompt`` itself may then be missing.
+``weight``, ``source``, ``score_chosen``, ``source_rejected`` and ``score_rejected`` may stand beside them. Those under
+``chosen`` and the like may be plain text, or begin with the prompt; ``prompt`` itself may then be missing.
 """
 
 from __future__ import annotations
@@ -20,14 +21,24 @@ from sinterlm.formats.conversations import (
     dump_answer,
     dump_messages,
     row_of_conversations,
+    sources_of_pair,
 )
 from sinterlm.formats.lines import Line
-from sinterlm.formats.pairs import answers_of, chosen_of, pairs_of
-from sinterlm.formats.shape import Misfit, Shape
+from sinterlm.formats.pairs import (
+    ANSWER_COLUMNS,
+    PAIR_COLUMNS,
+    Answer,
+    Pair,
+    answer_columns,
+    answers_of,
+    chosen_of,
+    each,
+    pair_columns,
+    pairs_of,
+)
+from sinterlm.formats.shape import Shape
 from sinterlm.formats.wrpo import is_authors_row, read_authors_row
 from sinterlm.records import Message, Role, TrainingRow
-
-_EXTRA = {"weight": pa.float64(), "source": pa.string()}
 
 
 def read_pair(line: Line) -> TrainingRow:
@@ -35,8 +46,7 @@ def read_pair(line: Line) -> TrainingRow:
     chosen, rejected = answer_messages(line, "chosen"), answer_messages(line, "rejected")
     if is_authors_row(chosen):
         return read_authors_row(line, chosen, rejected)
-    source = line.text("source", default="")
-    return row_of_conversations(line, {"chosen": chosen, "rejected": rejected}, {"chosen": source, "rejected": source})
+    return row_of_conversations(line, {"chosen": chosen, "rejected": rejected}, sources_of_pair(line))
 
 
 def read_completion(line: Line) -> TrainingRow:
@@ -58,102 +68,57 @@ def _single(line: Line, role: Role, conversation: tuple[Message, ...]) -> Traini
     return row_of_conversations(line, {role: conversation}, {role: line.text("source", default="")})
 
 
-def _preference_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
-    pairs = pairs_of(row)
-    if isinstance(pairs, Misfit):
-        return pairs
-    return [
-        {
-            "prompt_id": row.prompt_id,
-            "prompt": dump_messages(row.messages),
-            "chosen": dump_answer(pair.chosen),
-            "rejected": dump_answer(pair.rejected),
-            "weight": pair.weight,
-            "source": pair.chosen.source,
-            "score_chosen": pair.chosen.score,
-            "score_rejected": pair.rejected.score,
-        }
-        for pair in pairs
-    ]
+def _preference_record(row: TrainingRow, pair: Pair) -> dict[str, Any]:
+    return {
+        "prompt_id": row.prompt_id,
+        "prompt": dump_messages(row.messages),
+        "chosen": dump_answer(pair.chosen),
+        "rejected": dump_answer(pair.rejected),
+        **pair_columns(pair),
+    }
 
 
-def _completion_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
-    answers = chosen_of(row)
-    if isinstance(answers, Misfit):
-        return answers
-    return [
-        {
-            "prompt_id": row.prompt_id,
-            "prompt": dump_messages(row.messages),
-            "completion": dump_answer(answer.response),
-            "weight": answer.weight,
-            "source": answer.response.source,
-            "score_chosen": answer.response.score,
-        }
-        for answer in answers
-    ]
+def _completion_record(row: TrainingRow, answer: Answer) -> dict[str, Any]:
+    return {
+        "prompt_id": row.prompt_id,
+        "prompt": dump_messages(row.messages),
+        "completion": dump_answer(answer.response),
+        **answer_columns(answer),
+    }
 
 
-def _messages_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
-    answers = chosen_of(row)
-    if isinstance(answers, Misfit):
-        return answers
-    return [
-        {
-            "prompt_id": row.prompt_id,
-            "messages": [*dump_messages(row.messages), *dump_answer(answer.response)],
-            "weight": answer.weight,
-            "source": answer.response.source,
-        }
-        for answer in answers
-    ]
+def _messages_record(row: TrainingRow, answer: Answer) -> dict[str, Any]:
+    return {
+        "prompt_id": row.prompt_id,
+        "messages": [*dump_messages(row.messages), *dump_answer(answer.response)],
+        **answer_columns(answer),
+    }
 
 
-def _unpaired_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
-    answers = answers_of(row)
-    if isinstance(answers, Misfit):
-        return answers
-    return [
-        {
-            "prompt_id": row.prompt_id,
-            "prompt": dump_messages(row.messages),
-            "completion": dump_answer(answer.response),
-            "label": answer.is_chosen,
-            "weight": answer.weight,
-            "source": answer.response.source,
-        }
-        for answer in answers
-    ]
+def _unpaired_record(row: TrainingRow, answer: Answer) -> dict[str, Any]:
+    score = answer.response.score
+    return {
+        "prompt_id": row.prompt_id,
+        "prompt": dump_messages(row.messages),
+        "completion": dump_answer(answer.response),
+        "label": answer.is_chosen,
+        **answer_columns(answer),
+        "score_chosen": score if answer.is_chosen else None,
+        "score_rejected": None if answer.is_chosen else score,
+    }
 
 
+_ID = {"prompt_id": pa.string()}
+_SINGLE = {**_ID, "prompt": MESSAGES, "completion": MESSAGES}
 PREFERENCE = Shape(
-    pa.schema(
-        {
-            "prompt_id": pa.string(),
-            "prompt": MESSAGES,
-            "chosen": MESSAGES,
-            "rejected": MESSAGES,
-            **_EXTRA,
-            "score_chosen": pa.float64(),
-            "score_rejected": pa.float64(),
-        }
-    ),
-    _preference_records,
+    pa.schema({**_ID, "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES, **PAIR_COLUMNS}),
+    each(pairs_of, _preference_record),
 )
-COMPLETION = Shape(
-    pa.schema(
-        {
-            "prompt_id": pa.string(),
-            "prompt": MESSAGES,
-            "completion": MESSAGES,
-            **_EXTRA,
-            "score_chosen": pa.float64(),
-        }
-    ),
-    _completion_records,
+COMPLETION = Shape(pa.schema({**_SINGLE, **ANSWER_COLUMNS}), each(chosen_of, _completion_record))
+LANGUAGE_MODELLING = Shape(
+    pa.schema({**_ID, "messages": MESSAGES, **ANSWER_COLUMNS}), each(chosen_of, _messages_record)
 )
-LANGUAGE_MODELLING = Shape(pa.schema({"prompt_id": pa.string(), "messages": MESSAGES, **_EXTRA}), _messages_records)
 UNPAIRED = Shape(
-    pa.schema({"prompt_id": pa.string(), "prompt": MESSAGES, "completion": MESSAGES, "label": pa.bool_(), **_EXTRA}),
-    _unpaired_records,
+    pa.schema({**_SINGLE, "label": pa.bool_(), **ANSWER_COLUMNS, "score_rejected": pa.float64()}),
+    each(answers_of, _unpaired_record),
 )

@@ -25,14 +25,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        _raise_full_disk(path, error)
-        raise
+        with _full_disk_said(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,29 +46,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for file in temporary.rglob("*"):
-            _sync(file)
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
-        _sync(path.parent)
-    except OSError as error:
-        _raise_full_disk(path, error)
-        raise
+        with _full_disk_said(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                _sync(file)
+            if path.exists():
+                path.rename(replaced)
+            temporary.rename(path)
+            _sync(path.parent)
     finally:
         for folder in (temporary, replaced):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _raise_full_disk(path: Path, error: OSError) -> None:
-    """Say it, if ``error`` is that the disk is full."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise TryAgainError(
-            f"{path}: the disk is full ({error.strerror}); what was there is as it was. Free some space and give the "
-            "same command again"
-        ) from error
+@contextmanager
+def _full_disk_said(path: Path) -> Iterator[None]:
+    """Turn the error of a full disk into one that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TryAgainError(
+                f"{path}: the disk is full ({error.strerror}); what was there is as it was. Free some space and give "
+                "the same command again"
+            ) from error
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -255,12 +255,17 @@ def wrpo_loss(
         alpha: the weight of the source's answer now, in [0, 1].
         base: the objective whose reward and link are used: ``dpo``, ``ln-dpo``, ``ipo`` or ``simpo``.
         settings: the base's hyper-parameters, e.g. ``beta``; its defaults otherwise.
+
+    Raises:
+        TypeError: ``settings`` hold what the arguments above decide.
     """
     by_role = {"chosen_source": chosen_source, "chosen_target": chosen_target, "rejected": rejected}
     if rejected_source is not None:
         by_role["rejected_source"] = rejected_source
-    settings = {**settings, "alpha": alpha, "rejected_mix": rejected_source is not None}
-    objective = resolve_objective("wrpo", {**settings, "base": base, "alpha_schedule": "constant"})
+    given = dict(
+        base=base, alpha=alpha, alpha_schedule="constant", rejected_mix=rejected_source is not None, **settings
+    )
+    objective = resolve_objective("wrpo", given)
     return objective_losses(objective, one_pair_a_row(by_role), progress=0.0)
 
 

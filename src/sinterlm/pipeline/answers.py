@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain
 
 from sinterlm.errors import InputError, ToleranceError
 from sinterlm.pipeline.fusion import Ask
@@ -129,10 +130,20 @@ def _response(generation: Generation, key: str, ask: Ask) -> Response:
 
 def answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answered]:
     """The stored answers of one participant, prompt by prompt."""
-    participant, identity = ask.participant, identity_of(ask)
-    for prompt in ask.asked(prompts):
-        for response in run.store.responses(identity, prompt, source=participant.name, num_samples=ask.num_samples):
-            yield Answered(prompt, response)
+    return chain.from_iterable(map(_answers_to(run, ask), prompts))
+
+
+def _answers_to(run: Run, ask: Ask) -> Callable[[Prompt], list[Answered]]:
+    """The stored answers of one participant to a prompt; what names them is found out once."""
+    name, identity = ask.participant.name, identity_of(ask)
+
+    def answers(prompt: Prompt) -> list[Answered]:
+        if not ask.asked([prompt]):
+            return []
+        responses = run.store.responses(identity, prompt, source=name, num_samples=ask.num_samples)
+        return [Answered(prompt, response) for response in responses]
+
+    return answers
 
 
 def score(run: Run, stage: str, config: Scorer, answered: Sequence[Answered]) -> StageResult:
@@ -141,8 +152,11 @@ def score(run: Run, stage: str, config: Scorer, answered: Sequence[Answered]) ->
     Raises:
         ToleranceError: No answer got a number, or a judge gave no verdict on more answers than the recipe tolerates.
     """
+    # Answers of like length side by side, so that a model that computes by token budget has full batches; the longest
+    # first, so that what is too much for the memory shows at once.
+    by_length = sorted(answered, key=_length, reverse=True)
     with closing(stored_scorer(run, config)) as scorer:
-        batches = [answered[start : start + SCORING_BATCH] for start in range(0, len(answered), SCORING_BATCH)]
+        batches = [by_length[start : start + SCORING_BATCH] for start in range(0, len(by_length), SCORING_BATCH)]
         pending = [(batch, len(missing)) for batch in batches if (missing := scorer.missing(batch))]
         num_missing = sum(count for _, count in pending)
         if pending:
@@ -169,9 +183,17 @@ def score(run: Run, stage: str, config: Scorer, answered: Sequence[Answered]) ->
         )
     _check_verdicts(config, dropped, len(answered))
     counts: dict[str, float] = {"answers": len(answered), "scored now": num_missing}
+    if dropped:
+        counts |= {"without a score": len(dropped)}
+    if invalid := sum(drop.reason == INVALID_VERDICT for drop in dropped):
+        counts |= {"invalid verdicts": invalid}
     if values:
         counts["mean score"] = round(sum(values) / len(values), 4)
     return StageResult(counts, dropped)
+
+
+def _length(answered: Answered) -> int:
+    return sum(len(message.content) for message in answered.prompt.messages) + len(answered.response.content)
 
 
 def _check_verdicts(config: Scorer, dropped: Sequence[Dropped], num_answers: int) -> None:
@@ -190,6 +212,17 @@ def stored_scorer(run: Run, config: Scorer) -> StoredScorer:
     wrapped = build_scorer(config, wrap=partial(StoredScorer, store=run.store))
     assert isinstance(wrapped, StoredScorer)
     return wrapped
+
+
+def scored_answers_to(run: Run, scorer: StoredScorer, asks: Sequence[Ask]) -> Callable[[Prompt], tuple[Scored, ...]]:
+    """The stored answers of several participants to a prompt, with their stored scores; one without is left out."""
+    answers = [_answers_to(run, ask) for ask in asks]
+
+    def scored(prompt: Prompt) -> tuple[Scored, ...]:
+        entries = (entry for answers_to in answers for entry in answers_to(prompt))
+        return tuple(Scored(entry.response, score) for entry in entries if (score := scorer.stored(entry)))
+
+    return scored
 
 
 def scored_answers(run: Run, config: Scorer, answered: Iterator[Answered]) -> dict[str, list[Scored]]:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from sinterlm.chat import encode_prompt
-from sinterlm.endpoint import find_key
 from sinterlm.errors import InputError
 from sinterlm.formats import read_prompts
 from sinterlm.models import load_tokenizer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stages import split_parts
-from sinterlm.recipe.build import build_hyperparameters, build_scorer
+from sinterlm.recipe.build import build_hyperparameters, build_scorer, check_scorer
 from sinterlm.recipe.grid import apply_choice, list_choices
-from sinterlm.recipe.schema import Code, Judge, RecordedSource, Scorer, scorer_for, scorers_in
+from sinterlm.recipe.schema import (
+    ByDomain,
+    FuseChat3,
+    Judge,
+    Recipe,
+    RecordedSource,
+    Scorer,
+    files_of,
+    scorer_for,
+    scorers_in,
+)
 from sinterlm.records import Message
-from sinterlm.scoring.sandbox import check_isolation
+from sinterlm.store import Store
 
 
-def check_inputs(fusion: Fusion) -> None:
+def check_inputs(fusion: Fusion, store: Store | None = None) -> None:
     """Check that prompts, scorers, files of answers, target and training settings fit together.
 
     Raises:
@@ -32,28 +40,24 @@ def check_inputs(fusion: Fusion) -> None:
         config = participant.config
         if isinstance(config, RecordedSource) and not config.path.is_file():
             raise InputError(f"{config.path}: there is no such file (recorded answers of {participant.name})")
-    for scorer in _scorers(fusion):
-        _check_scorer(scorer)
+    for scorer in fusion.recipe.scorers.values():
+        for part in scorers_in(scorer):
+            _check_scorer(part, store)
     if fusion.trained:
         _check_training(fusion)
 
 
-def _scorers(fusion: Fusion) -> Iterator[Scorer]:
-    """Every scorer that the recipe names, parts of combinations too."""
-    yield from scorers_in(fusion.recipe.scorer)
-    if held_out := fusion.recipe.evaluation.held_out:
-        yield from scorers_in(held_out.scorer)
-
-
-def _check_scorer(scorer: Scorer) -> None:
-    """That the files that a scorer names are there, the key of a judge's server, and a sandbox for programs."""
-    for key, path in scorer:
-        if isinstance(path, Path) and not path.is_file():
+def _check_scorer(scorer: Scorer, store: Store | None) -> None:
+    """That the files that a scorer names are there, the key of a judge's server, and what it needs of this machine."""
+    for key, path in files_of(scorer):
+        if not path.is_file():
             raise InputError(f"{path}: there is no such file ({key} of the scorer {scorer.kind})")
-    if isinstance(scorer, Judge):
+    # Of a judge that has given verdicts there may be nothing left to ask; a key that is needed is then missed there.
+    if isinstance(scorer, Judge) and not (store and store.has_scores(build_scorer(scorer).identity)):
+        from sinterlm.endpoint import find_key  # brings the client of the OpenAI protocol in
+
         find_key(scorer.base_url, scorer.api_key_env)
-    if isinstance(scorer, Code):
-        check_isolation()
+    check_scorer(scorer)
 
 
 def _check_prompts(fusion: Fusion) -> None:
@@ -72,11 +76,11 @@ def _check_prompts(fusion: Fusion) -> None:
                 f"prompts.split leaves no prompt for {part} ({sizes}); raise its share or bring more prompts"
             )
     known = {prompt.domain for prompts in parts.values() for prompt in prompts}
-    for name, source in recipe.sources.items():
-        if source.domains and not known & set(source.domains):
+    for place, domains in _named_domains(recipe):
+        if not known & set(domains):
             raise InputError(
-                f"sources.{name}.domains: no prompt is of {' or '.join(map(repr, source.domains))}; the domains of "
-                f"{recipe.prompts.path} are {', '.join(map(repr, sorted(known)))}"
+                f"{place}: no prompt is of {' or '.join(map(repr, domains))}; the domains of {recipe.prompts.path} are "
+                f"{', '.join(map(repr, sorted(known)))}"
             )
     scorers = {part: recipe.scorer for part in fusion.training_parts}
     if recipe.evaluation.held_out:
@@ -90,6 +94,21 @@ def _check_prompts(fusion: Fusion) -> None:
                 f"{recipe.prompts.path}: scorer {scorer.kind} needs accepted answers, but {len(unanswered)} prompts "
                 f"of the {part} part have none, e.g. {unanswered[0]!r}; add `answers`, or use another scorer"
             )
+
+
+def _named_domains(recipe: Recipe) -> Iterator[tuple[str, Sequence[str]]]:
+    """Where the recipe names domains; of those at one place the prompts must have one."""
+    for name, source in recipe.sources.items():
+        if source.domains:
+            yield f"sources.{name}.domains", source.domains
+    yield from (("prompts.split.sft_domains", [domain]) for domain in recipe.prompts.split.sft_domains)
+    for path, scorer in recipe.scorers.items():
+        for part in scorers_in(scorer):
+            if isinstance(part, ByDomain):
+                yield from ((f"{'.'.join(path)} by-domain", [domain]) for domain in part.domains)
+    for method, preference in recipe.preference.items():
+        if isinstance(preference.select, FuseChat3):
+            yield from ((f"preference.{method}.select.windows", [domain]) for domain in preference.select.windows)
 
 
 def _check_training(fusion: Fusion) -> None:

@@ -119,8 +119,8 @@ def _tabulate_selections(selections: Mapping[str, SelectionTally]) -> Table:
                 role.role or "(none)",
                 "" if role.mean_score is None else f"{role.mean_score:.3f}",
                 _describe_origin(role),
-                f"{margin.score.mean:+.3f}" if margin and margin.score else "",
-                f"{margin.characters.mean:+,.1f}" if margin else "",
+                f"{margin.score.mean:+z.3f}" if margin and margin.score else "",
+                f"{margin.characters.mean:+z,.1f}" if margin else "",
                 f"{tally.weights.mean_entropy:.3f}" if tally.weights and is_first else "",
             )
         table.add_section()
@@ -134,7 +134,8 @@ def _describe_origin(role: RoleTally) -> str:
 
 def _tabulate_drops(selections: Mapping[str, SelectionTally]) -> Table:
     title = "drops by reason (a source that is left out of a row counts too)"
-    table = Table("dropped", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    table.add_column("dropped", no_wrap=True)  # a reason is one long word, and stands whole
     for name in selections:
         table.add_column(escape(name), justify="right")
     for reason, counts in count_outcomes(selections).items():

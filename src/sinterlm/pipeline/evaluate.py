@@ -49,10 +49,11 @@ def _figures(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Rates of every model on ``prompts``, by domain too, and paired differences."""
     fusion = run.fusion
     scores = {participant.name: held_out_scores(run, prompts, participant) for participant in fusion.participants}
-    scores = {name: answered for name, answered in scores.items() if answered}
+    models = {name: rates for name, answered in scores.items() if (rates := compute_rates(answered))}
+    scores = {name: scores[name] for name in models}
     domains = {prompt.id: prompt.domain for prompt in prompts}
     return {
-        "models": {name: _as_json(compute_rates(answered)) for name, answered in scores.items()},
+        "models": {name: _as_json(rates) for name, rates in models.items()},
         "domains": {
             name: {domain: _as_json(rates) for domain, rates in compute_rates_by_domain(answered, domains).items()}
             for name, answered in scores.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -13,8 +14,8 @@ import pyarrow as pa
 from rich.console import Console
 
 from sinterlm.errors import InputError, ToleranceError
-from sinterlm.formats import read_rows, read_training_file
-from sinterlm.formats.dataset import Card, Records, write_dataset
+from sinterlm.formats import read_rows, read_rows_of_others
+from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
 from sinterlm.formats.shape import Misfit, Shape
 from sinterlm.formats.table import FORMATS, Format
 from sinterlm.pipeline.answers import answers_of, scored_answers
@@ -67,6 +68,8 @@ def export_rows(path: Path, output: Path | None = None, *, format_name: str, nam
     """
     if format_name not in FORMATS:
         raise InputError(f"there is no format {format_name!r}; there are: {', '.join(FORMATS)}")
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; expected the output folder of a run, or a file of rows")
     format_ = FORMATS[format_name]
     if path.is_file():
         origin = _of_file(path)
@@ -75,6 +78,8 @@ def export_rows(path: Path, output: Path | None = None, *, format_name: str, nam
         fusion = load_fusion(path)
         origin = _of_run(fusion, format_)
         folder = output or fusion.output / STAGE / format_name
+    if not origin.rows:
+        raise InputError(f"{path}: it has no rows yet; `sinterlm run RECIPE --until select-...` makes them")
     rows = _choose(origin.rows, names)
     shapes = {name: shape for name, group in rows.items() if (shape := format_.shape_of(group))}
     dropped: list[Dropped] = []
@@ -110,7 +115,10 @@ def print_exported(exported: Exported, console: Console) -> None:
 
 
 def _of_file(path: Path) -> _Origin:
-    return _Origin({path.stem: read_training_file(path, ())}, {}, path.stem, f"Training rows from `{path.name}`.")
+    read = read_rows_of_others(path)
+    name = path.parent.name if path.name == FILE_NAME else path.stem  # an export's files all have one name
+    domains = {row.prompt_id: domain for row, domain in read}
+    return _Origin({name: [row for row, _ in read]}, domains, name, f"Training rows from `{path.name}`.")
 
 
 def _of_run(fusion: Fusion, format_: Format) -> _Origin:
@@ -148,7 +156,7 @@ def _answers(run: Run) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
                     prompt.id,
                     prompt.messages,
                     tuple(
-                        RowResponse(response.content, None, response.source, response.index, score.value)
+                        RowResponse(response.content, None, response.source, response.index, _known(score.value))
                         for response, score in scored[prompt.id]
                     ),
                 )
@@ -156,6 +164,11 @@ def _answers(run: Run) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
                 if prompt.id in scored
             ],
         )
+
+
+def _known(value: float) -> float | None:
+    """A score; None for one that is no number, as of an answer that the scorer could not judge."""
+    return None if math.isnan(value) else value
 
 
 def _choose(rows: Mapping[str, Sequence[TrainingRow]], names: Sequence[str]) -> Mapping[str, Sequence[TrainingRow]]:

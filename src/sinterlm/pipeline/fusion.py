@@ -12,10 +12,11 @@ from typing import NamedTuple
 from sinterlm.errors import InputError
 from sinterlm.recipe.build import build_settings, greedy
 from sinterlm.recipe.load import load_recipe
-from sinterlm.recipe.overrides import Override
-from sinterlm.recipe.schema import AskedModel, LocalModel, Recipe, Source, Training, name_own_sft
+from sinterlm.recipe.schema import AskedModel, ExtraPrompts, LocalModel, Recipe, Source, Training
 from sinterlm.records import Prompt, SamplingSettings
 from sinterlm.selection.table import POLICIES
+
+STORE = "store.sqlite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +59,19 @@ class Fusion:
 
     Args:
         recipe: What to do.
+        run_name: The run's name in the store: its output folder as seen from the workspace, unless it has moved since.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, *, run_name: str = "") -> None:
         self.recipe = recipe
         self.output = recipe.output.resolve()
         self.workspace = (recipe.workspace or recipe.output).resolve()
-
-    @property
-    def run_name(self) -> str:
-        """The run's name in the store: its output folder as seen from the workspace."""
-        return os.path.relpath(self.output, self.workspace)
+        self.run_name = run_name or os.path.relpath(self.output, self.workspace)
 
     @property
     def store_path(self) -> Path:
         """The workspace's one database."""
-        return self.workspace / "store.sqlite"
+        return self.workspace / STORE
 
     @cached_property
     def sources(self) -> tuple[Participant, ...]:
@@ -90,20 +88,24 @@ class Fusion:
         """The model that preference methods start from, and whose samples they compare, unless they have their own."""
         return self.model_of("sft") if self.recipe.sft else self.target
 
-    def fine_tuning_of(self, method: str) -> str | None:
-        """The SFT that a preference method starts from: its own, else ``sft``; None where there is none."""
-        own = name_own_sft(method)
-        return next((name for name in (own, "sft") if name in self.recipe.fine_tunings), None)
-
     def start_of(self, training: str) -> Participant:
         """The model that a training starts from."""
-        fine_tuning = None if training in self.recipe.fine_tunings else self.fine_tuning_of(training)
+        fine_tuning = None if training in self.recipe.fine_tunings else self.recipe.fine_tuning_of(training)
         return self.model_of(fine_tuning) if fine_tuning else self.target
 
     @cached_property
     def trainings(self) -> dict[str, Training]:
         """Every training of this recipe: ``sft`` and methods' own, then the preference methods by name."""
         return {**self.recipe.fine_tunings, **self.recipe.preference}
+
+    def extra_prompts(self, training: str) -> ExtraPrompts | None:
+        """Which preference prompts go to an SFT, be it this training or what it starts from; None where it is all one.
+
+        It is to the method that decides it, too: no row of these prompts is what it decides.
+        """
+        fine_tuning = training if training in self.recipe.fine_tunings else self.recipe.fine_tuning_of(training)
+        extra = self.recipe.fine_tunings[fine_tuning].extra_prompts if fine_tuning else None
+        return None if extra and extra.dropped_by == training else extra
 
     def compared(self, training: str) -> Participant | None:
         """The form of the target whose answers stand in the rows of a training; None where only sources' do."""
@@ -128,7 +130,7 @@ class Fusion:
 
         A method with an SFT of its own makes ``target-METHOD-sft`` and ``target-METHOD``.
         """
-        starts_from_shared = training in self.recipe.preference and self.fine_tuning_of(training) == "sft"
+        starts_from_shared = training in self.recipe.preference and self.recipe.fine_tuning_of(training) == "sft"
         return self._trained(f"target-sft-{training}" if starts_from_shared else f"target-{training}")
 
     @cached_property
@@ -193,7 +195,7 @@ class Fusion:
 
 
 def load_fusion(folder: Path) -> Fusion:
-    """The fusion that wrote ``folder``, wherever the folder lies now.
+    """The fusion that wrote ``folder``, wherever the folder lies now; its workspace may have moved with it.
 
     Raises:
         InputError: There is no run in ``folder``.
@@ -201,4 +203,11 @@ def load_fusion(folder: Path) -> Fusion:
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         raise InputError(f"{folder}: holds no run (no recipe.yaml); give the output folder of `sinterlm run`")
-    return Fusion(load_recipe(recipe, [Override("output", str(folder.absolute()))]).recipe)
+    written = load_recipe(recipe).recipe
+    output = folder.absolute()
+    workspace = written.workspace
+    if workspace is not None:
+        beside = Path(os.path.normpath(output / os.path.relpath(workspace, written.output)))
+        workspace = beside if (beside / STORE).is_file() else workspace
+    moved = written.model_copy(update={"output": output, "workspace": workspace})
+    return Fusion(moved, run_name=Fusion(written).run_name)

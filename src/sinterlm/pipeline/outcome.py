@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sinterlm.chat import with_system
+from sinterlm.evaluation.rates import METRICS
 from sinterlm.pipeline.cells import describe_choice
 from sinterlm.pipeline.fusion import Fusion, Participant, load_fusion
 from sinterlm.pipeline.progress import Reporter
@@ -82,31 +84,29 @@ def print_figures(summary: Mapping[str, Any], console: Console) -> None:
     held_out = summary["held_out"]
     if not held_out:
         return
-    first = max(held_out.values(), key=lambda figures: figures["n"])
-    main = "exact_match" if "exact_match" in first else "score"
-    metrics = [metric for metric in (main, "contains") if metric in first]
-    title = f"held-out questions: {first['n']}, scored by {summary['scorers']['held_out']} (95 % intervals)"
-    table = Table("model", title=title, title_justify="left")
-    for metric in metrics:
-        table.add_column(metric.replace("_", " "), justify="right")
+    num_questions = max(figures["n"] for figures in held_out.values())
+    metrics = [metric for metric in METRICS if any(metric in figures for figures in held_out.values())]
+    heads = [metric.replace("_", " ") for metric in metrics]
+    title = f"held-out questions: {num_questions}, scored by {summary['scorers']['held_out']} (95 % intervals)"
+    table = Table("model", title=escape(title), title_justify="left")
+    for head in heads:
+        table.add_column(head, justify="right")
     for name, figures in held_out.items():
-        table.add_row(
-            name, *(_interval(figures, metric, "contains_" if metric == "contains" else "") for metric in metrics)
-        )
+        table.add_row(escape(name), *(escape(_interval(figures, metric, num_questions)) for metric in metrics))
     console.print()
     console.print(table)
-    differences = Table("model", "minus", "exact match" if main == "exact_match" else main, *metrics[1:])
+    differences = Table("model", "minus", *heads)
     by_pair: dict[tuple[str, str], dict[str, str]] = {}
     for difference in summary["held_out_differences"]:
         sure = "" if difference["low"] <= 0 <= difference["high"] else " *"
-        text = f"{difference['difference']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]{sure}"
+        text = f"{difference['difference']:+z.3f} [{difference['low']:+z.3f}, {difference['high']:+z.3f}]{sure}"
         by_pair.setdefault((difference["model"], difference["other"]), {})[difference["metric"]] = text
     for (model, other), texts in by_pair.items():
-        differences.add_row(model, other, *(texts.get(metric, "").replace("[", "\\[") for metric in metrics))
+        differences.add_row(*map(escape, (model, other, *(texts.get(metric, "") for metric in metrics))))
     differences.title, differences.title_justify = "paired differences (* the interval excludes zero)", "left"
     console.print(differences)
     target = held_out.get("target", {})
-    if main == "exact_match" and target.get("contains", 0) - target.get("exact_match", 0) > 0.1:
+    if metrics[0] == "exact_match" and target.get("contains", 0) - target.get("exact_match", 0) > 0.1:
         _print_plain(
             console,
             f"The target knows more than its exact match says: it answers in sentences (contains "
@@ -115,10 +115,14 @@ def print_figures(summary: Mapping[str, Any], console: Console) -> None:
         )
 
 
-def _interval(figures: Mapping[str, float], metric: str, prefix: str) -> str:
+def _interval(figures: Mapping[str, float], metric: str, num_questions: int) -> str:
+    """A figure with its interval, and over how many questions where that is not all of them."""
     if metric not in figures:
         return ""
-    return f"{figures[metric]:.3f} \\[{figures[f'{prefix}low']:.3f}, {figures[f'{prefix}high']:.3f}]"
+    prefix = f"{metric}_" if f"{metric}_low" in figures else ""
+    n = figures.get(f"{prefix}n", figures["n"])
+    of = f" of {n}" if n < num_questions else ""
+    return f"{figures[metric]:.3f} [{figures[f'{prefix}low']:.3f}, {figures[f'{prefix}high']:.3f}]{of}"
 
 
 def _model_lines(run: Run, fused: Participant) -> Iterator[str]:
@@ -131,7 +135,8 @@ def _model_lines(run: Run, fused: Participant) -> Iterator[str]:
             yield f"  {label}: {answer.response.content!r} ({answer.score.value:g})"
     asked = examples[0][0].messages if examples else (Message("user", "..."),)
     messages = [message._asdict() for message in with_system(asked, fusion.recipe.target.prompt.system)]
-    yield f"\nThe fused model: {fused.location}"
+    others = ", the other methods' beside it" if len(fusion.recipe.preference) > 1 else ""
+    yield f"\nThe fused model{others}: {fused.location}"
     yield "  from transformers import pipeline"
     yield f'  model = pipeline("text-generation", model={fused.location!r})'
     yield f'  print(model({json.dumps(messages)})[0]["generated_text"][-1]["content"])'

@@ -27,7 +27,7 @@ from sinterlm.pipeline.work import (
     work_of_training,
 )
 from sinterlm.recipe.build import build_few_shot, engine_identity
-from sinterlm.recipe.schema import AskedModel, LocalModel, Scorer
+from sinterlm.recipe.schema import AskedModel, DialogueReader, LocalModel, Scorer, files_of, scorers_in
 from sinterlm.records import Prompt, response_id
 from sinterlm.store import Store
 
@@ -152,7 +152,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         "left to do",
         "",
         *_cells(plan.to_json()["total"], SAMPLING),
-        f"money: {plan.money:g}; memory: {memory}",
+        f"money: {plan.money:g}; memory in training: {memory}",
     )
     console.print(table)
     counts = (f"{part} {UNKNOWN if count is None else f'{count:,}'}" for part, count in plan.prompts.items())
@@ -225,6 +225,15 @@ def _missing(fusion: Fusion) -> Iterator[str]:
     ]
     if unsized:
         yield f"{', '.join(unsized)}: of unknown size, so its GPU hours are unknown; `active_billions` says it"
+    scorers = [part for scorer in recipe.scorers.values() for part in scorers_in(scorer)]
+    readers = dict.fromkeys(scorer.model for scorer in scorers if isinstance(scorer, DialogueReader))
+    for model in readers:
+        if count_weights(model) is None:
+            yield f"{model}: of unknown size until its files are here, so the GPU hours of scoring are unknown"
+    for scorer in scorers:
+        for key, path in files_of(scorer):
+            if not path.is_file():
+                yield f"{path}: not there ({key} of the scorer {scorer.kind})"
 
 
 def _plan_stage(name: str, done: bool, fusion: Fusion, parts: Mapping[str, Part], store: Store | None) -> StagePlan:

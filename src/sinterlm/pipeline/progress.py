@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -11,6 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_LINE_SECONDS = 10.0
+
+
+def show_counts(counts: Mapping[str, float]) -> str:
+    """A stage's figures in a line; whole numbers in full.
+
+    >>> show_counts({"tokens": 1234567, "mean score": 0.3289})
+    'tokens: 1234567, mean score: 0.3289'
+    """
+    return ", ".join(f"{name}: {count:g}" if count % 1 else f"{name}: {count:.0f}" for name, count in counts.items())
 
 
 class Task(Protocol):

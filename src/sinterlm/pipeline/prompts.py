@@ -41,7 +41,7 @@ def read_distinct_prompts(config: Prompts) -> Distinct:
     if config.decontaminate:
         distinct = decontaminate(
             prompts,
-            [question for path in config.decontaminate.against for question in read_questions(path)],
+            read_questions(*config.decontaminate.against),
             ngram=config.decontaminate.ngram,
             coverage=config.decontaminate.coverage,
         )

@@ -103,17 +103,18 @@ def read_report(run: Run) -> page.ReportData:
 
 def flatten_rates(models: Mapping[str, Mapping[str, Rate]]) -> dict[str, dict[str, float]]:
     """Model to its figures by name, as in ``summary.json``."""
-    return {
-        name: {key: value for metric, rate in rates.items() for key, value in _flat(metric, rate).items()}
-        for name, rates in models.items()
-    }
+    return {name: _flatten(rates) for name, rates in models.items()}
 
 
-def _flat(metric: str, rate: Rate) -> dict[str, float]:
-    """The main metric's interval is plain ``low`` and ``high``; another's carries its name."""
-    prefix = "contains_" if metric == "contains" else ""
-    own = {metric: rate.value, f"{prefix}low": rate.low, f"{prefix}high": rate.high}
-    return own if prefix else {**own, "n": rate.n}
+def _flatten(rates: Mapping[str, Rate]) -> dict[str, float]:
+    """The main metric's interval is plain ``low``, ``high`` and ``n``; another's carries its name."""
+    flat: dict[str, float] = {}
+    for metric, rate in rates.items():
+        prefix = f"{metric}_" if flat else ""
+        flat |= {metric: rate.value, f"{prefix}low": rate.low, f"{prefix}high": rate.high}
+        if flat.setdefault("n", rate.n) != rate.n:
+            flat[f"{prefix}n"] = rate.n
+    return flat
 
 
 def _read_models(figures: Mapping[str, Any]) -> dict[str, dict[str, Rate]]:

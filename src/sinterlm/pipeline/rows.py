@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from sinterlm.chat import with_system
 from sinterlm.errors import ToleranceError
 from sinterlm.formats import write_rows
-from sinterlm.pipeline.answers import answers_of, scored_answers
+from sinterlm.pipeline.answers import scored_answers_to, stored_scorer
 from sinterlm.pipeline.fusion import Ask
 from sinterlm.pipeline.stage import Run, StageResult, count_reasons
 from sinterlm.recipe.build import build_policy
 from sinterlm.recipe.schema import Scorer, Strict
-from sinterlm.records import Candidates, Prompt, Scored
+from sinterlm.records import Candidates, Prompt
 
 
 def candidates_of(
     run: Run, prompts: Sequence[Prompt], scorer: Scorer, *, sources: Sequence[Ask], targets: Sequence[Ask] = ()
 ) -> Iterator[Candidates]:
-    """Every prompt with all its scored answers; the prompt as the target is asked it, its system prompt included."""
-    by_source, by_target = (
-        [scored_answers(run, scorer, answers_of(run, ask, prompts)) for ask in asks] for asks in (sources, targets)
-    )
+    """Every prompt with all its scored answers; the prompt as the target is asked it, its system prompt included.
+
+    Prompt by prompt, so that the answers of only one are in memory.
+    """
     system = run.fusion.recipe.target.prompt.system
-    for prompt in prompts:
-        yield Candidates(
-            prompt=replace(prompt, messages=with_system(prompt.messages, system)),
-            sources=_answers_to(prompt, by_source),
-            target=_answers_to(prompt, by_target),
-        )
-
-
-def _answers_to(prompt: Prompt, by_model: Sequence[Mapping[str, Sequence[Scored]]]) -> tuple[Scored, ...]:
-    return tuple(answer for answers in by_model for answer in answers.get(prompt.id, ()))
+    with closing(stored_scorer(run, scorer)) as stored:
+        of_sources, of_targets = (scored_answers_to(run, stored, asks) for asks in (sources, targets))
+        for prompt in prompts:
+            yield Candidates(
+                prompt=replace(prompt, messages=with_system(prompt.messages, system)),
+                sources=of_sources(prompt),
+                target=of_targets(prompt),
+            )
 
 
 def select(run: Run, name: str, policy: Strict, *, part: str) -> StageResult:

@@ -14,7 +14,7 @@ from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.launch import require_one_process
 from sinterlm.pipeline.memory import PeakMemory
-from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.progress import Reporter, show_counts
 from sinterlm.pipeline.stage import Run, Stage, count_reasons, is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.load import resolve_text
@@ -61,7 +61,7 @@ def run_fusion(
         wanted = _wanted(stages, until=until, only=only)
         pending = [stage for stage in wanted if not _is_done(stage, keys, store, fusion)]
         if any(stage.name not in ("evaluate", "report") for stage in pending):
-            check_inputs(fusion)
+            check_inputs(fusion, store)
         with atomic_write(fusion.output / "recipe.yaml") as path:
             path.write_text(resolve_text(fusion.recipe))
         done_now = []
@@ -90,8 +90,8 @@ def _do(run: Run, stage: Stage) -> None:
     seconds = time.monotonic() - started
     finished = FinishedStage(stage.name, run.key, seconds, memory.bytes, result.counts, time.time())
     run.store.finish_stage(run.fusion.run_name, finished, result.dropped)
-    counts = ", ".join(f"{name}: {count:g}" for name, count in result.counts.items())
-    run.reporter.say(f"{stage.name} done in {seconds:.1f} s{f' ({counts})' if counts else ''}")
+    counts = f" ({show_counts(result.counts)})" if result.counts else ""
+    run.reporter.say(f"{stage.name} done in {seconds:.1f} s{counts}")
     for reason, count in count_reasons(result.dropped).items():
         run.reporter.say(f"  dropped {count}: {reason}")
 

@@ -5,8 +5,6 @@ Held-out prompts and answers are never read here.
 
 from __future__ import annotations
 
-import math
-
 from sinterlm.errors import SinterError
 from sinterlm.evaluation.rates import compute_rates
 from sinterlm.models import fingerprint
@@ -59,12 +57,7 @@ def _carry_out(run: Run, name: str, grid: Grid, cell: Cell) -> None:
     ask = fusion.for_evaluation(participant)
     sampled = sample(run, stage, ask, grid.development)
     scored = score(run, stage, held_out.scorer, list(answers_of(run, ask, grid.development)))
-    scores = {
-        prompt_id: found
-        for prompt_id, found in held_out_scores(run, grid.development, participant).items()
-        if not math.isnan(found.value)
-    }
-    metric, rate = next(iter(compute_rates(scores).items()))
+    metric, rate = next(iter(compute_rates(held_out_scores(run, grid.development, participant)).items()))
     last_step = (read_metrics(cell.model) or [{}])[-1]
     cell.finish(
         CellResult(

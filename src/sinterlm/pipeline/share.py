@@ -22,7 +22,7 @@ from sinterlm.formats.shared import (
 )
 from sinterlm.formats.table import ANSWERS
 from sinterlm.pipeline.export import Exported
-from sinterlm.pipeline.fusion import load_fusion
+from sinterlm.pipeline.fusion import STORE, load_fusion
 from sinterlm.pipeline.stage import count_reasons
 from sinterlm.store import Merged, Store, folder_lock
 
@@ -47,7 +47,9 @@ def export_answers(folder: Path, output: Path | None = None) -> Exported:
     Raises:
         InputError: There is no store, or the output folder holds something else.
     """
-    path = folder / "store.sqlite"
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; expected a workspace, or the output folder of a run in it")
+    path = folder / STORE
     if not path.is_file():
         path = load_fusion(folder).store_path
     output = output or folder / "export" / ANSWERS
@@ -68,8 +70,9 @@ def import_answers(folder: Path, workspace: Path) -> Merged:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one that `sinterlm export --format answers` wrote")
-    with folder_lock(workspace, workspace), closing(Store(workspace / "store.sqlite")) as store:
-        return store.merge(read_shared_responses(folder), read_shared_scores(folder))
+    responses, scores = read_shared_responses(folder), read_shared_scores(folder)  # or no workspace is made
+    with folder_lock(workspace, workspace), closing(Store(workspace / STORE)) as store:
+        return store.merge(responses, scores)
 
 
 def describe_merged(merged: Merged) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
     done = tuple(stage.name for stage in stages)
     if held_out:
         stages += [
-            Stage("sample-held-out", described(fusion.for_evaluation(fusion.target)), _sample_held_out, needs=done),
+            Stage("sample-held-out", _describe_held_out_asks(fusion, fingerprint), _sample_held_out, needs=done),
             Stage(
                 "score-held-out",
                 describe_scorer(held_out.scorer, fingerprint),
@@ -265,6 +265,17 @@ def held_out_asks(fusion: Fusion) -> list[Ask]:
         compared = (*fusion.sources, fusion.answering_for(fusion.start))
         asks += map(fusion.for_training, compared)
     return asks
+
+
+def _describe_held_out_asks(fusion: Fusion, fingerprint: Fingerprint) -> object:
+    """What of :func:`held_out_asks` stands in no earlier stage's key.
+
+    That is how the target is asked to evaluate it and, where no rows are made of its samples, how it is sampled.
+    """
+    asked = _describe_ask(fusion.for_evaluation(fusion.target), fingerprint)
+    if not fusion.recipe.preference or fusion.sampled_targets:
+        return asked
+    return [asked, _describe_ask(fusion.for_training(fusion.answering_for(fusion.target)), fingerprint)]
 
 
 def _merge(results: Sequence[StageResult]) -> StageResult:

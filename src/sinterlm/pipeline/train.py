@@ -50,9 +50,13 @@ def train_model(run: Run, name: str) -> StageResult:
 
 
 def read_metrics(model: Path) -> list[dict[str, float | None]]:
-    """The metrics of a trained model, one optimizer step after the other; empty without any."""
+    """The metrics of a model, one optimizer step after the other; empty without any.
+
+    The last line of a training at work, or of one that was killed, may be half written: it does not count.
+    """
     path = model / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _adopt(model: Path, output: Path) -> None:

@@ -40,6 +40,7 @@ def build_settings(sampling: Sampling, *, seed: int) -> SamplingSettings:
         top_p=sampling.top_p,
         max_new_tokens=sampling.max_new_tokens,
         seed=seed if sampling.seed is None else sampling.seed,
+        repetition_penalty=sampling.repetition_penalty,
     )
 
 
@@ -103,19 +104,37 @@ def _engine_arguments(config: Source, location: str | None, settings: SamplingSe
 def build_scorer(
     config: Scorer, *, wrap: Callable[[ScorerComponent], ScorerComponent] = lambda scorer: scorer
 ) -> ScorerComponent:
-    """The scorer of a ``scorer:`` mapping.
+    """The scorer of a ``scorer:`` mapping; where it names the same part twice, that is one component.
+
+    So a reward model that scores several domains is loaded once.
 
     Args:
         config: The mapping.
         wrap: What to make of the scorer, and of the parts of a combination, before they are put together.
     """
-    arguments = {name: value for name, value in _arguments(config).items() if name != "max_invalid"}
-    if isinstance(config, Combination):
-        arguments["parts"] = {name: build_scorer(part, wrap=wrap) for name, part in config.parts.items()}
-    if isinstance(config, ByDomain):
-        arguments["domains"] = {name: build_scorer(part, wrap=wrap) for name, part in config.domains.items()}
-        arguments["other"] = build_scorer(config.other, wrap=wrap)
-    return wrap(_component(SCORERS[config.kind].path)(**arguments))
+    built: list[tuple[Scorer, ScorerComponent]] = []
+
+    def build(config: Scorer) -> ScorerComponent:
+        for other, component in built:
+            if other == config:
+                return component
+        arguments = {name: value for name, value in _arguments(config).items() if name != "max_invalid"}
+        if isinstance(config, Combination):
+            arguments["parts"] = {name: build(part) for name, part in config.parts.items()}
+        if isinstance(config, ByDomain):
+            arguments["domains"] = {name: build(part) for name, part in config.domains.items()}
+            arguments["other"] = build(config.other)
+        component = wrap(_component(SCORERS[config.kind].path)(**arguments))
+        built.append((config, component))
+        return component
+
+    return build(config)
+
+
+def check_scorer(config: Scorer) -> None:
+    """See whether this machine has what a scorer needs, such as a package or a sandbox; parts are not looked at."""
+    if check := SCORERS[config.kind].check:
+        _component(check)()
 
 
 def build_policy(config: Strict, *, seed: int, stage: str) -> Policy:

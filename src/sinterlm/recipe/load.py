@@ -216,9 +216,8 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
         if isinstance(source, AskedModel) and source.prompt.few_shot and source.prompt.system is not None:
             reason = "a few-shot prompt has no place for a system prompt; remove one of the two"
             yield Problem(("sources", name, "prompt", "system"), reason)
-    yield from _find_scorer_problems(("scorer",), recipe.scorer)
-    if recipe.evaluation.held_out:
-        yield from _find_scorer_problems(("evaluation", "held_out", "scorer"), recipe.evaluation.held_out.scorer)
+    for path, scorer in recipe.scorers.items():
+        yield from _find_scorer_problems(path, scorer)
     if recipe.sft:
         yield from _find_sft_problems(("sft",), recipe.sft, recipe)
     for method, preference in recipe.preference.items():

@@ -56,7 +56,7 @@ def _check_window(window: object) -> object:
             return window
         case [int() | float() as low, int() | float() as high] if low <= high:
             return window
-    raise _expected("[LOW, HIGH], the lowest and the highest margin of scores, or none")
+    raise _expected("[LOW, HIGH], the lowest and the highest margin of scores, LOW first, or none")
 
 
 def _check_source_name(name: str) -> str:
@@ -107,7 +107,7 @@ SourceName = Annotated[str, AfterValidator(_check_source_name)]
 MethodName = Annotated[str, AfterValidator(_check_method_name)]
 Positive = Annotated[int, Field(ge=1)]
 Domains = Annotated[list[str], Field(min_length=1)] | None
-"""A source is asked about prompts of these domains only; about all unless they are given."""
+"""Those of the prompts that are meant; all unless they are given."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -139,9 +139,9 @@ class Decontaminate(Strict):
     against: Annotated[list[InputPath], BeforeValidator(_as_list), Field(min_length=1)]
     """Files of benchmark questions."""
     ngram: Positive = 13
-    """Words in an n-gram."""
+    """Words in an n-gram; one with more operators than words does not count."""
     coverage: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The share of a question's words that shared n-grams must cover; at 0 one n-gram is enough."""
+    """The share of the words of a question's turn that shared n-grams must cover; at 0 one n-gram is enough."""
 
 
 class Prompts(Strict):
@@ -160,6 +160,8 @@ class Sampling(Strict):
     num_samples: Positive = 5
     temperature: Annotated[float, Field(ge=0)] = 0.8
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1, tokens that stand in the prompt or the answer so far become less likely."""
     max_new_tokens: Positive = 512
     seed: int | None = None
     """The recipe's own seed unless given."""
@@ -179,6 +181,7 @@ class AskedModel(Strict):
     prompt: PromptFormat = PromptFormat()
     sampling: Sampling = Sampling()
     domains: Domains = None
+    """A source is asked about prompts of these domains only."""
 
 
 class LocalModel(AskedModel):
@@ -250,6 +253,8 @@ class DialogueReader(Strict):
     float32_head: bool = True
     device: str = "auto"
     dtype: Dtype = "auto"
+
+    placement: ClassVar = {"batch_tokens", "device"}
 
 
 class RewardModel(DialogueReader):
@@ -353,6 +358,11 @@ def scorers_in(scorer: Scorer) -> Iterator[Scorer]:
         yield from scorers_in(part)
 
 
+def files_of(scorer: Scorer) -> Iterator[tuple[str, Path]]:
+    """The files that a scorer reads, those of its parts aside, by the key that names each."""
+    return ((key, value) for key, value in scorer if isinstance(value, Path))
+
+
 def scorer_for(scorer: Scorer, domain: str) -> Scorer:
     """Who scores the answers to a prompt of this domain."""
     return scorer.domains.get(domain, scorer.other) if isinstance(scorer, ByDomain) else scorer
@@ -410,6 +420,7 @@ class Wrpo(SelectAmongSources):
     kind: Literal["wrpo"]
     rank: Positive = 1
     rejected_source: bool = False
+    min_margin: Margin | None = None
     ties: Ties = "hash"
     target_ties: Literal["keep", "drop"] = "keep"
     truncated: Truncated = "drop"
@@ -492,8 +503,18 @@ GridEntry = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Fiel
 """Settings as ``train.NAME`` or ``objective.NAME``, and the values that each may take."""
 
 
+class ExtraPrompts(Strict):
+    """Prompts of the preference part that SFT learns from, because a preference method has no row of them."""
+
+    dropped_by: str
+    """The method: of those that start from this fine-tuning, one whose rows hold no answer of the target."""
+    domains: Domains = None
+    """Of these domains only; of all unless they are given."""
+
+
 class Sft(Strict):
     select: SftSelect
+    extra_prompts: ExtraPrompts | None = None
     objective: Objective = Objective(kind="sft")
     train: TrainArguments = {}
     grid: list[GridEntry] = []
@@ -555,3 +576,16 @@ class Recipe(Strict):
         """Every SFT of the recipe: ``sft``, and ``METHOD-sft`` of every method that has its own."""
         shared = {"sft": self.sft} if self.sft else {}
         return shared | {name_own_sft(name): method.sft for name, method in self.preference.items() if method.sft}
+
+    def fine_tuning_of(self, method: str) -> str | None:
+        """The SFT that a preference method starts from: its own, else ``sft``; None where there is none."""
+        own = name_own_sft(method)
+        return next((name for name in (own, "sft") if name in self.fine_tunings), None)
+
+    @property
+    def scorers(self) -> dict[tuple[str, ...], Scorer]:
+        """The scorers of the recipe by the keys under which they stand."""
+        held_out = self.evaluation.held_out
+        return {("scorer",): self.scorer} | (
+            {("evaluation", "held_out", "scorer"): held_out.scorer} if held_out else {}
+        )

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from sinterlm.evaluation.rates import Difference, Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.records import Role
-from sinterlm.report.data import AverageLogps, HeldOut, TrainingRun
+from sinterlm.report.data import AverageLogps, HeldOut, TrainingRun, Unit, unit_of
 from sinterlm.report.tallies import Kind, ScoreTally, kind_of
 from sinterlm.report.theme import Colour, chart_style, inline_svg, printable
 from sinterlm.selection.tally import SelectionTally, Spread
@@ -26,6 +26,9 @@ _MAX_POINTS = 120
 _MAX_COLUMNS = 3
 """Panels side by side."""
 
+_SCALES: Mapping[Unit, int] = {"rate": 100, "score": 1}
+"""Rates are drawn in per cent."""
+
 _KIND_COLOURS: Mapping[Kind, Colour] = {
     "source": Colour.SOURCE,
     "target": Colour.TARGET,
@@ -35,7 +38,7 @@ _KIND_COLOURS: Mapping[Kind, Colour] = {
 _REWARD_LINES = {
     "rewards/source_chosen": ("source's chosen answer (y_ws)", Colour.SOURCE, "-"),
     "rewards/target_chosen": ("target's chosen answer (y_wt)", Colour.TARGET, "-"),
-    "rewards/chosen": ("target's chosen answer (y_wt)", Colour.TARGET, "-"),
+    "rewards/chosen": ("chosen answer", Colour.FUSED, "-"),
     "rewards/rejected": ("rejected answer (y_l)", Colour.REJECTED, "--"),
     "rewards/margins": ("margin", Colour.INK, ":"),
 }
@@ -60,15 +63,16 @@ RANKINGS = {
 
 
 def held_out_chart(held_out: HeldOut) -> Markup:
-    """Every model's held-out figures with their intervals."""
-    models = list(held_out.models)
-    metrics = list(dict.fromkeys(itertools.chain.from_iterable(held_out.models.values())))
+    """Every model's held-out figures with their intervals; the rates alone where there are scores too."""
+    metrics = [metric for metric in held_out.metrics if unit_of(metric) == held_out.unit]
+    shown = {model: {key: rates[key] for key in metrics if key in rates} for model, rates in held_out.models.items()}
+    shown = {model: rates for model, rates in shown.items() if rates}
     is_rate = held_out.unit == "rate"
-    scale = 100 if is_rate else 1
+    scale = _SCALES[held_out.unit]
     with chart_style():
-        figure = Figure((_WIDTH, 1.0 + 0.36 * len(models)), layout="constrained")
+        figure = Figure((_WIDTH, 1.0 + 0.36 * len(shown)), layout="constrained")
         axes = figure.subplots()
-        for row, (model, rates) in enumerate(held_out.models.items()):
+        for row, (model, rates) in enumerate(shown.items()):
             for metric, rate in rates.items():
                 _draw_interval(
                     axes,
@@ -78,7 +82,7 @@ def held_out_chart(held_out: HeldOut) -> Markup:
                     scale=scale,
                     filled=metric == metrics[0],
                 )
-        _label_rows(axes, models)
+        _label_rows(axes, list(shown))
         axes.set_xlabel("questions answered (%)" if is_rate else "mean score")
         if is_rate:
             axes.set_xlim(-1, 101)
@@ -87,16 +91,13 @@ def held_out_chart(held_out: HeldOut) -> Markup:
                 face = Colour.MUTED if metric == metrics[0] else Colour.PAPER
                 axes.plot([], [], "o", color=Colour.MUTED, markerfacecolor=face, label=words(metric))
             _legend_above(axes)
-        return inline_svg(
+        return _to_svg(
             figure,
-            name="held-out",
-            description=_describe(
-                "Dot plot with 95 % intervals",
-                (
-                    f"{model}: "
-                    + ", ".join(f"{words(metric)} {scale * rate.value:.4g}" for metric, rate in rates.items())
-                    for model, rates in held_out.models.items()
-                ),
+            "held-out",
+            "Dot plot with 95 % intervals",
+            (
+                f"{model}: " + ", ".join(f"{words(metric)} {scale * rate.value:.4g}" for metric, rate in rates.items())
+                for model, rates in shown.items()
             ),
         )
 
@@ -105,34 +106,33 @@ def comparisons_chart(held_out: HeldOut) -> Markup:
     """Paired differences of each fused model against the target and every source, one panel a metric."""
     metrics = list(dict.fromkeys(comparison.metric for comparison in held_out.comparisons))
     pairs = list(dict.fromkeys((comparison.model, comparison.other) for comparison in held_out.comparisons))
-    scale = 100 if held_out.unit == "rate" else 1
+    units = [unit_of(metric) for metric in metrics]
     with chart_style():
         figure = Figure((_WIDTH, 0.9 + 0.27 * len(pairs)), layout="constrained")
-        panels = figure.subplots(1, len(metrics), sharex=True, sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(metrics), sharex=len(set(units)) == 1, sharey=True, squeeze=False)[0]
         for axes, metric in zip(panels, metrics, strict=True):
             axes.axvline(0, color=Colour.MUTED, linewidth=1)
             axes.set_title(words(metric))
-            axes.set_xlabel("difference (percentage points)" if scale == 100 else "difference in mean score")
+            is_rate = unit_of(metric) == "rate"
+            axes.set_xlabel("difference (percentage points)" if is_rate else "difference in mean score")
         for comparison in held_out.comparisons:
             _draw_interval(
                 panels[metrics.index(comparison.metric)],
                 pairs.index((comparison.model, comparison.other)),
                 comparison.difference,
                 Colour.FUSED,
-                scale=scale,
+                scale=_SCALES[unit_of(comparison.metric)],
                 filled=comparison.excludes_zero,
             )
-        _label_rows(panels[0], [f"{printable(model, 24)} minus {printable(other, 20)}" for model, other in pairs])
-        return inline_svg(
+        _label_rows(panels[0], [f"{printable(model, 28)} minus {printable(other, 28)}" for model, other in pairs])
+        return _to_svg(
             figure,
-            name="comparisons",
-            description=_describe(
-                "Forest plot of paired differences with 95 % intervals",
-                (
-                    f"{comparison.model} minus {comparison.other}, {words(comparison.metric)}: "
-                    f"{scale * comparison.difference.value:+.3g}"
-                    for comparison in held_out.comparisons
-                ),
+            "comparisons",
+            "Forest plot of paired differences with 95 % intervals",
+            (
+                f"{comparison.model} minus {comparison.other}, {words(comparison.metric)}: "
+                f"{_SCALES[unit_of(comparison.metric)] * comparison.difference.value:+.3g}"
+                for comparison in held_out.comparisons
             ),
         )
 
@@ -165,15 +165,13 @@ def share_chart(shares: Mapping[str, Mapping[str, float]], *, name: str, label: 
         axes.set_xticks(range(0, 101, 25))
         _label_rows(axes, sources)
         figure.supxlabel(f"{label} (%)", fontsize=9, color=Colour.MUTED)
-        return inline_svg(
+        return _to_svg(
             figure,
-            name=name,
-            description=_describe(
-                f"Bar chart of {label}",
-                (
-                    f"{title}: " + ", ".join(f"{source} {100 * share:.1f} %" for source, share in by_source.items())
-                    for title, by_source in shares.items()
-                ),
+            name,
+            f"Bar chart of {label}",
+            (
+                f"{title}: " + ", ".join(f"{source} {100 * share:.1f} %" for source, share in by_source.items())
+                for title, by_source in shares.items()
             ),
         )
 
@@ -199,15 +197,13 @@ def role_score_chart(selections: Mapping[str, SelectionTally]) -> Markup:
             label, colour, marker = _ROLE_LOOKS[role]
             axes.plot([], [], marker, color=colour, label=label)
         _legend_above(axes)
-        return inline_svg(
+        return _to_svg(
             figure,
-            name="role-scores",
-            description=_describe(
-                "Dot plot of mean scores",
-                (
-                    f"{name}: " + ", ".join(f"{_ROLE_LOOKS[role][0]} {mean:.3g}" for role, mean in means.items())
-                    for name, means in scored.items()
-                ),
+            "role-scores",
+            "Dot plot of mean scores",
+            (
+                f"{name}: " + ", ".join(f"{_ROLE_LOOKS[role][0]} {mean:.3g}" for role, mean in means.items())
+                for name, means in scored.items()
             ),
         )
 
@@ -229,17 +225,15 @@ def margin_chart(selections: Mapping[str, SelectionTally]) -> Markup:
             panels[0].set_xlabel("score margin")
         panels[-1].set_xlabel("length margin (characters)")
         _label_rows(panels[0], [f"{name}: {margin.chosen} minus {margin.rejected}" for name, margin in pairs])
-        return inline_svg(
+        return _to_svg(
             figure,
-            name="margins",
-            description=_describe(
-                "Medians with the range of the middle four fifths",
-                (
-                    f"{name}, {margin.chosen} minus {margin.rejected}: "
-                    + (f"score {margin.score.median:.3g}, " if margin.score else "")
-                    + f"length {margin.characters.median:.3g}"
-                    for name, margin in pairs
-                ),
+            "margins",
+            "Medians with the range of the middle four fifths",
+            (
+                f"{name}, {margin.chosen} minus {margin.rejected}: "
+                + (f"score {margin.score.median:.3g}, " if margin.score else "")
+                + f"length {margin.characters.median:.3g}"
+                for name, margin in pairs
             ),
         )
 
@@ -262,13 +256,11 @@ def pass_rate_chart(tallies: Sequence[ScoreTally]) -> Markup:
         axes.plot([], [], "s", color=Colour.MUTED, label="answers that pass")
         axes.plot([], [], "D", color=Colour.MUTED, markerfacecolor=Colour.PAPER, label="prompts with a passing answer")
         _legend_above(axes)
-        return inline_svg(
+        return _to_svg(
             figure,
-            name="scores",
-            description=_describe(
-                "Bar chart of pass rates",
-                (f"{tally.model}: {tally.num_passed} of {tally.num_answers} answers" for tally in tallies),
-            ),
+            "scores",
+            "Bar chart of pass rates",
+            (f"{tally.model}: {tally.num_passed} of {tally.num_answers} answers" for tally in tallies),
         )
 
 
@@ -285,11 +277,7 @@ def score_chart(tallies: Sequence[ScoreTally]) -> Markup:
             axes.set_title(printable(tally.model))
         rows[-1].set_xlabel("score")
         figure.supylabel("share of answers (%)", fontsize=9, color=Colour.MUTED)
-        return inline_svg(
-            figure,
-            name="scores",
-            description=_describe("Histograms", (f"{tally.model}: mean {tally.mean:.3g}" for tally in tallies)),
-        )
+        return _to_svg(figure, "scores", "Histograms", (f"{tally.model}: mean {tally.mean:.3g}" for tally in tallies))
 
 
 def average_logps_chart(distributions: Sequence[AverageLogps]) -> Markup:
@@ -316,46 +304,54 @@ def average_logps_chart(distributions: Sequence[AverageLogps]) -> Markup:
         _share_legend(figure, rows)
         rows[-1].set_xlabel("average log-probability per token (nats)")
         figure.supylabel("share of answers (%)", fontsize=9, color=Colour.MUTED)
-        return inline_svg(
+        return _to_svg(
             figure,
-            name="average-logps",
-            description=_describe(
-                "Histograms",
-                (
-                    f"{distribution.model}, {looks[distribution.responses][0]}: "
-                    f"median {statistics.median(distribution.values):.2f}"
-                    for distribution in distributions
-                ),
+            "average-logps",
+            "Histograms",
+            (
+                f"{distribution.model}, {looks[distribution.responses][0]}: "
+                f"median {statistics.median(distribution.values):.2f}"
+                for distribution in distributions
             ),
         )
 
 
 def rewards_chart(runs: Sequence[TrainingRun]) -> Markup:
-    """Internal rewards and margin over optimizer steps, with alpha below (figure 3, arXiv 2412.03187)."""
+    """Internal rewards and margin over optimizer steps, with WRPO's alpha below (figure 3, arXiv 2412.03187)."""
+    num_columns = min(len(runs), _MAX_COLUMNS)
+    lines: list[tuple[bool, Sequence[TrainingRun]]] = []
+    for start in range(0, len(runs), num_columns):
+        line = runs[start : start + num_columns]
+        lines.append((False, line))
+        if any(curve(run, "alpha")[0] for run in line):
+            lines.append((True, line))
+    heights = [0.28 if is_alpha else 1 for is_alpha, _ in lines]
     with chart_style():
-        figure = Figure((_WIDTH, 4.1), layout="constrained")
-        panels = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False, height_ratios=(1, 0.28))
-        for (axes, alpha_axes), run in zip(panels.T, runs, strict=True):
-            axes.axhline(0, color=Colour.MUTED, linewidth=0.8)
-            for metric in reward_metrics(run):
-                label, colour, style = _REWARD_LINES[metric]
-                axes.plot(*curve(run, metric), color=colour, linestyle=style, label=label)
-            alpha_axes.plot(*alpha_curve(run), color=Colour.MUTED)
-            axes.set_title(printable(run.name))
-            alpha_axes.set_xlabel("optimizer step")
-        panels[0, 0].set_ylabel("internal reward")
-        panels[1, 0].set_ylabel("alpha")
-        _share_legend(figure, panels[0])
-        return inline_svg(
+        figure = Figure((_WIDTH, 3.2 * sum(heights)), layout="constrained")
+        grid = figure.subplots(len(lines), num_columns, squeeze=False, height_ratios=heights)
+        for places, (is_alpha, line) in zip(grid, lines, strict=True):
+            for axes, run in itertools.zip_longest(places, line):
+                if run is None or (is_alpha and not curve(run, "alpha")[0]):
+                    axes.set_axis_off()
+                elif is_alpha:
+                    axes.plot(*curve(run, "alpha"), color=Colour.MUTED)
+                    axes.set_ylabel("alpha")
+                    axes.set_xlabel("optimizer step")
+                else:
+                    _draw_rewards(axes, run)
+        panels = [axes for places, (is_alpha, _) in zip(grid, lines, strict=True) if not is_alpha for axes in places]
+        for axes in panels[1 : len(runs)]:
+            axes.sharey(panels[0])
+        panels[0].set_ylabel("internal reward")
+        _share_legend(figure, panels)
+        return _to_svg(
             figure,
-            name="rewards",
-            description=_describe(
-                "Lines over optimizer steps, with their last values",
-                (
-                    f"{run.name}: "
-                    + ", ".join(f"{_REWARD_LINES[m][0]} {curve(run, m)[1][-1]:.3g}" for m in reward_metrics(run))
-                    for run in runs
-                ),
+            "rewards",
+            "Lines over optimizer steps, with their last values",
+            (
+                f"{run.name}: "
+                + ", ".join(f"{_REWARD_LINES[m][0]} {curve(run, m)[1][-1]:.3g}" for m in reward_metrics(run))
+                for run in runs
             ),
         )
 
@@ -375,16 +371,14 @@ def loss_chart(runs: Sequence[TrainingRun]) -> Markup:
             axes.set_title(printable(run.name))
             axes.set_xlabel("optimizer step")
         panels[0].set_ylabel("loss (nats)")
-        return inline_svg(
+        return _to_svg(
             figure,
-            name="loss",
-            description=_describe(
-                "Lines over optimizer steps",
-                (
-                    f"{run.name} from {losses[0]:.3g} to {losses[-1]:.3g}"
-                    for run in runs
-                    for _, losses in [curve(run, "loss")]
-                ),
+            "loss",
+            "Lines over optimizer steps",
+            (
+                f"{run.name} from {losses[0]:.3g} to {losses[-1]:.3g}"
+                for run in runs
+                for _, losses in [curve(run, "loss")]
             ),
         )
 
@@ -407,16 +401,14 @@ def reward_accuracy_chart(accuracies: Mapping[str, RewardAccuracies]) -> Markup:
         for ranking, label in RANKINGS.items():
             axes.plot([], [], "o", color=colours[ranking], label=label)
         _legend_above(axes)
-        return inline_svg(
+        return _to_svg(
             figure,
-            name="reward-accuracy",
-            description=_describe(
-                "Dot plot with 95 % intervals",
-                (
-                    f"{model}: "
-                    + ", ".join(f"{RANKINGS[name]} {100 * r.value:.1f} %" for name, r in rates._asdict().items())
-                    for model, rates in accuracies.items()
-                ),
+            "reward-accuracy",
+            "Dot plot with 95 % intervals",
+            (
+                f"{model}: "
+                + ", ".join(f"{RANKINGS[name]} {100 * r.value:.1f} %" for name, r in rates._asdict().items())
+                for model, rates in accuracies.items()
             ),
         )
 
@@ -442,17 +434,9 @@ def curve(run: TrainingRun, metric: str) -> tuple[list[float], list[float]]:
     return steps.tolist(), values.tolist()
 
 
-def alpha_curve(run: TrainingRun) -> tuple[list[float], list[float]]:
-    """Steps and alpha; a run that logs none trains on the target's own answers alone, which is alpha = 0."""
-    steps, alphas = curve(run, "alpha")
-    if steps:
-        return steps, alphas
-    steps, _ = curve(run, "rewards/rejected")
-    return steps, [0.0] * len(steps)
-
-
-def _describe(kind: str, facts: Iterable[str]) -> str:
-    return f"{kind}. {'; '.join(facts)}."
+def _to_svg(figure: Figure, name: str, kind: str, facts: Iterable[str]) -> Markup:
+    """The chart for the page, described by what kind of chart it is and what it says."""
+    return inline_svg(figure, name=name, description=f"{kind}. {'; '.join(facts)}.")
 
 
 def _offset(position: int, count: int) -> float:
@@ -466,6 +450,15 @@ def _draw_interval(
     axes.plot([scale * figure.low, scale * figure.high], [row, row], color=colour, linewidth=1.6, solid_capstyle="butt")
     face = colour if filled else Colour.PAPER
     axes.plot(scale * figure.value, row, "o", color=colour, markersize=6, markerfacecolor=face)
+
+
+def _draw_rewards(axes: Axes, run: TrainingRun) -> None:
+    axes.axhline(0, color=Colour.MUTED, linewidth=0.8)
+    for metric in reward_metrics(run):
+        label, colour, style = _REWARD_LINES[metric]
+        axes.plot(*curve(run, metric), color=colour, linestyle=style, label=label)
+    axes.set_title(printable(run.name))
+    axes.set_xlabel("optimizer step")
 
 
 def _draw_spread(axes: Axes, row: int, spread: Spread) -> None:
@@ -485,7 +478,7 @@ def _draw_histogram(
 
 def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
     """Name horizontal rows, the first on top."""
-    axes.set_yticks(range(len(labels)), [printable(label, 60) for label in labels])
+    axes.set_yticks(range(len(labels)), [printable(label, 64) for label in labels])
     axes.set_ylim(len(labels) - 0.4, -0.6)
 
 

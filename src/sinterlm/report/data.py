@@ -14,13 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sinterlm.evaluation.rates import Comparison, Rate
+from sinterlm.evaluation.rates import METRICS, Comparison, Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.records import Candidates, Dropped, Scored, TrainingRow
 from sinterlm.selection.choices import REASONS
 
 Part = Literal["sft", "preference", "development", "held_out"]
 Unit = Literal["rate", "score"]
+
+
+def unit_of(metric: str) -> Unit:
+    """How figures of a metric are shown: rates in per cent, scores on the scorer's own scale."""
+    return "score" if metric == "score" else "rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +83,19 @@ class HeldOut:
     """The fused model that the page leads with; the last one of ``models`` unless given."""
 
     @property
+    def metrics(self) -> list[str]:
+        """Every metric of any model, in the order of display."""
+        return [metric for metric in METRICS if any(metric in rates for rates in self.models.values())]
+
+    @property
     def main_metric(self) -> str:
         """The metric that models are compared by first."""
-        return next(iter(next(iter(self.models.values()))))
+        return self.metrics[0]
 
     @property
     def unit(self) -> Unit:
-        """How figures are shown: rates in per cent, scores on the scorer's own scale."""
-        return "score" if self.main_metric == "score" else "rate"
+        """Of the main metric."""
+        return unit_of(self.main_metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +155,8 @@ class Search:
 
     @property
     def unit(self) -> Unit:
-        """How figures are shown, as :attr:`HeldOut.unit`."""
-        return "score" if self.metric == "score" else "rate"
+        """Of the metric."""
+        return unit_of(self.metric)
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,12 +309,13 @@ def _merge_held_out(reports: Mapping[str, ReportData]) -> tuple[HeldOut | None, 
         )
     answers = {label: given for held_out in evaluated.values() for label, given in held_out.answers.items()}
     scores = {label: _scores(answers[label], shared) for label in sorted(answers, key=_rank)}
-    scores = {label: given for label, given in scores.items() if given}
+    models = {label: rates for label, given in scores.items() if (rates := compute_rates(given))}
+    scores = {label: scores[label] for label in models}
     domains = {key: prompt.domain for key, prompt in shared.items()}
     by_domain = {label: compute_rates_by_domain(given, domains) for label, given in scores.items()}
     merged = HeldOut(
         scorer=scorers[0],
-        models={label: compute_rates(given) for label, given in scores.items()},
+        models=models,
         domains=by_domain if any(domains.values()) else {},
         comparisons=compare_models(scores, [label for label in scores if kind_of(label) == "fused"]),
         answers={label: answers[label] for label in scores},

@@ -12,10 +12,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sinterlm.evaluation.rates import Comparison, Difference, Rate
+from sinterlm.evaluation.rates import METRICS, Comparison, Difference, Rate
 from sinterlm.report import charts
 from sinterlm.report.browser import PromptSample, describe_prompt, sample_prompts
-from sinterlm.report.data import AverageLogps, HeldOut, ReportData, TrainingRun, Unit
+from sinterlm.report.data import AverageLogps, HeldOut, ReportData, TrainingRun, Unit, unit_of
 from sinterlm.report.tallies import (
     count_drops,
     count_outcomes,
@@ -58,10 +58,12 @@ def _environment() -> Environment:
     environment.filters |= {
         "figure": figure,
         "signed": signed,
+        "signed_length": signed_length,
         "interval": interval,
         "duration": duration,
         "memory": memory,
         "words": charts.words,
+        "unit": unit_of,
         "kind": kind_of,
         "by_model": _group_by_model,
     }
@@ -71,6 +73,7 @@ def _environment() -> Environment:
 def _context(data: ReportData) -> dict[str, Any]:
     script = _package_text("page.js")
     held_out = data.held_out if data.held_out and data.held_out.models else None
+    units = {unit_of(metric) for metric in held_out.metrics} if held_out else set()
     tallies = tally_scores(data.parts)
     shares = count_source_shares(data.rows, data.run.sources)
     selections = tally_selections(data.rows, data.dropped)
@@ -92,6 +95,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "headline": _headline(held_out) if held_out else None,
         "domains": _domains(held_out) if held_out else [],
         "max_domains": MAX_DOMAINS,
+        "is_mixed": len(units) > 1,
         "shares": shares,
         "selections": selections,
         "outcomes": count_outcomes(selections),
@@ -165,13 +169,16 @@ def _headline(held_out: HeldOut) -> _Headline | None:
     if not featured:
         return None
     metric = held_out.main_metric
-    sources = [model for model in held_out.models if kind_of(model) == "source"]
-    best_source = max(sources, key=lambda source: held_out.models[source][metric].value, default="")
+    rates = {model: figures[metric] for model, figures in held_out.models.items() if metric in figures}
+    if featured not in rates:
+        return None
+    sources = [model for model in rates if kind_of(model) == "source"]
+    best_source = max(sources, key=lambda source: rates[source].value, default="")
     comparisons = {c.other: c for c in held_out.comparisons if c.metric == metric and c.model == featured}
     return _Headline(
         metric,
         featured,
-        [(other, comparisons.get(other)) for other in ("target", best_source) if other in held_out.models],
+        [(other, comparisons.get(other)) for other in ("target", best_source) if other in rates],
         is_partly_format=_is_partly_format(held_out.models.get("target", {})),
     )
 
@@ -185,6 +192,8 @@ class _Domain:
     """One row of the table by domain: a cell a model, None where it has no figure."""
 
     name: str
+    metric: str
+    """The main one of the domain: a scorer may pass or fail some domains and grade others."""
     n: int
     cells: Sequence[tuple[Rate, float] | None]
     """Main figure, and how strongly its cell is tinted, from 0 to 1."""
@@ -192,17 +201,20 @@ class _Domain:
 
 def _domains(held_out: HeldOut) -> list[_Domain]:
     """Largest domains first."""
-    rates = {
-        model: {domain: figures[held_out.main_metric] for domain, figures in domains.items()}
-        for model, domains in held_out.domains.items()
-    }
-    values = [rate.value for by_domain in rates.values() for rate in by_domain.values()]
-    low, high = (0.0, 1.0) if held_out.unit == "rate" or not values else (min(values), max(values))
+    by_domain: dict[str, dict[str, Mapping[str, Rate]]] = {}
+    for model, domains in held_out.domains.items():
+        for domain, figures in domains.items():
+            by_domain.setdefault(domain, {})[model] = figures
+    scores = [
+        figures["score"].value for models in by_domain.values() for figures in models.values() if "score" in figures
+    ]
     rows = []
-    for name in dict.fromkeys(name for by_domain in rates.values() for name in by_domain):
-        row = [rates.get(model, {}).get(name) for model in held_out.models]
+    for name, models in by_domain.items():
+        metric = next(metric for metric in METRICS if any(metric in figures for figures in models.values()))
+        row = [models.get(model, {}).get(metric) for model in held_out.models]
+        low, high = (0.0, 1.0) if unit_of(metric) == "rate" else (min(scores), max(scores))
         cells = [rate and (rate, (rate.value - low) / ((high - low) or 1)) for rate in row]
-        rows.append(_Domain(name, max(rate.n for rate in row if rate), cells))
+        rows.append(_Domain(name, metric, max(rate.n for rate in row if rate), cells))
     return sorted(rows, key=lambda row: -row.n)
 
 
@@ -241,7 +253,7 @@ def figure(value: float, unit: Unit = "rate") -> str:
     >>> figure(0.5733), figure(0.5733, "score")
     ('57.3', '0.573')
     """
-    return _minus(f"{100 * value:.1f}" if unit == "rate" else f"{value:.3f}")
+    return _minus(f"{100 * value:z.1f}" if unit == "rate" else f"{value:z.3f}")
 
 
 def signed(value: float, unit: Unit = "rate") -> str:
@@ -250,7 +262,16 @@ def signed(value: float, unit: Unit = "rate") -> str:
     >>> signed(0.0933)
     '+9.3'
     """
-    return _minus(f"{100 * value:+.1f}" if unit == "rate" else f"{value:+.3f}")
+    return _minus(f"{100 * value:+z.1f}" if unit == "rate" else f"{value:+z.3f}")
+
+
+def signed_length(characters: float) -> str:
+    """A difference of lengths in characters with its sign, as text.
+
+    >>> signed_length(1234.56), signed_length(-0.04)
+    ('+1,234.6', '+0.0')
+    """
+    return _minus(f"{characters:+z,.1f}")
 
 
 def interval(figures: Rate | Difference, unit: Unit = "rate") -> str:

@@ -83,9 +83,13 @@ def chart_style() -> Iterator[None]:
 
 
 def printable(text: str, limit: int = 34) -> str:
-    """``text`` as a chart's label: no control characters, which SVG cannot hold, and not longer than ``limit``."""
+    """``text`` as a chart's label: no control characters, which SVG cannot hold, and not longer than ``limit``.
+
+    A longer one loses its middle: its end tells models of several runs apart.
+    """
     text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[: limit - half - 1]}…{text[-half:]}"
 
 
 def inline_svg(figure: Figure, *, name: str, description: str) -> Markup:

@@ -33,6 +33,7 @@ def decode(
     *,
     temperature: float,
     top_p: float,
+    repetition_penalty: float = 1.0,
     is_finished: Callable[[list[int]], bool],
 ) -> list[list[int]]:
     """Sample an answer to every prompt; a prompt that stands several times gets as many samples.
@@ -44,6 +45,8 @@ def decode(
         uniforms: a number in [0, 1) for each token that an answer may have, shape (prompts, tokens).
         temperature: 0 takes the likeliest token.
         top_p: mass of the nucleus.
+        repetition_penalty: divides positive logits of tokens that stand in the prompt or the answer so far, and
+            multiplies negative ones; 1 changes nothing.
         is_finished: whether an answer, whose last token is new, is whole.
 
     Returns:
@@ -58,6 +61,9 @@ def decode(
     answers: list[list[int]] = [[] for _ in prompts]
     for points in uniforms.T:
         logits, rows = next_logits(model, rows, inputs)
+        if repetition_penalty != 1:
+            said = [[*prompts[samples[0]], *answers[samples[0]]] for samples in histories]
+            logits = _penalise(logits, said, repetition_penalty)
         parted: dict[tuple[int, int], list[int]] = {}
         for row, sample, token in _draw(logits, histories, points, temperature, top_p):
             answers[sample].append(token)
@@ -70,6 +76,14 @@ def decode(
             rows = rows.select(parents)
         histories = list(growing.values())
     return answers
+
+
+def _penalise(logits_BV: Tensor, said: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Logits of tokens that were said already made less likely (Keskar et al., arXiv 1909.05858, section 4.1)."""
+    is_said_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+    for row, tokens in enumerate(said):
+        is_said_BV[row, torch.tensor(tokens, device=logits_BV.device)] = True
+    return torch.where(is_said_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
 
 
 def _draw(

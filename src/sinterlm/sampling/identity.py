@@ -36,13 +36,16 @@ def transformers_identity(
     weights = fingerprint(model)
     if weights is None:
         return None
+    named = asdict(settings)
+    if settings.repetition_penalty == 1:  # none: answers that were stored before there was one keep their name
+        del named["repetition_penalty"]
     return digest(
         {
             "engine": "transformers",
             "weights": weights,
             "few_shot": few_shot and few_shot.identity,
             "system": system,
-            "settings": asdict(settings),
+            "settings": named,
         }
     )
 

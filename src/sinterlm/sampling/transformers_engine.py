@@ -129,6 +129,7 @@ class TransformersEngine:
             np.stack([_uniforms(settings, item) for item in batch]),
             temperature=settings.temperature,
             top_p=settings.top_p,
+            repetition_penalty=settings.repetition_penalty,
             is_finished=asking.is_finished,
         )
         return [

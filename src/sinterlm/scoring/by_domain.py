@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import Answered, Scorer
@@ -23,7 +24,7 @@ class ByDomainScorer:
         self._domains = domains
         self._other = other
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Names the domains and their scorers."""
         domains = {domain: scorer.identity for domain, scorer in self._domains.items()}

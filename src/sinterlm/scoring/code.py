@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.records import Prompt, Score
-from sinterlm.scoring.code_extraction import build_program, names_in, own_definitions, parse, prompt_code
+from sinterlm.scoring.code_extraction import build_program, modules_in, names_in, own_definitions, parse, prompt_code
 from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.sandbox import POLICY, check_isolation, isolated_python
 
@@ -136,7 +136,12 @@ def _prepare(answered: Answered) -> _Job:
     program = build_program(response.content, begun, as_script=bool(tests.pairs))
     # What the prompt itself defines is the tests' own, whatever the program makes of it.
     names = sorted(set().union(*map(names_in, tests.python)))
-    job = {"definitions": own_definitions(begun), "tests": tests.python, "names": names}
+    job = {
+        "definitions": own_definitions(begun),
+        "tests": tests.python,
+        "names": names,
+        "modules": modules_in("\n".join(tests.python)),
+    }
     return _Job(program, job if tests.python else {}, tests.pairs)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import textwrap
+import typing
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 from sinterlm.records import Message
@@ -21,6 +22,7 @@ _FENCE = re.compile(
 _LANGUAGES = ("python", "python3", "py", "py3")
 _CODE_LINE = re.compile(r"(?:async def|def|class|import|from)\b|@")
 _MAX_READ_CHARACTERS = 2_000_000
+"""Of all readings of an answer: what has not been understood by then, is no program."""
 _INDENT = "    "
 
 
@@ -45,13 +47,15 @@ def find_blocks(text: str) -> list[Block]:
 def prompt_code(messages: Sequence[Message]) -> str:
     """The code with which a prompt begins the program (imports, signature, helpers); empty where it has none.
 
-    It is the last message where that is Python as a whole, or else its fenced blocks, where these define something.
+    It is the last message where that is Python as a whole, or else its fenced blocks, where these define something. As
+    LeetCode has it, the last function may lack its body, and types in signatures their import from ``typing``.
     """
     text = messages[-1].content
-    for code in (text, "\n".join(block.code for block in find_blocks(text))):
+    fenced = "\n".join(block.code for block in find_blocks(text))
+    for code in (text, fenced, f"{fenced.rstrip()}\n{_INDENT * 4}pass\n"):
         tree = parse(code)
         if tree is not None and any(isinstance(node, _Definition | ast.Import | ast.ImportFrom) for node in tree.body):
-            return code
+            return _import_types(tree) + code
     return ""
 
 
@@ -83,18 +87,28 @@ def build_program(answer: str, begun: str, *, as_script: bool) -> str | None:
         readings = _readings(codes[-1], begun)
     else:
         readings = (reading for code in ("\n".join(codes), *reversed(codes)) for reading in _readings(code, begun))
-    return next((reading for reading in readings if parse(reading) is not None), None)
+    num_characters = 0
+    for reading in readings:
+        if parse(reading) is not None:
+            return reading
+        num_characters += len(reading)
+        if num_characters > _MAX_READ_CHARACTERS:
+            break
+    return None
 
 
 def parse(code: str) -> ast.Module | None:
-    """The tree of a program that compiles; None for one that is empty or no Python."""
+    """The tree of a program; None for one that is empty or no Python.
+
+    It is not compiled: 20 KB of text, such as a long sum of constants, can cost the compiler minutes and gigabytes. So
+    that is left to the sandbox.
+    """
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(code)
-            compile(code, "program.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
         return None
-    return tree if tree.body else None
+    return tree if tree.body and not _has_misplaced(tree) else None
 
 
 def names_in(code: str) -> set[str]:
@@ -102,8 +116,21 @@ def names_in(code: str) -> set[str]:
     return {node.id for node in ast.walk(parse(code) or ast.Module([], [])) if isinstance(node, ast.Name)}
 
 
+def modules_in(code: str) -> dict[str, list[str]]:
+    """Names of standard modules that stand in a program, each with what it takes of them."""
+    found: dict[str, list[str]] = {}
+    for node in ast.walk(parse(code) or ast.Module([], [])):
+        match node:
+            case ast.Attribute(ast.Name(name), attribute) if name in sys.stdlib_module_names:
+                found.setdefault(name, []).append(attribute)
+    return found
+
+
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _Binding = ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
+_IMPORTS = (ast.Import, ast.ImportFrom)
+_IN_FUNCTIONS = (ast.Return, ast.Yield, ast.YieldFrom, ast.Await)
+_IN_LOOPS = (ast.Break, ast.Continue)
 
 
 def _readings(code: str, begun: str) -> Iterator[str]:
@@ -128,14 +155,39 @@ def _without_prose(answer: str, begun: str) -> Iterator[str]:
     starts = [0, *(number for number, line in enumerate(lines) if number and _CODE_LINE.match(line))]
     ends = [len(lines), *(number for number, line in reversed([*enumerate(lines)]) if line and not line[0].isspace())]
     codes = ("\n".join(lines[start:end]) for start in starts for end in ends if end > start)
-    readings = (reading for code in codes for reading in _readings(code, begun))
-    yield from islice(readings, _MAX_READ_CHARACTERS // (len(answer) + len(begun) + 1) + 1)
+    return (reading for code in codes for reading in _readings(code, begun))
 
 
 def _defined(code: str) -> set[str]:
     """Functions and classes on the uppermost level of a program."""
     tree = parse(code)
     return {node.name for node in tree.body if isinstance(node, _Definition)} if tree else set()
+
+
+def _has_misplaced(tree: ast.Module) -> bool:
+    """Whether a ``return``, ``yield`` or ``await`` stands outside of functions, or a ``break`` outside of loops."""
+    rest: list[tuple[ast.AST, bool, bool]] = [(tree, False, False)]
+    while rest:
+        node, in_function, in_loop = rest.pop()
+        if isinstance(node, (*(() if in_function else _IN_FUNCTIONS), *(() if in_loop else _IN_LOOPS))):
+            return True
+        if isinstance(node, _Definition | ast.Lambda):
+            in_function, in_loop = not isinstance(node, ast.ClassDef), False
+        elif isinstance(node, ast.For | ast.AsyncFor | ast.While):
+            in_loop = True
+        rest += [(child, in_function, in_loop) for child in ast.iter_child_nodes(node)]
+    return False
+
+
+def _import_types(tree: ast.Module) -> str:
+    """The import of the types that a prompt's code names and does not define."""
+    nodes = [*ast.walk(tree)]
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    known = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    known |= {node.name for node in nodes if isinstance(node, _Definition)}
+    known |= {alias.asname or alias.name for node in nodes if isinstance(node, _IMPORTS) for alias in node.names}
+    missing = {name for name in names & set(typing.__all__) - known if name[0].isupper()}
+    return f"from typing import {', '.join(sorted(missing))}\n" if missing and not known & {"*", "annotations"} else ""
 
 
 def _is_stub(node: ast.stmt) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 from sinterlm.errors import InputError
@@ -49,7 +49,7 @@ class CombinationScorer:
         self._failing_value = failing_value
         self._step = step
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Names the rule, what of the settings it reads, and the parts."""
         settings = {"weighted-sum": self._weights, "gate": self._failing_value, "rank": self._step}[self._rule]

@@ -8,8 +8,10 @@ its own length decides, never its neighbours': so a model computes it in the sam
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import groupby, takewhile
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -19,9 +21,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sinterlm.chat import encode_conversation
+from sinterlm.errors import InputError
 from sinterlm.models import fingerprint
 from sinterlm.records import Message, Score, digest
-from sinterlm.scoring.protocol import Answered, no_score
+from sinterlm.scoring.protocol import NO_SCORE, NOT_A_NUMBER, Answered, no_score
 
 PROMPT_TOO_LONG = "prompt-too-long"
 MIN_PADDING_STEP = 8
@@ -76,13 +79,14 @@ class DialogueScorer(ABC):
 
     Args:
         model: hub name or folder.
-        max_length: tokens of the longest dialogue that the model reads whole.
+        max_length: tokens of the longest dialogue that is read whole; no more than the model has positions for.
         truncate: whether an answer that does not fit loses its end or its middle; the detail then says ``truncated``.
         batch_tokens: about so many tokens are computed at once, padding included; it changes a score by rounding only.
         float32_head: whether what the model makes of its last hidden state is computed in float32, whatever ``dtype``
             is.
         device: ``auto`` or a torch device.
-        dtype: ``auto`` or a torch dtype's name.
+        dtype: ``auto`` or a torch dtype's name. It belongs to the identity, because in another precision a score moves
+            by more than close answers lie apart; what ``auto`` comes to on a machine does not.
     """
 
     kind: ClassVar[str]
@@ -107,9 +111,12 @@ class DialogueScorer(ABC):
         self._dtype = dtype
         self._loaded: Loaded | None = None
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """Names kind, weights, template, and how answers are cut and the head is computed."""
+        """Names kind, weights, template, how answers are cut, and in which precision is computed.
+
+        Asked once: a name of a hub is looked up there.
+        """
         return digest(
             {
                 "scorer": self.kind,
@@ -117,6 +124,7 @@ class DialogueScorer(ABC):
                 "max_length": self._max_length,
                 "truncate": self._truncate,
                 "float32_head": self._float32_head,
+                "dtype": self._dtype,
             }
         )
 
@@ -128,31 +136,31 @@ class DialogueScorer(ABC):
     def score(self, answered: Sequence[Answered]) -> list[Score]:
         """Score every response; the first call loads the weights.
 
-        An answer whose prompt leaves no room for it has no score.
+        An answer whose prompt leaves no room for it has no score, nor has one that the model gives no finite number.
 
         Raises:
-            InputError: The model cannot be loaded, or is none of this kind.
+            InputError: The model cannot be loaded, is none of this kind, or has no chat template.
         """
         if self._loaded is None:
-            self._loaded = self._load()
-        identity = self.identity
+            self._loaded = self._load_checked()
+        max_length = readable_length(self._loaded.model, self._max_length)
         scores: dict[int, Score] = {}
         dialogues: dict[int, Dialogue] = {}
         for place, entry in enumerate(answered):
-            found = encode_dialogue(self._loaded.tokenizer, entry, max_length=self._max_length, truncate=self._truncate)
+            found = encode_dialogue(self._loaded.tokenizer, entry, max_length=max_length, truncate=self._truncate)
             if isinstance(found, Dialogue):
                 dialogues[place] = found
             else:
                 problem = (
-                    f"{found.num_tokens} tokens without an answer, of {self._max_length} that the model {self._name} "
+                    f"{found.num_tokens} tokens without an answer, of {max_length} that the model {self._name} "
                     "may read (max_length)"
                 )
-                scores[place] = no_score(entry, identity, PROMPT_TOO_LONG, problem, {})
+                scores[place] = no_score(entry, self.identity, PROMPT_TOO_LONG, problem, {})
         lengths = {place: len(dialogue.tokens) for place, dialogue in dialogues.items()}
-        for places in split_batches(lengths, batch_tokens=self._batch_tokens, max_length=self._max_length):
-            for place, reading in zip(places, self._read_batch([dialogues[place] for place in places]), strict=True):
-                detail = {**reading.detail, **({"truncated": True} if dialogues[place].is_truncated else {})}
-                scores[place] = Score(answered[place].response.id, identity, reading.value, None, detail)
+        for places in split_batches(lengths, batch_tokens=self._batch_tokens, max_length=max_length):
+            batch = [dialogues[place] for place in places]
+            for place, reading in zip(places, self._read_batch(batch, max_length), strict=True):
+                scores[place] = self._score_one(answered[place], dialogues[place], reading)
         return [scores[place] for place in range(len(answered))]
 
     def close(self) -> None:
@@ -168,12 +176,33 @@ class DialogueScorer(ABC):
     def _read(self, loaded: Loaded, batch: Batch) -> list[Reading]:
         """What the model says of every dialogue of the batch."""
 
+    def _load_checked(self) -> Loaded:
+        loaded = self._load()
+        if not isinstance(loaded.tokenizer.chat_template, str):
+            raise InputError(
+                f"model {self._name}: its tokenizer has no chat template, by which a reward model reads prompt and "
+                "answer; put the one that it was trained with into its folder as chat_template.jinja"
+            )
+        return loaded
+
+    def _score_one(self, answered: Answered, dialogue: Dialogue, reading: Reading) -> Score:
+        if not math.isfinite(reading.value):
+            return no_score(answered, self.identity, NO_SCORE, NOT_A_NUMBER, {})
+        detail = {**reading.detail, **({"truncated": True} if dialogue.is_truncated else {})}
+        return Score(answered.response.id, self.identity, reading.value, None, detail)
+
     @torch.inference_mode()
-    def _read_batch(self, dialogues: Sequence[Dialogue]) -> list[Reading]:
+    def _read_batch(self, dialogues: Sequence[Dialogue], max_length: int) -> list[Reading]:
         assert self._loaded is not None
-        width, _ = padded_shape(len(dialogues[0].tokens), self._max_length)
+        width, _ = padded_shape(len(dialogues[0].tokens), max_length)
         batch = pad(dialogues, width=width, padding=self._loaded.padding, device=self._loaded.model.device)
         return self._read(self._loaded, batch)
+
+
+def readable_length(model: PreTrainedModel, max_length: int) -> int:
+    """Of ``max_length`` tokens as many as the model has positions for: beyond them its scores mean nothing."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(max_length, positions) if positions and positions > 0 else max_length
 
 
 def encode_dialogue(

@@ -235,7 +235,7 @@ class JudgeScorer:
         return self._mode == "pairwise" and self._baseline is None
 
     def score(self, answered: Sequence[Answered]) -> list[Score]:
-        """Ask the judge about every answer.
+        """Ask the judge about every answer; about equal answers to one prompt once.
 
         Raises:
             InputError: There is no baseline answer to a prompt, or the server refuses the request.
@@ -243,9 +243,11 @@ class JudgeScorer:
             TryAgainError: The server cannot be reached, or keeps failing.
         """
         texts = [self._method.requests(entry) for entry in answered]
-        replies = iter(self._endpoint.ask([self._request(text) for pair in texts for text in pair]))
+        distinct = list(dict.fromkeys(text for pair in texts for text in pair))
+        replies = dict(zip(distinct, self._endpoint.ask(list(map(self._request, distinct))), strict=True))
         return [
-            self._score_one(entry, [next(replies) for _ in pair]) for entry, pair in zip(answered, texts, strict=True)
+            self._score_one(entry, [replies[text] for text in pair])
+            for entry, pair in zip(answered, texts, strict=True)
         ]
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ OVERALL = {"grade": "how well the answer serves the user: is it right, does it d
 
 LOWEST, HIGHEST = 1, 10
 
-LAYOUT = 1
+LAYOUT = 2
 """Goes up when the words are put together in another way."""
 
 WORDING = digest([GRADING, COMPARISON, MATERIAL, REFERENCE, EXPLANATION, EXPLAIN, REPLY, LOWEST, HIGHEST, LAYOUT])
@@ -50,6 +50,8 @@ WORDING = digest([GRADING, COMPARISON, MATERIAL, REFERENCE, EXPLANATION, EXPLAIN
 
 _SPECIAL_TOKEN = re.compile(
     r"(?<=<)(?=[|\uff5c][^<>\n]{1,80}>)"  # ChatML, Llama 3, Phi, DeepSeek, ...
+    r"|(?<=<)(?=[^<>|\uff5c\n]{1,80}[|\uff5c]>)"  # the closing ones of Gemma 4: <turn|>
+    r"|(?<=\[)(?=\|[^\[\]|\n]{1,80}\|\])"  # EXAONE: [|assistant|]
     r"|(?<=<)(?=/?(?:s|bos|eos|sop|eop|pad|unk|mask|think|tool_call|tool_response|unused\d+|[A-Z]+_TOKEN)>)"
     r"|(?<=<)(?=(?:start|end)_of_\w+>)"  # Gemma
     r"|(?<=\[)(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\])"  # Mistral, GLM

@@ -8,7 +8,6 @@ time and memory. So it runs in worker processes; one that exceeds its limit is k
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import re
 import resource
 from collections.abc import Sequence
@@ -16,6 +15,9 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
+from multiprocessing import spawn
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or find_spec("pebble") is not None:
@@ -31,6 +33,8 @@ RULES = 1
 MEMORY_BYTES = 4 * 2**30
 """Address space of a worker."""
 
+_STARTING = Lock()
+_PREPARATION = spawn.get_preparation_data
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _GROUPING_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
@@ -83,14 +87,9 @@ class MathematicsScorer:
 
     def _started_pool(self) -> ProcessPool:
         if self._pool is None:
-            missing = [name for name in ("math_verify", "pebble") if find_spec(name) is None]
-            if missing:
-                raise InputError(
-                    f"the scorer mathematics needs the package {missing[0]}, which is not installed; "
-                    "pip install 'sinterlm[math]'"
-                )
+            check_packages()
             # Workers are forked from a process that has imported math-verify and has neither threads nor a GPU.
-            context = multiprocessing.get_context("forkserver")
+            context = _Context()
             context.set_forkserver_preload(["math_verify"])
             self._pool = ProcessPool(self._num_workers, initializer=_begin_worker, context=context)
         return self._pool
@@ -101,6 +100,19 @@ class MathematicsScorer:
             return no_score(answered, self.identity, "unreadable-accepted-answer", problem, {})
         is_right = outcome == "right"
         return Score(answered.response.id, self.identity, float(is_right), is_right, {"outcome": outcome})
+
+
+def check_packages() -> None:
+    """See whether the packages of the extra ``math`` are installed.
+
+    Raises:
+        InputError: One is not.
+    """
+    for name in ("math_verify", "pebble"):
+        if find_spec(name) is None:
+            raise InputError(
+                f"the scorer mathematics needs the package {name}, which is not installed; pip install 'sinterlm[math]'"
+            )
 
 
 def final_answer(accepted: str) -> str:
@@ -154,6 +166,25 @@ def _outcome(future: Future[str]) -> str:
         return future.result()
     except (TimeoutError, ProcessExpired, MemoryError, RecursionError):
         return "stopped"
+
+
+class _Process(ForkServerProcess):
+    """A worker that does not run the user's script once more, as processes of multiprocessing do to find its names."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        with _STARTING:
+            spawn.get_preparation_data = lambda name: {
+                key: value for key, value in _PREPARATION(name).items() if not key.startswith("init_main")
+            }
+            try:
+                return ForkServerProcess._Popen(process_obj)
+            finally:
+                spawn.get_preparation_data = _PREPARATION
+
+
+class _Context(ForkServerContext):
+    Process = _Process
 
 
 def _begin_worker() -> None:

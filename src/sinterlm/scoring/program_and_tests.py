@@ -83,7 +83,12 @@ class Remote:
         return self._ask("iter", self)
 
     def __next__(self) -> Any:
-        return self._ask("next", self)
+        try:
+            return self._ask("next", self)
+        except ProgramError as error:
+            if str(error).startswith("StopIteration:"):
+                raise StopIteration from None
+            raise
 
     def __len__(self) -> int:
         return int(self._ask("len", self))
@@ -205,7 +210,7 @@ def run(source: str) -> None:
     sys.argv = ["program.py"]
     module = type(sys)("__main__")
     sys.modules["__main__"] = module
-    exec(compile(source, "program.py", "exec"), module.__dict__)
+    exec(compile(source, "program.py", "exec", dont_inherit=True), module.__dict__)
 
 
 def serve(channel: Channel, source: str) -> None:
@@ -213,16 +218,19 @@ def serve(channel: Channel, source: str) -> None:
     module = type(sys)("program")
     sys.modules["program"] = module
     objects: list[Any] = [module]
+    numbers: dict[int, int] = {}
 
     def refer(value: Any) -> int:
-        objects.append(value)
-        return len(objects) - 1
+        if id(value) not in numbers:  # it stays in use, so the id stays its own
+            numbers[id(value)] = len(objects)
+            objects.append(value)
+        return numbers[id(value)]
 
     def encode_mutable(value: Any) -> Any:
         return encode(value, refer) if isinstance(value, (list, dict, set, bytearray)) else None
 
     try:
-        exec(compile(source, "program.py", "exec"), module.__dict__)
+        exec(compile(source, "program.py", "exec", dont_inherit=True), module.__dict__)
         channel.send({"value": None})
     except Exception as error:
         channel.send({"error": [type(error).__name__, str(error)]})
@@ -241,11 +249,14 @@ def serve(channel: Channel, source: str) -> None:
         channel.send(reply)
 
 
-def run_tests(channel: Channel, definitions: str, tests: list[str], names: list[str]) -> dict[str, Any]:
+def run_tests(
+    channel: Channel, definitions: str, tests: list[str], names: list[str], modules: dict[str, list[str]]
+) -> dict[str, Any]:
     """Run the tests one after the other, in one namespace; where one fails: its number and the error."""
+    remotes: dict[int, Remote] = {}
 
     def dereference(number: int) -> Remote:
-        return Remote(ask, number)
+        return remotes.setdefault(number, Remote(ask, number))
 
     def refer(value: Any) -> int:
         if isinstance(value, Remote):
@@ -272,21 +283,28 @@ def run_tests(channel: Channel, definitions: str, tests: list[str], names: list[
 
     answer()  # to the program's being loaded
     namespace: dict[str, Any] = {"__name__": "tests"}
-    exec(compile(definitions, "definitions.py", "exec"), namespace)
+    exec(compile(definitions, "definitions.py", "exec", dont_inherit=True), namespace)
     program = Remote(ask, PROGRAM)
     namespace |= borrowed(program, set(names) - namespace.keys())
+    for name, attributes in modules.items():  # the program's own `math` would be a way to compare as it likes
+        if isinstance(namespace.get(name), Remote) and all(hasattr(__import__(name), one) for one in attributes):
+            namespace[name] = __import__(name)
     for number, test in enumerate(tests):
         try:
-            exec(compile(test, "test.py", "exec"), namespace)
+            exec(compile(test, "test.py", "exec", dont_inherit=True), namespace)
         except BaseException as error:
             return {"passed": False, "test": number, "error": type(error).__name__, "message": str(error)[:200]}
     return {"passed": True}
 
 
 def raised(name: str, message: str) -> Exception:
-    """The exception that the program raised, as a test may expect it; an AssertionError is the tests' own."""
+    """The exception that the program raised, as a test may expect it.
+
+    An AssertionError is the tests' own; and the end of an iteration, raised by a function, would end that of the tests.
+    """
     known = getattr(builtins, name, None)
-    if isinstance(known, type) and issubclass(known, Exception) and known is not AssertionError:
+    own = (AssertionError, StopIteration, StopAsyncIteration)
+    if isinstance(known, type) and issubclass(known, Exception) and known not in own:
         try:
             return known(message)
         except TypeError:  # one that takes more than a message

@@ -40,7 +40,7 @@ class Scorer(Protocol):
 
     @property
     def needs_answers(self) -> bool:
-        """Whether the prompt's accepted answers decide the score (they then belong to the score's key)."""
+        """Whether a prompt must have accepted answers to be scored; in the store they are part of every score's key."""
         ...
 
     def score(self, answered: Sequence[Answered]) -> list[Score]:

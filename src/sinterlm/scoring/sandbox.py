@@ -2,10 +2,11 @@
 
 It is that of sandlock (Landlock and seccomp; Linux 6.12 or later, no root and no container needed), with this policy:
 
-- files: only Python's standard library and the system's libraries can be read, nothing can be written;
-- no network, no child process, no other way to keep data than in memory, and that is limited;
-- no call that changes what lies outside and that Landlock does not govern: file modes and times, other processes'
-  limits and priorities, the clock;
+- files: only Python's standard library, without packages, and the system's libraries can be read, nothing can be
+  written;
+- no socket of any kind, no child process, no other way to keep data than in memory, and that is limited;
+- no call that changes or watches what lies outside and that Landlock does not govern: modes, times, attributes and
+  flags of files, mounts, other processes' limits and priorities, the clock; and none that is newer than this list;
 - an empty environment.
 
 What stays visible from inside is whether a path exists, its size and its times.
@@ -13,14 +14,19 @@ What stays visible from inside is whether a path exists, its size and its times.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import platform
+import site
+import struct
 import sys
 import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
@@ -30,33 +36,58 @@ import psutil
 
 from sinterlm.errors import SandboxError
 
-if TYPE_CHECKING or find_spec("sandlock") is not None:
-    from sandlock import Sandbox, SandlockError, StdioMode
+if TYPE_CHECKING:
+    from sandlock import Sandbox
     from sandlock.sandbox import Process
 
 POLICY = 1
 """Goes up with every change of what a program may do, so that older scores are not used."""
 
 MEMORY_BYTES = 512 * 2**20
+MAX_OPEN_FILES = 64
 WALL_FACTOR = 4
 """By the wall clock a program has so many times the computing time that it may use."""
 
 _WATCH_SECONDS = 0.1
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _DENIED_CALLS = (
-    # What lies outside: Landlock governs contents, not modes, owners, times and attributes.
+    # What lies outside: Landlock governs contents, not modes, owners, times, attributes, flags and mounts.
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
-    *("utime", "utimes", "utimensat", "futimesat"),
-    *("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
+    *("utime", "utimes", "utimensat", "futimesat", "ioctl", "file_setattr", "quotactl", "quotactl_fd"),
+    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat"),
+    *("removexattr", "lremovexattr", "fremovexattr", "removexattrat"),
+    *("fsopen", "fsconfig", "fsmount", "fspick", "open_tree", "open_tree_attr", "move_mount", "mount_setattr"),
+    *("statmount", "listmount", "inotify_init", "inotify_init1", "fanotify_init", "sync", "syncfs"),
     # Other processes of the same user, and the machine.
-    *("prlimit64", "setpriority", "ioprio_set", "migrate_pages", "move_pages"),
+    *("setpriority", "ioprio_set", "migrate_pages", "move_pages", "get_robust_list"),
+    *("pidfd_open", "pidfd_getfd", "pidfd_send_signal", "process_madvise", "process_mrelease", "kcmp"),
     *("sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"),
-    *("settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "syslog"),
+    *("settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "syslog", "acct", "vhangup"),
+    # Its own bonds: that it ends with its parent is undone by prctl, and by another user or fewer rights.
+    *("prctl", "capset", "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid"),
+    *("setfsuid", "setfsgid", "setgroups", "lsm_set_self_attr"),
     # Memory that the limit does not count, and everything that reaches out.
-    *("memfd_create", "pipe", "pipe2", "socketpair", "listen", "mq_open", "mq_unlink"),
+    *("memfd_create", "memfd_secret", "pipe", "pipe2", "socketpair", "listen", "mq_open", "mq_unlink"),
 )
-# Where Sinter itself is killed, nobody is left to kill the program: then an alarm ends it.
-_LAUNCHER = "import _signal, sys; _signal.alarm(int(sys.argv.pop(1))); exec(compile(sys.argv.pop(1), 'script', 'exec'))"
+# Two calls that sandlock itself needs are denied by a filter of our own, and with them all newer ones. No socket at
+# all: Landlock refuses to connect by TCP, but not by MPTCP, nor by sending the first data at once (TCP Fast Open).
+_SET_FILTER = {"x86_64": 317, "aarch64": 277}
+_DENIED_BY_FILTER = {"x86_64": (41, 302), "aarch64": (198, 261)}
+"""The numbers of ``socket`` and ``prlimit64``."""
+_NEWEST_CALL = 469
+"""On all machines: ``file_setattr`` of Linux 6.17, up to which :data:`_DENIED_CALLS` was chosen."""
+# Where Sinter itself is killed, nobody may be left to kill the program: then an alarm ends it.
+_LAUNCHER = """
+import _signal, ctypes, sys
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("rules", ctypes.c_char_p)]
+_signal.alarm(int(sys.argv.pop(1)))
+rules = bytes.fromhex(sys.argv.pop(1))
+if ctypes.CDLL(None).syscall(int(sys.argv.pop(1)), 1, 0, ctypes.byref(Filter(len(rules) // 8, rules))):
+    sys.exit("no filter")
+del _signal, ctypes, Filter, rules
+exec(compile(sys.argv.pop(1), "script", "exec"))
+"""
 _PROBE = """
 import os, socket, sys
 def is_refused(attempt):
@@ -69,7 +100,7 @@ attempts = [
     lambda: open(sys.argv[1] + ".new", "w"),
     lambda: os.chmod(sys.argv[1], 0o777),
     lambda: os.kill(os.getppid(), 0),
-    lambda: socket.create_connection(("127.0.0.1", 9)),
+    socket.socket,
     os.fork,
 ]
 print([number for number, attempt in enumerate(attempts) if not is_refused(attempt)])
@@ -97,10 +128,12 @@ def isolated_python(script: str, *arguments: str, timeout_seconds: float) -> Ite
     Raises:
         SandboxError: It could not be isolated, and so was not started.
     """
+    from sandlock import SandlockError, StdioMode  # noqa: PLC0415  # an extra, and a native library
+
     interpreter = os.path.realpath(sys.executable)
     # -I and -S: no environment, no site-packages, no user's folder.
     options = ["-I", "-S", "-B", "-X", "utf8", "-c", _LAUNCHER, str(math.ceil(2 * WALL_FACTOR * timeout_seconds))]
-    command = [interpreter, *options, script, *arguments]
+    command = [interpreter, *options, *_filter(), script, *arguments]
     try:
         process = _policy(interpreter).popen(
             command, stdin=StdioMode.PIPED, stdout=StdioMode.PIPED, stderr=StdioMode.PIPED
@@ -126,6 +159,10 @@ def check_isolation() -> None:
     """
     if find_spec("sandlock") is None:
         raise _no_sandbox("the package sandlock is not installed (pip install 'sinterlm[code]')")
+    try:
+        import_module("sandlock")
+    except (ImportError, OSError) as error:  # a native library, made for another system
+        raise _no_sandbox(f"the package sandlock cannot be loaded ({error})") from error
     with tempfile.NamedTemporaryFile() as canary, isolated_python(_PROBE, canary.name, timeout_seconds=30) as probe:
         printed = probe.process.stdout.readall().decode()
     if printed != "[]\n":
@@ -145,16 +182,38 @@ def _watch(process: Process, pid: int, timeout_seconds: float, ended: Event, ove
                 return
 
 
+def _filter() -> tuple[str, str]:
+    """Our own filter, as instructions of the kernel's packet filter; and the number of the call that sets it."""
+    machine = platform.machine()
+    if machine not in _SET_FILTER:
+        raise _no_sandbox(f"the system calls of {machine} are not known")
+    refused = [*((0x15, number) for number in _DENIED_BY_FILTER[machine]), (0x25, _NEWEST_CALL)]
+    rules = [
+        (0x20, 0, 0, 0),  # load the call's number
+        *((test, len(refused) - place, 0, number) for place, (test, number) in enumerate(refused)),  # equal, greater
+        (0x06, 0, 0, 0x7FFF0000),  # allow
+        (0x06, 0, 0, 0x00050000 | errno.EPERM),  # refuse
+    ]
+    return b"".join(struct.pack("=HBBI", *rule) for rule in rules).hex(), str(_SET_FILTER[machine])
+
+
 def _policy(interpreter: str) -> Sandbox:
-    standard_library = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    from sandlock import Sandbox  # noqa: PLC0415  # as in isolated_python
+
+    # Of the interpreter itself: a virtual environment's folder would bring its packages.
+    own = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    standard_library = {sysconfig.get_path(name, vars=own) for name in ("stdlib", "platstdlib")}
     shared_library = sysconfig.get_config_var("LIBDIR")
     readable = {interpreter, *standard_library, shared_library, *_LIBRARIES, "/dev/urandom"}
+    packages = site.getsitepackages([sys.base_prefix, sys.base_exec_prefix])  # they may lie in the standard library
     return Sandbox(
         fs_readable=sorted(path for path in readable if path and Path(path).exists()),
+        fs_denied=sorted(path for path in set(packages) if Path(path).exists()),
         fs_writable=[os.devnull],
         extra_deny_syscalls=_DENIED_CALLS,
         max_memory=MEMORY_BYTES,
         max_processes=1,
+        max_open_files=MAX_OPEN_FILES,
         no_coredump=True,
         clean_env=True,
         cwd="/",

@@ -11,6 +11,8 @@ class ScorerRow(NamedTuple):
     path: str
     """``module:class``; nothing is imported before a scorer is built."""
     description: str
+    check: str | None = None
+    """``module:function`` that raises where this machine lacks what the scorer needs; called before any answer is."""
 
 
 SCORERS = {
@@ -21,10 +23,12 @@ SCORERS = {
     "mathematics": ScorerRow(
         "sinterlm.scoring.mathematics:MathematicsScorer",
         "1 where the final answer equals an accepted one by value, as math-verify finds and compares them; else 0",
+        "sinterlm.scoring.mathematics:check_packages",
     ),
     "code": ScorerRow(
         "sinterlm.scoring.code:CodeScorer",
         "1 where the program in the answer passes the prompt's tests, run in a sandbox; else 0",
+        "sinterlm.scoring.sandbox:check_isolation",
     ),
     "reward-model": ScorerRow(
         "sinterlm.scoring.reward_model:RewardModelScorer",

@@ -6,14 +6,16 @@ from sinterlm.selection.fusepo import select_fusepo
 from sinterlm.selection.fusesft import select_fusesft
 from sinterlm.selection.on_policy import select_on_policy
 from sinterlm.selection.samples import select_fusepo_rloo, select_rloo
-from sinterlm.selection.split import Parts, split_prompts
+from sinterlm.selection.split import Handover, Parts, hand_over, split_prompts
 from sinterlm.selection.tally import SelectionTally, tally_selection
 from sinterlm.selection.weights import softmax_weights, source_weights
 from sinterlm.selection.wrpo import select_wrpo
 
 __all__ = [
+    "Handover",
     "Parts",
     "SelectionTally",
+    "hand_over",
     "select_best_of_sources",
     "select_fusechat3",
     "select_fusepo",

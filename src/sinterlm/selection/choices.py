@@ -16,7 +16,6 @@ from sinterlm.selection.ranking import (
     Ties,
     Truncated,
     fails,
-    is_checked,
     is_truncated,
     order_texts,
     passes,
@@ -24,6 +23,7 @@ from sinterlm.selection.ranking import (
     select_eligible,
     select_worst,
 )
+from sinterlm.selection.ranking import rank as rank_of
 
 PairTies = Literal["keep", "drop"]
 
@@ -147,8 +147,7 @@ def choose_pair(
         return NoRow(reasons.none_fails, f"all {len(eligible)} eligible answers pass")
     others = [answer for answer in eligible if answer.response.content != worst.response.content]
     best = select_best(others, seed=seed, ties=ties)
-    is_better = passes(best) if is_checked(best) else best.score.value > worst.score.value
-    if tied == "drop" and not is_better:
+    if tied == "drop" and (fails(best) or rank_of(best) == rank_of(worst)):
         return NoRow(reasons.tied, f"best score {best.score.value:g}, worst {worst.score.value:g}")
     if window is not None and not is_inside(window, best, worst):
         return NoRow(reasons.margin, f"margin {score_margin(best, worst):g}")

@@ -57,9 +57,6 @@ def select_fusechat3(
     default = _read_window(window)
 
     def choose(candidate: Candidates) -> Sequence[RowResponse] | NoRow:
-        best = choose_source_answer(candidate.sources, seed=seed, ties=ties, truncated=truncated)
-        if isinstance(best, NoRow):  # nothing eligible, or nothing that passes
-            return best
         pairs, left_out = choose_source_pairs(
             candidate.sources,
             seed=seed,
@@ -68,7 +65,9 @@ def select_fusechat3(
             window=rules.get(candidate.prompt.domain, default),
         )
         if not pairs:
-            return no_source_pair(left_out)
+            best = choose_source_answer(candidate.sources, seed=seed, ties=ties, truncated=truncated)
+            # Nothing eligible or nothing that passes says more than that no source gave a pair.
+            return best if isinstance(best, NoRow) else no_source_pair(left_out)
         chosen = select_best([pair.best for pair in pairs], seed=seed, ties=ties)
         rejected = next(pair.worst for pair in pairs if pair.best is chosen)
         return to_row_response(chosen, "chosen"), to_row_response(rejected, "rejected")

@@ -9,7 +9,8 @@ one has k elements, share one of its k - ceil(s k) + 1 rarest. So the result is 
 
 Decontamination drops a prompt that shares an n-gram with a benchmark's question (GPT-3, arXiv 2005.14165, appendix C,
 takes n = 13), or that covers at least a given share of the question's words by shared n-grams (as Tulu 3, arXiv
-2411.15124, with n = 8 and half of the words).
+2411.15124, with n = 8 and half of the words). Every turn of a question is a question of its own: whoever asks the first
+turn of two asks what the benchmark asks.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ MIN_WORDS = 5
 """A question of fewer words is found only where it is the whole prompt: within others such words stand by chance."""
 
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}]+|[-+*/=<>^%$|&]")
+_OPERATORS = "-+*/=<>^%$|&"
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}]+|[{_OPERATORS}]")
 
 Grams = NDArray[np.int64]
 """A set of n-grams, as hashes or as numbers by rarity, in ascending order."""
@@ -54,7 +56,8 @@ class Match(NamedTuple):
     other: str
     """The id of the prompt that was kept, or of the question."""
     overlap: float
-    """Of duplicates: the Jaccard similarity of their n-grams; of a question: the share of its words that are shared."""
+    """Of duplicates: the Jaccard similarity of their n-grams; of a question: the share of its words that are shared, of
+    the turn that shares most."""
     prompt: str
     other_text: str
     shared: str = ""
@@ -108,8 +111,8 @@ def decontaminate(prompts: Sequence[Prompt], questions: Iterable[Prompt], *, ngr
 
     Args:
         prompts: What models are to be asked.
-        questions: Of the benchmarks. One of fewer than ``ngram`` words (but :data:`MIN_WORDS`) is found as a whole.
-        ngram: Words in an n-gram.
+        questions: Of the benchmarks. A turn of fewer than ``ngram`` words (but :data:`MIN_WORDS`) is found as a whole.
+        ngram: Words in an n-gram. One of operators more than of words, as the rule of a table, is no trace of anything.
         coverage: The share of a question's words that the shared n-grams must cover (0 to 1); at 0 one is enough.
     """
     index = _QuestionIndex(questions, ngram)
@@ -121,9 +124,9 @@ def decontaminate(prompts: Sequence[Prompt], questions: Iterable[Prompt], *, ngr
         if found is None or found.coverage < coverage:
             kept.append(prompt)
         else:
-            question = text_of(found.question)
+            question = found.question
             matches.append(
-                Match(prompt.id, CONTAMINATED, found.question.id, found.coverage, text, question, found.shared)
+                Match(prompt.id, CONTAMINATED, question.id, found.coverage, text, text_of(question), found.shared)
             )
     return Distinct(kept, matches)
 
@@ -214,7 +217,10 @@ class _QuestionIndex:
 
     def __init__(self, questions: Iterable[Prompt], ngram: int) -> None:
         self._ngram = ngram
-        self._questions = list(questions)
+        self._questions = [
+            Prompt(question.id, (turn,)) for question in questions for turn in question.messages if turn.role == "user"
+        ]
+        """Every turn of the user as a question."""
         self._words = [tuple(split_words(text_of(question))) for question in self._questions]
         self._whole: dict[tuple[str, ...], int] = {}
         self._long: dict[tuple[str, ...], list[tuple[int, int]]] = {}
@@ -225,7 +231,8 @@ class _QuestionIndex:
             self._whole.setdefault(words, number)
             if len(words) >= ngram:
                 for place, gram in enumerate(_grams(words, ngram)):
-                    self._long.setdefault(gram, []).append((number, place))
+                    if 2 * sum(word in _OPERATORS for word in gram) <= ngram:
+                        self._long.setdefault(gram, []).append((number, place))
             elif len(words) >= MIN_WORDS:
                 self._short.setdefault(words[:MIN_WORDS], []).append(number)
 

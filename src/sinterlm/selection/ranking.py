@@ -1,19 +1,23 @@
 """Which answers may be chosen, and which of them is best or worst: the rules that every policy shares.
 
 An empty answer is never eligible, nor one whose score is no finite number; one that the token limit cut only if asked
-for. A passing answer ranks above a failing one, then the higher score above the lower.
+for. A passing answer ranks above one that was not checked, and that above a failing one; then the higher score ranks
+above the lower.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from sinterlm.records import Scored, digest
 
 Ties = Literal["hash", "first"]
 Truncated = Literal["drop", "keep"]
+
+_STANDING = {True: 1, None: 0, False: -1}
+"""Of a verdict: passed, not checked, failed."""
 
 
 def is_truncated(answer: Scored) -> bool:
@@ -32,11 +36,6 @@ def select_eligible(answers: Iterable[Scored], *, truncated: Truncated) -> list[
     ]
 
 
-def is_checked(answer: Scored) -> bool:
-    """Whether a pass-or-fail scorer judged the answer."""
-    return answer.score.passed is not None
-
-
 def passes(answer: Scored) -> bool:
     """Whether a pass-or-fail scorer let the answer pass; False for graded scores."""
     return answer.score.passed is True
@@ -47,36 +46,53 @@ def fails(answer: Scored) -> bool:
     return answer.score.passed is False
 
 
-def rank(answer: Scored) -> tuple[bool, float]:
+def rank(answer: Scored) -> tuple[int, float]:
     """What answers are compared by."""
-    return passes(answer), answer.score.value
+    score = answer.score
+    return _STANDING[score.passed], score.value
 
 
 def select_best(answers: Sequence[Scored], *, seed: int, ties: Ties) -> Scored:
     """The highest-ranked answer."""
-    return _select_ranked(answers, max(map(rank, answers)), seed=seed, ties=ties)
+    return _select_extreme(answers, max, seed=seed, ties=ties)
 
 
 def select_worst(answers: Sequence[Scored], *, seed: int, ties: Ties) -> Scored:
     """The lowest-ranked answer."""
-    return _select_ranked(answers, min(map(rank, answers)), seed=seed, ties=ties)
+    return _select_extreme(answers, min, seed=seed, ties=ties)
 
 
-def order_texts(answers: Sequence[Scored], *, seed: int, ties: Ties) -> Iterator[Scored]:
+def order_texts(answers: Iterable[Scored], *, seed: int, ties: Ties) -> Iterator[Scored]:
     """One answer of every different text, the highest-ranked first: what is said twice counts once."""
-    left = answers
-    while left:
-        best = select_best(left, seed=seed, ties=ties)
-        yield best
-        left = [answer for answer in left if answer.response.content != best.response.content]
+    by_rank: dict[tuple[int, float], list[Scored]] = {}
+    for answer in answers:
+        by_rank.setdefault(rank(answer), []).append(answer)
+    said: set[str] = set()
+    for _, tied in sorted(by_rank.items(), reverse=True):
+        for answer in _order_tied(tied, seed=seed, ties=ties):
+            if answer.response.content not in said:
+                said.add(answer.response.content)
+                yield answer
 
 
-def _select_ranked(answers: Sequence[Scored], wanted: tuple[bool, float], *, seed: int, ties: Ties) -> Scored:
-    """One answer of rank ``wanted``: the smallest hash, or the first in order (the papers' argmax and argmin)."""
-    tied = [answer for answer in answers if rank(answer) == wanted]
+def _select_extreme(
+    answers: Sequence[Scored],
+    extreme: Callable[[Iterable[tuple[int, float]]], tuple[int, float]],
+    *,
+    seed: int,
+    ties: Ties,
+) -> Scored:
+    ranks = [rank(answer) for answer in answers]
+    wanted = extreme(ranks)
+    tied = [answer for answer, found in zip(answers, ranks, strict=True) if found == wanted]
+    return _order_tied(tied, seed=seed, ties=ties)[0]
+
+
+def _order_tied(tied: list[Scored], *, seed: int, ties: Ties) -> list[Scored]:
+    """Answers of one rank: by hash, or as they come (the papers' argmax and argmin)."""
     if ties == "first" or len(tied) == 1:
-        return tied[0]
-    return min(tied, key=lambda answer: tie_order(answer, seed))
+        return tied
+    return sorted(tied, key=lambda answer: tie_order(answer, seed))
 
 
 def tie_order(answer: Scored, seed: int) -> str:

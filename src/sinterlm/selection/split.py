@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from sinterlm.errors import InputError
@@ -23,6 +23,13 @@ class Parts(NamedTuple):
     preference: tuple[Prompt, ...]
     unused: tuple[Prompt, ...]
     """What is left where ``preference`` is a count or a fraction and not the rest."""
+
+
+class Handover(NamedTuple):
+    """The prompts of one part by who learns from them, each in the part's order."""
+
+    kept: tuple[Prompt, ...]
+    handed_over: tuple[Prompt, ...]
 
 
 class _Question(NamedTuple):
@@ -99,6 +106,27 @@ def split_prompts(
         taken, questions = _take(questions, seats)
         parts.append(taken)
     return Parts(*(tuple(prompt for question in taken for prompt in question.prompts) for taken in [*parts, questions]))
+
+
+def hand_over(
+    prompts: Sequence[Prompt], *, with_row: Collection[str], domains: Collection[str] | None = None
+) -> Handover:
+    """Take from a part the prompts that give it no row, for another stage to learn from.
+
+    Prompts of one content stay together: a row of one keeps them all, and where one goes, all go.
+
+    Args:
+        prompts: of the part.
+        with_row: ids of those that give a row.
+        domains: where they are given, prompts of no other domain go.
+    """
+    with_row_contents = {prompt.content_hash for prompt in prompts if prompt.id in with_row}
+    of_domains = {prompt.content_hash for prompt in prompts if domains is None or prompt.domain in domains}
+    going = of_domains - with_row_contents
+    return Handover(
+        tuple(prompt for prompt in prompts if prompt.content_hash not in going),
+        tuple(prompt for prompt in prompts if prompt.content_hash in going),
+    )
 
 
 def _count(size: Size, num_prompts: int) -> int:

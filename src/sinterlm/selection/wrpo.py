@@ -15,6 +15,7 @@ from sinterlm.selection.choices import (
     collect,
     to_row_response,
 )
+from sinterlm.selection.margins import Window
 from sinterlm.selection.ranking import Ties, Truncated, passes, select_eligible, select_worst
 from sinterlm.selection.ranking import rank as rank_of
 
@@ -27,6 +28,7 @@ def select_wrpo(
     num_samples: int | None = None,
     rank: int = 1,
     rejected_source: bool = False,
+    min_margin: float | None = None,
     ties: Ties = "hash",
     target_ties: PairTies = "keep",
     truncated: Truncated = "drop",
@@ -43,6 +45,8 @@ def select_wrpo(
         num_samples: so many samples of each source take part, by index; all unless given.
         rank: which of the sources' answers is y_ws: 1 the best, 2 the second best of different texts (appendix D).
         rejected_source: whether y_ls, the worst answer of the source that gave y_ws, stands in the row (equation 9).
+        min_margin: how far apart the scores of y_wt and y_l are at least, in their own units; 1 and 0 that only say
+            passed and failed are always far enough.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
         target_ties: whether prompts stay where the target's best answer is no better than its worst.
         truncated: whether answers cut by the token limit may be chosen.
@@ -52,12 +56,21 @@ def select_wrpo(
         Rows with the roles ``chosen_source``, ``chosen_target`` and ``rejected``, and ``rejected_source`` if asked
         for, and the prompts that give none.
     """
+    window = None if min_margin is None else Window(min_margin)
 
     def choose(candidate: Candidates) -> Sequence[RowResponse] | NoRow:
         source = choose_source_answer(candidate.sources, seed=seed, ties=ties, truncated=truncated, rank=rank)
         if isinstance(source, NoRow):
             return source
-        pair = choose_pair(candidate.target, TARGET_PAIR, seed=seed, ties=ties, truncated=truncated, tied=target_ties)
+        pair = choose_pair(
+            candidate.target,
+            TARGET_PAIR,
+            seed=seed,
+            ties=ties,
+            truncated=truncated,
+            tied=target_ties,
+            window=window,
+        )
         if isinstance(pair, NoRow):
             return pair
         responses = [

@@ -44,7 +44,9 @@ class FusionArguments:
         default=None,
         metadata={"help": "Rank of the adapters that LoRA trains; unless given, all weights train.", "at_least": 1},
     )
-    lora_alpha: int = field(default=32, metadata={"help": "What adapters add is scaled by lora_alpha / lora_r."})
+    lora_alpha: int = field(
+        default=32, metadata={"help": "What adapters add is scaled by lora_alpha / lora_r.", "at_least": 1}
+    )
     lora_dropout: float = field(
         default=0.0, metadata={"help": "Share of an adapter's inputs dropped.", "at_least": 0, "below": 1}
     )

@@ -121,13 +121,13 @@ def span_starts(spans: Spans) -> list[int]:
     return [0, *accumulate(length for length, _ in spans)][:-1]
 
 
-def ancestors(spans: Spans, span: int) -> list[int]:
+def ancestors(spans: Sequence[Span], span: int) -> list[int]:
     """The spans before ``span``, from the root."""
     parent = spans[span][1]
     return [] if parent < 0 else [*ancestors(spans, parent), parent]
 
 
-def positions(spans: Spans) -> list[int]:
+def positions(spans: Sequence[Span]) -> list[int]:
     """Of each token: how many it sees but itself."""
     before = [sum(spans[ancestor][0] for ancestor in ancestors(spans, span)) for span in range(len(spans))]
     return [start + index for start, (length, _) in zip(before, spans, strict=True) for index in range(length)]

@@ -137,7 +137,7 @@ def encode_rows(
             members = find_members(row, objective)
         except UnfitRow as error:
             raise InputError(f"{name}: {error}; choose rows that were selected for {objective.name!r}") from error
-        examples = [_encode_response(name, row, response, tokenizer) for response in members.responses]
+        examples = _encode_responses(name, row, members.responses, tokenizer)
         prompt_ids = examples[0].prompt_ids
         longest = max(len(example.response_ids) for example in examples)
         kept = _cut_prompt(prompt_ids, max(max_prompt_length, max_length - longest), tokenizer.bos_token_id)
@@ -168,13 +168,22 @@ def encode_rows(
     return EncodedRows(encoded, dropped, num_cut, num_cut_prompts)
 
 
-def _encode_response(
-    name: str, row: TrainingRow, response: RowResponse, tokenizer: PreTrainedTokenizerBase
-) -> EncodedExample:
-    try:
-        return encode_example(tokenizer, row.messages, response.content, truncated=response.truncated)
-    except InputError as error:
-        raise InputError(f"{name}, role {response.role!r}: {error}") from error
+def _encode_responses(
+    name: str, row: TrainingRow, responses: Sequence[RowResponse], tokenizer: PreTrainedTokenizerBase
+) -> list[EncodedExample]:
+    """The prompt, encoded once, with each response."""
+    examples: list[EncodedExample] = []
+    for response in responses:
+        prompt_ids = examples[0].prompt_ids if examples else None
+        try:
+            examples.append(
+                encode_example(
+                    tokenizer, row.messages, response.content, truncated=response.truncated, prompt_ids=prompt_ids
+                )
+            )
+        except InputError as error:
+            raise InputError(f"{name}, role {response.role!r}: {error}") from error
+    return examples
 
 
 def _cut_prompt(prompt_ids: list[int], room: int, bos_token_id: int | None) -> list[int]:

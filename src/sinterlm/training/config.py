@@ -80,6 +80,12 @@ class FusionConfig(FusionArguments, TrainingArguments):  # type: ignore[misc]  #
             raise ValueError("torch_compile is on; expected off: chunks differ in shape, and each would be compiled")
         if self.lora_r is not None and not is_peft_available():
             raise ImportError("lora_r needs the package peft, which is not installed; pip install 'sinterlm[train]'")
+        for own in fields(FusionArguments):
+            if self.lora_r is None and own.name.startswith("lora_") and getattr(self, own.name) != own.default:
+                raise ValueError(
+                    f"{own.name} is {getattr(self, own.name)!r}, but lora_r is not given, and without it all weights "
+                    "train; give lora_r too, e.g. 16"
+                )
         if self.use_liger_kernel:
             self.liger_kernel_config = _liger_without_losses(self.liger_kernel_config or {})
         # Otherwise several processes without an accelerator would not find each other, and each train on its own.

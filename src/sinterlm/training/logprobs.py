@@ -214,8 +214,12 @@ def choose_layout(
         return one_to_a_line
     probe = _probe(rows, window=getattr(model.config.get_text_config(), "sliding_window", None))
     try:
-        packed, plain = (_logps(model, probe, layout) for layout in (shared, one_to_a_line))
-        _check_alike(packed, plain, dtype=compute_dtype(model))
+        _compare_layouts(model, probe)
+        if compute_dtype(model) != model.dtype and model.device.type != "cuda":
+            # In half precision the check must let pass what rounding does, and with it a small mistake. (On CUDA
+            # float32 would be computed by another attention, or not at all.)
+            with torch.autocast(model.device.type, enabled=False):
+                _compare_layouts(model, probe)
     except (ImportError, RuntimeError, TypeError, ValueError, UnsupportedModelError) as error:
         attend_as_before(model)
         if share_prompt == "on":
@@ -235,14 +239,17 @@ def _probe(rows: Sequence[Sequence[EncodedExample]], *, window: int | None) -> l
     return [*ordered[:2], *several[:1], *longer[:1]]
 
 
-def _check_alike(packed: Tensor, plain: Tensor, *, dtype: torch.dtype) -> None:
-    """Compare the log-probabilities of both layouts.
+def _compare_layouts(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]]) -> None:
+    """Compute the rows' log-probabilities in both layouts.
 
     Raises:
         UnsupportedModelError: they differ by more than rounding.
     """
-    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-    if not torch.allclose(packed, plain, rtol=tolerance, atol=tolerance):
+    packed, plain = (_logps(model, rows, layout) for layout in (shared, one_to_a_line))
+    # Half precision rounds logits of some 20 by 0.06, so that an answer of a few tokens moves by up to 0.9 (measured on
+    # 363 answers of a tuned SmolLM2, either layout against float32).
+    tolerance = 1e-3 if compute_dtype(model) == torch.float32 else 1.0
+    if not torch.allclose(packed, plain, rtol=min(tolerance, 5e-2), atol=tolerance):
         raise UnsupportedModelError(f"log-probabilities differ by {float((packed - plain).abs().max()):.3g}")
 
 

@@ -91,12 +91,14 @@ def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> Se
         beginning = line.add(rows[family.start][0].prompt_ids[:num_shared], -1)
         for row in rows[family]:
             predictors += _add_row(line, row, num_shared, beginning)
-    line.prolong([pad_token_id] * (-len(line.token_ids) % LINE_MULTIPLE))
-    spans = tuple(line.spans)
+    position_ids = positions(line.spans)
+    num_padding = -len(position_ids) % LINE_MULTIPLE
+    line.prolong([pad_token_id] * num_padding)
     return SequenceBatch(
         input_ids=torch.tensor([line.token_ids]),
-        position_ids=torch.tensor([positions(spans)]),
-        spans=spans,
+        # Positions that go on could be more than the model has.
+        position_ids=torch.tensor([position_ids + [0] * num_padding]),
+        spans=tuple(line.spans),
         predictors=torch.tensor(predictors),
         targets=_targets(rows),
         lengths=_lengths(rows),

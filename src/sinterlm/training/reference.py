@@ -39,7 +39,8 @@ class ReferenceCache:
 
     def path(self, rows: Sequence[EncodedRow], dtype: torch.dtype) -> Path:
         """The file of these rows: its name holds the weights, the precision, and every token id and boundary."""
-        tokens = [[row["input_ids"], row["num_prompt_tokens"], row["num_response_tokens"]] for row in rows]
+        # Row by row: as one text, the tokens of a large data set would take more memory than the rows themselves.
+        tokens = [digest([row["input_ids"], row["num_prompt_tokens"], row["num_response_tokens"]]) for row in rows]
         return self.folder / f"{digest([self.model_fingerprint, str(dtype), tokens])}.parquet"
 
     def read(self, rows: Sequence[EncodedRow], dtype: torch.dtype) -> list[list[float]] | None:

@@ -10,7 +10,9 @@ begins anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -205,7 +207,7 @@ def check_arguments(
     Raises:
         InputError: an unknown name, a value that is not accepted, or a package that is needed and not installed.
     """
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, _environment_kept():
         config = build_config(objective, hyperparameters, arguments, output_dir=Path(folder), seed=seed)
         try:
             trainer = Trainer(nn.Linear(1, 1), config, train_dataset=[{"input_ids": [0]}])
@@ -216,6 +218,18 @@ def check_arguments(
                 apply_liger_kernel(trainer.model, config.liger_kernel_config)
         except Exception as error:  # of any kind, but nothing else than the arguments went in
             raise _refused(error) from error
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo what settings do to the environment: by it Accelerate would tell later trainings, too, to shard."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def build_config(

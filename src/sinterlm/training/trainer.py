@@ -94,6 +94,7 @@ class FusionTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         self.objective = args.resolved_objective
+        _check_rows(train_dataset)
         rows, self.dropped, self.num_cut, self.num_cut_prompts = encode_rows(
             train_dataset,
             processing_class,
@@ -264,9 +265,19 @@ class FusionTrainer(Trainer):
             "try a lower learning_rate, or a warm-up (warmup_steps)"
         )
 
+    def _stop_if_gradient_is_not_finite(self, norm: float | None) -> None:
+        """Stop before weights that are no numbers are saved: after the last step no loss would tell."""
+        # In fp16 such steps are left out, and the loss's scale lowered.
+        if norm is not None and not math.isfinite(norm) and not self.args.fp16:
+            raise SinterError(
+                f"the gradient of step {self.state.global_step} is not finite, though its loss is; "
+                "try a lower learning_rate, or a warm-up (warmup_steps)"
+            )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's own metrics to what Transformers logs."""
         if "loss" in logs:
+            self._stop_if_gradient_is_not_finite(logs.get("grad_norm"))
             logs["num_tokens"] = self.state.num_input_tokens_seen
             logs |= self._step_metrics.pop(self.accelerator)
             # The hyper-parameters that the step used: it is finished now, and was not when its loss was computed.
@@ -297,6 +308,15 @@ def _warn_of_whole_models(accelerator: Accelerator) -> None:
                 way.value,
                 accelerator.distributed_type.value,
             )
+
+
+def _check_rows(rows: Sequence[TrainingRow]) -> None:
+    """A data set of TRL's, or of dictionaries, is not read as it is."""
+    if len(rows) and not isinstance(rows[0], TrainingRow):
+        raise InputError(
+            f"train_dataset holds {type(rows[0]).__name__}; expected TrainingRow, as sinterlm.formats.parse_rows makes "
+            "them of dictionaries in TRL's formats"
+        )
 
 
 def _check_total_weight(rows: Sequence[EncodedRow]) -> None:

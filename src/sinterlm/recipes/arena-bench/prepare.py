@@ -6,9 +6,10 @@ folder data/arena-bench-v1; `git log --all --oneline -- data/arena-bench-v1` sho
 
     python recipes/arena-bench/prepare.py PATH/TO/arena-bench-v1
 
-It needs question.jsonl, and of the five models below model_answer/MODEL.jsonl and model_judgment/MODEL.jsonl. There is
-one answer of a model to a prompt. So three models stand together as one source with three samples, and two as the
-target's two samples.
+It needs question.jsonl, and model_answer/MODEL.jsonl and model_judgment/MODEL.jsonl of Mixtral-8x7B-Instruct-v0.1,
+Starling-LM-7B-alpha, openchat_3.5, Llama-2-70b-chat and Mistral-7B-Instruct-v0.1. There is one answer of a model to a
+prompt. So the first three models stand together as one source with three samples, and the other two as the target's two
+samples.
 """
 
 from __future__ import annotations
@@ -28,15 +29,24 @@ Answers = Mapping[str, Mapping[str, str]]
 
 def main() -> None:
     """Read the published folder, write prompts, recorded answers and scores, and say how many."""
-    parser = argparse.ArgumentParser(description="Prepare Arena-Bench v1 for the recipes beside this script.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("published", type=Path, help="the folder arena-bench-v1")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("data"), help="default: %(default)s")
     arguments = parser.parse_args()
+    if missing := [path for path in published_files(arguments.published) if not path.is_file()]:
+        parser.error(f"{missing[0]}: there is no such file; --help says which are needed")
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, lines in convert(arguments.published).items():
         path = arguments.output / name
         path.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
         print(f"{path}: {len(lines)} lines")
+
+
+def published_files(published: Path) -> list[Path]:
+    """The files that are read."""
+    folders = ("model_answer", "model_judgment")
+    of_models = (published / folder / f"{model}.jsonl" for folder in folders for model in (*SOURCE, *TARGET))
+    return [published / "question.jsonl", *of_models]
 
 
 def convert(published: Path) -> dict[str, list[dict[str, Any]]]:
