@@ -366,6 +366,7 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "combination": [schema.Combination],
     "by-domain": [schema.ByDomain],
     "sft": [schema.Sft],
+    "extra_prompts": [schema.ExtraPrompts],
     "preference": [schema.Preference],
     "select": [
         schema.BestOfSources,

@@ -208,7 +208,7 @@ def test_the_files_of_a_scorer_that_are_not_there_are_named(tmp_path: Path) -> N
 def test_a_share_of_one_domain_leaves_a_part_unknown(tmp_path: Path) -> None:
     folders = (f"workspace={tmp_path}", f"output={tmp_path}", "prompts.path=gone.jsonl")
     planned = plan(load("fusechat3/llama3.1-8b", *folders, "prompts.split.sft_domains.code=0.75"))
-    assert planned["prompts"] == {"held_out": 0, "sft": None, "development": 0, "preference": 64_128}
+    assert planned["prompts"] == {"held_out": 0, "sft": None, "development": 0, "preference": 116_353}
     assert planned["stages"]["sample-sources"]["calls"] is None
     assert planned["stages"]["train-sft"]["gpu_hours"] is None
     assert planned["stages"]["train-dpo"]["gpu_hours"]["A100"] > 0
@@ -263,11 +263,33 @@ def test_the_domains_of_fusechat3(tmp_path: Path) -> None:
     sizes = recipe.prompts.sizes
     assert sizes
     planned = plan(recipe)
-    assert (planned["prompts"]["sft"], planned["prompts"]["preference"]) == (94_539, 64_128)
-    assert sum(sizes.values()) == 94_539 + 64_128
+    assert (planned["prompts"]["sft"], planned["prompts"]["preference"]) == (32_362 + 9_952, 48_545 + 51_803 + 16_005)
+    assert sum(sizes.values()) == 94_539 + 64_128 == planned["prompts"]["sft"] + planned["prompts"]["preference"]
     calls = planned["stages"]["sample-sources"]["calls"]
     by_hand = 4 * 5 * 80_907 + 4 * 8 * 16_005 + 1 * 9_952 + 5 * 51_803
     assert calls == pytest.approx(by_hand, abs=10), "to the rounding of shares"
+
+
+@pytest.mark.parametrize("target", ["llama3.1-8b", "llama3.2-1b", "gemma2-9b"])
+def test_pairs_come_first_in_fusechat3(target: str, tmp_path: Path) -> None:
+    """In mathematics (51,803) and code (16,005) prompts without a pair go to SFT: 42,314 to 110,122 in all."""
+    planned = plan(load(f"fusechat3/{target}", f"workspace={tmp_path}", f"output={tmp_path}"))
+    assert list(planned["stages"]).index("select-dpo") + 1 == list(planned["stages"]).index("select-sft")
+    note = "sft: rows of 42,314 to 110,122 prompts, by how many select-dpo drops"
+    assert [found.partition(";")[0] for found in planned["notes"] if found.startswith("sft: ")] == [note]
+    if target == "llama3.1-8b":  # 3 epochs, 200 + 512 tokens a row, 8 operations with recomputation
+        hours = 3 * (6 + 2) * 8e9 * 110_122 * (200 + 512) / GPUS[0].training / 3600
+        assert planned["stages"]["train-sft"]["gpu_hours"]["A100"] == pytest.approx(hours)
+
+
+def test_the_published_shares_of_fusechat3_can_be_fixed(tmp_path: Path) -> None:
+    """As the recipe says in its comment."""
+    shares = "{sft: 32362, sft_domains: {mathematics: 40188, code: 12037, chinese: 9952}, preference: 64128}"
+    planned = plan(
+        load("fusechat3/llama3.1-8b", f"workspace={tmp_path}", "sft.extra_prompts=null", f"prompts.split={shares}")
+    )
+    assert (planned["prompts"]["sft"], planned["prompts"]["preference"]) == (94_539, 64_128)
+    assert not [note for note in planned["notes"] if note.startswith("sft: ")]
 
 
 # -- Arena-Bench: the same recorded answers under three methods ------------------------------------------------------

@@ -27,8 +27,8 @@ from sinterlm.records import Message
 from sinterlm.store import Store
 
 
-def check_inputs(fusion: Fusion, store: Store | None = None) -> None:
-    """Check that prompts, scorers, files of answers, target and training settings fit together.
+def check_inputs(fusion: Fusion, store: Store | None = None, *, reads_target: bool = True) -> None:
+    """Check that prompts, scorers, files of answers, and (where it is read) target and training settings fit together.
 
     Raises:
         InputError: What does not fit, and what to do.
@@ -43,7 +43,7 @@ def check_inputs(fusion: Fusion, store: Store | None = None) -> None:
     for scorer in fusion.recipe.scorers.values():
         for part in scorers_in(scorer):
             _check_scorer(part, store)
-    if fusion.trained:
+    if reads_target and fusion.trained:
         _check_training(fusion)
 
 
@@ -64,7 +64,7 @@ def _check_prompts(fusion: Fusion) -> None:
     recipe = fusion.recipe
     parts = split_parts(recipe, read_prompts(recipe.prompts.path))
     used = {
-        "sft": recipe.fine_tunings,
+        "sft": recipe.needs_sft_part,
         "preference": recipe.preference,
         "held_out": recipe.evaluation.held_out,
         "development": any(training.grid for training in fusion.trainings.values()),
@@ -106,6 +106,10 @@ def _named_domains(recipe: Recipe) -> Iterator[tuple[str, Sequence[str]]]:
         for part in scorers_in(scorer):
             if isinstance(part, ByDomain):
                 yield from ((f"{'.'.join(path)} by-domain", [domain]) for domain in part.domains)
+    own = {f"preference.{method}.sft": preference.sft for method, preference in recipe.preference.items()}
+    for place, sft in {"sft": recipe.sft, **own}.items():
+        extra = sft.extra_prompts if sft else None
+        yield from ((f"{place}.extra_prompts.domains", [domain]) for domain in (extra and extra.domains) or ())
     for method, preference in recipe.preference.items():
         if isinstance(preference.select, FuseChat3):
             yield from ((f"preference.{method}.select.windows", [domain]) for domain in preference.select.windows)

@@ -27,7 +27,7 @@ from sinterlm.pipeline.work import (
     work_of_training,
 )
 from sinterlm.recipe.build import build_few_shot, engine_identity
-from sinterlm.recipe.schema import AskedModel, DialogueReader, LocalModel, Scorer, files_of, scorers_in
+from sinterlm.recipe.schema import AskedModel, DialogueReader, ExtraPrompts, LocalModel, Scorer, files_of, scorers_in
 from sinterlm.records import Prompt, response_id
 from sinterlm.store import Store
 
@@ -110,6 +110,7 @@ def plan_fusion(fusion: Fusion) -> Plan:
     keys = stage_keys(stages)
     notes = list(_missing(fusion))
     parts = _parts(fusion)
+    notes += _undecided(fusion, parts)
     if fusion.matches_paths:
         notes.append("prompts: counted before de-duplication and decontamination")
     if fusion.store_path.exists():
@@ -155,7 +156,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"money: {plan.money:g}; memory in training: {memory}",
     )
     console.print(table)
-    counts = (f"{part} {UNKNOWN if count is None else f'{count:,}'}" for part, count in plan.prompts.items())
+    counts = (f"{part} {_show_count(count)}" for part, count in plan.prompts.items())
     console.print(f"prompts: {', '.join(counts)}", highlight=False)
     for note in (*plan.notes, HOURS_NOTE):
         console.print(f"note: {note}", markup=False, highlight=False)
@@ -234,6 +235,36 @@ def _missing(fusion: Fusion) -> Iterator[str]:
         for key, path in files_of(scorer):
             if not path.is_file():
                 yield f"{path}: not there ({key} of the scorer {scorer.kind})"
+
+
+def _undecided(fusion: Fusion, parts: Mapping[str, Part]) -> Iterator[str]:
+    """How many prompts an SFT has at least and at most, where a method's selection decides it."""
+    for name, sft in fusion.recipe.fine_tunings.items():
+        if sft.extra_prompts:
+            method = sft.extra_prompts.dropped_by
+            least, most = (_show_count(part) for part in (parts["sft"], _selected_from(fusion, name, parts)))
+            yield (
+                f"{name}: rows of {least} to {most} prompts, by how many select-{method} drops; the hours of "
+                f"train-{name} and of train-{method} are each at most"
+            )
+
+
+def _selected_from(fusion: Fusion, training: str, parts: Mapping[str, Part]) -> Part:
+    """The prompts of which a training has rows, at most."""
+    if training not in fusion.recipe.fine_tunings:
+        return parts["preference"]
+    extra = fusion.extra_prompts(training)
+    return _together([parts["sft"], _droppable(fusion, extra, parts["preference"])]) if extra else parts["sft"]
+
+
+def _droppable(fusion: Fusion, extra: ExtraPrompts, preference: Part) -> Part:
+    """The preference prompts that go to SFT where a method drops all that it may."""
+    sizes, domains = fusion.recipe.prompts.sizes, extra.domains
+    if domains is None or preference is None:
+        return preference
+    if isinstance(preference, list):
+        return [prompt for prompt in preference if prompt.domain in domains]
+    return min(preference, sum(sizes.get(domain, 0) for domain in domains)) if sizes else preference
 
 
 def _plan_stage(name: str, done: bool, fusion: Fusion, parts: Mapping[str, Part], store: Store | None) -> StagePlan:
@@ -357,10 +388,14 @@ def _plan_scoring(name: str, scorer: Scorer, asked: Sequence[tuple[Ask, Part]]) 
 
 
 def _training_hours(fusion: Fusion, name: str, parts: Mapping[str, Part]) -> dict[str, float] | None:
-    part = parts["sft" if name in fusion.recipe.fine_tunings else "preference"]
+    part = _selected_from(fusion, name, parts)
     if part is None:
         return None
     return _hours(work_of_training(fusion, name, num_prompts=_count(part), prompt_tokens=_prompt_tokens(part)))
+
+
+def _show_count(part: Part) -> str:
+    return UNKNOWN if part is None else f"{_count(part):,}"
 
 
 def _count(part: KnownPart) -> int:

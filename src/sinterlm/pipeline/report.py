@@ -17,7 +17,7 @@ from sinterlm.formats import atomic_write, read_rows
 from sinterlm.pipeline.answers import answers_of, scored_answers
 from sinterlm.pipeline.cells import describe_choice, read_search, settle
 from sinterlm.pipeline.fusion import Ask, Fusion, Participant
-from sinterlm.pipeline.rows import candidates_of
+from sinterlm.pipeline.rows import candidates_of, count_name
 from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.build import build_hyperparameters
@@ -174,7 +174,20 @@ def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
             model: RewardAccuracies(**{comparison: Rate(**rate) for comparison, rate in accuracies.items()})
             for model, accuracies in figures.get("reward_accuracies", {}).items()
         },
+        notes=list(_handed_over(fusion, summary["stages"])),
     )
+
+
+def _handed_over(fusion: Fusion, stages: Mapping[str, Any]) -> Iterator[str]:
+    """Where prompts went on that a preference method has dropped."""
+    for name, sft in fusion.recipe.fine_tunings.items():
+        counts = stages.get(f"select-{name}", {"counts": {}})["counts"]
+        if sft.extra_prompts and (label := count_name(sft.extra_prompts)) in counts:  # not yet in an older selection
+            dropping = f"select-{sft.extra_prompts.dropped_by}"
+            yield (
+                f"Of the prompts that {dropping} dropped, {counts[label]:,.0f} went on to select-{name}; among the "
+                f"drops of {dropping} they count all the same."
+            )
 
 
 def _selections(run: Run) -> dict[str, Selection]:

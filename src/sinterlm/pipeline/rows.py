@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from sinterlm.chat import with_system
 from sinterlm.errors import ToleranceError
-from sinterlm.formats import write_rows
+from sinterlm.formats import read_row_ids, write_rows
 from sinterlm.pipeline.answers import scored_answers_to, stored_scorer
 from sinterlm.pipeline.fusion import Ask
 from sinterlm.pipeline.stage import Run, StageResult, count_reasons
 from sinterlm.recipe.build import build_policy
-from sinterlm.recipe.schema import Scorer, Strict
+from sinterlm.recipe.schema import ExtraPrompts, Scorer
 from sinterlm.records import Candidates, Prompt
+from sinterlm.selection.split import hand_over
 
 
 def candidates_of(
@@ -35,15 +36,32 @@ def candidates_of(
             )
 
 
-def select(run: Run, name: str, policy: Strict, *, part: str) -> StageResult:
+def count_name(extra: ExtraPrompts) -> str:
+    """What the number of a fine-tuning's extra prompts is called among the counts of its selection."""
+    return f"prompts from {extra.dropped_by}"
+
+
+def select(run: Run, name: str) -> StageResult:
     """Select the rows of one training (``sft`` or a preference method) and write them to ``rows/NAME.parquet``.
+
+    A fine-tuning with ``extra_prompts`` learns from those too, and no other preference method that starts from it does.
 
     Raises:
         ToleranceError: No prompt gives a row.
     """
     fusion = run.fusion
     stage = f"select-{name}"
-    prompts = run.store.prompts(fusion.run_name, part)
+    part = "sft" if name in fusion.recipe.fine_tunings else "preference"
+    prompts: Sequence[Prompt] = run.store.prompts(fusion.run_name, part)
+    moved: dict[str, float] = {}
+    if extra := fusion.extra_prompts(name):
+        kept, handed_over = hand_over(
+            run.store.prompts(fusion.run_name, "preference"),
+            with_row=read_row_ids(fusion.rows_path(extra.dropped_by)),
+            domains=extra.domains,
+        )
+        prompts = [*prompts, *handed_over] if part == "sft" else kept
+        moved[count_name(extra) if part == "sft" else "prompts left to SFT"] = len(handed_over)
     compared = fusion.compared(name)
     candidates = candidates_of(
         run,
@@ -52,16 +70,16 @@ def select(run: Run, name: str, policy: Strict, *, part: str) -> StageResult:
         sources=[fusion.for_training(source) for source in fusion.sources],
         targets=[fusion.for_training(compared)] if compared else [],
     )
-    selection = build_policy(policy, seed=fusion.recipe.seed, stage=stage)(candidates)
+    selection = build_policy(fusion.trainings[name].select, seed=fusion.recipe.seed, stage=stage)(candidates)
     if not selection.rows:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in count_reasons(selection.dropped).items())
         raise ToleranceError(
-            f"{stage}: none of the {len(prompts)} prompts of the {part} part gives a training row ({reasons}); "
+            f"{stage}: none of the {len(prompts)} prompts for it gives a training row ({reasons}); "
             "look at the answers and scores, bring more prompts or samples, or other sources"
         )
     write_rows(fusion.rows_path(name), selection.rows)
     num_dropped = len(prompts) - len(selection.rows)
-    counts = {"rows": len(selection.rows), "dropped": num_dropped}
+    counts: dict[str, float] = {"rows": len(selection.rows), "dropped": num_dropped}
     if num_left_out := len(selection.dropped) - num_dropped:
         counts["sources left out of rows"] = num_left_out
-    return StageResult(counts, selection.dropped)
+    return StageResult(counts | moved, selection.dropped)

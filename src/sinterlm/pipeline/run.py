@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.formats import atomic_write
-from sinterlm.models import fingerprint
+from sinterlm.models import cached_fingerprint, fingerprint
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.launch import require_one_process
@@ -56,12 +57,16 @@ def run_fusion(
         for folder in dict.fromkeys((fusion.workspace, fusion.output)):
             stack.enter_context(folder_lock(folder, fusion.output))
         store = stack.enter_context(Store(fusion.store_path))
-        stages = build_stages(fusion, fingerprint)
+        # Before the weights of a target that these stages do not read are looked for.
+        reads_target = any(
+            stage.reads_target for stage in _wanted(build_stages(fusion, cached_fingerprint), until=until, only=only)
+        )
+        stages = build_stages(fusion, fingerprint if reads_target else partial(_known, fusion))
         keys = stage_keys(stages)
         wanted = _wanted(stages, until=until, only=only)
         pending = [stage for stage in wanted if not _is_done(stage, keys, store, fusion)]
         if any(stage.name not in ("evaluate", "report") for stage in pending):
-            check_inputs(fusion, store)
+            check_inputs(fusion, store, reads_target=reads_target)
         with atomic_write(fusion.output / "recipe.yaml") as path:
             path.write_text(resolve_text(fusion.recipe))
         done_now = []
@@ -74,6 +79,12 @@ def run_fusion(
             _do(Run(fusion, store, reporter, keys[stage.name], tuple(keys)), stage)
             done_now.append(stage.name)
         return Outcome(done_now, [stage.name for stage in stages if not _is_done(stage, keys, store, fusion)])
+
+
+def _known(fusion: Fusion, model: str) -> str | None:
+    """The fingerprint of a model; of a target that is no source only where it is known."""
+    is_read = model != fusion.recipe.target.model or model in {source.weights for source in fusion.sources}
+    return fingerprint(model) if is_read else cached_fingerprint(model)
 
 
 def _is_done(stage: Stage, keys: Mapping[str, str], store: Store, fusion: Fusion) -> bool:

@@ -51,6 +51,8 @@ class Stage:
     needs: tuple[str, ...] = ()
     outputs: tuple[Path, ...] = field(default=())
     """Files and folders without which the stage does not count as done."""
+    reads_target: bool = False
+    """Whether the target's weights must be here: rows of recorded answers, for one, are selected without."""
 
 
 def stage_keys(stages: Sequence[Stage]) -> dict[str, str]:

@@ -4,7 +4,8 @@ prompts -> sample-sources -> score-sources -> select-sft -> train-sft -> sample-
         -> select-METHOD, train-METHOD (each preference method) -> sample-held-out
             -> score-held-out -> evaluate -> report
 
-A training with a grid has a stage search-METHOD before it.
+A training with a grid has a stage search-METHOD before it. An SFT that learns from what a method drops, too
+(``extra_prompts``), has that method's select-METHOD before its select-sft.
 """
 
 from __future__ import annotations
@@ -51,16 +52,9 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
         Stage("score-sources", scorer, _score_sources, needs=("sample-sources",)),
     ]
     for name, sft in recipe.fine_tunings.items():
-        stages += [
-            Stage(
-                f"select-{name}",
-                [sft.select.model_dump(), recipe.target.prompt.system, recipe.seed],
-                partial(select, name=name, policy=sft.select, part="sft"),
-                needs=("score-sources",),
-                outputs=(fusion.rows_path(name),),
-            ),
-            *_training_stages(fusion, name, weights, (), fingerprint),
-        ]
+        if sft.extra_prompts:
+            stages.append(_selection_stage(fusion, sft.extra_prompts.dropped_by))
+        stages += [_selection_stage(fusion, name), *_training_stages(fusion, name, weights, (), fingerprint)]
     if fusion.sampled_targets:
         stages += [
             Stage(
@@ -71,30 +65,25 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
                 ],
                 _sample_target,
                 needs=("prompts", *_sampled_starts(fusion)),
+                reads_target=any(not isinstance(target.config, RecordedSource) for target in fusion.sampled_targets),
             ),
             Stage("score-target", scorer, _score_target, needs=("sample-target",)),
         ]
-    for method, preference in recipe.preference.items():
-        compared = fusion.compared(method)
-        stages += [
-            Stage(
-                f"select-{method}",
-                [
-                    preference.select.model_dump(),
-                    compared and compared.name,
-                    recipe.target.prompt.system,
-                    recipe.seed,
-                ],
-                partial(select, name=method, policy=preference.select, part="preference"),
-                needs=("score-sources", "score-target") if compared else ("score-sources",),
-                outputs=(fusion.rows_path(method),),
-            ),
-            *_training_stages(fusion, method, weights, (_start_stage(fusion, method),), fingerprint),
-        ]
+    first = {sft.extra_prompts.dropped_by for sft in recipe.fine_tunings.values() if sft.extra_prompts}
+    for method in recipe.preference:
+        if method not in first:
+            stages.append(_selection_stage(fusion, method))
+        stages += _training_stages(fusion, method, weights, (_start_stage(fusion, method),), fingerprint)
     done = tuple(stage.name for stage in stages)
     if held_out:
         stages += [
-            Stage("sample-held-out", _describe_held_out_asks(fusion, fingerprint), _sample_held_out, needs=done),
+            Stage(
+                "sample-held-out",
+                _describe_held_out_asks(fusion, fingerprint),
+                _sample_held_out,
+                needs=done,
+                reads_target=True,
+            ),
             Stage(
                 "score-held-out",
                 describe_scorer(held_out.scorer, fingerprint),
@@ -122,9 +111,33 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
     return stages
 
 
+def _selection_stage(fusion: Fusion, name: str) -> Stage:
+    """The selection of one training's rows; after that of the method which decides what prompts there are for it."""
+    recipe, compared, extra = fusion.recipe, fusion.compared(name), fusion.extra_prompts(name)
+    configuration = [
+        fusion.trainings[name].select.model_dump(),
+        *([compared and compared.name] if name in recipe.preference else []),
+        recipe.target.prompt.system,
+        recipe.seed,
+        *([extra.model_dump()] if extra else []),
+    ]
+    needs = ["score-sources"]
+    if compared:
+        needs.append("score-target")
+    if extra:
+        needs.append(f"select-{extra.dropped_by}")
+    return Stage(
+        f"select-{name}",
+        configuration,
+        partial(select, name=name),
+        needs=tuple(needs),
+        outputs=(fusion.rows_path(name),),
+    )
+
+
 def _start_stage(fusion: Fusion, method: str) -> str:
     """The stage after which the model is there that a preference method starts from."""
-    fine_tuning = fusion.fine_tuning_of(method)
+    fine_tuning = fusion.recipe.fine_tuning_of(method)
     return f"train-{fine_tuning}" if fine_tuning else "prompts"
 
 
@@ -159,6 +172,7 @@ def _training_stages(
             partial(search, name=name),
             needs=needs,
             outputs=(fusion.search_path(name),),
+            reads_target=True,
         )
         needs = (*needs, f"search-{name}")
     yield Stage(
@@ -167,6 +181,7 @@ def _training_stages(
         partial(train_model, name=name),
         needs=needs,
         outputs=(fusion.output / fusion.model_of(name).name / "training.json",),
+        reads_target=True,
     )
 
 

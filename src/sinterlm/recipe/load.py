@@ -202,7 +202,7 @@ def _read_settings_files(files: Sequence[Path]) -> Document:
 
 def _find_problems(recipe: Recipe) -> Iterator[Problem]:
     """What the form of a recipe does not say: how its parts fit together, and what the tables of components hold."""
-    needs = {"held_out": recipe.evaluation.held_out, "sft": recipe.fine_tunings, "preference": recipe.preference}
+    needs = {"held_out": recipe.evaluation.held_out, "sft": recipe.needs_sft_part, "preference": recipe.preference}
     split = recipe.prompts.split
     for part, need in needs.items():
         if need and getattr(split, part) == 0 and not (part == "sft" and split.sft_domains):
@@ -219,7 +219,7 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
     for path, scorer in recipe.scorers.items():
         yield from _find_scorer_problems(path, scorer)
     if recipe.sft:
-        yield from _find_sft_problems(("sft",), recipe.sft, recipe)
+        yield from _find_sft_problems(("sft",), "sft", recipe.sft, recipe)
     for method, preference in recipe.preference.items():
         path = ("preference", method)
         yield from _find_train_problems((*path, "train"), preference.train)
@@ -227,17 +227,36 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
         yield from _find_training_problems(path, preference, recipe)
         yield from _find_target_samples_problems((*path, "target_samples"), preference, recipe)
         if preference.sft:
-            yield from _find_sft_problems((*path, "sft"), preference.sft, recipe)
+            yield from _find_sft_problems((*path, "sft"), name_own_sft(method), preference.sft, recipe)
             if (own := name_own_sft(method)) in recipe.preference:
                 yield Problem(
                     ("preference", own), f"so is the `sft` of {method!r} called: give this method another name"
                 )
 
 
-def _find_sft_problems(path: KeyPath, sft: Sft, recipe: Recipe) -> Iterator[Problem]:
+def _find_sft_problems(path: KeyPath, name: str, sft: Sft, recipe: Recipe) -> Iterator[Problem]:
     yield from _find_train_problems((*path, "train"), sft.train)
     yield from _find_grid_problems((*path, "grid"), sft.grid, recipe, parts=("train",))
     yield from _find_training_problems(path, sft, recipe)
+    if sft.extra_prompts:
+        place = (*path, "extra_prompts", "dropped_by")
+        yield from _find_extra_prompts_problems(place, name, sft.extra_prompts.dropped_by, recipe)
+
+
+def _find_extra_prompts_problems(path: KeyPath, fine_tuning: str, method: str, recipe: Recipe) -> Iterator[Problem]:
+    """Where a fine-tuning cannot wait for the selection of the method that is to decide its prompts."""
+    starting = {name: each for name, each in recipe.preference.items() if recipe.fine_tuning_of(name) == fine_tuning}
+    fitting = [name for name, each in starting.items() if "target" not in POLICIES[each.select.kind].reads]
+    expected = f"expected a method that starts from it and selects among the sources' answers: {', '.join(fitting)}"
+    if not fitting:
+        expected = "and no other method could be named; remove extra_prompts"
+    if method not in recipe.preference:
+        yield Problem(path, unknown_name(method, fitting, f"method {method!r}"))
+    elif method not in starting:
+        yield Problem(path, f"found {method!r}, which does not start from this fine-tuning; {expected}")
+    elif method not in fitting:
+        rows = recipe.preference[method].select.kind
+        yield Problem(path, f"found {method!r}, whose {rows!r} rows need the target's answers after SFT; {expected}")
 
 
 def _find_target_samples_problems(path: KeyPath, preference: Preference, recipe: Recipe) -> Iterator[Problem]:

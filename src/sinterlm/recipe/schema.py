@@ -577,6 +577,11 @@ class Recipe(Strict):
         shared = {"sft": self.sft} if self.sft else {}
         return shared | {name_own_sft(name): method.sft for name, method in self.preference.items() if method.sft}
 
+    @property
+    def needs_sft_part(self) -> bool:
+        """Whether some SFT has no other prompts than those of its part of the split."""
+        return any(sft.extra_prompts is None for sft in self.fine_tunings.values())
+
     def fine_tuning_of(self, method: str) -> str | None:
         """The SFT that a preference method starts from: its own, else ``sft``; None where there is none."""
         own = name_own_sft(method)

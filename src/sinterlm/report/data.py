@@ -183,6 +183,6 @@ class ReportData:
     compared: Sequence[Run] = ()
     """The runs that stand side by side (see :func:`~sinterlm.report.merge.merge_reports`); none on the page of one."""
     notes: Sequence[str] = ()
-    """What a reader must know before he compares them."""
+    """What a reader must know before he reads the figures, or compares them."""
     case: str = ""
     """The id of a prompt that the page opens with, every model's answers to it beside each other."""

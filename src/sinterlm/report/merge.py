@@ -61,7 +61,11 @@ def merge_reports(reports: Mapping[str, ReportData]) -> ReportData:
         training=list({run.name: run for data in renamed.values() for run in data.training}.values()),
         searches=list({found.name: found for data in renamed.values() for found in data.searches}.values()),
         compared=runs,
-        notes=[_describe_answers(renamed), *held_out_notes],
+        notes=[
+            _describe_answers(renamed),
+            *held_out_notes,
+            *(f"{name}: {note}" for name, data in reports.items() for note in data.notes),
+        ],
     )
 
 
