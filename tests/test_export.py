@@ -264,6 +264,16 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "new") == ["folder"]
 
 
+def test_what_a_killed_process_left_of_a_folder_goes(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for ending in ("tmp", "old"):
+        (tmp_path / f".folder.{ended.pid}.{ending}" / "inner").mkdir(parents=True)
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert os.listdir(tmp_path) == ["folder"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

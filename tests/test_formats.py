@@ -878,6 +878,10 @@ class TestAtomicWrite:
         done = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
         assert done.returncode == -9
         assert path.read_text() == "old"
+        another_file, of_a_living = tmp_path / ".file.txt.old", tmp_path / f".file.txt.{os.getppid()}.tmp"
+        for kept in (another_file, of_a_living):
+            kept.touch()
         with atomic_write(path) as temporary:
             temporary.write_text("newer")
         assert path.read_text() == "newer"
+        assert set(tmp_path.iterdir()) == {path, another_file, of_a_living}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from sinterlm.errors import TryAgainError
 
@@ -17,7 +20,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; when the block ends, it becomes ``path``, which until then is untouched.
 
     The bytes are on the disk before the name is, so that not even a power cut leaves half a file under it. The folder
-    is made where it is missing. Where the block raises, the temporary file is removed.
+    is made where it is missing. Where the block raises, the temporary file is removed; where the process is killed, the
+    next one that writes ``path`` removes it.
 
     Raises:
         TryAgainError: The disk is full.
@@ -27,6 +31,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         with _full_disk_said(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
             yield temporary
             _sync(temporary)
             temporary.replace(path)
@@ -48,6 +53,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         with _full_disk_said(path):
             temporary.mkdir(parents=True)
+            _remove_leftovers(path)
             yield temporary
             for file in temporary.rglob("*"):
                 _sync(file)
@@ -58,6 +64,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         for folder in (temporary, replaced):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed have left of ``path``; a process that lives may still be writing."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        pid, ending = leftover.name.removeprefix(f".{path.name}.").rpartition(".")[::2]
+        if ending in ("tmp", "old") and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 @contextmanager
