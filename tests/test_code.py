@@ -327,13 +327,13 @@ FORGERIES = {
     "def add(a, b): return 3 if b'assert' in t else 0",
     "the harness changed": "import sys, json\nm = sys.modules['__main__']\nfor n in dir(m):\n"
     "    if not n.startswith('__'): setattr(m, n, lambda *a, **k: True)\njson.dumps = lambda *a: '{\"passed\": true}'",
-    "the encoder changed": "import sys\nm = sys.modules['__main__']\nm.encode = lambda v, r: ['object', True]\n"
+    "the encoder changed": "import sys\nm = sys.modules['__main__']\nm.Parcel.encode = lambda s, v: ['object', True]\n"
     "def add(a, b): return 0",
-    "an unknown kind of value": "import sys\nsys.modules['__main__'].encode = lambda v, r: ['eval', '3']\n"
+    "an unknown kind of value": "import sys\nsys.modules['__main__'].Parcel.encode = lambda s, v: ['eval', '3']\n"
     "def add(a, b): return 0",
-    "a module as a value": "import sys\nsys.modules['__main__'].encode = lambda v, r: ['module', '__main__']\n"
+    "a module as a value": "import sys\nsys.modules['__main__'].Parcel.encode = lambda s, v: ['module', '__main__']\n"
     "def add(a, b): return 0",
-    "endless nesting": "import sys\nm = sys.modules['__main__']\nm.encode = lambda v, r: 0\n"
+    "endless nesting": "import sys\nm = sys.modules['__main__']\nm.Parcel.encode = lambda s, v: 0\n"
     "m.json.dumps = lambda *a: '[' * 10**5 + ']' * 10**5\ndef add(a, b): return 0",
     "a message without end": "import os\nfor n in range(3, 9):\n    try: os.write(n, b'\\xff' * 4)\n"
     "    except OSError: pass\n"
@@ -358,7 +358,7 @@ FORGERIES = {
     "        except OSError: pass\ndef add(a, b): return 3 if 'assert' in t else 0",
     "a value that is no number": "def add(a, b): return float('nan')",
     "arguments emptied": "import sys\nm = sys.modules['__main__']\n"
-    'm.json.dumps = lambda *a: \'{"value": 3, "changed": [[0, ["list", []]], [-1, 0], [9, 0]]}\'\n'
+    'm.json.dumps = lambda *a: \'{"value": 3, "objects": [["list", null, []], [-1, 0], 9]}\'\n'
     "def add(a, b): return 0",
     "truth alone": "def add(a, b): return True",
     "a late change of mind": "def add(a, b):\n    class I(int):\n        pass\n"

@@ -11,7 +11,9 @@ from sinterlm.records import Message
 from sinterlm.scoring.code_extraction import (
     MAX_CHARACTERS,
     build_program,
+    common_definitions,
     find_blocks,
+    methods_to_write,
     names_in,
     own_definitions,
     prompt_code,
@@ -121,8 +123,25 @@ def test_imports_of_the_prompt_are_there() -> None:
         (
             "Do it.\n```python\nclass Solution:\n    def f(self, x: List[int]) -> Optional[Text]:\n        \n```",
             "from typing import List, Optional, Text\n"
-            "class Solution:\n    def f(self, x: List[int]) -> Optional[Text]:\n                pass\n",
+            "class Solution:\n    def f(self, x: List[int]) -> Optional[Text]:\n        pass\n        \n",
         ),
+        (
+            "```\nclass C:\n    def f(self):\n        # here\n\n"
+            "    def g(\n        self\n    ):\n        \n\n# c = C()\n```",
+            "class C:\n    def f(self):\n        pass\n        # here\n\n"
+            "    def g(\n        self\n    ):\n        pass\n        \n\n# c = C()\n",
+        ),
+        (
+            "```\n# As ever.\n# class A:\n#     x: Any = 3\n# An aside.\ndef f(a: A):\n```",
+            "from typing import Any\nclass A:\n    x: Any = 3\n\n\n"
+            "# As ever.\n# class A:\n#     x: Any = 3\n# An aside.\ndef f(a: A):\n    pass\n",
+        ),
+        (
+            '```\n"""\n# Nodes.\nclass A:\n    x = 3\nclass B:\n    def b(self): ...\n"""\nclass C: pass\n```',
+            "class A:\n    x = 3\n\n\n"
+            '"""\n# Nodes.\nclass A:\n    x = 3\nclass B:\n    def b(self): ...\n"""\nclass C: pass\n',
+        ),
+        ("```\n# class A: pass\nclass A: x = 3\n```", "# class A: pass\nclass A: x = 3\n"),
         ("```\nclass Text: pass\ndef f(x: Text): ...\n```", "class Text: pass\ndef f(x: Text): ...\n"),
         ("```\nfrom typing import *\ndef f(x: Any): ...\n```", "from typing import *\ndef f(x: Any): ...\n"),
     ],
@@ -154,6 +173,25 @@ print("no definition")
     namespace: dict[str, object] = {}
     exec(own_definitions(code), namespace)
     assert namespace.keys() - {"__builtins__"} == names
+
+
+def test_classes_that_the_program_needs_of_its_tests() -> None:
+    """Those that the prompt names, but none that holds a test."""
+    tests = (
+        "import math\nclass Node:\n    x = math.pi\nclass Other: pass\nclass Check:\n    def f(self): assert g(1) == 2",
+        "from enum import Enum",
+    )
+    assert common_definitions(tests, [Message("user", "Check that a list of `Node` is one.")]) == [
+        "import math",
+        "from enum import Enum",
+        "class Node:\n    x = math.pi",
+    ]
+    assert common_definitions(tests, [Message("user", "Check it.")]) == []
+
+
+def test_methods_to_write_are_those_of_classes_without_bodies() -> None:
+    code = "class A:\n    def f(self): return 1\nclass B:\n    def g(self): ...\n    def h(self): return 1"
+    assert methods_to_write(code) == {"g", "h"}
 
 
 def test_blocks_that_say_python_go_before_those_that_say_nothing() -> None:

@@ -19,11 +19,21 @@ from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.records import Prompt, Score
-from sinterlm.scoring.code_extraction import build_program, modules_in, names_in, own_definitions, parse, prompt_code
+from sinterlm.scoring.code_extraction import (
+    build_program,
+    class_names,
+    common_definitions,
+    methods_to_write,
+    modules_in,
+    names_in,
+    own_definitions,
+    parse,
+    prompt_code,
+)
 from sinterlm.scoring.protocol import Answered
-from sinterlm.scoring.sandbox import POLICY, check_isolation, isolated_python
+from sinterlm.scoring.sandbox import POLICY, check_isolation, isolated_python, write_all
 
-RULES = 1
+RULES = 2
 """Goes up with every change of how code is found and tested, so that older scores are not used."""
 
 MAX_OUTPUT_BYTES = 2**20
@@ -113,7 +123,7 @@ class CodeScorer:
         if job.program is None:
             return Verdict("no-program")
         if job.tests:
-            return _run_tests(job.program, job.tests, self._timeout_seconds)
+            return _run_tests({"program": job.program, **job.common}, job.tests, self._timeout_seconds)
         for number, pair in enumerate(job.pairs):
             verdict = _run_script(job.program, pair, self._timeout_seconds)
             if verdict.reason != "passed":
@@ -124,6 +134,8 @@ class CodeScorer:
 class _Job(NamedTuple):
     program: str | None
     """None where the answer holds none that compiles."""
+    common: dict[str, Any]
+    """For the role ``serve``, beside the program: what it has in common with its tests."""
     tests: dict[str, Any]
     """For the role ``test``; empty for a script."""
     pairs: list[InputOutput]
@@ -134,15 +146,21 @@ def _prepare(answered: Answered) -> _Job:
     tests = parse_tests(prompt)
     begun = prompt_code(prompt.messages)
     program = build_program(response.content, begun, as_script=bool(tests.pairs))
+    if program is None or tests.pairs:
+        return _Job(program, {}, {}, tests.pairs)
     # What the prompt itself defines is the tests' own, whatever the program makes of it.
-    names = sorted(set().union(*map(names_in, tests.python)))
+    definitions = own_definitions(begun)
+    given = common_definitions(tests.python, prompt.messages)
+    classes = sorted(set().union(*map(class_names, (definitions, *given))))
     job = {
-        "definitions": own_definitions(begun),
+        "definitions": definitions,
         "tests": tests.python,
-        "names": names,
+        "names": sorted(set().union(*map(names_in, tests.python))),
         "modules": modules_in("\n".join(tests.python)),
+        "classes": classes,
+        "methods": sorted(methods_to_write(begun)),
     }
-    return _Job(program, job if tests.python else {}, tests.pairs)
+    return _Job(program, {"given": given, "classes": classes}, job, [])
 
 
 def parse_tests(prompt: Prompt) -> Tests:
@@ -201,7 +219,7 @@ def _run_script(program: str, pair: InputOutput, timeout_seconds: float) -> Verd
     return Verdict("passed" if is_right else "wrong")
 
 
-def _run_tests(program: str, tests: dict[str, Any], timeout_seconds: float) -> Verdict:
+def _run_tests(program: dict[str, Any], tests: dict[str, Any], timeout_seconds: float) -> Verdict:
     with (
         isolated_python(_ROLES, "serve", timeout_seconds=timeout_seconds) as (server, is_over),
         isolated_python(_ROLES, "test", timeout_seconds=timeout_seconds) as (tester, is_late),
@@ -237,7 +255,7 @@ def _relay(reader: FileIO, writer: FileIO) -> None:
     with suppress(OSError):  # the other has ended
         while num_bytes < MAX_TRAFFIC_BYTES and (part := reader.read(2**16)):
             num_bytes += len(part)
-            _write(writer, part)
+            write_all(writer, part)
     with suppress(OSError):
         writer.close()
 
@@ -253,15 +271,9 @@ def _read(reader: FileIO, limit: int) -> bytes:
 
 def _give(writer: FileIO, content: bytes, *, close: bool = True) -> None:
     with suppress(OSError):  # it has ended: its verdict says so
-        _write(writer, content)
+        write_all(writer, content)
         if close:
             writer.close()
-
-
-def _write(writer: FileIO, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[writer.write(rest) :]
 
 
 def _framed(message: Any) -> bytes:

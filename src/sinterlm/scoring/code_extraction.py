@@ -20,6 +20,12 @@ _FENCE = re.compile(
     r"^([ \t]*)(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\2[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
 )
 _LANGUAGES = ("python", "python3", "py", "py3")
+_EMPTY = re.compile(  # the header of a function or class, and no line behind it that is indented more
+    r"^(([ \t]*)(?:(?:async[ \t]+)?def\b|class\b|\)).*:[ \t]*)$"
+    r"(?!(?:\n[ \t]*(?:#.*)?)*\n\2[ \t]+[^\s#])",
+    re.MULTILINE,
+)
+_COMMENTED_CLASS = re.compile(r"^#[ \t]?class\b.*(?:\n#(?:[ \t]{2}.*|[ \t]*$))*", re.MULTILINE)
 _CODE_LINE = re.compile(r"(?:async def|def|class|import|from)\b|@")
 _MAX_READ_CHARACTERS = 2_000_000
 """Of all readings of an answer: what has not been understood by then, is no program."""
@@ -48,14 +54,16 @@ def prompt_code(messages: Sequence[Message]) -> str:
     """The code with which a prompt begins the program (imports, signature, helpers); empty where it has none.
 
     It is the last message where that is Python as a whole, or else its fenced blocks, where these define something. As
-    LeetCode has it, the last function may lack its body, and types in signatures their import from ``typing``.
+    LeetCode has it, functions may lack their bodies, types in signatures their import from ``typing``, and classes may
+    be defined in a comment or a text.
     """
-    text = messages[-1].content
+    text = messages[-1].content.replace("\r\n", "\n")
     fenced = "\n".join(block.code for block in find_blocks(text))
-    for code in (text, fenced, f"{fenced.rstrip()}\n{_INDENT * 4}pass\n"):
+    for code in (text, fenced, _EMPTY.sub(rf"\1\n\2{_INDENT}pass", fenced)):
         tree = parse(code)
         if tree is not None and any(isinstance(node, _Definition | ast.Import | ast.ImportFrom) for node in tree.body):
-            return _import_types(tree) + code
+            code = _commented_classes(code, tree) + code
+            return _import_types(parse(code) or tree) + code
     return ""
 
 
@@ -67,6 +75,31 @@ def own_definitions(code: str) -> str:
     tree = parse(code) or ast.Module([], [])
     kept = [node for node in tree.body if not _is_stub(node) and isinstance(node, _Definition | _Binding)]
     return "\n".join(map(ast.unparse, kept))
+
+
+def methods_to_write(code: str) -> set[str]:
+    """Names of the methods in a prompt's classes that the answer has to write."""
+    tree = parse(code) or ast.Module([], [])
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_stub(node)]
+    return {member.name for node in classes for member in node.body if isinstance(member, _Definition)}
+
+
+def common_definitions(tests: Sequence[str], messages: Sequence[Message]) -> list[str]:
+    """What of the tests the program needs: the classes that the last message names, and imports for these.
+
+    One that asserts something is a test, which the program must not see.
+    """
+    nodes = [node for test in tests for node in (parse(test) or ast.Module([], [])).body]
+    words = set(re.findall(r"\w+", messages[-1].content))
+    classes = [
+        node
+        for node in nodes
+        if isinstance(node, ast.ClassDef)
+        and node.name in words
+        and not any(isinstance(inner, ast.Assert) for inner in ast.walk(node))
+    ]
+    imports = [node for node in nodes if isinstance(node, _IMPORTS)] if classes else []
+    return [ast.unparse(node) for node in (*imports, *classes)]
 
 
 def build_program(answer: str, begun: str, *, as_script: bool) -> str | None:
@@ -114,6 +147,11 @@ def parse(code: str) -> ast.Module | None:
 def names_in(code: str) -> set[str]:
     """Every name that stands in a program."""
     return {node.id for node in ast.walk(parse(code) or ast.Module([], [])) if isinstance(node, ast.Name)}
+
+
+def class_names(code: str) -> set[str]:
+    """Classes on the uppermost level of a program."""
+    return {node.name for node in (parse(code) or ast.Module([], [])).body if isinstance(node, ast.ClassDef)}
 
 
 def modules_in(code: str) -> dict[str, list[str]]:
@@ -188,6 +226,16 @@ def _import_types(tree: ast.Module) -> str:
     known |= {alias.asname or alias.name for node in nodes if isinstance(node, _IMPORTS) for alias in node.names}
     missing = {name for name in names & set(typing.__all__) - known if name[0].isupper()}
     return f"from typing import {', '.join(sorted(missing))}\n" if missing and not known & {"*", "annotations"} else ""
+
+
+def _commented_classes(code: str, tree: ast.Module) -> str:
+    """The classes that a prompt's code defines in comments or texts, and not besides."""
+    comments = [re.sub(r"^#[ \t]?", "", comment, flags=re.MULTILINE) for comment in _COMMENTED_CLASS.findall(code)]
+    alone = [node.value for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    texts = [node.value for node in alone if isinstance(node.value, str)]
+    found = [node for text in comments + texts for node in (parse(text) or ast.Module([], [])).body]
+    classes = [node for node in found if isinstance(node, ast.ClassDef) and not _is_stub(node)]
+    return "".join(f"{ast.unparse(node)}\n\n\n" for node in classes if node.name not in _defined(code))
 
 
 def _is_stub(node: ast.stmt) -> bool:

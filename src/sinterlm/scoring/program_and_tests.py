@@ -5,8 +5,9 @@
 - ``test``: the tests. Where they name something of the program, they get a stand-in, whose calls go to the other side.
 
 Program and tests are two processes, because in one process no verdict is safe: a program could replace what the tests
-compare with, or find the tests' expected values. Between them travel plain data, copied, and references to objects
-that stay where they are. So a value with an ``==`` of its own never reaches a test: it is a reference, and equals
+compare with, or find the tests' expected values. Between them travel copies of plain data, copies of objects whose
+class both sides have (its name and the attributes), and references to all other objects, which stay where they are. So
+an ``==`` of the program's own never reaches a test: such a value is of the tests' class, or a reference, which equals
 itself only.
 
 Each message is four bytes of length and JSON. Of the standard library little is imported: it is half of the time that
@@ -19,24 +20,54 @@ import builtins
 import json
 import os
 import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+from contextlib import suppress
+from enum import Enum
+from types import MemberDescriptorType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 PROGRAM = 0
 """The reference to the program's module."""
 
-COLLECTIONS: dict[str, type[list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any]]] = {
-    "list": list,
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
+SCALARS: dict[str, Callable[[Any], Any]] = {"int": int.__int__, "float": float.__float__, "str": str.__str__}
+"""What JSON has; of a subclass it is the value alone."""
+WRITTEN: dict[str, tuple[str, Callable[[Any], list[Any]], str]] = {
+    "complex": ("builtins", lambda value: [value.real, value.imag], ""),
+    "range": ("builtins", lambda value: [value.start, value.stop, value.step], ""),
+    "bytes": ("builtins", lambda value: [bytes.hex(value)], "fromhex"),
+    "Decimal": ("decimal", lambda value: [str(value)], ""),
+    "Fraction": ("fractions", lambda value: [value.numerator, value.denominator], ""),
+    "date": ("datetime", lambda value: [value.isoformat()], "fromisoformat"),
+    "time": ("datetime", lambda value: [value.isoformat()], "fromisoformat"),
+    "datetime": ("datetime", lambda value: [value.isoformat()], "fromisoformat"),
+    "timedelta": ("datetime", lambda value: [value.days, value.seconds, value.microseconds], ""),
 }
+"""Other constants: their module, the arguments that make them, and the class's method that does, if not itself."""
+MUTABLE: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "list": ("builtins", lambda _: []),
+    "set": ("builtins", lambda _: set()),
+    "dict": ("builtins", lambda _: {}),
+    "bytearray": ("builtins", lambda _: bytearray()),
+    "deque": ("collections", lambda maxlen: deque(maxlen=maxlen)),
+    "defaultdict": ("collections", lambda factory: defaultdict(factory and builtin_type(factory))),
+    "OrderedDict": ("collections", lambda _: OrderedDict()),
+    "Counter": ("collections", lambda _: Counter()),
+}
+"""Data that can change or be shared: their module, and an empty one."""
+MODULES = (
+    dict.fromkeys((*SCALARS, "tuple", "frozenset", "module", "type"), "builtins")
+    | {kind: module for kind, (module, *_) in WRITTEN.items()}
+    | {kind: module for kind, (module, _) in MUTABLE.items()}
+)
+"""All kinds of plain data, by the name of their type: its module."""
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda function, *arguments, **keywords: function(*arguments, **keywords),
+    "borrow": getattr,
     "getattr": getattr,
     "setattr": setattr,
     "getitem": lambda container, key: container[key],
@@ -109,68 +140,190 @@ class Remote:
         return hash(self._reference)
 
 
-def encode(value: Any, refer: Callable[[Any], int]) -> Any:
-    """A value as JSON; ``refer`` numbers what is no plain data. Subclasses become the builtin type that they extend."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    if isinstance(value, str):
-        return str.__str__(value)
-    for tag, collection in COLLECTIONS.items():
-        if isinstance(value, collection):
-            return [tag, [encode(item, refer) for item in value]]
-    if isinstance(value, dict):
-        return ["dict", [[encode(key, refer), encode(item, refer)] for key, item in value.items()]]
-    if isinstance(value, bytes):
-        return ["bytes", value.hex()]
-    if isinstance(value, bytearray):
-        return ["bytearray", value.hex()]
-    if isinstance(value, complex):
-        return ["complex", [value.real, value.imag]]
-    if isinstance(value, range):
-        return ["range", [value.start, value.stop, value.step]]
-    if isinstance(value, type(sys)):
-        return ["module", value.__name__]
-    if isinstance(value, type):
-        name = value.__name__
-        if vars(builtins).get(name) is value:
-            return ["type", name]
-    return ["object", refer(value)]
+if TYPE_CHECKING:
+
+    class Side(Protocol):
+        """What one side makes of objects that are no plain data."""
+
+        def refer(self, value: Any) -> int:
+            """The number of an object that stays."""
+
+        def dereference(self, number: int, *, is_inside: bool) -> Any:
+            """What stands for the other side's object, alone or inside of an object of a common class."""
+
+        def name_of(self, cls: type) -> str | None:
+            """The name under which the other side knows this class; None where it does not."""
+
+        def class_of(self, name: str) -> type:
+            """This side's class of that name."""
 
 
-def decode(encoded: Any, dereference: Callable[[int], Any]) -> Any:
-    """The value that was encoded; it is of builtin types only, and of what ``dereference`` makes of a reference."""
-    if not isinstance(encoded, list):
-        return encoded
-    tag, content = encoded
-    if tag in COLLECTIONS:
-        return COLLECTIONS[tag](decode(item, dereference) for item in content)
-    if tag == "dict":
-        return {decode(key, dereference): decode(item, dereference) for key, item in content}
-    if tag in ("bytes", "bytearray"):
-        return getattr(builtins, tag).fromhex(content)
-    if tag in ("complex", "range"):
-        return getattr(builtins, tag)(*content)
-    if tag == "type" and isinstance(getattr(builtins, content), type):
-        return getattr(builtins, content)
-    if tag == "module" and content in sys.stdlib_module_names:
-        return __import__(content)
-    if tag == "object":
-        return dereference(content)
-    raise ProgramError(f"a value of the kind {tag!r}")
+class Parcel:
+    """What one call carries there and back.
+
+    What can change or be shared lies in a list, once each, and everything else names it by its place there. So
+    identity, cycles and long chains survive, and the return finds the objects of the call.
+    """
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._objects: list[Any] = []
+        self._places: dict[int, int] = {}
+
+    def encode(self, value: Any) -> Any:
+        """A value as JSON; what can change gets its place in :meth:`contents`."""
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if id(value) in self._places:
+            return ["at", self._places[id(value)]]
+        kind = kind_of(value)
+        if kind in SCALARS:
+            return SCALARS[kind](value)
+        if kind in WRITTEN:
+            return [kind, WRITTEN[kind][1](value)]
+        if kind in ("tuple", "frozenset"):
+            return [kind, [self.encode(item) for item in value]]
+        if kind == "module":
+            return [kind, value.__name__]
+        if kind == "type" and builtin_name(value):
+            return [kind, builtin_name(value)]
+        name = None if kind else self._side.name_of(type(value))
+        if name and isinstance(value, Enum):
+            return ["member", [name, value.name]]
+        if name or kind in MUTABLE:
+            self._add(value)
+            return ["at", self._places[id(value)]]
+        return ["object", self._side.refer(value)]
+
+    def contents(self, before: list[Any] | None = None) -> list[Any]:
+        """The objects of all encoded values, and theirs; None for one that is as it was before."""
+        found: list[Any] = []
+        for value in self._objects:  # which grow
+            found.append(self._content(value))
+        return [None if before and entry in before[place : place + 1] else entry for place, entry in enumerate(found)]
+
+    def unpack(self, contents: list[Any]) -> None:
+        """Give the objects of this parcel the content that they got on the other side; further ones are made."""
+        for kind, extra, _ in contents[len(self._objects) :]:
+            self._add(MUTABLE[kind][1](extra) if kind in MUTABLE else object.__new__(self._side.class_of(extra)))
+        # A test may call methods of what lies inside its own objects: these must not be the program's.
+        is_inside = not all(map(kind_of, self._objects))
+        for is_hashing in (False, True):  # what is hashed should be complete
+            for value, entry in zip(self._objects, contents, strict=True):
+                if entry is not None and isinstance(value, (set, dict)) is is_hashing:
+                    self._fill(value, entry[2], is_inside)
+
+    def decode(self, encoded: Any, *, is_inside: bool = False) -> Any:
+        """The value that was encoded: of types that this side knows, or what stands here for a reference."""
+        if not isinstance(encoded, list):
+            return encoded
+        tag, content = encoded
+        if tag == "at":
+            return self._objects[content]
+        if tag in ("tuple", "frozenset"):
+            return getattr(builtins, tag)(self.decode(item, is_inside=is_inside) for item in content)
+        if tag in WRITTEN:
+            module, _, maker = WRITTEN[tag]
+            cls = getattr(__import__(module), tag)
+            return (getattr(cls, maker) if maker else cls)(*content)
+        if tag == "type":
+            return builtin_type(content)
+        if tag == "module" and content in sys.stdlib_module_names:
+            return __import__(content)
+        if tag == "member":
+            name, member = content
+            return self._side.class_of(name)[member]  # type: ignore[index]  # of an enumeration
+        if tag == "object":
+            return self._side.dereference(content, is_inside=is_inside)
+        raise ProgramError(f"a value of the kind {tag!r}")
+
+    def _add(self, value: Any) -> None:
+        self._places[id(value)] = len(self._objects)
+        self._objects.append(value)
+
+    def _content(self, value: Any) -> list[Any]:
+        kind = kind_of(value)
+        if not kind:
+            attributes = {name: self.encode(item) for name, item in attributes_of(value).items()}
+            return ["instance", self._side.name_of(type(value)), attributes]
+        if isinstance(value, bytearray):
+            return [kind, None, value.hex()]
+        if isinstance(value, dict):
+            extra: Any = builtin_name(value.default_factory) if isinstance(value, defaultdict) else None
+            return [kind, extra, [[self.encode(key), self.encode(item)] for key, item in value.items()]]
+        extra = value.maxlen if isinstance(value, deque) else None
+        return [kind, extra, [self.encode(item) for item in value]]
+
+    def _fill(self, value: Any, content: Any, is_inside: bool) -> None:
+        def decode(encoded: Any) -> Any:
+            return self.decode(encoded, is_inside=is_inside)
+
+        if isinstance(value, bytearray):
+            value[:] = bytes.fromhex(content)
+        elif isinstance(value, dict):
+            value.clear()
+            for key, item in content:
+                value[decode(key)] = decode(item)
+        elif isinstance(value, set):
+            value.clear()
+            value.update(map(decode, content))
+        elif isinstance(value, (list, deque)):
+            value.clear()
+            value.extend(map(decode, content))
+        else:
+            set_attributes(value, {name: decode(item) for name, item in content.items()})
 
 
-def refill(mutable: Any, encoded: Any, dereference: Callable[[int], Any]) -> None:
-    """Give a list, set, dict or bytearray the content that it got on the other side."""
-    content = decode(encoded, dereference)
-    if isinstance(mutable, (list, bytearray)):
-        mutable[:] = content
-    else:
-        mutable.clear()
-        mutable.update(content)
+def kind_of(value: Any) -> str:
+    """The kind of plain data that a value is, or extends; empty for any other object."""
+    for cls in type(value).__mro__:
+        if cls.__name__ in MODULES and MODULES[cls.__name__] == cls.__module__:
+            return cls.__name__
+    return ""
+
+
+def is_own_container(value: Any) -> bool:
+    """Whether a list, dict or the like has a class, and so methods, of the program's own."""
+    return kind_of(value) in MUTABLE and type(value).__name__ not in MUTABLE
+
+
+def builtin_name(value: Any) -> str | None:
+    """The name of a builtin type; None for anything else."""
+    name = getattr(value, "__name__", None) if isinstance(value, type) else None
+    return name if name and vars(builtins).get(name) is value else None
+
+
+def builtin_type(name: str) -> type:
+    """The builtin type of that name."""
+    found = getattr(builtins, name)
+    if not isinstance(found, type):
+        raise ProgramError(f"the type {name!r}")
+    return found
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """The attributes that an object itself has, in ``__slots__`` too."""
+    members = [item for cls in type(value).__mro__ for item in vars(cls).items()]
+    slots = [name for name, member in members if isinstance(member, MemberDescriptorType) and hasattr(value, name)]
+    return {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots}}
+
+
+def set_attributes(value: Any, attributes: dict[str, Any]) -> None:
+    """Give an object these attributes and no other; what its class defines (methods, properties) stays."""
+    cls = type(value)
+    for name in attributes_of(value).keys() - attributes.keys():
+        object.__delattr__(value, name)
+    for name, item in attributes.items():
+        is_special = name.startswith("__") and name.endswith("__")
+        if not is_special and not has_method(cls, name):
+            object.__setattr__(value, name, item)
+
+
+def has_method(cls: type, name: str) -> bool:
+    """Whether a class itself computes what this name gives: by a method, a property or their like."""
+    found = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+    is_computed = callable(found) or hasattr(type(found), "__get__")
+    return is_computed and not isinstance(found, MemberDescriptorType)
 
 
 class Channel:
@@ -213,79 +366,152 @@ def run(source: str) -> None:
     exec(compile(source, "program.py", "exec", dont_inherit=True), module.__dict__)
 
 
-def serve(channel: Channel, source: str) -> None:
-    """The program as a module, and then its answers to all requests."""
+class ProgramSide:
+    """The program's objects: those of common classes, and those that stay, by their numbers."""
+
+    def __init__(self, module: Any, classes: list[str]) -> None:
+        self._module = module
+        self._classes = set(classes)
+        self._unnamed: dict[str, type] = {}
+        self._objects: list[Any] = [module]
+        self._numbers: dict[int, int] = {}
+
+    def refer(self, value: Any) -> int:
+        """As :class:`Side` has it."""
+        if id(value) not in self._numbers:  # it stays in use, so the id stays its own
+            self._numbers[id(value)] = len(self._objects)
+            self._objects.append(value)
+        return self._numbers[id(value)]
+
+    def dereference(self, number: int, *, is_inside: bool) -> Any:
+        """As :class:`Side` has it; the tests refer to the program's own objects only."""
+        return self._objects[number]
+
+    def name_of(self, cls: type) -> str | None:
+        """As :class:`Side` has it; a subclass of a common class counts as that."""
+        return next((base.__name__ for base in cls.__mro__ if base.__name__ in self._classes), None)
+
+    def class_of(self, name: str) -> type:
+        """As :class:`Side` has it; an empty one where the program knows none."""
+        self._classes.add(name)
+        found = vars(self._module).get(name)
+        return found if isinstance(found, type) else self._unnamed.setdefault(name, type(name, (), {}))
+
+
+def serve(channel: Channel, program: str, given: list[str], classes: list[str]) -> None:
+    """The program as a module, after what the tests give it, and then its answers to all requests."""
     module = type(sys)("program")
     sys.modules["program"] = module
-    objects: list[Any] = [module]
-    numbers: dict[int, int] = {}
-
-    def refer(value: Any) -> int:
-        if id(value) not in numbers:  # it stays in use, so the id stays its own
-            numbers[id(value)] = len(objects)
-            objects.append(value)
-        return numbers[id(value)]
-
-    def encode_mutable(value: Any) -> Any:
-        return encode(value, refer) if isinstance(value, (list, dict, set, bytearray)) else None
-
+    side = ProgramSide(module, classes)
+    for code in given:
+        with suppress(Exception):  # one that needs more of the tests
+            exec(compile(code, "given.py", "exec", dont_inherit=True), module.__dict__)
     try:
-        exec(compile(source, "program.py", "exec", dont_inherit=True), module.__dict__)
-        channel.send({"value": None})
+        exec(compile(program, "program.py", "exec", dont_inherit=True), module.__dict__)
+        channel.send({"value": None, "objects": []})
     except Exception as error:
         channel.send({"error": [type(error).__name__, str(error)]})
     while True:
         request = channel.receive()
         try:
-            arguments = [decode(item, objects.__getitem__) for item in request["arguments"]]
-            keywords = {name: decode(item, objects.__getitem__) for name, item in request["keywords"].items()}
-            before = [encode_mutable(value) for value in (*arguments, *keywords.values())]
-            value = encode(OPERATIONS[request["operation"]](*arguments, **keywords), refer)
-            after = [encode_mutable(value) for value in (*arguments, *keywords.values())]
-            changed = [[place, new] for place, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
-            reply = {"value": value, "changed": changed}
+            parcel = Parcel(side)
+            parcel.unpack(request["objects"])
+            arguments = [parcel.decode(item) for item in request["arguments"]]
+            keywords = {name: parcel.decode(item) for name, item in request["keywords"].items()}
+            before = parcel.contents()
+            found = OPERATIONS[request["operation"]](*arguments, **keywords)
+            is_made = request["operation"] == "call" and type(found) is arguments[0] and is_own_container(found)
+            value = ["object", side.refer(found)] if is_made else parcel.encode(found)
+            reply = {"value": value, "objects": parcel.contents(before)}
         except Exception as error:
             reply = {"error": [type(error).__name__, str(error)]}
         channel.send(reply)
 
 
-def run_tests(
-    channel: Channel, definitions: str, tests: list[str], names: list[str], modules: dict[str, list[str]]
-) -> dict[str, Any]:
-    """Run the tests one after the other, in one namespace; where one fails: its number and the error."""
-    remotes: dict[int, Remote] = {}
+class TestsSide:
+    """The tests' objects, and their stand-ins for the program's.
 
-    def dereference(number: int) -> Remote:
-        return remotes.setdefault(number, Remote(ask, number))
+    Args:
+        classes: the program may make objects of these that the tests or their definitions have.
+        methods: the prompt asks the program for methods of these names.
+    """
 
-    def refer(value: Any) -> int:
+    def __init__(self, channel: Channel, classes: list[str], methods: list[str]) -> None:
+        self.namespace: dict[str, Any] = {"__name__": "tests"}
+        self._channel = channel
+        self._classes = set(classes)
+        self._methods = methods
+        self._remotes: dict[int, Remote] = {}
+
+    def refer(self, value: Any) -> int:
+        """As :class:`Side` has it."""
         if isinstance(value, Remote):
             return int(value._reference)
-        raise TypeError(f"a test gives the program an object of the type {type(value).__name__}; expected plain data")
-
-    def ask(operation: str, *arguments: Any, **keywords: Any) -> Any:
-        channel.send(
-            {
-                "operation": operation,
-                "arguments": [encode(value, refer) for value in arguments],
-                "keywords": {name: encode(value, refer) for name, value in keywords.items()},
-            }
+        raise TypeError(
+            f"a test gives the program an object of the type {type(value).__name__}; expected plain data, or objects "
+            "of a class that the prompt or the tests define"
         )
-        return answer((*arguments, *keywords.values()))
 
-    def answer(given: tuple[Any, ...] = ()) -> Any:
-        reply = channel.receive()
+    def dereference(self, number: int, *, is_inside: bool) -> Any:
+        """As :class:`Side` has it."""
+        return object() if is_inside else self._remotes.setdefault(number, Remote(self.ask, number))
+
+    def name_of(self, cls: type) -> str | None:
+        """As :class:`Side` has it; what the program gets an object of, it may make objects of."""
+        if cls.__module__ != self.namespace["__name__"]:
+            return None
+        self._classes.add(cls.__name__)
+        return cls.__name__
+
+    def class_of(self, name: str) -> type:
+        """As :class:`Side` has it."""
+        found = self.namespace.get(name)
+        if name in self._classes and isinstance(found, type) and found.__module__ == self.namespace["__name__"]:
+            return found
+        raise ProgramError(f"an object of the class {name!r}")
+
+    def ask(self, operation: str, *arguments: Any, **keywords: Any) -> Any:
+        """Have the program do something."""
+        if operation == "getattr" and self._is_own_method(arguments[1]):
+            raise ProgramError(f"{arguments[1]!r} of an object of another class")
+        parcel = Parcel(self)
+        request: dict[str, Any] = {"operation": operation}
+        request["arguments"] = [parcel.encode(value) for value in arguments]
+        request["keywords"] = {name: parcel.encode(value) for name, value in keywords.items()}
+        request["objects"] = parcel.contents()
+        self._channel.send(request)
+        return self.answer(parcel)
+
+    def answer(self, parcel: Parcel) -> Any:
+        """What the program answers; the objects in the parcel change as it changed them."""
+        reply = self._channel.receive()
         if "error" in reply:
             raise raised(*reply["error"])
-        for place, encoded in reply.get("changed", ()):
-            refill(given[place], encoded, dereference)
-        return decode(reply["value"], dereference)
+        parcel.unpack(reply["objects"])
+        return parcel.decode(reply["value"])
 
-    answer()  # to the program's being loaded
-    namespace: dict[str, Any] = {"__name__": "tests"}
+    def _is_own_method(self, name: str) -> bool:
+        """Whether a test means its own class's method: an object that is no such would say that it equals all."""
+        classes = [self.namespace.get(known) for known in self._classes]
+        is_own = any(isinstance(cls, type) and has_method(cls, name) for cls in classes)
+        return is_own and name not in self._methods
+
+
+def run_tests(
+    channel: Channel,
+    definitions: str,
+    tests: list[str],
+    names: list[str],
+    modules: dict[str, list[str]],
+    classes: list[str],
+    methods: list[str],
+) -> dict[str, Any]:
+    """Run the tests one after the other, in one namespace; where one fails: its number and the error."""
+    side = TestsSide(channel, classes, methods)
+    namespace = side.namespace
+    side.answer(Parcel(side))  # to the program's being loaded
     exec(compile(definitions, "definitions.py", "exec", dont_inherit=True), namespace)
-    program = Remote(ask, PROGRAM)
-    namespace |= borrowed(program, set(names) - namespace.keys())
+    namespace |= borrowed(Remote(side.ask, PROGRAM), set(names) - namespace.keys())
     for name, attributes in modules.items():  # the program's own `math` would be a way to compare as it likes
         if isinstance(namespace.get(name), Remote) and all(hasattr(__import__(name), one) for one in attributes):
             namespace[name] = __import__(name)
@@ -323,7 +549,7 @@ def defined(program: Remote, names: set[str]) -> dict[str, Any]:
     found = {}
     for name in sorted(names):
         try:
-            found[name] = getattr(program, name)
+            found[name] = program._ask("borrow", program, name)
         except AttributeError:
             continue
     return found
@@ -342,7 +568,7 @@ def main() -> None:
         return
     sys.set_int_max_str_digits(0)  # whatever a program returns; it costs its own time
     if role == "serve":
-        serve(channel, job)
+        serve(channel, **job)
     else:
         try:
             verdict = run_tests(channel, **job)

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
+from io import FileIO
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, NamedTuple
@@ -78,15 +79,18 @@ _NEWEST_CALL = 469
 """On all machines: ``file_setattr`` of Linux 6.17, up to which :data:`_DENIED_CALLS` was chosen."""
 # Where Sinter itself is killed, nobody may be left to kill the program: then an alarm ends it.
 _LAUNCHER = """
-import _signal, ctypes, sys
+import _signal, ctypes, os, sys
 class Filter(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("rules", ctypes.c_char_p)]
 _signal.alarm(int(sys.argv.pop(1)))
 rules = bytes.fromhex(sys.argv.pop(1))
 if ctypes.CDLL(None).syscall(int(sys.argv.pop(1)), 1, 0, ctypes.byref(Filter(len(rules) // 8, rules))):
     sys.exit("no filter")
-del _signal, ctypes, Filter, rules
-exec(compile(sys.argv.pop(1), "script", "exec"))
+script, size = b"", int(sys.argv.pop(1))
+while len(script) < size:
+    script += os.read(0, size - len(script)) or sys.exit("no script")
+del _signal, ctypes, os, Filter, rules, size
+exec(compile(script, "script", "exec"))
 """
 _PROBE = """
 import os, socket, sys
@@ -133,7 +137,9 @@ def isolated_python(script: str, *arguments: str, timeout_seconds: float) -> Ite
     interpreter = os.path.realpath(sys.executable)
     # -I and -S: no environment, no site-packages, no user's folder.
     options = ["-I", "-S", "-B", "-X", "utf8", "-c", _LAUNCHER, str(math.ceil(2 * WALL_FACTOR * timeout_seconds))]
-    command = [interpreter, *options, *_filter(), script, *arguments]
+    # The script comes by the pipe: a process with a long command line was killed now and then.
+    content = script.encode()
+    command = [interpreter, *options, *_filter(), str(len(content)), *arguments]
     try:
         process = _policy(interpreter).popen(
             command, stdin=StdioMode.PIPED, stdout=StdioMode.PIPED, stderr=StdioMode.PIPED
@@ -145,10 +151,19 @@ def isolated_python(script: str, *arguments: str, timeout_seconds: float) -> Ite
     with process:
         watch.start()
         try:
+            with suppress(BrokenPipeError):  # it has ended: its output says so
+                write_all(process.stdin, content)
             yield Isolated(process, over.is_set)
         finally:
             ended.set()
             watch.join()
+
+
+def write_all(writer: FileIO, content: bytes) -> None:
+    """Write all of it to an unbuffered file, which may take it in parts."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[writer.write(rest) :]
 
 
 def check_isolation() -> None:
