@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -62,7 +62,7 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
         pending = [batch for batch in batches if any(_response_id(identity, item) not in stored for item in batch)]
         tokens_per_second = _answer(run, ask, engine, pending) if pending else None
     answered = {item.prompt.id for batch in batches for item in batch}
-    responses = [response for _, response in answers_of(run, ask, prompts)]
+    responses = [response for _, response in _answers_of(run, ask, prompts)]
     empty = [response for response in responses if not response.content]
     if must_answer and prompts and len(empty) == len(responses):
         raise ToleranceError(
@@ -128,7 +128,7 @@ def _response(generation: Generation, key: str, ask: Ask) -> Response:
     )
 
 
-def answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answered]:
+def _answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answered]:
     """The stored answers of one participant, prompt by prompt."""
     return chain.from_iterable(map(_answers_to(run, ask), prompts))
 
@@ -146,12 +146,13 @@ def _answers_to(run: Run, ask: Ask) -> Callable[[Prompt], list[Answered]]:
     return answers
 
 
-def score(run: Run, stage: str, config: Scorer, answered: Sequence[Answered]) -> StageResult:
+def score(run: Run, stage: str, config: Scorer, asks: Iterable[Ask], prompts: Sequence[Prompt]) -> StageResult:
     """Score every answer that the store has no score of, in batches that are the same whatever is stored.
 
     Raises:
         ToleranceError: No answer got a number, or a judge gave no verdict on more answers than the recipe tolerates.
     """
+    answered = [entry for ask in asks for entry in _answers_of(run, ask, prompts)]
     # Answers of like length side by side, so that a model that computes by token budget has full batches; the longest
     # first, so that what is too much for the memory shows at once.
     by_length = sorted(answered, key=_length, reverse=True)
@@ -225,11 +226,8 @@ def scored_answers_to(run: Run, scorer: StoredScorer, asks: Sequence[Ask]) -> Ca
     return scored
 
 
-def scored_answers(run: Run, config: Scorer, answered: Iterator[Answered]) -> dict[str, list[Scored]]:
-    """Answers with their stored scores, by prompt id."""
-    by_prompt: dict[str, list[Scored]] = {}
+def scored_answers(run: Run, config: Scorer, ask: Ask, prompts: Sequence[Prompt]) -> dict[str, tuple[Scored, ...]]:
+    """The stored answers of one participant with their stored scores, by prompt id; a prompt without is missing."""
     with closing(stored_scorer(run, config)) as scorer:
-        for entry in answered:
-            if stored := scorer.stored(entry):
-                by_prompt.setdefault(entry.prompt.id, []).append(Scored(entry.response, stored))
-    return by_prompt
+        scored = scored_answers_to(run, scorer, [ask])
+        return {prompt.id: answers for prompt in prompts if (answers := scored(prompt))}

@@ -12,7 +12,7 @@ from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
 from sinterlm.formats import atomic_write
 from sinterlm.models import load_model, load_tokenizer
 from sinterlm.objectives.table import ResolvedObjective, resolve_objective
-from sinterlm.pipeline.answers import answers_of, scored_answers
+from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import settle
 from sinterlm.pipeline.fusion import Participant
 from sinterlm.pipeline.rows import candidates_of
@@ -68,8 +68,7 @@ def held_out_scores(run: Run, prompts: Sequence[Prompt], participant: Participan
     """The score of the model's one evaluation answer, by prompt id; unanswered prompts are missing."""
     held_out = run.fusion.recipe.evaluation.held_out
     assert held_out is not None
-    answered = answers_of(run, run.fusion.for_evaluation(participant), prompts)
-    scored = scored_answers(run, held_out.scorer, answered)
+    scored = scored_answers(run, held_out.scorer, run.fusion.for_evaluation(participant), prompts)
     return {prompt_id: answers[0].score for prompt_id, answers in scored.items()}
 
 

@@ -18,7 +18,7 @@ from sinterlm.formats import read_rows, read_rows_of_others
 from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
 from sinterlm.formats.shape import Misfit, Shape
 from sinterlm.formats.table import FORMATS, Format
-from sinterlm.pipeline.answers import answers_of, scored_answers
+from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.stage import Run, count_reasons
@@ -147,8 +147,7 @@ def _answers(run: Run) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
     asked += [(target, ("preference",)) for target in fusion.sampled_targets if target.is_there]
     for participant, parts in asked:
         prompts = [prompt for part in parts for prompt in run.store.prompts(fusion.run_name, part)]
-        answered = answers_of(run, fusion.for_training(participant), prompts)
-        scored = scored_answers(run, fusion.recipe.scorer, answered)
+        scored = scored_answers(run, fusion.recipe.scorer, fusion.for_training(participant), prompts)
         yield (
             participant.name,
             [

@@ -14,7 +14,7 @@ from sinterlm.errors import InputError
 from sinterlm.evaluation.rates import Comparison, Difference, Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.formats import atomic_write, read_rows
-from sinterlm.pipeline.answers import answers_of, scored_answers
+from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import describe_choice, read_search, settle
 from sinterlm.pipeline.fusion import Ask, Fusion, Participant
 from sinterlm.pipeline.rows import candidates_of, count_name
@@ -260,7 +260,7 @@ def greedy_answers(run: Run, ask: Ask, prompts: list[Prompt]) -> list[Scored]:
     """One model's scored evaluation answers."""
     held_out = run.fusion.recipe.evaluation.held_out
     assert held_out is not None
-    scored = scored_answers(run, held_out.scorer, answers_of(run, ask, prompts))
+    scored = scored_answers(run, held_out.scorer, ask, prompts)
     return [answer for answers in scored.values() for answer in answers]
 
 

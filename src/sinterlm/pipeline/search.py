@@ -8,7 +8,7 @@ from __future__ import annotations
 from sinterlm.errors import SinterError
 from sinterlm.evaluation.rates import compute_rates
 from sinterlm.models import fingerprint
-from sinterlm.pipeline.answers import answers_of, sample, score
+from sinterlm.pipeline.answers import sample, score
 from sinterlm.pipeline.cells import Cell, CellResult, Grid, best_of, describe_choice, write_search
 from sinterlm.pipeline.evaluate import held_out_scores
 from sinterlm.pipeline.fusion import Participant
@@ -56,7 +56,7 @@ def _carry_out(run: Run, name: str, grid: Grid, cell: Cell) -> None:
     participant = Participant(label, fusion.recipe.target, str(cell.model))
     ask = fusion.for_evaluation(participant)
     sampled = sample(run, stage, ask, grid.development)
-    scored = score(run, stage, held_out.scorer, list(answers_of(run, ask, grid.development)))
+    scored = score(run, stage, held_out.scorer, [ask], grid.development)
     metric, rate = next(iter(compute_rates(held_out_scores(run, grid.development, participant)).items()))
     last_step = (read_metrics(cell.model) or [{}])[-1]
     cell.finish(

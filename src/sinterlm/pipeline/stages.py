@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from sinterlm.pipeline.answers import answers_of, sample, score
+from sinterlm.pipeline.answers import sample, score
 from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.evaluate import evaluate
 from sinterlm.pipeline.fusion import Ask, Fusion, Participant
@@ -236,8 +236,7 @@ def _unused_recorded_answers(run: Run, stage: str, participants: Sequence[Partic
 def _score_sources(run: Run) -> StageResult:
     prompts = _training_prompts(run)
     asks = [run.fusion.for_training(source) for source in run.fusion.sources]
-    answered = [answered for ask in asks for answered in answers_of(run, ask, prompts)]
-    return score(run, "score-sources", run.fusion.recipe.scorer, answered)
+    return score(run, "score-sources", run.fusion.recipe.scorer, asks, prompts)
 
 
 def _sample_target(run: Run) -> StageResult:
@@ -251,8 +250,7 @@ def _sample_target(run: Run) -> StageResult:
 def _score_target(run: Run) -> StageResult:
     prompts = run.store.prompts(run.fusion.run_name, "preference")
     asks = map(run.fusion.for_training, run.fusion.sampled_targets)
-    answered = [answered for ask in asks for answered in answers_of(run, ask, prompts)]
-    return score(run, "score-target", run.fusion.recipe.scorer, answered)
+    return score(run, "score-target", run.fusion.recipe.scorer, asks, prompts)
 
 
 def _sample_held_out(run: Run) -> StageResult:
@@ -263,9 +261,7 @@ def _sample_held_out(run: Run) -> StageResult:
 def _score_held_out(run: Run) -> StageResult:
     held_out = run.fusion.recipe.evaluation.held_out
     assert held_out is not None
-    prompts = evaluation_prompts(run)
-    answered = [answered for ask in held_out_asks(run.fusion) for answered in answers_of(run, ask, prompts)]
-    return score(run, "score-held-out", held_out.scorer, answered)
+    return score(run, "score-held-out", held_out.scorer, held_out_asks(run.fusion), evaluation_prompts(run))
 
 
 def evaluation_prompts(run: Run) -> list[Prompt]:

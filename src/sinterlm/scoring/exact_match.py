@@ -24,7 +24,8 @@ from sinterlm.scoring.protocol import Answered
 NORMALISATION = 1
 """Goes up with every change of the normalisation, so that older scores are not used."""
 
-_GROUPING_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+GROUPING_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+"""The comma of 1,000, which says nothing of the value."""
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\S)")
 _SIGNED = re.compile(r"-?\.?\d")
 _NO_MORE_DIGITS = r"(?![.,]\d)"
@@ -80,7 +81,7 @@ def normalise(text: str) -> str:
     'nile'
     """
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    text = _strip_punctuation(_GROUPING_COMMA.sub("", text))
+    text = _strip_punctuation(GROUPING_COMMA.sub("", text))
     return _strip_punctuation(_ARTICLE.sub("", text, count=1) if _ARTICLE.match(text) else text)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING or find_spec("pebble") is not None:
 
 from sinterlm.errors import InputError
 from sinterlm.records import Score
+from sinterlm.scoring.exact_match import GROUPING_COMMA
 from sinterlm.scoring.protocol import Answered, no_score
 
 RULES = 1
@@ -36,7 +37,6 @@ MEMORY_BYTES = 4 * 2**30
 _STARTING = Lock()
 _PREPARATION = spawn.get_preparation_data
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_GROUPING_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 class MathematicsScorer:
@@ -124,7 +124,7 @@ def final_answer(accepted: str) -> str:
     '\\frac{1}{2}'
     """
     if "####" in accepted:
-        return _GROUPING_COMMA.sub("", accepted.rpartition("####")[2].strip())
+        return GROUPING_COMMA.sub("", accepted.rpartition("####")[2].strip())
     boxes = list(_BOXED.finditer(accepted))
     return _balanced(accepted[boxes[-1].end() :]) if boxes else accepted.strip()
 
