@@ -31,10 +31,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from sinterlm import cli
 from sinterlm.errors import InputError, ToleranceError, TryAgainError
+from sinterlm.files import atomic_folder, folder_lock
 from sinterlm.formats import read_rows, read_training_file, write_rows
 from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
 from sinterlm.formats.table import FORMATS
-from sinterlm.formats.write import atomic_folder
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import Reporter
@@ -51,7 +51,7 @@ from sinterlm.records import (
     TrainingRow,
     response_id,
 )
-from sinterlm.store import Store, folder_lock
+from sinterlm.store import Store
 from tests.tiny import build_model, build_tokenizer
 from tests.tiny_fusion import write_tiny_fusion
 

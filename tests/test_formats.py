@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinterlm.errors import InputError, TryAgainError
+from sinterlm.files import atomic_write
 from sinterlm.formats import (
     RecordedAnswer,
-    atomic_write,
     parse_rows,
     read_prompts,
     read_recorded,
@@ -870,7 +870,7 @@ class TestAtomicWrite:
         path = lines(tmp_path / "file.txt", "old")
         die = "os.kill(os.getpid(), 9)"
         program = (
-            "import os, sys\nfrom pathlib import Path\nfrom sinterlm.formats.write import atomic_write\n"
+            "import os, sys\nfrom pathlib import Path\nfrom sinterlm.files import atomic_write\n"
             + ("os.fsync = lambda _: " + die + "\n" if moment == "syncing" else "")
             + "with atomic_write(Path(sys.argv[1])) as temporary:\n    temporary.write_text('new')\n"
             + (f"    {die}\n" if moment == "writing" else "")

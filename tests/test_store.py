@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinterlm.errors import InputError, TryAgainError
+from sinterlm.files import folder_lock
 from sinterlm.records import Dropped, Message, Prompt, Response, SamplingSettings, Score, response_id
-from sinterlm.store import FinishedStage, Store, folder_lock
+from sinterlm.store import FinishedStage, Store
 
 PROMPT = Prompt("capital-france", (Message("user", "What is the capital of France?"),), ("Paris",), "capitals")
 
@@ -175,7 +176,7 @@ def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from sinterlm.store import folder_lock
+        from sinterlm.files import folder_lock
         with folder_lock(Path(sys.argv[1]), Path("runs/first")):
             print("held", flush=True)
             sys.stdin.read()

@@ -1,16 +1,15 @@
 """The workspace's store: prompts, responses, scores, drops and finished stages in one SQLite file.
 
-Owned by one process at a time (see :func:`folder_lock`), written in transactions: what a method has returned from
-survives ``kill -9`` and a power cut, and writing the same record again changes nothing. Answers and scores belong to
-the workspace and are shared by its recipes; split, drops and stages belong to a *run*, named by its output folder.
+Owned by one process at a time (see :func:`sinterlm.files.folder_lock`), written in transactions: what a method has
+returned from survives ``kill -9`` and a power cut, and writing the same record again changes nothing. Answers and scores
+belong to the workspace and are shared by its recipes; split, drops and stages belong to a *run*, named by its output
+folder.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 import sqlite3
 import time
 from collections import Counter
@@ -19,8 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from filelock import FileLock, Timeout
 
 from sinterlm.errors import InputError, TryAgainError
 from sinterlm.records import (
@@ -415,36 +412,3 @@ def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 def _answers(prompt: Prompt) -> tuple[str, str]:
     return json.dumps(list(prompt.answers)), prompt.domain
-
-
-@contextmanager
-def folder_lock(folder: Path, output: Path) -> Iterator[None]:
-    """Hold a folder for one writing process; the operating system frees it when the process dies.
-
-    Args:
-        folder: A workspace, or the output folder itself; made when it is not there.
-        output: What the process writes, for the message that others get.
-
-    Raises:
-        TryAgainError: Another process holds it; the message names it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    holder = folder / ".lock.json"
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        try:
-            held = json.loads(holder.read_text())
-            who = f"process {held['pid']} on {held['host']} since {held['since']}, which writes {held['output']}"
-        except (OSError, ValueError, KeyError):
-            who = "another process"
-        raise TryAgainError(f"{folder}: this folder is in use by {who}; wait for it or stop it") from error
-    try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        host = socket.gethostname()
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": host, "since": since, "output": str(output)}))
-        yield
-        holder.unlink(missing_ok=True)
-    finally:
-        lock.release()

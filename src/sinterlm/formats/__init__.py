@@ -1,4 +1,4 @@
-"""Prompts, rows and recorded answers in and out (JSON Lines, Parquet), and whole-or-nothing writes."""
+"""Prompts, rows and recorded answers in and out (JSON Lines, Parquet)."""
 
 from sinterlm.formats.prompts import read_prompts
 from sinterlm.formats.recorded import RecordedAnswer, read_recorded
@@ -11,12 +11,10 @@ from sinterlm.formats.rows import (
     write_rows,
 )
 from sinterlm.formats.scores import RecordedScore, read_scores
-from sinterlm.formats.write import atomic_write
 
 __all__ = [
     "RecordedAnswer",
     "RecordedScore",
-    "atomic_write",
     "parse_rows",
     "read_prompts",
     "read_recorded",

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from sinterlm.errors import InputError
-from sinterlm.formats.write import atomic_folder
+from sinterlm.files import atomic_folder
 
 TAG = "sinterlm"
 SPLIT = "train"

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sinterlm.errors import InputError
+from sinterlm.files import atomic_write
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.formats.responses import RESPONSES, dump_row, read_responses
 from sinterlm.formats.table import FORMATS, reader_of
-from sinterlm.formats.write import atomic_write
 from sinterlm.records import TrainingRow
 
 _ANY_KEYS = "`prompt` and `chosen`, `completion` or `responses`, or `messages`"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sinterlm.evaluation.rates import Rate
-from sinterlm.formats import atomic_write
+from sinterlm.files import atomic_write
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.recipe.build import build_hyperparameters, engine_identity
 from sinterlm.recipe.grid import Choice, apply_choice, count_cells, list_choices

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sinterlm.chat import encode_example
 from sinterlm.evaluation.rates import compare_models, compute_rates, compute_rates_by_domain
 from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
-from sinterlm.formats import atomic_write
+from sinterlm.files import atomic_write
 from sinterlm.models import load_model, load_tokenizer
 from sinterlm.objectives.table import ResolvedObjective, resolve_objective
 from sinterlm.pipeline.answers import scored_answers

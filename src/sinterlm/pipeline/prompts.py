@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sinterlm.formats import atomic_write, read_prompts
+from sinterlm.files import atomic_write
+from sinterlm.formats import read_prompts
 from sinterlm.formats.questions import read_questions
 from sinterlm.pipeline.cells import file_digest
 from sinterlm.recipe.schema import Prompts

@@ -13,7 +13,8 @@ from typing import Any, cast
 from sinterlm.errors import InputError
 from sinterlm.evaluation.rates import Comparison, Difference, Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
-from sinterlm.formats import atomic_write, read_rows
+from sinterlm.files import atomic_write
+from sinterlm.formats import read_rows
 from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import describe_choice, read_search, settle
 from sinterlm.pipeline.fusion import Ask, Fusion, Participant

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from sinterlm.errors import InputError
-from sinterlm.formats import atomic_write
+from sinterlm.files import atomic_write, folder_lock
 from sinterlm.models import cached_fingerprint, fingerprint
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
@@ -19,7 +19,7 @@ from sinterlm.pipeline.progress import Reporter, show_counts
 from sinterlm.pipeline.stage import Run, Stage, count_reasons, is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.load import resolve_text
-from sinterlm.store import FinishedStage, Store, folder_lock
+from sinterlm.store import FinishedStage, Store
 
 
 class Outcome(NamedTuple):

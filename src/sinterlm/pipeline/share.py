@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from sinterlm.errors import InputError
+from sinterlm.files import folder_lock
 from sinterlm.formats.dataset import Card, Records, write_dataset
 from sinterlm.formats.shared import (
     RESPONSE_SCHEMA,
@@ -24,7 +25,7 @@ from sinterlm.formats.table import ANSWERS
 from sinterlm.pipeline.export import Exported
 from sinterlm.pipeline.fusion import STORE, load_fusion
 from sinterlm.pipeline.stage import count_reasons
-from sinterlm.store import Merged, Store, folder_lock
+from sinterlm.store import Merged, Store
 
 _CARD = Card(
     "Answers and scores",

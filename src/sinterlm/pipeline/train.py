@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinterlm.files import folder_lock
 from sinterlm.formats import read_rows, read_training_file
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.pipeline.cells import describe_grid, read_search, remove_folder, settle
@@ -19,7 +20,6 @@ from sinterlm.pipeline.stage import Run, StageResult, count_reasons
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.load import read_train_settings
 from sinterlm.recipe.schema import Training, scorer_title
-from sinterlm.store import folder_lock
 from sinterlm.training.members import find_members
 from sinterlm.training.output_folder import require_own_or_empty
 

@@ -19,7 +19,7 @@ def write_report(data: ReportData, path: Path, *, max_bytes: int = 20_000_000, s
             says so. Everything else on the page counts all prompts in any case.
         seed: decides that sample.
     """
-    from sinterlm.formats import atomic_write
+    from sinterlm.files import atomic_write
     from sinterlm.report.page import render_page
 
     page = render_page(data, max_bytes=max_bytes, seed=seed)

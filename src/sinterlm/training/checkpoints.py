@@ -15,7 +15,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from sinterlm.formats import atomic_write
+from sinterlm.files import atomic_write
 
 MANIFEST = "manifest.json"
 NUM_CHECKPOINTS = 10

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sinterlm.formats import atomic_write
+from sinterlm.files import atomic_write
 
 
 class StepMetrics:

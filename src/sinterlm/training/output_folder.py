@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from sinterlm.errors import InputError
-from sinterlm.formats import atomic_write
+from sinterlm.files import atomic_write
 
 RESULT = "training.json"
 CHECKPOINTS = "checkpoints"

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 from torch import nn
 
 from sinterlm.errors import InputError
-from sinterlm.formats import atomic_write
+from sinterlm.files import atomic_write
 from sinterlm.records import digest
 from sinterlm.training.batch import EncodedRow, RowBatch
 from sinterlm.training.logprobs import compute_dtype

@@ -38,7 +38,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from sinterlm.chat import end_token_ids
 from sinterlm.errors import InputError
-from sinterlm.formats import atomic_write
+from sinterlm.files import atomic_write
 from sinterlm.models import describe_placement, fingerprint, load_model, load_tokenizer, without_bars
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.records import Dropped, TrainingRow, digest

@@ -1,16 +1,20 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and folders held by one process at a time."""
 
 from __future__ import annotations
 
 import errno
 import glob
+import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 
 from sinterlm.errors import TryAgainError
 
@@ -94,3 +98,36 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def folder_lock(folder: Path, output: Path) -> Iterator[None]:
+    """Hold a folder for one writing process; the operating system frees it when the process dies.
+
+    Args:
+        folder: A workspace, or the output folder itself; made when it is not there.
+        output: What the process writes, for the message that others get.
+
+    Raises:
+        TryAgainError: Another process holds it; the message names it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    holder = folder / ".lock.json"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        try:
+            held = json.loads(holder.read_text())
+            who = f"process {held['pid']} on {held['host']} since {held['since']}, which writes {held['output']}"
+        except (OSError, ValueError, KeyError):
+            who = "another process"
+        raise TryAgainError(f"{folder}: this folder is in use by {who}; wait for it or stop it") from error
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        host = socket.gethostname()
+        holder.write_text(json.dumps({"pid": os.getpid(), "host": host, "since": since, "output": str(output)}))
+        yield
+        holder.unlink(missing_ok=True)
+    finally:
+        lock.release()
