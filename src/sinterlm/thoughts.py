@@ -1,0 +1,211 @@
+r"""Thoughts: what a reasoning model writes before its answer, told apart from the answer.
+
+A thought is looked for at the beginning of the text only, and several may follow one another. An opening tag that is
+never closed makes everything a thought: the answer was cut before it began.
+
+Many chat templates write the opening tag into the prompt, so that a text holds the closing one alone. Such a tag ends a
+thought unless it is a mention, by one rule: **a closing tag alone is a mention where it is written as a word of a
+sentence (in quotes or code, before a punctuation mark, or after a space within a sentence), or where an opening tag
+pairs with it.** So ``To end a thought, write </think>.`` is an answer, and ``5 + 5 = 10.</think>10`` has a thought.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import chain, islice
+from typing import NamedTuple
+
+
+class Thoughts(NamedTuple):
+    """A text in two: what the model thought, and what it answered."""
+
+    thoughts: str
+    """Without tags; several are separated by an empty line."""
+    answer: str
+    """The text itself where it has no thought."""
+
+
+class _Pair(NamedTuple):
+    """How a family of models marks a thought, as regular expressions."""
+
+    opening: str
+    closing: str
+    is_prose: bool = False
+    """Whether the marks are words that any text may begin with: then both of them must be there."""
+
+
+def _tags(name: str) -> _Pair:
+    return _Pair(rf"<{name}>", rf"</{name}>")
+
+
+_PAIRS = (
+    _tags("think"),  # DeepSeek, Qwen, QwQ, GLM, SmolLM3, Nemotron, Hunyuan, OLMo, Phi, Granite 3.3, ...
+    _tags("thinking"),
+    _tags("thoughts?"),  # EXAONE Deep, Gemini, Marco-o1
+    _tags("reasoning"),
+    _tags("seed:(?:cot_budget_reflect|think)"),  # Seed-OSS
+    _tags("longcat_think"),
+    _Pair(r"\[THINK\]", r"\[/THINK\]"),  # Magistral
+    _Pair("◁think▷", "◁/think▷"),  # Kimi
+    _Pair(r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # Sky-T1, OpenThinker
+    _Pair(r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
+    _Pair(r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    _Pair(r"<\|channel>thought\b", r"<channel\|>"),  # Gemma 4
+    _Pair(r"<unused94>thought\b", "<unused95>"),  # MedGemma
+    _Pair(  # gpt-oss
+        r"(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)[^<\n]*(?:<\|constrain\|>\w+)?<\|message\|>",
+        r"(?:<\|end\|>\s*)?(?:<\|start\|>assistant)?<\|channel\|>final[^<\n]*(?:<\|constrain\|>\w+)?<\|message\|>",
+    ),
+    _Pair("analysis", "assistantfinal", is_prose=True),  # gpt-oss, without its special tokens
+    _Pair("Here(?:'s| is) my thought process:", "Here(?:'s| is) my response:", is_prose=True),  # Granite 3.2
+)
+_FRAMES = (
+    (r"<(answer|response|output|solution)>", r"</\1>"),
+    (r"<\|begin_of_(solution)\|>", r"<\|end_of_\1\|>"),
+    (r"<\|START_(RESPONSE|TEXT)\|>", r"<\|END_\1\|>"),
+)
+"""What some formats put around the answer that follows a thought."""
+_ENDS = re.compile(r"\s*<\|(?:return|end|END_OF_TURN_TOKEN)\|>\s*\Z")
+_BLANK = " \t\r\n\f\v\u00a0\u200b\u2060\ufeff"
+_BLANKS = re.compile(f"[{_BLANK}]*")
+_QUOTES = {"`": "`", '"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb", "(": ")"}
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+_PUNCTUATION = re.compile(r"[.,;:!?)\u3002\uff0c\u3001](?!\w)")
+_PARAGRAPH_OR_ANSWER = re.compile(r"[ \t\r]*\n[ \t\r]*\n\s*\S|\s*<(?:answer|response)>")
+_MAX_CANDIDATES, _MAX_LOOK = 100, 1000
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+_OPENING = [_compiled(pair.opening) for pair in _PAIRS]
+_CLOSING = [_compiled(pair.closing) for pair in _PAIRS]
+_TAGS = [number for number, pair in enumerate(_PAIRS) if not pair.is_prose]
+_ANY_CLOSING = _compiled("|".join(_PAIRS[number].closing for number in _TAGS))
+_FRAMED = [re.compile(rf"{start}(.*?)(?:{end}\s*)?\Z", re.IGNORECASE | re.DOTALL) for start, end in _FRAMES]
+
+
+def has_thoughts(content: str) -> bool:
+    """Whether a text begins with a thought that says something; an empty one, as of a model told not to think, is none.
+
+    >>> has_thoughts("<think>5 + 5</think>10"), has_thoughts("<think></think>10")
+    (True, False)
+    """
+    return split_thoughts(content).thoughts != ""
+
+
+def split_thoughts(content: str) -> Thoughts:
+    r"""Tell the thoughts at the beginning of a text from the answer.
+
+    >>> split_thoughts("<think>\n5 + 5\n</think>\n\nThe answer is 10.")
+    Thoughts(thoughts='5 + 5', answer='The answer is 10.')
+    >>> split_thoughts("Begin with <think> and end with </think>. That is all.").thoughts
+    ''
+    """
+    thoughts: list[str] = []
+    start = _skip_blanks(content, 0)
+    while (found := _opened_thought(content, start) or _lone_thought(content, start)) is not None:
+        thoughts.append(content[found.start : found.end].strip(_BLANK))
+        start = _skip_blanks(content, found.next)
+        if start == len(content):
+            break
+    if not thoughts:
+        return Thoughts("", content)
+    return Thoughts("\n\n".join(filter(None, thoughts)), _out_of_its_frame(content[start:]))
+
+
+class _Thought(NamedTuple):
+    """Where a thought lies in a text, and where what follows it begins."""
+
+    start: int
+    end: int
+    next: int
+
+
+def _opened_thought(text: str, start: int) -> _Thought | None:
+    """The thought that begins at ``start`` with an opening tag; to the end of the text where none closes it."""
+    for pair, opening, closing in zip(_PAIRS, _OPENING, _CLOSING, strict=True):
+        if opened := opening.match(text, start):
+            ends = (end for end in closing.finditer(text, opened.end()) if not _is_quoted(text, end))
+            first = next(ends, None)
+            if first:
+                candidates = chain([first], islice(ends, _MAX_CANDIDATES))
+                end = next((end for end in candidates if not _is_word(text, end, start)), first)
+                return _Thought(opened.end(), end.start(), end.end())
+            if not pair.is_prose:
+                return _Thought(opened.end(), len(text), len(text))
+    return None
+
+
+def _lone_thought(text: str, start: int) -> _Thought | None:
+    """The thought that begins at ``start`` without an opening tag."""
+    if not _ANY_CLOSING.search(text, start):
+        return None
+    fences = [fence.start() for fence in _FENCE.finditer(text, start)]
+    found = (_lone_closing(text, start, _OPENING[number], _CLOSING[number], fences) for number in _TAGS)
+    end = min(filter(None, found), key=lambda end: end.start(), default=None)
+    return end and _Thought(start, end.start(), end.end())
+
+
+def _lone_closing(
+    text: str, start: int, opening: re.Pattern[str], closing: re.Pattern[str], fences: Sequence[int]
+) -> re.Match[str] | None:
+    """The first closing tag of one kind that is no mention.
+
+    Args:
+        text: what a model wrote.
+        start: where the thought would begin.
+        opening: the tag that the closing one would pair with.
+        closing: the tag itself.
+        fences: where the lines lie that open or close a block of code.
+    """
+    openings = list(opening.finditer(text, start))
+    places = [opened.start() for opened in openings]
+    marks = [
+        opened.start() for opened in openings if not _is_quoted(text, opened) and not _is_word(text, opened, start)
+    ]
+    for end in closing.finditer(text, start):
+        place = end.start()
+        if marks and marks[0] < place:
+            return None
+        line = text.rfind("\n", start, place) + 1
+        has_opening_in_line = bisect_left(places, place) > bisect_left(places, line)
+        num_fences = bisect_left(fences, place)
+        is_in_code = num_fences % 2 == 1 and num_fences < len(fences)
+        if not (has_opening_in_line or is_in_code or _is_quoted(text, end) or _is_word(text, end, start)):
+            return end
+    return None
+
+
+def _is_quoted(text: str, tag: re.Match[str]) -> bool:
+    before, after = text[max(0, tag.start() - 1) : tag.start()], text[tag.end() : tag.end() + 1]
+    return before in _QUOTES and _QUOTES[before] == after
+
+
+def _is_word(text: str, tag: re.Match[str], start: int) -> bool:
+    """Whether a tag is written as a word of a sentence: punctuation behind it, or a space before it within one."""
+    if tag.start() == start:
+        return text[tag.end() : tag.end() + 1] in (" ", "\t")
+    if _PUNCTUATION.match(text, tag.end()):
+        return True
+    before = text[max(start, tag.start() - _MAX_LOOK) : tag.start()]
+    if not before.endswith((" ", "\t")) or not before.rpartition("\n")[2].strip():
+        return False
+    ends_a_sentence = before.rstrip().endswith((".", "!", "?", "。", "\uff01", "\uff1f"))
+    return not (ends_a_sentence or _PARAGRAPH_OR_ANSWER.match(text, tag.end()))
+
+
+def _skip_blanks(text: str, start: int) -> int:
+    blanks = _BLANKS.match(text, start)
+    return blanks.end() if blanks else start
+
+
+def _out_of_its_frame(answer: str) -> str:
+    answer = _ENDS.sub("", answer)
+    for frame in _FRAMED:
+        if found := frame.match(answer):
+            return found[2].strip()
+    return answer
