@@ -37,9 +37,11 @@ class Answer(NamedTuple):
     error: str = "scripted"
     finish_reason: str = "stop"
     headers: Mapping[str, str] = {}
-    body: str | None = None
+    body: str | bytes | None = None
     """Sent as it is."""
     content_type: str = "application/json"
+    drip_seconds: float = 0.0
+    """Waited before every byte of the body."""
 
 
 @dataclass
@@ -87,13 +89,19 @@ def serve(script: Callable[[dict[str, Any]], Answer], *, seconds: float = 0.0) -
                 self._send(answer, request)
 
         def _send(self, answer: Answer, request: Mapping[str, Any]) -> None:
-            body = answer.body if answer.body is not None else json.dumps(_body(answer, request))
+            text = answer.body if answer.body is not None else json.dumps(_body(answer, request))
+            body = text.encode() if isinstance(text, str) else text
             self.send_response(answer.status)
             for name, value in {"Content-Type": answer.content_type, **answer.headers}.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body.encode())))
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body.encode())
+            if not answer.drip_seconds:
+                self.wfile.write(body)
+                return
+            for byte in body:
+                time.sleep(answer.drip_seconds)
+                self.wfile.write(bytes([byte]))
 
         def log_message(self, format: str, *args: object) -> None:
             """Silence."""

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from sinterlm import cli
 from sinterlm.errors import InputError
 from sinterlm.objectives.table import OBJECTIVES, resolve_objective
+from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.catalogue import TABLES, catalogue
 from sinterlm.selection.table import POLICIES
 
@@ -75,7 +75,7 @@ def test_policies_are_listed_with_what_their_rows_hold() -> None:
 def test_the_table_is_readable_on_a_narrow_terminal(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_console", lambda: Console(width=WIDTH))
+    monkeypatch.setattr(cli, "_console", lambda: Terminal(width=WIDTH))
     cli.list_(what)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= WIDTH

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from safetensors.torch import load_file
 
 from sinterlm.errors import InputError
@@ -24,6 +23,7 @@ from sinterlm.pipeline.compare import Compared, compare_runs, print_comparison
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
+from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.quickstart import choose_quickstart_methods, list_quickstart_methods, quickstart_recipe
 from sinterlm.records import Candidates, Dropped, Message, Prompt, Response, RowResponse, Score, Scored, TrainingRow
@@ -459,7 +459,7 @@ def test_selections_are_tallied_from_the_rows_on_disk(compared: Compared, recipe
 def test_reasons_stand_whole_however_many_trainings_there_are(compared: Compared) -> None:
     selections = {f"{name} ({number})": tally for number in range(3) for name, tally in compared.selections.items()}
     said = StringIO()
-    print_comparison(compared._replace(selections=selections), Console(file=said, width=140))
+    print_comparison(compared._replace(selections=selections), Terminal(file=said, width=140))
     reasons = {reason for tally in compared.selections.values() for reason in tally.drops}
     assert reasons
     assert reasons <= set(said.getvalue().split())

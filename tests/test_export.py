@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, SplitDict, load_dataset
 from huggingface_hub import DatasetCard
-from rich.console import Console
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_config import KTOConfig
@@ -40,6 +39,7 @@ from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.share import export_answers, import_answers
+from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.load import load_recipe
 from sinterlm.records import (
     Message,
@@ -296,7 +296,7 @@ def test_what_there_is_not_is_said(tmp_path: Path, arguments: dict[str, Any], me
 def run(recipe: Path, *overrides: str, until: str) -> dict[str, Any]:
     """Carry a recipe out; the counts of its stages."""
     fusion = Fusion(load_recipe(recipe, overrides).recipe)
-    run_fusion(fusion, Reporter(Console(quiet=True)), until=until)
+    run_fusion(fusion, Reporter(Terminal(quiet=True)), until=until)
     with closing(Store(fusion.store_path, read_only=True)) as store:
         return {name: dict(stage.counts) for name, stage in store.finished_stages(fusion.run_name).items()}
 

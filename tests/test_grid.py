@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from sinterlm.errors import InputError, SinterError
 from sinterlm.formats import read_rows
@@ -23,6 +22,7 @@ from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.pipeline.status import status_of
+from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.grid import apply_choice, count_cells, list_choices
 from sinterlm.recipe.load import load_recipe, resolve_text
 from sinterlm.recipe.schema import Preference, Recipe
@@ -497,7 +497,7 @@ def test_a_plan_says_unknown_where_prompts_that_are_not_there_would_be_counted(t
     total = {"calls": None, "prompt_tokens": None, "new_tokens": None, "disk_bytes": None, "gpu_hours": None}
     assert plan.to_json()["total"] == total
     output = io.StringIO()
-    print_plan(plan, Console(file=output, width=200))
+    print_plan(plan, Terminal(file=output, width=200))
     cells = {line.split()[1]: line.split("│")[3:9] for line in output.getvalue().splitlines() if "│" in line}
     shown = {name: [cell.strip() for cell in row] for name, row in cells.items()}
     assert shown["sample-sources"] == shown["sample-target"] == shown["left"] == ["unknown"] * 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import importlib.util
 import itertools
 import json
@@ -419,30 +420,99 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
 def test_a_reply_that_takes_too_long() -> None:
     with (
         serve(lambda request: verdict(7), seconds=0.5) as server,
-        pytest.raises(TryAgainError, match=r"no reply within 0\.1 s, though asked 1 times"),
+        pytest.raises(TryAgainError, match=r"no whole reply within 0\.1 s, though asked 1 times"),
     ):
         score_one(server.url, timeout_seconds=0.1)
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "said"),
     [
-        Answer(body="{}"),
-        Answer(body='{"choices": []}'),
-        Answer(body='{"choices": null}'),
-        Answer(body='{"choices": [{}]}'),
-        Answer(body="[]"),
-        Answer(body="null"),
-        Answer(body="not json"),
-        Answer(body="<html>a proxy</html>", content_type="text/html"),
-        Answer(body='{"choices": [{"message": {"content": {"grade": 10}}}]}'),
+        (Answer(body="{}"), "'{}'"),
+        (Answer(body='{"choices": []}'), "choices"),
+        (Answer(body='{"choices": null}'), "choices"),
+        (Answer(body='{"choices": [{}]}'), "choices"),
+        (Answer(body='{"choices": NaN}'), "NaN"),
+        (Answer(body='{"choices": [{"message": {"content": NaN}}]}'), "NaN"),
+        (Answer(body="[]"), r"\[\]"),
+        (Answer(body="null"), "null"),
+        (Answer(body="not json"), "not json"),
+        (Answer(body=""), "an empty body"),
+        (Answer(status=204), "an empty body"),
+        (Answer(body="<html>\n a proxy</html>", content_type="text/html"), "<html> a proxy</html>"),
+        (Answer(body='{"choices": [{"message": {"content": {"grade": 10}}}]}'), "choices"),
+        (Answer(body='{"choices": [{"message": {"content": "{\\"gra'), "choices"),
+        (Answer(body='{"error": {"message": "overloaded", "code": 529}}'), "overloaded"),
+        (Answer(body='{"choices": [{"message": {"content": ""}, "finish_reason": "error"}]}'), "finish_reason"),
+        (Answer(body='{"choices": [{"message": {"content": "7"}, "error": {"code": 502}}]}'), "502"),
+        (Answer(body=b'{"choices": "\xff"}'), "choices"),
+        (Answer(body="[" * 100_000), r"\[\[\[.*\.\.\."),
+        (Answer(body='{"choices": ' + "9" * 5000 + "}"), "999"),
+        (Answer(body=b"no gzip", headers={"Content-Encoding": "gzip"}), "not compressed as it says"),
+        (Answer(body=b"{}", headers={"Content-Encoding": "br"}), "in the encoding 'br'"),
+        (Answer(body=gzip.compress(bytes(20 * 2**20)), headers={"Content-Encoding": "gzip"}), "more than 16 MB"),
+        (Answer(body="x" * (17 * 2**20)), "a body of more than 16 MB that begins with 'xxx"),
+        (Answer(status=500, body="x" * (17 * 2**20)), "a body of more than 16 MB"),
     ],
 )
-def test_a_response_of_another_form_is_no_verdict(answer: Answer) -> None:
-    with serve(lambda request: answer) as server:
+def test_a_servers_nonsense_is_a_failed_request_and_no_verdict(answer: Answer, said: str) -> None:
+    with (
+        serve(lambda request: answer) as server,
+        pytest.raises(TryAgainError, match=f"no reply, though asked 1 times: .*{said}.*same command again") as caught,
+    ):
+        score_one(server.url)
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_request_that_got_nonsense_is_sent_again() -> None:
+    with serve(in_turn(Answer(body="<html>"), verdict(7))) as server:
+        assert score_one(server.url, max_retries=1).value == 7.0
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '\ufeff{"choices": [{"message": {"content": "{\\"explanation\\": \\"\\", \\"grade\\": 7}"}}]}',
+        '{"x": NaN, "choices": [{"message": {"content": "{\\"explanation\\": \\"cut \\ud83d\\", \\"grade\\": 7}"}}]}',
+    ],
+    ids=["byte order mark", "half a surrogate pair"],
+)
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+def test_an_odd_response_that_holds_a_reply_is_read(body: str, encoding: str) -> None:
+    raw = gzip.compress(body.encode()) if encoding else body.encode()
+    headers = {"Content-Encoding": encoding} if encoding else {}
+    with serve(lambda request: Answer(body=raw, headers=headers, content_type="text/plain")) as server:
         score = score_one(server.url)
-    assert math.isnan(score.value)
-    assert score.detail["problem"]
+    assert score.value == 7.0
+    json.dumps(dict(score.detail), ensure_ascii=False).encode()
+
+
+def test_a_reply_that_drips_is_given_up() -> None:
+    """A byte each twentieth of a second never trips a timeout for each read."""
+    started = time.monotonic()
+    with (
+        serve(lambda request: Answer(body="{" + " " * 60, drip_seconds=0.05)) as server,
+        pytest.raises(TryAgainError, match=r"no whole reply within 0\.3 s, though asked 1 times"),
+    ):
+        score_one(server.url, timeout_seconds=0.3)
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    with serve(lambda request: verdict(7)) as other:
+        location = other.url.replace("//", "//user:hunter2@") + "/chat/completions?key=hunter2"
+        with (
+            serve(lambda request: Answer(status=status, headers={"Location": location})) as server,
+            pytest.raises(
+                InputError, match=rf"redirects the request to '{other.url}/chat/.*\(code {status}\)"
+            ) as caught,
+        ):
+            score_one(server.url, api_key_env="JUDGE_KEY", max_retries=2)
+    assert (len(server.requests), other.requests) == (1, [])
+    assert "hunter2" not in str(caught.value)
 
 
 def test_an_interrupt_does_not_wait_for_replies() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinterlm.formats import read_rows
@@ -24,6 +23,7 @@ from sinterlm.pipeline.run import Outcome, run_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.pipeline.status import print_status
+from sinterlm.pipeline.terminal import Terminal
 from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.load import load_recipe
 from sinterlm.store import Store
@@ -40,7 +40,7 @@ class Lines(Reporter):
     """Keeps what a run says."""
 
     def __init__(self) -> None:
-        super().__init__(Console(quiet=True))
+        super().__init__(Terminal(quiet=True))
         self.lines: list[str] = []
 
     def say(self, text: str) -> None:
@@ -346,7 +346,7 @@ def test_whole_numbers_are_shown_in_full_and_names_as_they_are() -> None:
     assert show_counts({"tokens": 1234567, "mean score": 0.32891}) == "tokens: 1234567, mean score: 0.32891"
     entry = {"name": "train-[sft]", "state": "done", "counts": {"[b] answers": 1234567}}
     said = StringIO()
-    print_status({"output": "runs/[a]", "stages": [entry], "dropped": {}}, Console(file=said, width=120))
+    print_status({"output": "runs/[a]", "stages": [entry], "dropped": {}}, Terminal(file=said, width=120))
     assert {"runs/[a]", "train-[sft]", "[b]", "1234567"} <= set(said.getvalue().split())
 
 

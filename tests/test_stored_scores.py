@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sinterlm import cli
-from sinterlm.errors import CredentialsError, InputError, ToleranceError
+from sinterlm.errors import CredentialsError, InputError, ToleranceError, TryAgainError
 from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.run import run_fusion
@@ -208,6 +208,21 @@ def test_invalid_verdicts_are_counted_shown_and_limited(folder: Path, tmp_path: 
         dropped = list(store.dropped("."))
     assert {drop.reason for drop in dropped} == {"invalid-verdict"}
     assert re.match(r"old on p\d: the reply is not one JSON object .*\[\[10\]\]", dropped[0].detail)
+
+
+def test_a_server_that_was_sick_is_asked_again(folder: Path, tmp_path: Path) -> None:
+    """Nothing that a server said in place of a reply is kept, so the same command mends it."""
+    is_sick = True
+
+    def script(request: dict[str, Any]) -> Answer:
+        return Answer(body="<html>502</html>") if is_sick else by_length(request)
+
+    with serve(script) as server:
+        with pytest.raises(TryAgainError, match=r"no reply, though asked 1 times: '<html>502</html>'"):
+            run_scoring(folder, tmp_path, judge(server, max_invalid=1.0))
+        assert scores_in(tmp_path) == []
+        is_sick = False
+        assert counts(run_scoring(folder, tmp_path, judge(server)))["scored now"] == 30
 
 
 def test_a_judge_that_gives_no_verdict_at_all_says_why(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import signal
 import sys
@@ -16,12 +17,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from sinterlm.errors import InputError, SinterError, Terminated, TryAgainError
 
 if TYPE_CHECKING:
+    from sinterlm.pipeline.terminal import Terminal
     from sinterlm.recipe.overrides import Override
 
 app = typer.Typer(
@@ -256,15 +257,16 @@ def _run(
     print_outcome(fusion, outcome, console)
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     """Standard output, of the first process alone; wide enough for tables where no terminal says how wide it is."""
     from sinterlm.pipeline.launch import is_main_process
+    from sinterlm.pipeline.terminal import Terminal
 
-    return Console(width=None if sys.stdout.isatty() else 140, quiet=not is_main_process())
+    return Terminal(width=None if sys.stdout.isatty() else 140, quiet=not is_main_process())
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))  # ASCII: a terminal obeys some control characters that JSON need not escape
 
 
 def main() -> NoReturn:
@@ -272,6 +274,9 @@ def main() -> NoReturn:
     from sinterlm.pipeline.launch import leave_launch
 
     signal.signal(signal.SIGTERM, _raise_terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 still shows what it can
     code = exit_code()
     if code == 0:  # after an error the other processes may be gone or stuck, and would be waited for in vain
         leave_launch()
@@ -329,7 +334,9 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 
 def _complain(message: str) -> None:
-    Console(stderr=True).print(f"sinterlm: {message}", markup=False, highlight=False, soft_wrap=True)
+    from sinterlm.pipeline.terminal import Terminal
+
+    Terminal(stderr=True).say(f"sinterlm: {message}")
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:

@@ -1,19 +1,24 @@
 """A model behind the OpenAI protocol: many requests at once, a reply to each, or one error that says what to do.
 
-Retries with backoff are the client library's, which also waits as long as a server asks for (``Retry-After``).
+Retries with backoff are the client library's, which also waits as long as a server asks for (``Retry-After``). What the
+library does not look at is checked below it (:class:`_CheckedClient`), so that a response that is none, whatever its
+status code says, is a failed request like a lost connection: sent again, and never taken for something a model said.
 """
 
 from __future__ import annotations
 
 import asyncio
+import codecs
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
+import httpx2
 import openai
 from anyio.from_thread import start_blocking_portal
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from sinterlm.errors import CredentialsError, InputError, SinterError, TryAgainError
 
@@ -21,8 +26,14 @@ OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
 """What is sent as a key where none is needed: the protocol has no other way to say so."""
 
-MAX_SHOWN = 500
-"""Characters of what a server says that messages repeat."""
+MAX_SHOWN, MAX_BODY_SHOWN = 500, 300
+"""Characters of what a server says that messages repeat, and of a body that is no reply."""
+
+MAX_BYTES = 16 * 2**20
+"""Of one response: a reply of a million tokens fits in."""
+
+_ENCODINGS = {"", "identity", "gzip", "deflate"}
+"""Of a body; others may expand without bound between two looks at its size."""
 
 _REFUSED, _TOO_LARGE = (400, 422), 413
 """HTTP's codes of a request that a server cannot take, and of one that is too large."""
@@ -48,6 +59,8 @@ class _Message(BaseModel):
 class _Choice(BaseModel):
     message: _Message
     finish_reason: str | None = None
+    error: Any = None
+    """What a router says where the model's own server failed, with the status code 200 all the same."""
 
 
 class _Completion(BaseModel):
@@ -66,7 +79,7 @@ class Endpoint:
             and for no key at any other, so that a key never goes to a server that it is not meant for.
         concurrency: most requests at once.
         max_retries: how often a request that failed in passing is sent again.
-        timeout_seconds: how long one reply may take.
+        timeout_seconds: how long one reply may take, from the request to the last byte.
     """
 
     def __init__(
@@ -101,14 +114,19 @@ class Endpoint:
         async def ask(request: Mapping[str, Any]) -> Reply:
             async with free:
                 try:
-                    return _read((await client.chat.completions.with_raw_response.create(**request)).text)
+                    response = await client.chat.completions.with_raw_response.create(**request)
+                    return _read(_parse(response.content))
                 except openai.APIStatusError as error:
                     if not _is_about_one_text(error):
                         raise
                     return Reply("", f"the server refuses the request: {_said(error)}")
 
         async with openai.AsyncOpenAI(
-            base_url=self._base_url, api_key=key, max_retries=self._max_retries, timeout=self._timeout_seconds
+            base_url=self._base_url,
+            api_key=key,
+            max_retries=self._max_retries,
+            timeout=self._timeout_seconds,
+            http_client=_CheckedClient(self._timeout_seconds),
         ) as client:
             try:
                 return await asyncio.gather(*map(ask, requests))
@@ -119,6 +137,7 @@ class Endpoint:
 
     def _explain(self, error: openai.OpenAIError) -> SinterError:
         url, said = self._base_url, _said(error)
+        often = f"though asked {self._max_retries + 1} times"
         resumes = "and give the same command again: nothing is lost"
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             variable = key_variable(url, self._api_key_env)
@@ -127,21 +146,30 @@ class Endpoint:
             return CredentialsError(f"{url}: the server refuses {refused} ({said}); {remedy} {resumes}")
         if isinstance(error, openai.APITimeoutError):
             return TryAgainError(
-                f"{url}: no reply within {self._timeout_seconds:g} s, though asked {self._max_retries + 1} times; "
+                f"{url}: no whole reply within {self._timeout_seconds:g} s, {often}; "
                 f"raise timeout_seconds, or lower concurrency, {resumes}"
+            )
+        if isinstance(error.__cause__, _Nonsense):
+            return TryAgainError(
+                f"{url}: what the server answers is no reply, {often}: {said}; see that base_url is an OpenAI-style "
+                f"API and that the server is well, {resumes}"
             )
         if isinstance(error, openai.APIConnectionError):
             return TryAgainError(f"{url}: cannot be reached ({said}); start the server, or mend base_url, {resumes}")
+        if isinstance(error, openai.APIStatusError) and error.response.is_redirect:
+            elsewhere = _without_secrets(error.response.headers.get("location", ""))
+            return InputError(
+                f"{url}: the server redirects the request to {elsewhere!r} (code {error.status_code}), which is not "
+                "followed, because prompts and key are meant for the server of base_url; if you trust the other "
+                "address, put it into base_url"
+            )
         if (
             isinstance(error, openai.APIStatusError)
             and error.status_code not in (408, 409, 429)
             and (error.status_code < 500)
         ):
             return InputError(f"{url}: the server refuses the request ({said}); mend the model's name and settings")
-        return TryAgainError(
-            f"{url}: the server failed, though asked {self._max_retries + 1} times ({said}); wait, or lower "
-            f"concurrency, {resumes}"
-        )
+        return TryAgainError(f"{url}: the server failed, {often} ({said}); wait, or lower concurrency, {resumes}")
 
 
 def key_variable(base_url: str, api_key_env: str | None) -> str | None:
@@ -166,12 +194,102 @@ def find_key(base_url: str, api_key_env: str | None) -> str:
     return key
 
 
-def _read(body: str) -> Reply:
-    """The reply in the body of a response, of which the client library checks nothing."""
+class _Nonsense(httpx2.RemoteProtocolError):
+    """A response that is none, whatever its status code says."""
+
+
+class _CheckedClient(httpx2.AsyncClient):
+    """Sends requests, and raises what the client library takes for a failed connection where no reply comes back.
+
+    The deadline is for the whole response (the library's own is for each read, which one byte now and then defeats),
+    and so is the bound on its size. Redirects are not followed: another server must not get the prompts.
+
+    Args:
+        timeout_seconds: of one response.
+    """
+
+    def __init__(self, timeout_seconds: float) -> None:
+        limits = openai.DEFAULT_CONNECTION_LIMITS
+        super().__init__(timeout=timeout_seconds, limits=limits, follow_redirects=False)
+        self._timeout_seconds = timeout_seconds
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send a request, and give its response with the whole body."""
+        request.headers["Accept-Encoding"] = "gzip, deflate"
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                response = await super().send(request, **{**options, "stream": True})
+                try:
+                    body = await _read_body(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout("the whole response took too long", request=request) from error
+        except httpx2.DecodingError as error:
+            raise _Nonsense(f"a body that is not compressed as it says ({error})", request=request) from error
+        if response.is_success:
+            _parse(body, request)
+        headers = [(name, value) for name, value in response.headers.items() if name.lower() not in _ABOUT_THE_BODY]
+        return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
+
+
+_ABOUT_THE_BODY = {"content-encoding", "content-length", "transfer-encoding"}
+"""Headers that are no longer true of a body that was read and decoded."""
+
+
+async def _read_body(response: httpx2.Response) -> bytes:
+    """The decoded body, unless it is larger than a reply can be."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in _ENCODINGS:
+        raise _Nonsense(f"a body in the encoding {encoding[:MAX_SHOWN]!r}", request=response.request)
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise _Nonsense(
+                f"a body of more than {MAX_BYTES // 2**20} MB that begins with {_shown(bytes(body))}",
+                request=response.request,
+            )
+    return bytes(body)
+
+
+def _parse(body: bytes, request: httpx2.Request | None = None) -> _Completion:
+    """The completion in the body of a response.
+
+    Half a surrogate pair, as a server writes it that counts in UTF-16 and cuts a reply within a pair, becomes a
+    question mark: a reply is text.
+
+    Raises:
+        _Nonsense: It is none.
+    """
     try:
-        completion = _Completion.model_validate_json(body)
-    except ValidationError:
-        return Reply("", f"the response is not of the protocol's form: {body[:MAX_SHOWN]!r}")
+        value = json.loads(body.removeprefix(codecs.BOM_UTF8))
+        clean = json.dumps(value, ensure_ascii=False).encode(errors="replace")
+        completion = _Completion.model_validate_json(clean)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValidationError, JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise _Nonsense(f"{_shown(body) if body else 'an empty body'}", request=request) from error
+    choice = completion.choices[0]
+    if choice.error is not None or choice.finish_reason == "error":
+        raise _Nonsense(_shown(body), request=request)
+    return completion
+
+
+def _shown(body: bytes) -> str:
+    """The beginning of a body, on one line."""
+    text = " ".join(body[: 4 * MAX_BODY_SHOWN].decode(errors="replace").split())
+    return repr(text if len(text) <= MAX_BODY_SHOWN else f"{text[:MAX_BODY_SHOWN]}...")
+
+
+def _without_secrets(url: str) -> str:
+    """A URL without user, password, query and fragment, any of which may hold a key."""
+    return re.sub(r"//[^/@]*@", "//", re.split("[?#]", url)[0])[:MAX_SHOWN]
+
+
+def _read(completion: _Completion) -> Reply:
+    """What the model said."""
     choice, model = completion.choices[0], completion.model or ""
     content = choice.message.content or ""
     if choice.finish_reason == "length":

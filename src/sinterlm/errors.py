@@ -14,11 +14,22 @@ A message names the file, line or key, says what was found and what was expected
 
 from __future__ import annotations
 
+import re
+
+_PASSWORD = re.compile(r"(?<=://)[^\s/@'\"]+@")
+
 
 class SinterError(Exception):
-    """Base of all errors that end a command with a message instead of a traceback."""
+    """Base of all errors that end a command with a message instead of a traceback.
+
+    Args:
+        message: What is wrong. A user and password within a URL are left out of it, wherever it quotes one from.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_PASSWORD.sub("***@", message))
 
 
 class InputError(SinterError):

@@ -9,14 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from sinterlm.errors import InputError
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.outcome import print_figures, read_only
 from sinterlm.pipeline.report import flatten_rates, read_report
+from sinterlm.pipeline.terminal import Terminal
 from sinterlm.report import write_report
 from sinterlm.report.browser import describe_prompt
 from sinterlm.report.data import ReportData
@@ -89,10 +88,10 @@ def _name_runs(fusions: Sequence[Fusion]) -> dict[str, Fusion]:
     return named
 
 
-def print_comparison(compared: Compared, console: Console) -> None:
+def print_comparison(compared: Compared, console: Terminal) -> None:
     """Print the selections, the held-out figures, the chosen prompt, and where the page is."""
     for note in compared.data.notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        console.say(note)
     if compared.selections:
         console.print(_tabulate_selections(compared.selections))
         console.print(_tabulate_drops(compared.selections))
@@ -100,7 +99,7 @@ def print_comparison(compared: Compared, console: Console) -> None:
     print_figures(figures, console)
     if case := figures.get("prompt"):
         _print_case(case, console)
-    console.print(f"\nThe page: {compared.page}", markup=False, highlight=False, soft_wrap=True)
+    console.say(f"\nThe page: {compared.page}")
 
 
 def _tabulate_selections(selections: Mapping[str, SelectionTally]) -> Table:
@@ -114,7 +113,7 @@ def _tabulate_selections(selections: Mapping[str, SelectionTally]) -> Table:
             margin = margins.get(role.role) if role.role else None
             is_first = role is tally.roles[0]
             table.add_row(
-                escape(name) if is_first else "",
+                name if is_first else "",
                 f"{tally.num_rows:,}" if is_first else "",
                 role.role or "(none)",
                 "" if role.mean_score is None else f"{role.mean_score:.3f}",
@@ -129,7 +128,7 @@ def _tabulate_selections(selections: Mapping[str, SelectionTally]) -> Table:
 
 def _describe_origin(role: RoleTally) -> str:
     shares = (f"{source} {100 * count / role.num_responses:.1f} %" for source, count in role.sources.items())
-    return escape(", ".join(shares))
+    return ", ".join(shares)
 
 
 def _tabulate_drops(selections: Mapping[str, SelectionTally]) -> Table:
@@ -137,21 +136,21 @@ def _tabulate_drops(selections: Mapping[str, SelectionTally]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("dropped", no_wrap=True)  # a reason is one long word, and stands whole
     for name in selections:
-        table.add_column(escape(name), justify="right")
+        table.add_column(name, justify="right")
     for reason, counts in count_outcomes(selections).items():
         table.add_row(reason, *(f"{count:,}" if count else "" for count in counts.values()))
     return table
 
 
-def _print_case(case: Mapping[str, Any], console: Console) -> None:
+def _print_case(case: Mapping[str, Any], console: Terminal) -> None:
     """One prompt with every model's answers."""
     title = "\n".join(f"{message['role']}: {message['content']}" for message in case["messages"])
-    console.print(f"\nprompt {case['id']}", markup=False, highlight=False)
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\nprompt {case['id']}")
+    console.say(title)
     table = Table("model", "answer", "score", "part in training", show_lines=True)
     for answer, label in _list_answers(case):
         score = "" if answer["score"] is None else f"{answer['score']:g}"
-        table.add_row(escape(label), escape(answer["text"]), score, escape("\n".join(answer["roles"])))
+        table.add_row(label, answer["text"], score, "\n".join(answer["roles"]))
     console.print(table)
 
 

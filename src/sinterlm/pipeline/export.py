@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from rich.console import Console
 
 from sinterlm.errors import InputError, ToleranceError
 from sinterlm.formats import read_rows, read_rows_of_others
@@ -22,6 +21,7 @@ from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.stage import Run, count_reasons
+from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.schema import LocalModel
 from sinterlm.records import Dropped, RowResponse, TrainingRow
 from sinterlm.store import Store
@@ -105,13 +105,13 @@ def export_rows(path: Path, output: Path | None = None, *, format_name: str, nam
     return Exported(folder, write_dataset(folder, configurations, card, files), dropped)
 
 
-def print_exported(exported: Exported, console: Console) -> None:
+def print_exported(exported: Exported, console: Terminal) -> None:
     """Say what was written, what was left out, and how to load it."""
     lines = [f"{name}: {count} rows" for name, count in exported.counts.items()]
     lines += [f"dropped {count}: {reason}" for reason, count in count_reasons(exported.dropped).items()]
     name = next(iter(exported.counts))
     lines.append(f'in {exported.folder}; to load: datasets.load_dataset("{exported.folder}", "{name}")')
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.say("\n".join(lines))
 
 
 def _of_file(path: Path) -> _Origin:
@@ -123,7 +123,7 @@ def _of_file(path: Path) -> _Origin:
 
 def _of_run(fusion: Fusion, format_: Format) -> _Origin:
     with closing(Store(fusion.store_path, read_only=True)) as store:
-        run = Run(fusion, store, Reporter(Console(quiet=True)))
+        run = Run(fusion, store, Reporter(Terminal(quiet=True)))
         prompts = [prompt for part in ("sft", "preference") for prompt in store.prompts(fusion.run_name, part)]
         rows = dict(_answers(run) if format_.is_of_answers else _selected(fusion))
     models = "\n".join(f"- source `{source.name}`: {_model_name(source.config)}" for source in fusion.sources)

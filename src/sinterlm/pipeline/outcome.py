@@ -8,8 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from sinterlm.chat import with_system
@@ -21,6 +19,7 @@ from sinterlm.pipeline.report import greedy_answers, read_summary, write_run_rep
 from sinterlm.pipeline.run import Outcome
 from sinterlm.pipeline.stage import Run
 from sinterlm.pipeline.stages import build_stages
+from sinterlm.pipeline.terminal import Terminal
 from sinterlm.records import Message, Prompt, Scored
 from sinterlm.store import Store
 
@@ -36,50 +35,42 @@ def rewrite_report(folder: Path) -> dict[str, Any]:
 def read_only(fusion: Fusion, store: Store) -> Run:
     """A run that is only looked at."""
     stages = tuple(stage.name for stage in build_stages(fusion, lambda model: None))
-    return Run(fusion, store, Reporter(Console(quiet=True)), stages=stages)
+    return Run(fusion, store, Reporter(Terminal(quiet=True)), stages=stages)
 
 
-def print_outcome(fusion: Fusion, outcome: Outcome, console: Console) -> None:
+def print_outcome(fusion: Fusion, outcome: Outcome, console: Terminal) -> None:
     """The last lines of a run: the table, examples, the model and how to load it, the report, what to do next."""
     if outcome.left:
-        _print_plain(
-            console, f"left to do: {', '.join(outcome.left)}; `sinterlm run` without --until or --only goes on"
-        )
+        console.say(f"left to do: {', '.join(outcome.left)}; `sinterlm run` without --until or --only goes on")
         return
     if not outcome.done_now:
-        _print_plain(console, f"{fusion.output}: all stages are done; nothing was left to do")
+        console.say(f"{fusion.output}: all stages are done; nothing was left to do")
     print_summary(read_summary(fusion), fusion.output, console)
     if fusion.fused is not None:
         with closing(Store(fusion.store_path, read_only=True)) as store:
             run = read_only(fusion, store)
-            _print_plain(console, "\n".join(_model_lines(run, fusion.fused)))
-    _print_plain(
-        console,
+            console.say("\n".join(_model_lines(run, fusion.fused)))
+    console.say(
         f"\nThe report: {fusion.output / 'report.html'}\n"
         f"To fuse your own models: copy {fusion.output / 'recipe.yaml'}, name your prompts, target and sources in it, "
         "and give it to `sinterlm run`; `sinterlm plan` shows beforehand what it will take.",
     )
 
 
-def _print_plain(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
+def print_summary(summary: Mapping[str, Any], folder: Path, console: Terminal) -> None:
     """Print the held-out table and the differences that matter."""
     if not summary["held_out"]:
-        _print_plain(console, f"{folder}: no held-out figures (not yet, or not in this recipe)")
+        console.say(f"{folder}: no held-out figures (not yet, or not in this recipe)")
         return
     print_figures(summary, console)
     for name, found in summary.get("searches", {}).items():
-        _print_plain(console, f"{name}: chosen on the development prompts: {describe_choice(found['chosen'])}")
-    _print_plain(
-        console,
+        console.say(f"{name}: chosen on the development prompts: {describe_choice(found['chosen'])}")
+    console.say(
         f"{summary['seconds']:.0f} s in all stages, at most {summary['peak_memory_bytes'] / 1e9:.1f} GB of memory",
     )
 
 
-def print_figures(summary: Mapping[str, Any], console: Console) -> None:
+def print_figures(summary: Mapping[str, Any], console: Terminal) -> None:
     """Print held-out figures and paired differences as they stand in ``summary.json``, if there are any."""
     held_out = summary["held_out"]
     if not held_out:
@@ -88,11 +79,11 @@ def print_figures(summary: Mapping[str, Any], console: Console) -> None:
     metrics = [metric for metric in METRICS if any(metric in figures for figures in held_out.values())]
     heads = [metric.replace("_", " ") for metric in metrics]
     title = f"held-out questions: {num_questions}, scored by {summary['scorers']['held_out']} (95 % intervals)"
-    table = Table("model", title=escape(title), title_justify="left")
+    table = Table("model", title=title, title_justify="left")
     for head in heads:
         table.add_column(head, justify="right")
     for name, figures in held_out.items():
-        table.add_row(escape(name), *(escape(_interval(figures, metric, num_questions)) for metric in metrics))
+        table.add_row(name, *(_interval(figures, metric, num_questions) for metric in metrics))
     console.print()
     console.print(table)
     differences = Table("model", "minus", *heads)
@@ -102,13 +93,12 @@ def print_figures(summary: Mapping[str, Any], console: Console) -> None:
         text = f"{difference['difference']:+z.3f} [{difference['low']:+z.3f}, {difference['high']:+z.3f}]{sure}"
         by_pair.setdefault((difference["model"], difference["other"]), {})[difference["metric"]] = text
     for (model, other), texts in by_pair.items():
-        differences.add_row(*map(escape, (model, other, *(texts.get(metric, "") for metric in metrics))))
+        differences.add_row(model, other, *(texts.get(metric, "") for metric in metrics))
     differences.title, differences.title_justify = "paired differences (* the interval excludes zero)", "left"
     console.print(differences)
     target = held_out.get("target", {})
     if metrics[0] == "exact_match" and target.get("contains", 0) - target.get("exact_match", 0) > 0.1:
-        _print_plain(
-            console,
+        console.say(
             f"The target knows more than its exact match says: it answers in sentences (contains "
             f"{target['contains']:.2f}, exact match {target['exact_match']:.2f}), so format alone is part of every "
             "gain in exact match.",

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich import filesize
-from rich.console import Console
 from rich.table import Table
 
 from sinterlm.formats import read_prompts
@@ -18,6 +17,7 @@ from sinterlm.pipeline.compute import GPUS, Work, add_work, count_weights
 from sinterlm.pipeline.fusion import Ask, Fusion
 from sinterlm.pipeline.stage import is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages, held_out_asks, split_parts
+from sinterlm.pipeline.terminal import Terminal
 from sinterlm.pipeline.work import (
     USUAL_ANSWER_TOKENS,
     USUAL_PROMPT_TOKENS,
@@ -134,9 +134,9 @@ def plan_fusion(fusion: Fusion) -> Plan:
     )
 
 
-def print_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: Plan, console: Terminal) -> None:
     """Print the plan as a table with its sums."""
-    table = Table("stage", "", title=f"{plan.output}", title_justify="left")
+    table = Table("stage", "", title=plan.output, title_justify="left")
     for column in ("calls", "prompt tokens", "new tokens", "disk", *(f"{gpu.name} hours" for gpu in GPUS)):
         table.add_column(column, justify="right")
     table.add_column("")
@@ -157,9 +157,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     )
     console.print(table)
     counts = (f"{part} {_show_count(count)}" for part, count in plan.prompts.items())
-    console.print(f"prompts: {', '.join(counts)}", highlight=False)
+    console.print(f"prompts: {', '.join(counts)}")
     for note in (*plan.notes, HOURS_NOTE):
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(f"note: {note}")
 
 
 def _cells(values: Mapping[str, Any], figures: Collection[str]) -> Iterator[str]:

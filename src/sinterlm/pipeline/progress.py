@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sinterlm.pipeline.terminal import Terminal, show_controls
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -37,12 +38,12 @@ class Reporter:
         console: Where to; a terminal gets live bars, anything else a line every ten seconds and at the end.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self.console = console
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.say(text)
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Task]:
@@ -53,10 +54,10 @@ class Reporter:
             plain.finish()
             return
         columns = (
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(f"{unit}  {{task.fields[note]}}"),
+            TextColumn(f"{unit}  {{task.fields[note]}}", markup=False),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as progress:
@@ -66,10 +67,10 @@ class Reporter:
 class _LiveTask:
     def __init__(self, progress: Progress, label: str, total: int) -> None:
         self._progress = progress
-        self._id = progress.add_task(label, total=total, note="")
+        self._id = progress.add_task(show_controls(label), total=total, note="")
 
     def advance(self, count: int, note: str = "") -> None:
-        self._progress.update(self._id, advance=count, note=note)
+        self._progress.update(self._id, advance=count, note=show_controls(note))
 
 
 class _PlainTask:

@@ -6,8 +6,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from sinterlm.errors import InputError
 from sinterlm.files import folder_lock
 from sinterlm.formats.dataset import Card, Records, write_dataset
@@ -25,6 +23,7 @@ from sinterlm.formats.table import ANSWERS
 from sinterlm.pipeline.export import Exported
 from sinterlm.pipeline.fusion import STORE, load_fusion
 from sinterlm.pipeline.stage import count_reasons
+from sinterlm.pipeline.terminal import Terminal
 from sinterlm.store import Merged, Store
 
 _CARD = Card(
@@ -81,11 +80,11 @@ def describe_merged(merged: Merged) -> dict[str, Any]:
     return {**merged._asdict(), "dropped": count_reasons(merged.dropped)}
 
 
-def print_merged(merged: Merged, workspace: Path, console: Console) -> None:
+def print_merged(merged: Merged, workspace: Path, console: Terminal) -> None:
     """Say what was taken over and what was not."""
     lines = [
         f"{workspace}: {merged.new_responses} answers and {merged.new_scores} scores are new, "
         f"{merged.known_responses} and {merged.known_scores} were there already",
         *(f"dropped {count}: {reason}" for reason, count in count_reasons(merged.dropped).items()),
     ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.say("\n".join(lines))
