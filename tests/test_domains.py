@@ -125,7 +125,7 @@ def test_a_recipe_builds_it_and_its_parts(recipe_path: Path) -> None:
         return scorer
 
     assert isinstance(build_scorer(config, wrap=wrap), ByDomainScorer)  # type: ignore[arg-type]  # the protocol's part
-    assert wrapped == ["ExactMatchScorer", "RewardModelScorer", "RewardModelScorer", "ByDomainScorer"]
+    assert wrapped == ["ThoughtPolicy", "ThoughtPolicy", "ThoughtPolicy", "ByDomainScorer"]
     assert [part.kind for part in scorers_in(config)] == ["by-domain", "exact-match", "reward-model", "reward-model"]
     assert scorer_title(config) == (
         "exact-match for sums, reward-model org/poet-2b for poems, else reward-model org/reward-8b"

@@ -14,8 +14,6 @@ import psutil
 import pytest
 
 from sinterlm.errors import InputError
-from sinterlm.recipe.build import build_scorer
-from sinterlm.recipe.schema import Mathematics
 from sinterlm.scoring.mathematics import MathematicsScorer, final_answer
 from sinterlm.scoring.protocol import Answered
 from tests.answers import answered
@@ -26,8 +24,7 @@ pytest.importorskip("math_verify", reason="the extra `math` is not installed")
 
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[MathematicsScorer]:
-    scorer = build_scorer(Mathematics(kind="mathematics", timeout_seconds=20))
-    assert isinstance(scorer, MathematicsScorer)
+    scorer = MathematicsScorer(timeout_seconds=20, num_workers=2)
     yield scorer
     scorer.close()
 

@@ -147,7 +147,7 @@ def test_a_scorer_that_is_named_twice_is_one() -> None:
 
     domains = {"sums": gate, "code": gate, "prose": model}
     build_scorer(load_scorer({"kind": "by-domain", "domains": domains, "other": model}), wrap=keep)
-    assert built == ["ExactMatchScorer", "RewardModelScorer", "CombinationScorer", "ByDomainScorer"]
+    assert built == ["ThoughtPolicy", "ThoughtPolicy", "CombinationScorer", "ByDomainScorer"]
 
 
 def test_settings_of_reaching_a_judge_redo_no_stage() -> None:

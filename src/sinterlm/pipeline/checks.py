@@ -10,6 +10,7 @@ from sinterlm.formats import read_prompts
 from sinterlm.models import load_tokenizer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stages import split_parts
+from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_hyperparameters, build_scorer, check_scorer
 from sinterlm.recipe.grid import apply_choice, list_choices
 from sinterlm.recipe.schema import (
@@ -53,7 +54,7 @@ def _check_scorer(scorer: Scorer, store: Store | None) -> None:
         if not path.is_file():
             raise InputError(f"{path}: there is no such file ({key} of the scorer {scorer.kind})")
     # Of a judge that has given verdicts there may be nothing left to ask; a key that is needed is then missed there.
-    if isinstance(scorer, Judge) and not (store and store.has_scores(build_scorer(scorer).identity)):
+    if isinstance(scorer, Judge) and not (store and StoredScorer(build_scorer(scorer), store).has_scored()):
         from sinterlm.endpoint import find_key  # brings the client of the OpenAI protocol in
 
         find_key(scorer.base_url, scorer.api_key_env)

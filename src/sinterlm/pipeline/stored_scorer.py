@@ -7,6 +7,7 @@ from functools import cached_property
 
 from sinterlm.records import Score
 from sinterlm.scoring.protocol import Answered, Scorer
+from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.store import Store
 
 
@@ -34,7 +35,15 @@ class StoredScorer:
 
     def stored(self, answered: Answered) -> Score | None:
         """The score in the store; None where the scorer has not been asked."""
-        return self._store.score(self.identity, *answered)
+        scorer = self._scorer
+        identity = scorer.identity_for(answered) if isinstance(scorer, ThoughtPolicy) else self.identity
+        return self._store.score(identity, *answered)
+
+    def has_scored(self) -> bool:
+        """Whether the store has any score of this scorer, whatever it does with thoughts."""
+        scorer = self._scorer
+        identities = scorer.identities if isinstance(scorer, ThoughtPolicy) else [self.identity]
+        return any(map(self._store.has_scores, identities))
 
     def missing(self, answered: Sequence[Answered]) -> list[Answered]:
         """The answers that the store has no score of, each once."""

@@ -28,6 +28,7 @@ from sinterlm.sampling.protocol import Engine
 from sinterlm.sampling.table import ENGINES
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
 from sinterlm.scoring.table import SCORERS
+from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.selection.table import POLICIES
 
 Policy = Callable[[Iterable[Candidates]], Selection]
@@ -124,7 +125,9 @@ def build_scorer(
         if isinstance(config, ByDomain):
             arguments["domains"] = {name: build(part) for name, part in config.domains.items()}
             arguments["other"] = build(config.other)
-        component = wrap(_component(SCORERS[config.kind].path)(**arguments))
+        thoughts = arguments.pop("thoughts", "keep")
+        component = _component(SCORERS[config.kind].path)(**arguments)
+        component = wrap(component if thoughts == "keep" else ThoughtPolicy(component, thoughts))
         built.append((config, component))
         return component
 

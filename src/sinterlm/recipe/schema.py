@@ -216,11 +216,18 @@ class Target(LocalModel):
     """Answers that stand for its own in preference rows, in place of sampling it."""
 
 
-class ExactMatch(Strict):
+class AnswerReader(Strict):
+    """A scorer that reads answers."""
+
+    thoughts: Literal["keep", "strip", "refuse"] = "strip"
+    """What becomes of a model's thoughts before its answer: read with it, taken off first, or a reason for no score."""
+
+
+class ExactMatch(AnswerReader):
     kind: Literal["exact-match"]
 
 
-class Mathematics(Strict):
+class Mathematics(AnswerReader):
     """Whether a response's final answer equals an accepted one, by value."""
 
     kind: Literal["mathematics"]
@@ -231,7 +238,7 @@ class Mathematics(Strict):
     placement: ClassVar = {"num_workers"}
 
 
-class Code(Strict):
+class Code(AnswerReader):
     """Whether the program in a response passes the prompt's tests, run in a sandbox."""
 
     kind: Literal["code"]
@@ -242,7 +249,7 @@ class Code(Strict):
     placement: ClassVar = {"num_workers"}
 
 
-class DialogueReader(Strict):
+class DialogueReader(AnswerReader):
     """A model on this machine that reads the whole dialogue, with its own chat template and tokenizer."""
 
     model: ModelName
@@ -269,7 +276,7 @@ class ArmoRM(DialogueReader):
     kind: Literal["armorm"]
 
 
-class Judge(Strict):
+class Judge(AnswerReader):
     """A language model behind the OpenAI protocol that grades answers, or compares each with a baseline."""
 
     kind: Literal["judge"]

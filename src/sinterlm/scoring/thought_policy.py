@@ -1,0 +1,87 @@
+"""Thoughts in scoring: whether a scorer reads what a model thought before its answer.
+
+keep     the scorer reads the whole text
+strip    thoughts are taken off first: the scorer reads what a reader would be shown
+refuse   an answer with thoughts gets no score
+
+Every scorer that reads answers is wrapped here, so that all of them agree on what a thought is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Literal
+
+from sinterlm.records import Score
+from sinterlm.scoring.protocol import Answered, Scorer, no_score
+from sinterlm.thoughts import split_thoughts
+
+HOLDS_THOUGHTS = "holds-thoughts"
+"""Reason of an answer without a score where thoughts are refused."""
+
+
+class ThoughtPolicy:
+    """A scorer that reads answers without their thoughts, or refuses answers that have some.
+
+    An answer without thoughts has the same score under every policy, and is stored under the inner scorer's identity:
+    so another policy scores only those answers anew that it reads otherwise.
+
+    Args:
+        scorer: reads what is left.
+        thoughts: what becomes of them; to keep them, use the scorer alone.
+    """
+
+    def __init__(self, scorer: Scorer, thoughts: Literal["strip", "refuse"]) -> None:
+        self._scorer = scorer
+        self._thoughts = thoughts
+
+    @cached_property
+    def identity(self) -> str:
+        """Names the scorer and what becomes of thoughts."""
+        return f"{self._scorer.identity}:thoughts-{self._thoughts}"
+
+    def identity_for(self, answered: Answered) -> str:
+        """Under what the score of this answer is stored: the inner scorer's identity where nothing is taken off."""
+        return self._scorer.identity if _without_thoughts(answered) == answered else self.identity
+
+    @property
+    def identities(self) -> tuple[str, str]:
+        """All under which scores are stored."""
+        return self._scorer.identity, self.identity
+
+    @property
+    def needs_answers(self) -> bool:
+        """As the scorer itself."""
+        return self._scorer.needs_answers
+
+    def score(self, answered: Sequence[Answered]) -> list[Score]:
+        """Score what is left of every answer; under ``refuse``, an answer with thoughts has no score.
+
+        Raises:
+            InputError: Whatever the scorer raises.
+        """
+        bare = [_without_thoughts(entry) for entry in answered]
+        refused = [self._thoughts == "refuse" and own != entry for own, entry in zip(bare, answered, strict=True)]
+        readable = [own for own, is_refused in zip(bare, refused, strict=True) if not is_refused]
+        scores = iter(self._scorer.score(readable) if readable else ())
+        return [
+            self._refuse(entry) if is_refused else replace(next(scores), scorer=self.identity_for(entry))
+            for entry, is_refused in zip(answered, refused, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Close the scorer."""
+        self._scorer.close()
+
+    def _refuse(self, answered: Answered) -> Score:
+        problem = "it begins with a thought, which the scorer's `thoughts: refuse` does not allow"
+        return no_score(answered, self.identity, HOLDS_THOUGHTS, problem, {})
+
+
+def _without_thoughts(answered: Answered) -> Answered:
+    answer = split_thoughts(answered.response.content).answer
+    if answer == answered.response.content:
+        return answered
+    return answered._replace(response=replace(answered.response, content=answer))
