@@ -104,7 +104,7 @@ def response_id(source_identity: str, prompt_hash: str, index: int) -> str:
 class Score:
     """What a scorer says of one response.
 
-    Example: ``Score("9f..", "exact-match:1", 1.0, True, {"contains": 1.0})``
+    Example: ``Score("9f..", "exact-match:2", 1.0, True, {"contains": 1.0})``
     """
 
     response_id: str

@@ -2,11 +2,13 @@
 
 Normalisation, in this order:
 
-1. Unicode compatibility form (NFKC) and case folding;
-2. white space stripped at both ends, and every run of it inside made one space;
-3. commas that group digits by three dropped (``1,000`` becomes ``1000``);
-4. punctuation and backticks stripped at both ends; a minus or decimal point before a digit stays;
-5. one leading article dropped (``a``, ``an``, ``the``), and punctuation stripped once more.
+1. typography folded (see ``typography.py``): minus signs, apostrophes, digits of other scripts, ...;
+2. case folded, and Turkish dotted and dotless i made one;
+3. white space stripped at both ends, and every run of it inside made one space;
+4. commas that group digits by three dropped (``1,000`` becomes ``1000``);
+5. punctuation and backticks stripped at both ends; a minus or decimal point before a digit stays, and so does what
+   belongs to a name (``C#``, ``.NET``, the grade ``A-``);
+6. one leading article dropped (``a``, ``an``, ``the``), and punctuation stripped once more.
 
 A text of nothing but punctuation is left as it is, so that no empty answer is ever right.
 """
@@ -20,16 +22,39 @@ from collections.abc import Sequence
 from sinterlm.errors import InputError
 from sinterlm.records import Score
 from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.typography import fold
 
-NORMALISATION = 1
+NORMALISATION = 2
 """Goes up with every change of the normalisation, so that older scores are not used."""
 
 GROUPING_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 """The comma of 1,000, which says nothing of the value."""
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\S)")
-_SIGNED = re.compile(r"-?\.?\d")
-_NO_MORE_DIGITS = r"(?![.,]\d)"
-_NO_DIGITS_BEFORE = r"(?<!\d[.,])(?<!(?<!\w)-)(?<!(?<!\w)\.)"
+_SIGNED = re.compile(r"-?\.?\d|\.[^\W\d_]")
+_NAME_END = re.compile(r"\w#+$|(?<!\w)[^\W\d]{1,2}-$")
+"""Of a name that ends in a punctuation mark: F#, C-."""
+_KATAKANA = r"\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
+_HANGUL = r"\uac00-\ud7a3"
+_WITHOUT_SPACES = re.compile(
+    r"[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf"  # Thai to Tai Tham
+    rf"\u3041-\u309f{_KATAKANA}\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # kana, Han
+)
+"""Letters of scripts that put no space between words."""
+_IN_KATAKANA = re.compile(f"[{_KATAKANA}]{{2}}")
+_KOREAN_ENDING = re.compile(
+    "(?:으로부터|으로써|으로서|으로는|에서는|에서도|에서|에게서|에게|에는|에도|에|께서|께|으로|로부터|로서|로써|로|은|는|이랑|랑|이|가|을|를|의|와|과|하고"
+    "|도|만|부터|까지|보다|처럼|이나|나|이란|란|이라는|라는|이라고|라고|이라|라|인데|인|이며|며|이고|고|이지만|지만"
+    "|입니다|이었습니다|였습니다|이었다|였다|이다|다|이에요|예요|이죠|죠|이야|야|임|요)?"
+    rf"(?![\w{_HANGUL}])"
+)
+"""Particles and forms of the copula, which follow a Korean word without a space."""
+_IS_HANGUL = re.compile(f"[{_HANGUL}]")
+_SIGN_BEFORE = re.compile(r"(?<!\w)[-.]$|\d[.,]$|(?<!\w)-\.$")
+_DIGIT_BEFORE = re.compile(r"\d$")
+_DECIMALS_AFTER = re.compile(r"[.,]\d")
+_NAME_AFTER = re.compile(r"\+\+|#|\+(?!\w)|&\w|-(?![\w-])")
+_NAME_BEFORE = re.compile(r"(?:\w&|(?<![\w.])\.)$")
+"""Characters beside a word that make it another name: C++, C#, R&D, A-, .NET."""
 
 
 class ExactMatchScorer:
@@ -80,25 +105,73 @@ def normalise(text: str) -> str:
     >>> normalise(" **The Nile.** ")
     'nile'
     """
-    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    text = fold(text).casefold().replace("i\u0307", "i").replace("\u0131", "i")
+    text = " ".join(unicodedata.normalize("NFKC", text).split())
     text = _strip_punctuation(GROUPING_COMMA.sub("", text))
     return _strip_punctuation(_ARTICLE.sub("", text, count=1) if _ARTICLE.match(text) else text)
 
 
 def is_within(answer: str, text: str) -> bool:
-    """Whether a normalised answer stands in a normalised text as whole words, or as a whole number."""
-    before = _NO_DIGITS_BEFORE if answer[0].isdigit() else ""
-    after = _NO_MORE_DIGITS if answer[-1].isdigit() else ""
-    return re.search(rf"(?<!\w){before}{re.escape(answer)}(?!\w){after}", text) is not None
+    """Whether a normalised answer stands in a normalised text as whole words, or as a whole number.
+
+    Between letters of a script that is written without spaces a word may begin and end anywhere, but within a run of
+    Katakana; a Korean word may have a particle behind it.
+    """
+    start = text.find(answer)
+    while start >= 0:
+        if _begins_at(answer, text, start) and _ends_at(answer, text, start + len(answer)):
+            return True
+        start = text.find(answer, start + 1)
+    return False
+
+
+def _begins_at(answer: str, text: str, start: int) -> bool:
+    before = text[max(0, start - 3) : start]
+    belongs = _SIGN_BEFORE if answer[0].isdigit() else _NAME_BEFORE if answer[0].isalnum() else _DIGIT_BEFORE
+    if belongs.search(before):
+        return False
+    return not before or _is_boundary(before[-1], answer[0], outer=before[-1])
+
+
+def _ends_at(answer: str, text: str, end: int) -> bool:
+    after = text[end : end + 1]
+    if not after:
+        return True
+    if answer[-1].isdigit() and _DECIMALS_AFTER.match(text, end):
+        return False
+    if answer[-1].isalpha() and _NAME_AFTER.match(text, end):
+        return False
+    if _IS_HANGUL.match(answer[-1]) and _KOREAN_ENDING.match(text, end):
+        return True
+    return _is_boundary(answer[-1], after, outer=after)
+
+
+def _is_boundary(left: str, right: str, *, outer: str) -> bool:
+    """Whether a word may end between two characters, of which ``outer`` lies outside the answer."""
+    if unicodedata.category(right).startswith("M"):
+        return False
+    if not _is_letter(outer):
+        return True
+    if _IN_KATAKANA.fullmatch(left + right):
+        return False
+    return any(map(_WITHOUT_SPACES.match, (left, right)))
+
+
+def _is_letter(character: str) -> bool:
+    return character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
 
 
 def _strip_punctuation(text: str) -> str:
     start, end = 0, len(text)
-    while start < end and _is_stripped(text[start]) and not _SIGNED.match(text, start):
+    while start < end and _is_stripped(text[start]) and not _is_signed(text, start):
         start += 1
-    while end > start and _is_stripped(text[end - 1]):
+    while end > start and _is_stripped(text[end - 1]) and not _NAME_END.search(text[start:end]):
         end -= 1
     return text[start:end] or text
+
+
+def _is_signed(text: str, start: int) -> bool:
+    return _SIGNED.match(text, start) is not None and text[max(0, start - 1) : start] != "."
 
 
 def _is_stripped(character: str) -> bool:
