@@ -120,7 +120,7 @@ def test_a_recipe_builds_it_and_its_parts(recipe_path: Path) -> None:
     config = load(recipe_path).scorer
     wrapped: list[str] = []
 
-    def wrap(scorer: Constant) -> Constant:
+    def wrap(scorer: Constant, config: object) -> Constant:
         wrapped.append(type(scorer).__name__)
         return scorer
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from sinterlm.errors import InputError, TryAgainError
 from sinterlm.files import folder_lock
-from sinterlm.records import Dropped, Message, Prompt, Response, SamplingSettings, Score, response_id
-from sinterlm.store import FinishedStage, Store
+from sinterlm.records import Dropped, Message, Prompt, Response, SamplingSettings, Score, StoredResponse, response_id
+from sinterlm.store import FinishedStage, RecordedResponse, Store
 
 PROMPT = Prompt("capital-france", (Message("user", "What is the capital of France?"),), ("Paris",), "capitals")
 
@@ -196,3 +196,52 @@ def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     process.communicate()
     with folder_lock(tmp_path, Path("runs/second")):
         pass
+
+
+# -- recorded answers --------------------------------------------------------------------------------------------------
+
+
+def recorded(index: int, text: str, number: int = 0) -> RecordedResponse:
+    return RecordedResponse(index, StoredResponse(f"text {text}", PROMPT.content_hash, number, text, "stop", 0, 0))
+
+
+def contents(store: Store, identity: str) -> list[tuple[int, str]]:
+    found = store.responses(identity, PROMPT, source="old", num_samples=9)
+    return [(response.index, response.content) for response in found]
+
+
+def test_a_recorded_answer_keeps_its_id_at_another_place_of_another_file(store: Store) -> None:
+    assert store.set_recorded("file 1", [PROMPT], [recorded(0, "a"), recorded(1, "b")], num_samples=9) == 2
+    assert store.set_recorded("file 2", [PROMPT], [recorded(0, "b"), recorded(1, "c")], num_samples=9) == 1
+    assert (contents(store, "file 1"), contents(store, "file 2")) == ([(0, "a"), (1, "b")], [(0, "b"), (1, "c")])
+    [[_, second], [first, _]] = [
+        [each.id for each in store.responses(f"file {number}", PROMPT, source="old", num_samples=9)]
+        for number in (1, 2)
+    ]
+    assert first == second
+
+
+def test_what_a_file_gives_to_a_prompt_is_what_was_found_last(store: Store) -> None:
+    """The prompts' ids may have changed; another recipe that looks for fewer answers leaves the others."""
+    store.set_recorded("file", [PROMPT], [recorded(0, "a"), recorded(1, "b")], num_samples=2)
+    store.set_recorded("file", [PROMPT], [recorded(0, "c")], num_samples=1)
+    assert contents(store, "file") == [(0, "c"), (1, "b")]
+    store.set_recorded("file", [PROMPT], [], num_samples=9)
+    assert contents(store, "file") == []
+
+
+def test_recorded_answers_of_earlier_releases_keep_their_scores(tmp_path: Path) -> None:
+    """They were named by their file, in stores without a table of places; what was there stays, what changed is new."""
+    path = tmp_path / "store.sqlite"
+    with Store(path) as store:
+        store.add_responses("file", [(PROMPT, response(0, "a", "file")), (PROMPT, response(1, "b", "file"))])
+        store._connection.execute("DROP TABLE places")
+    with Store(path, read_only=True) as store:
+        assert contents(store, "file") == [(0, "a"), (1, "b")]
+        old = [each.id for each in store.responses("file", PROMPT, source="old", num_samples=9)]
+    with Store(path) as store:
+        assert store.set_recorded("file", [PROMPT], [recorded(0, "a"), recorded(1, "c")], num_samples=9) == 1
+        assert contents(store, "file") == [(0, "a"), (1, "c")]
+        new = [each.id for each in store.responses("file", PROMPT, source="old", num_samples=9)]
+    assert new[0] == old[0]
+    assert new[1] != old[1]

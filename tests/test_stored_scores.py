@@ -8,15 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sinterlm import cli
 from sinterlm.errors import CredentialsError, InputError, ToleranceError, TryAgainError
+from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.run import run_fusion
+from sinterlm.pipeline.stage import Run
 from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.load import load_recipe
+from sinterlm.recipe.overrides import Override
 from sinterlm.store import Store
 from tests.chat_server import Answer, ScriptedServer, serve
 from tests.test_pipeline import Lines
@@ -141,7 +146,7 @@ def test_a_scorer_that_is_named_twice_is_one() -> None:
     gate = {"kind": "combination", "rule": "gate", "parts": {"right": {"kind": "exact-match"}, "good": model}}
     built = []
 
-    def keep(scorer: Any) -> Any:
+    def keep(scorer: Any, config: object) -> Any:
         built.append(type(scorer).__name__)
         return scorer
 
@@ -263,6 +268,74 @@ def test_recorded_scores_in_a_recipe(folder: Path, tmp_path: Path) -> None:
     """The file of answers holds their scores: 10 n + index, over 10 prompts and 3 answers 45 + 1 on average."""
     lines = run_scoring(folder, tmp_path, {"kind": "recorded", "path": str(folder / "answers.jsonl")})
     assert counts(lines) == {"answers": 30, "scored now": 30, "mean score": 46.0}
+
+
+def test_only_answers_that_changed_are_judged_again(folder: Path, tmp_path: Path) -> None:
+    """An answer is named by prompt, model, text and how it ended: not by its file, its line or its place in order."""
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    plain = [{"prompt_id": row["prompt_id"], "response": row["response"]} for row in rows]
+    earlier = [{**plain[0], "response": "First of all: 1"}, *plain]
+    files: list[tuple[str, str, Sequence[Mapping[str, object]], int]] = [
+        ("as it came", "a.jsonl", plain, 30),
+        ("an empty line", "a.jsonl", [*plain, {}], 0),
+        ("another name", "b.jsonl", plain, 0),
+        (
+            "white space around the answers",
+            "b.jsonl",
+            [{**row, "response": f" {row['response']}\n"} for row in plain],
+            0,
+        ),
+        ("another order", "b.jsonl", plain[::-1], 0),
+        ("its places written out", "b.jsonl", rows, 0),
+        ("Parquet", "b.parquet", plain, 0),
+        ("one changed", "b.jsonl", [*plain[:-1], {**plain[-1], "response": "It is ten."}], 1),
+        ("one before the others", "b.jsonl", earlier, 1),
+        ("one twice", "b.jsonl", [*plain, plain[-1]], 1),
+        ("one cut", "b.jsonl", [*plain[:-1], {**plain[-1], "finish_reason": "length"}], 1),
+        ("one of a model", "b.jsonl", [*plain[:-1], {**plain[-1], "source": "gemma"}], 1),
+        ("as it came", "c.jsonl", plain, 0),
+    ]
+    with serve(by_length) as server:
+        recipe = write_recipe(folder, tmp_path, judge(server), num_samples=4)
+        for change, name, lines, expected in files:
+            if name.endswith(".parquet"):
+                pq.write_table(pa.Table.from_pylist(list(lines)), tmp_path / name)
+            else:
+                (tmp_path / name).write_text("".join(f"{json.dumps(line)}\n" if line else "\n" for line in lines))
+            before, reporter = len(server.requests), Lines()
+            loaded = load_recipe(recipe, [Override("sources.old.path", str(tmp_path / name))]).recipe
+            run_fusion(Fusion(loaded), reporter, until="score-sources")
+            assert counts(reporter.lines)["answers"] == sum(map(bool, lines)), change
+            assert len(server.requests) - before == expected, change
+
+
+def test_recorded_scores_follow_the_places_of_answers(folder: Path, tmp_path: Path) -> None:
+    """Scores by source and index, of answers that come to stand at each other's places."""
+    answers = [{"prompt_id": f"p{n}", "response": text} for n in range(NUM_PROMPTS) for text in ("one", "two")]
+    scores = [
+        {"prompt_id": f"p{n}", "source": "old", "index": index, "score": index}
+        for n in range(NUM_PROMPTS)
+        for index in range(2)
+    ]
+    write_lines(tmp_path / "scores.jsonl", scores)
+    scorer = {"kind": "recorded", "path": str(tmp_path / "scores.jsonl")}
+    for rows in (answers, answers[::-1]):
+        write_lines(tmp_path / "answers.jsonl", rows)
+        recipe = write_recipe(folder, tmp_path, scorer, num_samples=2)
+        overrides = [Override("sources.old.path", str(tmp_path / "answers.jsonl"))]
+        fusion = Fusion(load_recipe(recipe, overrides).recipe)
+        run_fusion(fusion, Lines(), until="score-sources")
+        with Store(fusion.store_path) as store:
+            run = Run(fusion, store, Lines())
+            ask = fusion.for_training(fusion.sources[0])
+            prompts = [prompt for part in fusion.training_parts for prompt in store.prompts(fusion.run_name, part)]
+            found = scored_answers(run, fusion.recipe.scorer, ask, prompts)
+        last = rows[-1]["response"]
+        assert found
+        assert {(each.response.content, each.score.value) for many in found.values() for each in many} == {
+            (str(rows[0]["response"]), 0.0),
+            (str(last), 1.0),
+        }
 
 
 def test_missing_files_and_keys_are_found_before_anything_is_asked(

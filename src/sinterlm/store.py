@@ -30,11 +30,19 @@ from sinterlm.records import (
     StoredResponse,
     StoredScore,
     digest,
+    response_id,
 )
 
 SCHEMA_VERSION = 1
 IMPORT = "import"
 """Named in what :meth:`Store.merge` drops."""
+_PLACES = """
+    IF NOT EXISTS places (
+        identity TEXT, prompt_hash TEXT, sample_index INTEGER, response_id TEXT,
+        PRIMARY KEY (identity, prompt_hash, sample_index)
+    ) WITHOUT ROWID
+"""
+"""Which of the stored answers a file of recorded answers gives to a prompt; stores of earlier releases have none."""
 _SCHEMA = """
 CREATE TABLE prompts (
     run TEXT, id TEXT, part TEXT, position INTEGER, content_hash TEXT, messages TEXT, answers TEXT, domain TEXT,
@@ -88,6 +96,14 @@ class Merged(NamedTuple):
     """Responses of which the store has another text under the same key, and scores of no response of the store."""
 
 
+class RecordedResponse(NamedTuple):
+    """An answer that a file gives to a prompt as its sample of this index."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    response: StoredResponse
+    """Under its own name, whatever its place in the file."""
+
+
 def answers_hash(prompt: Prompt) -> str:
     """The part of a score's key that stands for the prompt's accepted answers."""
     return digest(list(prompt.answers))
@@ -128,6 +144,9 @@ class Store:
                     self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
                 raise InputError(f"{path}: store of version {version}, expected {SCHEMA_VERSION}; use a new workspace")
+            has_places = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'places'").fetchone()
+            if not (read_only and has_places):  # a table for this connection alone would hide the store's own
+                self._connection.execute(f"CREATE {'TEMPORARY' if read_only else ''} TABLE {_PLACES}")
 
     def close(self) -> None:
         """Close the file."""
@@ -191,16 +210,55 @@ class Store:
         with self._transaction() as connection:
             connection.executemany(_INSERT_RESPONSE, rows)
 
+    def set_recorded(
+        self, identity: str, prompts: Iterable[Prompt], answers: Iterable[RecordedResponse], *, num_samples: int
+    ) -> int:
+        """Write what a file of recorded answers gives to prompts, in place of what it gave to them before.
+
+        Args:
+            identity: Of the file.
+            prompts: All for which it was searched.
+            answers: What was found.
+            num_samples: How many answers to each prompt were looked for.
+
+        Returns:
+            How many of the answers the store did not have.
+        """
+        num_new = 0
+        with self._transaction() as connection:
+            connection.executemany(
+                "DELETE FROM places WHERE identity = ? AND prompt_hash = ? AND sample_index < ?",
+                [(identity, prompt.content_hash, num_samples) for prompt in prompts],
+            )
+            for index, response in answers:
+                # Earlier releases named a recorded answer by its file: one that is stored so stays, with its scores.
+                old = response_id(identity, response.prompt_hash, index)
+                if not self._read("SELECT 1 FROM responses WHERE id = ? AND content = ?", old, response.content):
+                    num_new += connection.execute(_INSERT_RESPONSE, _response_row(response)).rowcount
+                    connection.execute(
+                        "INSERT INTO places VALUES (?, ?, ?, ?)", (identity, response.prompt_hash, index, response.id)
+                    )
+        return num_new
+
     def responses(self, identity: str, prompt: Prompt, *, source: str, num_samples: int) -> list[Response]:
         """The first ``num_samples`` responses of one source identity to ``prompt``, by index; fewer where fewer are."""
-        query = """SELECT * FROM responses WHERE identity = ? AND prompt_hash = ? AND sample_index < ?
-                   ORDER BY sample_index"""
+        query = """WITH asked (identity, prompt_hash, num_samples) AS (SELECT ?, ?, ?)
+                   SELECT responses.*, places.sample_index AS place FROM asked
+                   JOIN places USING (identity, prompt_hash) JOIN responses ON responses.id = places.response_id
+                   WHERE places.sample_index < num_samples
+                   UNION ALL
+                   SELECT responses.*, responses.sample_index AS place FROM asked
+                   JOIN responses USING (identity, prompt_hash)
+                   WHERE responses.sample_index < num_samples
+                   AND (identity, prompt_hash, responses.sample_index)
+                   NOT IN (SELECT identity, prompt_hash, sample_index FROM places)
+                   ORDER BY place"""
         return [
             Response(
                 id=row["id"],
                 prompt_id=prompt.id,
                 source=source,
-                index=row["sample_index"],
+                index=row["place"],
                 **_answer(row),
             )
             for row in self._read(query, identity, prompt.content_hash, num_samples)

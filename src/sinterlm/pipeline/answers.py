@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from itertools import chain
 
 from sinterlm.errors import InputError, ToleranceError
@@ -14,10 +13,12 @@ from sinterlm.pipeline.fusion import Ask
 from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity
-from sinterlm.recipe.schema import Judge, Scorer, scorers_in
-from sinterlm.records import Dropped, Prompt, Response, Scored, response_id
+from sinterlm.recipe.schema import Judge, RecordedScores, Scorer, scorers_in
+from sinterlm.records import Dropped, Prompt, Response, Scored, StoredResponse, response_id
 from sinterlm.sampling.protocol import Engine, Generation, Item
 from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Answered
+from sinterlm.scoring.protocol import Scorer as ScorerComponent
+from sinterlm.store import RecordedResponse
 
 SCORING_BATCH = 64
 
@@ -58,9 +59,15 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
     name, identity, prompts = ask.participant.name, identity_of(ask), ask.asked(prompts)
     with closing(engine_of(run, ask)) as engine:
         batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(ask.num_samples)])
-        stored = run.store.response_ids(identity)
-        pending = [batch for batch in batches if any(_response_id(identity, item) not in stored for item in batch)]
-        tokens_per_second = _answer(run, ask, engine, pending) if pending else None
+        tokens_per_second = None
+        if ask.settings is None:
+            recorded = _look_up(engine, batches)
+            num_new = run.store.set_recorded(identity, prompts, recorded, num_samples=ask.num_samples)
+        else:
+            stored = run.store.response_ids(identity)
+            pending = [batch for batch in batches if any(_response_id(identity, item) not in stored for item in batch)]
+            tokens_per_second = _answer(run, ask, engine, pending) if pending else None
+            num_new = sum(map(len, pending))
     answered = {item.prompt.id for batch in batches for item in batch}
     responses = [response for _, response in _answers_of(run, ask, prompts)]
     empty = [response for response in responses if not response.content]
@@ -82,12 +89,36 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
     ]
     counts: dict[str, float] = {
         f"{name} answers": len(responses),
-        f"{name} sampled now": sum(map(len, pending)),
+        f"{name} sampled now": num_new,
         f"{name} cut by the limit": sum(response.finish_reason == "length" for response in responses),
     }
     if tokens_per_second is not None:
         counts[f"{name} tokens/s"] = round(tokens_per_second)
     return StageResult(counts, dropped)
+
+
+def _look_up(engine: Engine, batches: Sequence[Sequence[Item]]) -> Iterator[RecordedResponse]:
+    """What an engine finds that looks answers up, each under the name that the engine gives it.
+
+    A file is read again whenever its stage is done again: that costs nothing, and what it says to a prompt may depend
+    on the prompts' ids.
+    """
+    for batch, generations in zip(batches, engine.sample(batches), strict=True):
+        for item, generation in zip(batch, generations, strict=True):
+            assert generation.name is not None
+            identity, number = generation.name
+            yield RecordedResponse(
+                generation.index,
+                StoredResponse(
+                    identity=identity,
+                    prompt_hash=item.prompt.content_hash,
+                    index=number,
+                    content=generation.content,
+                    finish_reason=generation.finish_reason,
+                    num_prompt_tokens=generation.num_prompt_tokens,
+                    num_tokens=generation.num_tokens,
+                ),
+            )
 
 
 def _answer(run: Run, ask: Ask, engine: Engine, batches: Sequence[Sequence[Item]]) -> float:
@@ -210,7 +241,12 @@ def _check_verdicts(config: Scorer, dropped: Sequence[Dropped], num_answers: int
 
 def stored_scorer(run: Run, config: Scorer) -> StoredScorer:
     """The scorer of a ``scorer:`` mapping, which keeps its scores in the store; so do the parts of a combination."""
-    wrapped = build_scorer(config, wrap=partial(StoredScorer, store=run.store))
+
+    def wrap(scorer: ScorerComponent, config: Scorer) -> StoredScorer:
+        by_place = any(isinstance(part, RecordedScores) for part in scorers_in(config))
+        return StoredScorer(scorer, run.store, by_place=by_place)
+
+    wrapped = build_scorer(config, wrap=wrap)
     assert isinstance(wrapped, StoredScorer)
     return wrapped
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
-from sinterlm.records import Score
+from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import Answered, Scorer
 from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.store import Store
@@ -17,11 +18,14 @@ class StoredScorer:
     Args:
         scorer: asked for what the store lacks.
         store: where the scores are kept, under the scorer's identity.
+        by_place: whether a score may belong to the answer's source and sample index, which are then part of the name
+            under which it is kept: an answer may come to have another place.
     """
 
-    def __init__(self, scorer: Scorer, store: Store) -> None:
+    def __init__(self, scorer: Scorer, store: Store, *, by_place: bool = False) -> None:
         self._scorer = scorer
         self._store = store
+        self._by_place = by_place
 
     @cached_property
     def identity(self) -> str:
@@ -35,9 +39,11 @@ class StoredScorer:
 
     def stored(self, answered: Answered) -> Score | None:
         """The score in the store; None where the scorer has not been asked."""
-        scorer = self._scorer
-        identity = scorer.identity_for(answered) if isinstance(scorer, ThoughtPolicy) else self.identity
-        return self._store.score(identity, *answered)
+        identity = self._identity(answered)
+        for name in dict.fromkeys((self._name(answered), identity)):  # earlier releases kept all under the latter
+            if score := self._store.score(name, *answered):
+                return replace(score, scorer=identity)
+        return None
 
     def has_scored(self) -> bool:
         """Whether the store has any score of this scorer, whatever it does with thoughts."""
@@ -48,14 +54,26 @@ class StoredScorer:
     def missing(self, answered: Sequence[Answered]) -> list[Answered]:
         """The answers that the store has no score of, each once."""
         lacking = (entry for entry in answered if self.stored(entry) is None)
-        return list({(entry.prompt.id, entry.response.id): entry for entry in lacking}.values())
+        return list({(entry.prompt.id, entry.response.id, self._name(entry)): entry for entry in lacking}.values())
 
     def score(self, answered: Sequence[Answered]) -> list[Score]:
         """Score what the store lacks, and give what it then has."""
         if missing := self.missing(answered):
             scores = self._scorer.score(missing)
-            self._store.add_scores((entry.prompt, score) for entry, score in zip(missing, scores, strict=True))
+            self._store.add_scores(
+                (entry.prompt, replace(score, scorer=self._name(entry)))
+                for entry, score in zip(missing, scores, strict=True)
+            )
         return [score for entry in answered if (score := self.stored(entry))]
+
+    def _identity(self, answered: Answered) -> str:
+        """What decides the score of an answer, besides the answer itself."""
+        return self._scorer.identity_for(answered) if isinstance(self._scorer, ThoughtPolicy) else self.identity
+
+    def _name(self, answered: Answered) -> str:
+        """Under what the score of an answer is kept."""
+        identity, response = self._identity(answered), answered.response
+        return digest([identity, response.source, response.index]) if self._by_place else identity
 
     def close(self) -> None:
         """Close the scorer; the store stays open."""

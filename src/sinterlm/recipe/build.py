@@ -103,7 +103,7 @@ def _engine_arguments(config: Source, location: str | None, settings: SamplingSe
 
 
 def build_scorer(
-    config: Scorer, *, wrap: Callable[[ScorerComponent], ScorerComponent] = lambda scorer: scorer
+    config: Scorer, *, wrap: Callable[[ScorerComponent, Scorer], ScorerComponent] = lambda scorer, config: scorer
 ) -> ScorerComponent:
     """The scorer of a ``scorer:`` mapping; where it names the same part twice, that is one component.
 
@@ -111,7 +111,8 @@ def build_scorer(
 
     Args:
         config: The mapping.
-        wrap: What to make of the scorer, and of the parts of a combination, before they are put together.
+        wrap: What to make of the scorer, and of the parts of a combination, before they are put together; called with
+            the mapping of each as well.
     """
     built: list[tuple[Scorer, ScorerComponent]] = []
 
@@ -127,7 +128,7 @@ def build_scorer(
             arguments["other"] = build(config.other)
         thoughts = arguments.pop("thoughts", "keep")
         component = _component(SCORERS[config.kind].path)(**arguments)
-        component = wrap(component if thoughts == "keep" else ThoughtPolicy(component, thoughts))
+        component = wrap(component if thoughts == "keep" else ThoughtPolicy(component, thoughts), config)
         built.append((config, component))
         return component
 

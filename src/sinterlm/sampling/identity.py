@@ -51,7 +51,11 @@ def transformers_identity(
 
 
 def recorded_identity(*, path: Path, fingerprint: Fingerprint | None = None) -> str | None:
-    """Hash of the file's content; None where there is no file."""
+    """Hash of the file's content, under which the store keeps which answers the file gives; None where there is none.
+
+    The answers themselves have names of their own (:attr:`~sinterlm.sampling.protocol.Generation.name`): one that
+    stays the same in a file that changes keeps its scores.
+    """
     if not path.is_file():
         return None
     return digest({"engine": "recorded", "content": hashlib.sha256(path.read_bytes()).hexdigest()})

@@ -30,6 +30,9 @@ class Generation:
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_tokens: int
+    name: tuple[str, int] | None = None
+    """What names an answer that was made elsewhere, in place of engine and sample index: what it says, as a hash, and
+    which it is of several to the prompt that say the same."""
 
 
 class Engine(Protocol):

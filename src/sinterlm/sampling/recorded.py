@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.formats import RecordedAnswer, read_recorded
-from sinterlm.records import Prompt
+from sinterlm.records import Prompt, digest
 from sinterlm.sampling.protocol import Generation, Item
 
 
@@ -83,8 +83,17 @@ class RecordedEngine:
         return self._answers.get(("id", prompt.id), []) + self._answers.get(("content", prompt.content_hash), [])
 
     def _generation(self, item: Item) -> Generation:
+        names = [_name(answer) for answer in self._answers_to(item.prompt)[: item.index + 1]]
         answer = self._answers_to(item.prompt)[item.index]
-        return Generation(item.prompt.id, item.index, answer.content.strip(), answer.finish_reason, 0, 0)
+        return Generation(
+            prompt_id=item.prompt.id,
+            index=item.index,
+            content=answer.content.strip(),
+            finish_reason=answer.finish_reason,
+            num_prompt_tokens=0,
+            num_tokens=0,
+            name=(names[-1], names.count(names[-1]) - 1),
+        )
 
     def _no_match(self, prompt: Prompt) -> str:
         kind, name = next(iter(self._answers))
@@ -94,3 +103,15 @@ class RecordedEngine:
             f"the run asks prompt {prompt.id!r} (content hash {prompt.content_hash[:12]}); "
             "expected `prompt_id` or `prompt` as in the file of prompts"
         )
+
+
+def _name(answer: RecordedAnswer) -> str:
+    """Names an answer by what it is: not by its file, nor its place there, which may change while it stays the same."""
+    return digest(
+        {
+            "engine": "recorded",
+            "source": answer.source,
+            "content": answer.content.strip(),
+            "finish_reason": answer.finish_reason,
+        }
+    )
