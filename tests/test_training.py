@@ -41,11 +41,12 @@ from transformers import (
 )
 
 from sinterlm import FusionConfig, FusionTrainer, chat
-from sinterlm.chat import EncodedExample, encode_example
+from sinterlm.chat import EncodedExample, EncodedText, encode_example
 from sinterlm.errors import InputError, SinterError, ToleranceError
 from sinterlm.objectives.table import OBJECTIVES, resolve_objective
 from sinterlm.records import Message, RowResponse, TrainingRow
-from sinterlm.training import logprobs
+from sinterlm.template import TemplateOptions
+from sinterlm.training import batch, logprobs
 from sinterlm.training.batch import EncodedRow, RowCollator, encode_rows
 from sinterlm.training.card import CardDetails, render_card, source_shares
 from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint, write_manifest
@@ -230,13 +231,13 @@ def test_sequence_logps_keeps_the_mode_and_the_order(tiny_llama: PreTrainedModel
 
 def test_a_prompt_is_encoded_once_for_all_its_responses(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    encode_prompt = chat.encode_prompt
+    render_prompt = chat.render_prompt
 
-    def noting(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    def noting(tokenizer: Any, messages: Sequence[Message], options: TemplateOptions) -> EncodedText:
         seen.append(messages)
-        return encode_prompt(tokenizer, messages)
+        return render_prompt(tokenizer, messages, options)
 
-    monkeypatch.setattr(chat, "encode_prompt", noting)
+    monkeypatch.setattr(batch, "render_prompt", noting)
     encode_rows(ROWS["wrpo"], build_tokenizer(), objective=resolve_objective("wrpo"), max_length=512)
     assert len(seen) == len(ROWS["wrpo"])
 

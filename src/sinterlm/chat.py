@@ -2,11 +2,13 @@
 
     messages -> template (Jinja, in Transformers' sandbox) -> text -> token ids
 
-Three rules hold everywhere:
+Four rules hold everywhere:
 
 - the template writes every special token; the tokenizer adds none (raw completions: its own BOS, once);
-- what a user or a model wrote stays text, also where it spells a special token such as ``<|im_end|>``;
-- the generation prompt belongs to the prompt, and all that the template writes after it is the answer, as in TRL 1.16.
+- what a user or a model wrote stays text, also where it spells a token of the template's, such as ``<|im_end|>``;
+- the generation prompt belongs to the prompt, and all that the template writes after it is the answer, as in TRL 1.16;
+- an answer is trained word for word after the prompt that generation sees. Where the template would write a finished
+  answer otherwise (without its thought, say), the answer is put after the prompt as generation would have left it.
 
 Nothing here imports torch or Transformers before a tokenizer comes in.
 """
@@ -14,16 +16,17 @@ Nothing here imports torch or Transformers before a tokenizer comes in.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
-
 from sinterlm.errors import InputError
 from sinterlm.records import Message, digest
+from sinterlm.template import TemplateOptions, TemplateRefusal, literals_of, render
+from sinterlm.thoughts import split_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,11 +35,41 @@ PROBE = "sinterprobe"
 """A message that no template changes, by which what the template writes around a message is found."""
 
 
+PLAIN = TemplateOptions()
+
+NO_PREFIX = "prompt-is-no-prefix"
+OTHER_WORDS = "answer-written-otherwise"
+THOUGHT_AFTER_CLOSED = "thought-after-a-closed-one"
+
+
+class UnfitAnswer(InputError):
+    """An answer that cannot be trained word for word after its prompt.
+
+    Args:
+        reason: in one word, as reports count it.
+        message: what is wrong, and what to do.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class EncodedText(NamedTuple):
+    """A rendered conversation."""
+
+    text: str
+    """With marks around what only spells a token."""
+    ids: list[int]
+
+
 class EncodedExample(NamedTuple):
     """A prompt and one answer as token ids; the model reads their concatenation."""
 
     prompt_ids: list[int]
     response_ids: list[int]
+    is_as_generated: bool = False
+    """Whether the template would write the finished answer otherwise, so that generation's form was taken."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +131,42 @@ def with_system(messages: Sequence[Message], system: str | None) -> tuple[Messag
     return (Message("system", system), *messages)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's template, of several named ones ``default``, as in Transformers; None where it has none.
+
+    Raises:
+        InputError: There are several and none of them is the default.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        if "default" not in template:
+            names = ", ".join(sorted(template))
+            raise InputError(f"{_name(tokenizer)} has the chat templates {names}; expected one that is named default")
+        template = template["default"]
+    return template if isinstance(template, str) else None
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: TemplateOptions = PLAIN
+) -> list[int]:
     """Token ids of the conversation, up to where the model's answer begins."""
-    return _encode(tokenizer, messages, add_generation_prompt=True)
+    return render_prompt(tokenizer, messages, options).ids
 
 
-def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: TemplateOptions = PLAIN
+) -> EncodedText:
+    """Text and token ids of the conversation, up to where the model's answer begins."""
+    text = _render(tokenizer, _as_text(tokenizer, messages, options), options, add_generation_prompt=True)
+    return EncodedText(text, _tokenise(tokenizer, text))
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: TemplateOptions = PLAIN
+) -> list[int]:
     """Token ids of a whole dialogue, answers included, as reward models read it."""
-    return _encode(tokenizer, messages, add_generation_prompt=False)
+    text = _render(tokenizer, _as_text(tokenizer, messages, options), options, add_generation_prompt=False)
+    return _tokenise(tokenizer, text)
 
 
 def encode_example(
@@ -114,7 +175,8 @@ def encode_example(
     content: str,
     *,
     truncated: bool = False,
-    prompt_ids: list[int] | None = None,
+    prompt: EncodedText | None = None,
+    options: TemplateOptions = PLAIN,
 ) -> EncodedExample:
     """Token ids of a prompt and of one answer to it, divided where generation begins.
 
@@ -124,22 +186,33 @@ def encode_example(
         content: The answer.
         truncated: Whether the token limit cut the answer; it then gets no end-of-turn, lest the model learn to stop
             in mid-sentence.
-        prompt_ids: Of the prompt, where they are known from another answer to it.
+        prompt: Of :func:`render_prompt`, where it is known from another answer.
+        options: Of the template.
 
     Returns:
-        Prompt and response ids. The response holds exactly one end-of-turn, or none if it is truncated.
+        Prompt and response ids. The response holds every word of the answer, and exactly one end-of-turn, or none if
+        it is truncated.
 
     Raises:
-        InputError: The answer is empty, or the tokens of the prompt are no prefix of those of prompt and answer.
+        UnfitAnswer: The answer cannot be written word for word behind the tokens of the prompt.
+        InputError: The answer is empty, or the template cannot be used.
     """
     if not content.strip():
         raise InputError("an empty response never reaches a loss: drop the row, or sample the answer again")
-    if prompt_ids is None:
-        prompt_ids = encode_prompt(tokenizer, messages)
-    whole_ids = encode_conversation(tokenizer, (*messages, Message("assistant", content)))
-    if whole_ids[: len(prompt_ids)] != prompt_ids:
-        raise InputError(_no_prefix(tokenizer, prompt_ids, whole_ids))
-    return EncodedExample(prompt_ids, _end_once(tokenizer, whole_ids[len(prompt_ids) :], truncated=truncated))
+    prompt = prompt or render_prompt(tokenizer, messages, options)
+    marked = _as_text(tokenizer, (*messages, Message("assistant", content)), options)
+    answer = marked[-1].content.strip()
+    whole = _render_or_none(tokenizer, marked, options)
+    is_kept = whole is not None and whole.startswith(prompt.text) and answer in whole[len(prompt.text) :]
+    if whole is None or not is_kept:
+        whole = prompt.text + _continuation(tokenizer, prompt.text, answer, options)
+    whole_ids = _tokenise(tokenizer, whole)
+    if whole_ids[: len(prompt.ids)] != prompt.ids:
+        raise UnfitAnswer(NO_PREFIX, _no_prefix(tokenizer, prompt.ids, whole_ids))
+    response_ids = whole_ids[len(prompt.ids) :]
+    _check_words(tokenizer, response_ids, _without_marks(whole[len(prompt.text) :]))
+    response_ids = _end_once(tokenizer, response_ids, options, truncated=truncated)
+    return EncodedExample(prompt.ids, response_ids, not is_kept)
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -149,64 +222,171 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
     return bos + list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
-def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions = PLAIN) -> frozenset[int]:
     """Tokens that end an answer: the template's end-of-turn and the tokenizer's eos."""
     ends = {tokenizer.eos_token_id}
-    if tokenizer.chat_template is not None:
-        ends.add(_end_of_turn(tokenizer))
+    if chat_template_of(tokenizer) is not None:
+        ends.add(_end_of_turn(tokenizer, options))
     return frozenset(end for end in ends if end is not None)
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
-) -> list[int]:
-    """Render and tokenise; special tokens that stand in the messages themselves are encoded as ordinary text."""
+# --- text ------------------------------------------------------------------------------------------------------------
+
+_MARKS = str.maketrans("", "", "\U000f0000\U000f0001")
+"""Private-use characters that Transformers puts around what only spells a token."""
+
+
+def _without_marks(text: str) -> str:
+    return text.translate(_MARKS)
+
+
+def _as_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: TemplateOptions
+) -> Sequence[Message]:
+    """The messages, with marks around what spells a token of the template's: it stays text."""
     from transformers.utils.chat_template_utils import mark_control_tokens
 
-    pattern = _template_facts(tokenizer).special_tokens
-    holds_specials = any(pattern.search(message.content) for message in messages)
-    if holds_specials:
-        messages = [Message(message.role, mark_control_tokens(message.content, pattern)) for message in messages]
-    text = _render(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    facts = _template_facts(tokenizer, options)
+    patterns = [facts.said if message.role == "assistant" else facts.written for message in messages]
+    if not any(pattern.search(message.content) for pattern, message in zip(patterns, messages, strict=True)):
+        return messages
+    return [
+        Message(message.role, mark_control_tokens(message.content, pattern))
+        for pattern, message in zip(patterns, messages, strict=True)
+    ]
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     # Sanitising walks the whole added vocabulary (27 ms a call for Gemma's), so only where there is something to do.
-    return list(tokenizer(text, add_special_tokens=False, sanitize_control_tokens=holds_specials)["input_ids"])
+    has_marks = "\U000f0000" in text or "\U000f0001" in text
+    try:
+        return list(tokenizer(text, add_special_tokens=False, sanitize_control_tokens=has_marks)["input_ids"])
+    except ValueError as error:  # its plain vocabulary has the token, too
+        raise TemplateRefusal(f"{_name(tokenizer)}: {error}; change that text") from error
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    options: TemplateOptions,
+    *,
+    add_generation_prompt: bool,
+) -> str:
     """The template's text; a system message that the template refuses or leaves out opens the first user turn."""
+
+    def apply(messages: Sequence[Message]) -> str:
+        return _apply_template(tokenizer, messages, options, add_generation_prompt=add_generation_prompt)
+
+    if messages[0].role != "system":
+        return apply(messages)
     try:
-        text = _apply_template(tokenizer, messages, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        if messages[0].role != "system":
-            raise _refused(tokenizer, messages, error) from error
-    else:
-        if messages[0].role != "system" or messages[0].content.strip() in text:
-            return text
-    folded = _fold_system(messages)
+        text = apply(messages)
+    except TemplateRefusal as refusal:
+        try:
+            return apply(_fold_system(messages))
+        except TemplateRefusal as again:
+            raise refusal if len(messages) > 1 and messages[1].role == "user" else again from None
+    if _template_facts(tokenizer, options).keeps_system:
+        return text
+    # What the template makes of it is its own affair (some read and take off a switch such as `/no_think`), unless it
+    # makes the same of any other system prompt.
+    is_read = text != apply((Message("system", PROBE), *messages[1:]))
+    return text if is_read else apply(_fold_system(messages))
+
+
+def _render_or_none(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: TemplateOptions
+) -> str | None:
+    """A finished dialogue as the template writes it; None where it takes none of this kind."""
     try:
-        return _apply_template(tokenizer, folded, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        raise _refused(tokenizer, folded, error) from error
+        return _render(tokenizer, messages, options, add_generation_prompt=False)
+    except TemplateRefusal:
+        return None
 
 
 def _apply_template(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    options: TemplateOptions,
+    *,
+    add_generation_prompt: bool,
 ) -> str:
-    turns = [message._asdict() for message in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
+    return render(
+        _require_template(tokenizer),
+        messages,
+        options,
+        name=f"the chat template of {_name(tokenizer)}",
+        add_generation_prompt=add_generation_prompt,
+        special_tokens=tokenizer.special_tokens_map,
+    )
 
 
 def _fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The same conversation, the system message put before the first user's words."""
     system, *turns = messages
     if not turns or turns[0].role != "user":
-        raise InputError("a system message must be followed by a user message, for models without a system role")
+        raise TemplateRefusal("a system message must be followed by a user message, for models without a system role")
     return (Message("user", f"{system.content}\n\n{turns[0].content}"), *turns[1:])
 
 
-def _end_once(tokenizer: PreTrainedTokenizerBase, response_ids: list[int], *, truncated: bool) -> list[int]:
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+_THOUGHT = r"(?:think(?:ing)?|thoughts?|reasoning|seed:think|longcat_think)"
+_OPENS_THOUGHT = re.compile(rf"([<\[◁])({_THOUGHT})([>\]▷])\s*\Z", re.IGNORECASE)
+_CLOSES_THOUGHT = re.compile(rf"[<\[◁]/{_THOUGHT}[>\]▷]\s*\Z", re.IGNORECASE)
+_THOUGHT_TOKEN = re.compile(rf"[<\[◁]/?{_THOUGHT}[>\]▷]", re.IGNORECASE)
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, options: TemplateOptions) -> str:
+    """What generation leaves behind the prompt when it gives this answer, end-of-turn included.
+
+    Where the prompt opens a thought, an answer that has one goes on with it, and one that has none closes it first.
+
+    Raises:
+        UnfitAnswer: The prompt closes the thought, and the answer has one.
+    """
+    facts = _template_facts(tokenizer, options)
+    has_thought = split_thoughts(_without_marks(answer)).answer != _without_marks(answer)
+    if opened := _OPENS_THOUGHT.search(prompt):
+        tag = f"{opened[1]}{opened[2]}{opened[3]}"
+        if answer.startswith(tag):
+            answer = answer.removeprefix(tag).lstrip("\n" if prompt.endswith("\n") else "")
+        elif not has_thought:
+            answer = f"\n{opened[1]}/{opened[2]}{opened[3]}\n\n{answer}"
+    elif has_thought and _CLOSES_THOUGHT.search(prompt):
+        raise UnfitAnswer(
+            THOUGHT_AFTER_CLOSED,
+            f"the chat template of {_name(tokenizer)} ends the prompt with an empty thought, and the answer has "
+            "another; train without thoughts (thoughts: strip), or have the template leave the thought to the model"
+            " (chat_template_kwargs)",
+        )
+    return facts.before_answer + answer + facts.after_answer
+
+
+def _check_words(tokenizer: PreTrainedTokenizerBase, response_ids: list[int], written: str) -> None:
+    """Look whether the tokens say what was written, but for white space and the normal form of characters."""
+    read = str(tokenizer.decode(response_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    if written in read or _words(written) == _words(read):
+        return
+    raise UnfitAnswer(
+        OTHER_WORDS,
+        f"{_name(tokenizer)} cannot write the answer: of {_shorten(written)} its tokens make {_shorten(read)}",
+    )
+
+
+def _words(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _end_once(
+    tokenizer: PreTrainedTokenizerBase, response_ids: list[int], options: TemplateOptions, *, truncated: bool
+) -> list[int]:
     """The answer's tokens with exactly one end-of-turn, or with none if the answer was cut."""
-    end = _end_of_turn(tokenizer)
+    end = _end_of_turn(tokenizer, options)
     if end in response_ids:
         first = response_ids.index(end)
         if truncated:
@@ -215,9 +395,9 @@ def _end_once(tokenizer: PreTrainedTokenizerBase, response_ids: list[int], *, tr
     return response_ids if truncated else [*response_ids, end]
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The special token that the template writes after an answer; the tokenizer's eos where it writes none."""
-    end = _template_facts(tokenizer).end_of_turn
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions) -> int:
+    """The token that the template writes after an answer; the tokenizer's eos where it writes none."""
+    end = _template_facts(tokenizer, options).end_of_turn
     if end is None:
         end = tokenizer.eos_token_id
     if end is None:
@@ -227,50 +407,98 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(end)
 
 
+# --- what is known of a template -------------------------------------------------------------------------------------
+
+
 class _TemplateFacts(NamedTuple):
-    """What is found out once for a tokenizer and its template."""
+    """What is found out once for a tokenizer, its template and the options."""
 
     chat_template: str
-    special_tokens: re.Pattern[str]
-    """Matches any of the tokenizer's special tokens."""
+    options: TemplateOptions
+    written: re.Pattern[str]
+    """Matches the tokens that are the template's to write: special ones, and added ones that it does write."""
+    said: re.Pattern[str]
+    """Those of them that a model does not write either within an answer: it may well write a thought's tags."""
     end_of_turn: int | None
-    """The first special token that the template writes after an answer."""
+    """The first of them that the template writes after an answer."""
+    before_answer: str
+    """White space that it writes between generation prompt and answer."""
+    after_answer: str
+    keeps_system: bool
+    """Whether it writes the system prompt at every turn of a conversation."""
 
 
 _FACTS: WeakKeyDictionary[PreTrainedTokenizerBase, _TemplateFacts] = WeakKeyDictionary()
 
 
-def _template_facts(tokenizer: PreTrainedTokenizerBase) -> _TemplateFacts:
-    template = tokenizer.chat_template
-    if not isinstance(template, str):
+def _require_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    template = chat_template_of(tokenizer)
+    if template is None:
         raise InputError(
             f"{_name(tokenizer)} has no chat template; a base model needs a few-shot prompt (`prompt: {{few_shot: F}}`)"
         )
+    return template
+
+
+def _template_facts(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions) -> _TemplateFacts:
+    template = _require_template(tokenizer)
     facts = _FACTS.get(tokenizer)
-    if facts is None or facts.chat_template != template:
-        facts = _FACTS[tokenizer] = _find_facts(tokenizer, template)
+    if facts is None or facts.chat_template != template or facts.options != options:
+        facts = _FACTS[tokenizer] = _find_facts(tokenizer, template, options)
     return facts
 
 
-def _find_facts(tokenizer: PreTrainedTokenizerBase, template: str) -> _TemplateFacts:
+def _find_facts(tokenizer: PreTrainedTokenizerBase, template: str, options: TemplateOptions) -> _TemplateFacts:
+    name = f"the chat template of {_name(tokenizer)}"
+    question, answer = Message("user", PROBE), Message("assistant", PROBE)
+    prompt = _apply_template(tokenizer, (question,), options, add_generation_prompt=True)
+    whole = _apply_template(tokenizer, (question, answer), options, add_generation_prompt=False)
+    if whole.count(PROBE) != 2:  # templates for images and text read no plain text
+        raise InputError(f"{name} leaves out or changes what messages of plain text say")
+    after_answer = whole.rpartition(PROBE)[2]
+    between = whole.removeprefix(prompt).partition(PROBE)[0] if whole.startswith(prompt) else ""
     # `all_special_tokens` misses those without a name of their own, Gemma's <end_of_turn> for one.
-    specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    pattern = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
-    probe = _render(tokenizer, (Message("user", PROBE), Message("assistant", PROBE)), add_generation_prompt=False)
-    if probe.count(PROBE) != 2:  # templates for images and text read no plain text
-        raise InputError(f"the chat template of {_name(tokenizer)} leaves out what messages of plain text say")
-    written = pattern.search(probe.rpartition(PROBE)[2])
-    end_of_turn = tokenizer.added_tokens_encoder[written.group()] if written else None
-    return _TemplateFacts(template, pattern, end_of_turn)
+    added = tokenizer.added_tokens_decoder.values()
+    specials = {token.content for token in added if token.special}
+    # Templates may put a token together from pieces, so that it stands in no literal.
+    others = {token.content for token in added if not token.content.isspace()} - specials
+    turns = {token for token in others if token in prompt or token in whole}
+    literals = literals_of(template, name=name)
+    said = specials | {token for token in turns if not _THOUGHT_TOKEN.fullmatch(token)}
+    written = specials | turns | {token for token in others if token in literals}
+    end = _any_of(said).search(after_answer)
+    return _TemplateFacts(
+        template,
+        options,
+        _any_of(written),
+        _any_of(said),
+        tokenizer.added_tokens_encoder[end.group()] if end else None,
+        between if between.isspace() else "",
+        after_answer,
+        _keeps_system(tokenizer, options),
+    )
+
+
+def _keeps_system(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions) -> bool:
+    system, *turns = (Message(role, f"{PROBE} {role}") for role in ("system", "user", "assistant", "user", "assistant"))
+    try:
+        return all(
+            system.content
+            in _apply_template(
+                tokenizer, (system, *turns[:length]), options, add_generation_prompt=turns[length - 1].role == "user"
+            )
+            for length in range(1, len(turns) + 1)
+        )
+    except TemplateRefusal:
+        return False
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r}"
-
-
-def _refused(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], error: TemplateError) -> InputError:
-    roles = ", ".join(message.role for message in messages)
-    return InputError(f"the chat template of {_name(tokenizer)} refuses a conversation with the roles {roles}: {error}")
 
 
 def _no_prefix(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], whole_ids: list[int]) -> str:

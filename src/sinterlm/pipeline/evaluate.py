@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from sinterlm.chat import encode_example
+from sinterlm.chat import EncodedExample, UnfitAnswer, encode_example
 from sinterlm.evaluation.rates import compare_models, compute_rates, compute_rates_by_domain
 from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
 from sinterlm.files import atomic_write
@@ -14,12 +15,13 @@ from sinterlm.models import load_model, load_tokenizer
 from sinterlm.objectives.table import ResolvedObjective, resolve_objective
 from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import settle
-from sinterlm.pipeline.fusion import Participant
+from sinterlm.pipeline.fusion import Fusion, Participant
 from sinterlm.pipeline.rows import candidates_of
 from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.recipe.build import build_hyperparameters, build_policy
 from sinterlm.recipe.schema import Wrpo
 from sinterlm.records import Dropped, Prompt, Role, Score, TrainingRow
+from sinterlm.template import TemplateRefusal
 
 if TYPE_CHECKING:
     from sinterlm.training.logprobs import SequenceLogp
@@ -37,9 +39,10 @@ def evaluate(run: Run) -> StageResult:
     dropped: Sequence[Dropped] = ()
     if fusion.recipe.preference:
         quadruples, dropped = _quadruples(run, prompts)
-        figures["num_quadruples"] = len(quadruples)
-        if quadruples:
-            figures |= _internal_figures(run, quadruples)
+        examples = _encode_quadruples(fusion, quadruples) if quadruples else []
+        figures["num_quadruples"] = len(examples)
+        if examples:
+            figures |= _internal_figures(run, examples)
     with atomic_write(fusion.output / "evaluation.json") as path:
         path.write_text(json.dumps(figures, indent=1))
     return StageResult({"questions": len(prompts), "models": len(figures["models"])}, dropped)
@@ -90,7 +93,7 @@ def _quadruples(run: Run, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingR
     return selection.rows, selection.dropped
 
 
-def _internal_figures(run: Run, quadruples: Sequence[TrainingRow]) -> dict[str, Any]:
+def _internal_figures(run: Run, examples: Sequence[Sequence[EncodedExample]]) -> dict[str, Any]:
     """Log-probabilities of the quadruples' answers under every form of the target, and what follows from them."""
     fusion = run.fusion
     models = (fusion.target, *fusion.trained)
@@ -98,7 +101,7 @@ def _internal_figures(run: Run, quadruples: Sequence[TrainingRow]) -> dict[str, 
         logps = {}
         for model in models:
             assert model.weights is not None
-            logps[model.name] = _row_logps(model.weights, quadruples)
+            logps[model.name] = _row_logps(model.weights, examples)
             task.advance(1)
     accuracies = {}
     for method in fusion.recipe.preference:
@@ -142,16 +145,30 @@ def _internal_rewards(
     return rewards
 
 
-def _row_logps(location: str, rows: Sequence[TrainingRow]) -> list[dict[Role, SequenceLogp]]:
+def _encode_quadruples(fusion: Fusion, rows: Sequence[TrainingRow]) -> list[list[EncodedExample]]:
+    """The answers of every row whose answers the target can be trained on, in the order of the roles.
+
+    All forms of the target have its tokenizer and template.
+    """
+    tokenizer = load_tokenizer(fusion.recipe.target.model)
+    encoded = []
+    for row in rows:
+        with suppress(UnfitAnswer, TemplateRefusal):  # training drops and counts such rows
+            responses = [row.with_role(role) for role in QUADRUPLE_ROLES]
+            encoded.append(
+                [
+                    encode_example(tokenizer, row.messages, response.content, truncated=response.truncated)
+                    for response in responses
+                ]
+            )
+    return encoded
+
+
+def _row_logps(location: str, rows: Sequence[Sequence[EncodedExample]]) -> list[dict[Role, SequenceLogp]]:
     """What the model at ``location`` thinks of every row's answers, by role."""
     from sinterlm.training.logprobs import sequence_logps  # brings torch in
 
-    tokenizer = load_tokenizer(location)
-    examples = [
-        encode_example(tokenizer, row.messages, response.content, truncated=response.truncated)
-        for row in rows
-        for response in map(row.with_role, QUADRUPLE_ROLES)
-    ]
+    examples = [example for row in rows for example in row]
     # Rewards are small differences of large sums: half precision would drown them.
     logps = iter(sequence_logps(load_model(location, dtype="float32"), examples))
     return [{role: next(logps) for role in QUADRUPLE_ROLES} for _ in rows]

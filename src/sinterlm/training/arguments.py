@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Thoughts = Literal["keep", "strip", "refuse"]
+"""What becomes of an answer that begins with a thought."""
 
 
 def choices_in_words(choices: Iterable[object]) -> str:
@@ -39,6 +43,20 @@ class FusionArguments:
             "help": "Compute a row's prompt once for all its responses: where the model allows it, always, never.",
             "choices": ("auto", "on", "off", True, False),  # YAML reads on and off as true and false
         },
+    )
+    thoughts: str = field(
+        default="keep",
+        metadata={
+            "help": "Answers that begin with a thought: trained with it, without it, or dropped.",
+            "choices": ("keep", "strip", "refuse"),
+        },
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Variables of the chat template, e.g. {enable_thinking: false}."}
+    )
+    template_date: str | None = field(
+        default=None,
+        metadata={"help": "The date, as 2026-11-30, that a chat template takes for today; the first day of a run."},
     )
     lora_r: int | None = field(
         default=None,

@@ -16,16 +16,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sinterlm.chat import EncodedExample, encode_example
+from sinterlm.chat import PLAIN, EncodedExample, UnfitAnswer, encode_example, render_prompt
 from sinterlm.errors import InputError
 from sinterlm.objectives.responses import Responses, SequenceLogps
 from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import Dropped, RowResponse, TrainingRow
+from sinterlm.template import TemplateOptions, TemplateRefusal
+from sinterlm.thoughts import split_thoughts
+from sinterlm.training.arguments import Thoughts
 from sinterlm.training.members import UnfitRow, find_members
 from sinterlm.training.packing import Layout, SequenceBatch, shared
 
 ALIKE_AFTER_CUTTING = "answers-alike-after-cutting"
-"""The reason for which a row is dropped here: cut at the maximum length, both answers of every pair are the same."""
+"""Why a row is dropped here: cut at the maximum length, both answers of every pair are the same."""
+HOLDS_A_THOUGHT = "holds-a-thought"
+"""Why a row is dropped under ``thoughts: refuse``."""
+ONLY_A_THOUGHT = "only-a-thought"
+"""Why a row is dropped under ``thoughts: strip``: nothing is left of an answer."""
+REFUSED_BY_TEMPLATE = "refused-by-the-chat-template"
 
 
 class EncodedRow(TypedDict):
@@ -60,6 +68,8 @@ class EncodedRows(NamedTuple):
     """Responses that lost their end, and with it the end-of-turn, to the maximum length."""
     num_cut_prompts: int
     """Prompts that lost their beginning to it."""
+    num_as_generated: int
+    """Responses that the chat template would write otherwise than generation, whose form was taken."""
 
 
 class RowBatch(TypedDict):
@@ -107,8 +117,10 @@ def encode_rows(
     objective: ResolvedObjective,
     max_length: int,
     max_prompt_length: int | None = None,
+    thoughts: Thoughts = "keep",
+    options: TemplateOptions = PLAIN,
 ) -> EncodedRows:
-    """Token ids of every row.
+    """Token ids of every row; one with an answer that cannot be trained word for word is dropped.
 
     Where prompt and longest answer do not fit, the prompt loses its beginning (but for the BOS) as far as needed and
     no further than ``max_prompt_length``; then every answer that still does not fit, and only that one, loses its end
@@ -120,15 +132,17 @@ def encode_rows(
         objective: says which responses are read.
         max_length: most tokens of a prompt and one response.
         max_prompt_length: tokens that a prompt keeps; half of ``max_length`` unless given.
+        thoughts: what becomes of an answer that begins with a thought.
+        options: of the chat template.
 
     Raises:
-        InputError: a row lacks what the objective reads or holds an empty response, its prompt is no prefix of prompt
-            and response, or a weight is not accepted.
+        InputError: a row lacks what the objective reads or holds an empty response, a weight is not accepted, or the
+            chat template cannot be used.
     """
     max_prompt_length = max_prompt_length or max_length // 2
     encoded: list[EncodedRow] = []
     dropped: list[Dropped] = []
-    num_cut = num_cut_prompts = 0
+    num_cut = num_cut_prompts = num_as_generated = 0
     for number, row in enumerate(rows, start=1):
         name = f"row {number} (prompt {row.prompt_id!r})"
         if not 0 <= row.weight < math.inf:
@@ -137,7 +151,11 @@ def encode_rows(
             members = find_members(row, objective)
         except UnfitRow as error:
             raise InputError(f"{name}: {error}; choose rows that were selected for {objective.name!r}") from error
-        examples = _encode_responses(name, row, members.responses, tokenizer)
+        try:
+            examples = _encode_responses(name, row, members.responses, tokenizer, thoughts, options)
+        except UnfitAnswer as error:
+            dropped.append(Dropped(row.prompt_id, "train", error.reason, str(error)))
+            continue
         prompt_ids = examples[0].prompt_ids
         longest = max(len(example.response_ids) for example in examples)
         kept = _cut_prompt(prompt_ids, max(max_prompt_length, max_length - longest), tokenizer.bos_token_id)
@@ -150,6 +168,7 @@ def encode_rows(
             continue
         num_cut += cut
         num_cut_prompts += len(kept) < len(prompt_ids)
+        num_as_generated += sum(example.is_as_generated for example in examples)
         weighs, scored = objective.objective.reads_weights, objective.objective.reads_scores
         encoded.append(
             EncodedRow(
@@ -165,25 +184,54 @@ def encode_rows(
                 reference_logps=[],
             )
         )
-    return EncodedRows(encoded, dropped, num_cut, num_cut_prompts)
+    return EncodedRows(encoded, dropped, num_cut, num_cut_prompts, num_as_generated)
 
 
 def _encode_responses(
-    name: str, row: TrainingRow, responses: Sequence[RowResponse], tokenizer: PreTrainedTokenizerBase
+    name: str,
+    row: TrainingRow,
+    responses: Sequence[RowResponse],
+    tokenizer: PreTrainedTokenizerBase,
+    thoughts: Thoughts,
+    options: TemplateOptions,
 ) -> list[EncodedExample]:
-    """The prompt, encoded once, with each response."""
-    examples: list[EncodedExample] = []
-    for response in responses:
-        prompt_ids = examples[0].prompt_ids if examples else None
-        try:
+    """The prompt, encoded once, with each response.
+
+    Raises:
+        UnfitAnswer: one of them cannot be trained, and so the row cannot.
+        InputError: a response is empty, or the chat template cannot be used.
+    """
+    place = name
+    try:
+        prompt = render_prompt(tokenizer, row.messages, options)
+        examples = []
+        for response in responses:
+            place = f"{name}, role {response.role!r}"
+            content = _apply_policy(response.content, thoughts)
             examples.append(
                 encode_example(
-                    tokenizer, row.messages, response.content, truncated=response.truncated, prompt_ids=prompt_ids
+                    tokenizer, row.messages, content, truncated=response.truncated, prompt=prompt, options=options
                 )
             )
-        except InputError as error:
-            raise InputError(f"{name}, role {response.role!r}: {error}") from error
-    return examples
+        return examples
+    except UnfitAnswer as error:
+        raise UnfitAnswer(error.reason, f"{place}: {error}") from error
+    except TemplateRefusal as error:
+        raise UnfitAnswer(REFUSED_BY_TEMPLATE, f"{place}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _apply_policy(content: str, thoughts: Thoughts) -> str:
+    """What is trained of an answer that may begin with a thought."""
+    own = split_thoughts(content)
+    if thoughts == "refuse" and own.thoughts:
+        raise UnfitAnswer(HOLDS_A_THOUGHT, "the answer holds a thought (thoughts: refuse)")
+    if thoughts != "strip":
+        return content
+    if content.strip() and not own.answer.strip():
+        raise UnfitAnswer(ONLY_A_THOUGHT, "nothing is left of the answer without its thought (thoughts: strip)")
+    return own.answer
 
 
 def _cut_prompt(prompt_ids: list[int], room: int, bos_token_id: int | None) -> list[int]:

@@ -10,8 +10,10 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils.import_utils import is_peft_available
 
+from sinterlm.errors import InputError
 from sinterlm.models import computes_bfloat16
 from sinterlm.objectives.table import ResolvedObjective, resolve_objective
+from sinterlm.template import TemplateOptions
 from sinterlm.training.arguments import FusionArguments, choices_in_words
 
 
@@ -66,6 +68,10 @@ class FusionConfig(FusionArguments, TrainingArguments):  # type: ignore[misc]  #
             _check(own, getattr(self, own.name))
         if isinstance(self.share_prompt, bool):
             self.share_prompt = "on" if self.share_prompt else "off"
+        try:
+            _ = self.template_options
+        except InputError as error:
+            raise ValueError(str(error)) from error
         if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
             raise ValueError(
                 f"max_prompt_length is {self.max_prompt_length}; expected less than max_length ({self.max_length}), so "
@@ -99,6 +105,11 @@ class FusionConfig(FusionArguments, TrainingArguments):  # type: ignore[misc]  #
                 raise ValueError(f"accelerator_config: {name} is on; expected off: every process makes its own batches")
         # Transformers does this for `use_cpu` only; elsewhere without an accelerator torch would warn in every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+
+    @property
+    def template_options(self) -> TemplateOptions:
+        """What decides the chat template's text besides the conversation."""
+        return TemplateOptions.of(self.chat_template_kwargs, self.template_date)
 
     @property
     def resolved_objective(self) -> ResolvedObjective:

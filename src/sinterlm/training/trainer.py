@@ -33,6 +33,7 @@ from sinterlm.errors import InputError, SinterError, ToleranceError
 from sinterlm.objectives.losses import objective_losses
 from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import Dropped, TrainingRow
+from sinterlm.training.arguments import Thoughts
 from sinterlm.training.batch import EncodedRow, RowBatch, RowCollator, encode_rows, responses_of, row_examples
 from sinterlm.training.config import FusionConfig
 from sinterlm.training.logprobs import SharePrompt, attach_response_logps, choose_layout
@@ -65,6 +66,7 @@ class FusionTrainer(Trainer):
         dropped: records of the rows that no training step sees, with the reason.
         num_cut: responses that lost their end to ``args.max_length``.
         num_cut_prompts: prompts that lost their beginning to it.
+        num_as_generated: responses that the chat template would write otherwise than generation, whose form was taken.
         reference_origin: whether the reference's log-probabilities were computed or read from the cache, whose key is
             weights, rows and precision; None without a reference (or, where the model is sharded, before training).
 
@@ -80,6 +82,7 @@ class FusionTrainer(Trainer):
     dropped: list[Dropped]
     num_cut: int
     num_cut_prompts: int
+    num_as_generated: int
     reference_origin: str | None = None
 
     def __init__(
@@ -95,16 +98,22 @@ class FusionTrainer(Trainer):
     ) -> None:
         self.objective = args.resolved_objective
         _check_rows(train_dataset)
-        rows, self.dropped, self.num_cut, self.num_cut_prompts = encode_rows(
+        encoded = encode_rows(
             train_dataset,
             processing_class,
             objective=self.objective,
             max_length=args.max_length,
             max_prompt_length=args.max_prompt_length,
+            thoughts=cast(Thoughts, args.thoughts),
+            options=args.template_options,
         )
+        rows, self.dropped = encoded.rows, encoded.dropped
+        self.num_cut, self.num_cut_prompts = encoded.num_cut, encoded.num_cut_prompts
+        self.num_as_generated = encoded.num_as_generated
         if not rows:
             reasons = ", ".join(sorted({drop.reason for drop in self.dropped})) or "none was given"
-            raise ToleranceError(f"no training row is left of {len(train_dataset)} ({reasons})")
+            first = f"; the first: {self.dropped[0].detail}" if self.dropped and self.dropped[0].detail else ""
+            raise ToleranceError(f"no training row is left of {len(train_dataset)} ({reasons}){first}")
         _check_total_weight(rows)
         # Rows are not split over the devices of one process: several devices take one process each.
         args._n_gpu = min(args.n_gpu, 1)
