@@ -20,8 +20,6 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
-    MambaConfig,
-    MambaForCausalLM,
 )
 
 from sinterlm.chat import FewShot, encode_completion, encode_prompt, end_token_ids, with_system
@@ -467,15 +465,6 @@ def test_weights_are_loaded_by_the_first_sample_and_released(folders: dict[str, 
     engine.close()
     assert list(engine.sample(batches)) == first
     assert len(placements) == 2
-
-
-def test_models_without_keys_and_values_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    tokenizer = build_tokenizer("chatml")
-    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, state_size=4, num_hidden_layers=1)
-    MambaForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"MambaForCausalLM has .*use the engine `recorded`"):
-        run(build(tmp_path, GREEDY), ITEMS[:1])
 
 
 def test_few_rows_of_a_large_vocabulary_at_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

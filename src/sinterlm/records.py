@@ -12,10 +12,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 Role = Literal["chosen", "rejected", "chosen_source", "chosen_target", "rejected_source"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "prompt-too-long"]
+"""``length``: the token limit, or the end of the model's context, cut the answer. ``prompt-too-long``: the prompt left
+no room there, and there is no answer."""
+PROMPT_TOO_LONG: Final = "prompt-too-long"
 
 
 def digest(content: object) -> str:
@@ -86,7 +89,6 @@ class Response:
     """Sample index, from 0."""
     content: str
     finish_reason: FinishReason
-    """``length`` when the token limit cut the answer."""
     num_prompt_tokens: int
     """Tokens of the prompt as this model saw it (few-shot prefix included); 0 where unknown."""
     num_tokens: int

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError, TryAgainError
 from sinterlm.records import (
+    PROMPT_TOO_LONG,
     Dropped,
     Message,
     Prompt,
@@ -266,8 +267,9 @@ class Store:
 
     def mean_tokens(self, identity: str) -> tuple[float, float] | None:
         """Mean prompt and answer tokens of a source identity's responses, for estimates; None where there are none."""
-        query = "SELECT AVG(num_prompt_tokens), AVG(num_tokens), COUNT(*) FROM responses WHERE identity = ?"
-        prompt_tokens, tokens, count = self._read(query, identity)[0]
+        query = """SELECT AVG(num_prompt_tokens), AVG(num_tokens), COUNT(*) FROM responses
+                   WHERE identity = ? AND finish_reason != ?"""
+        prompt_tokens, tokens, count = self._read(query, identity, PROMPT_TOO_LONG)[0]
         return (prompt_tokens, tokens) if count else None
 
     # -- scores --------------------------------------------------------------------------------------------------

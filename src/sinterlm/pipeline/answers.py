@@ -14,7 +14,7 @@ from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity
 from sinterlm.recipe.schema import Judge, RecordedScores, Scorer, scorers_in
-from sinterlm.records import Dropped, Prompt, Response, Scored, StoredResponse, response_id
+from sinterlm.records import PROMPT_TOO_LONG, Dropped, Prompt, Response, Scored, StoredResponse, response_id
 from sinterlm.sampling.protocol import Engine, Generation, Item
 from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Answered
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
@@ -71,6 +71,12 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
     answered = {item.prompt.id for batch in batches for item in batch}
     responses = [response for _, response in _answers_of(run, ask, prompts)]
     empty = [response for response in responses if not response.content]
+    too_long = _too_long(run, ask, prompts)
+    if must_answer and prompts and len(too_long) == len(prompts):
+        raise ToleranceError(
+            f"source {name}: none of the {len(prompts)} prompts leaves room for an answer in its context; as it is "
+            f"asked, the first has {next(iter(too_long.values()))} tokens; take shorter prompts or another source"
+        )
     if must_answer and prompts and len(empty) == len(responses):
         raise ToleranceError(
             f"source {name}: all {len(responses)} answers are empty; look at its prompt (chat template or "
@@ -85,6 +91,10 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
         *(
             Dropped(response.id, stage, "empty-answer", f"{name} on {response.prompt_id}, sample {response.index}")
             for response in empty
+        ),
+        *(
+            Dropped(prompt_id, stage, PROMPT_TOO_LONG, f"{num_tokens} tokens as {name} is asked")
+            for prompt_id, num_tokens in too_long.items()
         ),
     ]
     counts: dict[str, float] = {
@@ -166,15 +176,31 @@ def _answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answe
 
 def _answers_to(run: Run, ask: Ask) -> Callable[[Prompt], list[Answered]]:
     """The stored answers of one participant to a prompt; what names them is found out once."""
-    name, identity = ask.participant.name, identity_of(ask)
+    stored = _stored(run, ask)
 
     def answers(prompt: Prompt) -> list[Answered]:
         if not ask.asked([prompt]):
             return []
-        responses = run.store.responses(identity, prompt, source=name, num_samples=ask.num_samples)
-        return [Answered(prompt, response) for response in responses]
+        return [Answered(prompt, response) for response in stored(prompt) if response.finish_reason != PROMPT_TOO_LONG]
 
     return answers
+
+
+def _stored(run: Run, ask: Ask) -> Callable[[Prompt], list[Response]]:
+    """What the store holds of one participant on a prompt: answers, or that it cannot be answered."""
+    name, identity = ask.participant.name, identity_of(ask)
+    return lambda prompt: run.store.responses(identity, prompt, source=name, num_samples=ask.num_samples)
+
+
+def _too_long(run: Run, ask: Ask, prompts: Iterable[Prompt]) -> dict[str, int]:
+    """The prompts that leave no room for an answer in the participant's context, by id, and their tokens."""
+    stored = _stored(run, ask)
+    return {
+        prompt.id: response.num_prompt_tokens
+        for prompt in prompts
+        for response in stored(prompt)
+        if response.finish_reason == PROMPT_TOO_LONG
+    }
 
 
 def score(run: Run, stage: str, config: Scorer, asks: Iterable[Ask], prompts: Sequence[Prompt]) -> StageResult:

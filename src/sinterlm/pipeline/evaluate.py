@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sinterlm.chat import EncodedExample, UnfitAnswer, encode_example
+from sinterlm.context import context_length
 from sinterlm.evaluation.rates import compare_models, compute_rates, compute_rates_by_domain
 from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
 from sinterlm.files import atomic_write
@@ -168,9 +170,16 @@ def _row_logps(location: str, rows: Sequence[Sequence[EncodedExample]]) -> list[
     """What the model at ``location`` thinks of every row's answers, by role."""
     from sinterlm.training.logprobs import sequence_logps  # brings torch in
 
-    examples = [example for row in rows for example in row]
     # Rewards are small differences of large sums: half precision would drown them.
-    logps = iter(sequence_logps(load_model(location, dtype="float32"), examples))
+    model = load_model(location, dtype="float32")
+    context = context_length(model) or sys.maxsize
+    examples = [
+        # A source's answer may be longer than what the target can read.
+        example._replace(response_ids=example.response_ids[: context - len(example.prompt_ids)])
+        for row in rows
+        for example in row
+    ]
+    logps = iter(sequence_logps(model, examples))
     return [{role: next(logps) for role in QUADRUPLE_ROLES} for _ in rows]
 
 

@@ -35,7 +35,7 @@ EXPLANATIONS = {
     **OVERLAPS,
     "no-score": "the scorer gave no number, so the answer cannot be chosen",
     "invalid-verdict": "the judge's reply held no verdict, so the answer cannot be chosen",
-    "prompt-too-long": "the prompt leaves no room for its answers within the reward model's max_length",
+    "prompt-too-long": "the prompt leaves no room for an answer in what the model, or the reward model, can read",
     "no-recorded-score": "the file of recorded scores has none for this answer, so it cannot be chosen",
     "unmatched-recorded-answer": "a recorded answer that belongs to no prompt of the run",
     "surplus-recorded-answer": "a recorded answer beyond the source's num_samples",

@@ -34,6 +34,7 @@ def decode(
     temperature: float,
     top_p: float,
     repetition_penalty: float = 1.0,
+    most_tokens: Sequence[int] | None = None,
     is_finished: Callable[[list[int]], bool],
 ) -> list[list[int]]:
     """Sample an answer to every prompt; a prompt that stands several times gets as many samples.
@@ -47,11 +48,16 @@ def decode(
         top_p: mass of the nucleus.
         repetition_penalty: divides positive logits of tokens that stand in the prompt or the answer so far, and
             multiplies negative ones; 1 changes nothing.
+        most_tokens: of each prompt's answer, where it may have fewer than there are uniform numbers.
         is_finished: whether an answer, whose last token is new, is whole.
 
     Returns:
         For every prompt the new tokens, the one that ended the answer included.
+
+    Raises:
+        FloatingPointError: logits are no finite numbers.
     """
+    most_tokens = most_tokens or [uniforms.shape[1]] * len(prompts)
     samples_of: dict[tuple[int, ...], list[int]] = {}
     for sample, prompt in enumerate(prompts):
         samples_of.setdefault(tuple(prompt), []).append(sample)
@@ -61,14 +67,19 @@ def decode(
     answers: list[list[int]] = [[] for _ in prompts]
     for points in uniforms.T:
         logits, rows = next_logits(model, rows, inputs)
+        check_finite(logits)
         if repetition_penalty != 1:
             said = [[*prompts[samples[0]], *answers[samples[0]]] for samples in histories]
-            logits = _penalise(logits, said, repetition_penalty)
+            logits = penalise(logits, said, repetition_penalty)
         parted: dict[tuple[int, int], list[int]] = {}
-        for row, sample, token in _draw(logits, histories, points, temperature, top_p):
+        for row, sample, token in draw(logits, histories, points, temperature, top_p):
             answers[sample].append(token)
             parted.setdefault((row, token), []).append(sample)
-        growing = {key: samples for key, samples in parted.items() if not is_finished(answers[samples[0]])}
+        growing = {
+            key: samples
+            for key, samples in parted.items()
+            if len(answers[samples[0]]) < most_tokens[samples[0]] and not is_finished(answers[samples[0]])
+        }
         if not growing:
             break
         parents, inputs = torch.tensor(list(growing), device=model.device).unbind(-1)
@@ -78,7 +89,17 @@ def decode(
     return answers
 
 
-def _penalise(logits_BV: Tensor, said: Sequence[Sequence[int]], penalty: float) -> Tensor:
+def check_finite(logits: Tensor) -> None:
+    """Look at the largest logit of every row; others may be -inf, which forbids a token.
+
+    Raises:
+        FloatingPointError: a row has a NaN or an infinite one.
+    """
+    if not logits.amax(-1).isfinite().all():
+        raise FloatingPointError("logits are not finite")
+
+
+def penalise(logits_BV: Tensor, said: Sequence[Sequence[int]], penalty: float) -> Tensor:
     """Logits of tokens that were said already made less likely (Keskar et al., arXiv 1909.05858, section 4.1)."""
     is_said_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
     for row, tokens in enumerate(said):
@@ -86,7 +107,7 @@ def _penalise(logits_BV: Tensor, said: Sequence[Sequence[int]], penalty: float) 
     return torch.where(is_said_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
 
 
-def _draw(
+def draw(
     logits_BV: Tensor,
     histories: Sequence[Sequence[int]],
     points: NDArray[np.float64],

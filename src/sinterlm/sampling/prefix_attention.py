@@ -9,6 +9,7 @@ Legend: B rows, H key heads, G query heads a key head, T new tokens a row, P tok
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,28 +17,34 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from sinterlm.errors import InputError
-
 NOWHERE = 2**30
 """The position of padding: after every token, so that none sees it."""
 
-ATTENTION = "sinter-shared-prefix"
+_PREFIX = "sinter-shared-prefix-over-"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-_NOT_COMPUTED = ("s_aux", "position_bias")
+_NOT_COMPUTED = ("attention_mask", "s_aux", "position_bias")
 """What some architectures hand to their attention and this one leaves out."""
-_ELSEWHERE = "The engine `transformers` cannot sample this model; sample it elsewhere and use the engine `recorded`."
+
+
+class CannotShareError(Exception):
+    """The model's layers do something else than attend to all earlier tokens or to a window of them."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens that rows begin with, and each layer's keys and values of them, both of shape (H, P, D)."""
+    """Tokens that rows begin with, and their keys and values in each layer, of shapes (H, P, D).
+
+    These are what attention meets. A cache may hold something else (latents), or nothing where layers share.
+    """
 
     tokens: tuple[int, ...]
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    layers: Mapping[int, tuple[Tensor, Tensor]]
+    """By the layer's number."""
 
     def first(self, count: int) -> Prefix:
         """The prefix cut to its first ``count`` tokens."""
-        return Prefix(self.tokens[:count], tuple((keys[:, :count], values[:, :count]) for keys, values in self.layers))
+        layers = {layer: (keys[:, :count], values[:, :count]) for layer, (keys, values) in self.layers.items()}
+        return Prefix(self.tokens[:count], layers)
 
 
 @dataclass
@@ -47,6 +54,8 @@ class Sight:
     prefix: Prefix
     positions_BS: Tensor
     positions_BT: Tensor
+    met: dict[int, tuple[Tensor, Tensor]] | None = None
+    """Gets each layer's keys and values of the first row, if there is such a dictionary."""
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def prefix_of(self, layer: torch.nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,14 +79,24 @@ def plug_in(model: PreTrainedModel) -> None:
     """Make the model attend by :func:`attend`, which needs every call to say what is in sight.
 
     Raises:
-        InputError: Some of its layers do something else than attend to all tokens or to a window of them.
+        CannotShareError: By its configuration, some of its layers do something else.
     """
     config = model.config.get_text_config(decoder=True)
     others = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
     if model._is_stateful or others or not model._can_set_attn_implementation():
-        found = ", ".join(sorted(others)) or "layers without keys and values"
-        raise InputError(f"{type(model).__name__} has {found}. {_ELSEWHERE}")
-    model.set_attn_implementation(ATTENTION)
+        raise CannotShareError(f"its layers are {', '.join(sorted(others)) or 'no plain attention'}")
+    if not config._attn_implementation.startswith(_PREFIX):
+        # The name keeps what it replaces.
+        name = _PREFIX + config._attn_implementation
+        AttentionInterface.register(name, attend)
+        model.set_attn_implementation(name)
+
+
+def attend_as_before(model: PreTrainedModel) -> None:
+    """Undo :func:`plug_in`."""
+    name = model.config.get_text_config(decoder=True)._attn_implementation
+    if name.startswith(_PREFIX):
+        model.set_attn_implementation(name.removeprefix(_PREFIX))
 
 
 def attend(
@@ -100,7 +119,7 @@ def attend(
         query: shape (B, H * G, T, D).
         key: shape (B, H, S, D).
         value: shape (B, H, S, D).
-        attention_mask: unused: Transformers makes none for an attention of one's own.
+        attention_mask: none: Transformers makes none for an attention of one's own, and a layer's own is not computed.
         sight: prefix and positions.
         scaling: factor of the scores; 1 / sqrt(D) unless given.
         sliding_window: a token sees this many, itself included; all unless given.
@@ -110,8 +129,11 @@ def attend(
     Returns:
         Shape (B, T, H * G, D), and no weights.
     """
+    others["attention_mask"] = attention_mask
     if unknown := [name for name in _NOT_COMPUTED if others.get(name) is not None]:
-        raise InputError(f"{type(module).__name__} needs {', '.join(unknown)} in its attention. {_ELSEWHERE}")
+        raise CannotShareError(f"{type(module).__name__} needs {', '.join(unknown)} in its attention")
+    if sight.met is not None:
+        sight.met[module.layer_idx] = key[0], value[0]  # type: ignore[index]  # every attention layer knows its number
     num_rows, num_heads, num_new, size = query.shape
     prefix_keys, prefix_values = sight.prefix_of(module, key, value)
     grouped = query.reshape(num_rows, key.shape[1], -1, size) * (size**-0.5 if scaling is None else scaling)
@@ -126,6 +148,3 @@ def attend(
     )
     output = torch.einsum("bhqp,hpd->bhqd", on_prefix, prefix_values) + on_own @ value
     return output.reshape(num_rows, num_heads, num_new, -1).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(ATTENTION, attend)

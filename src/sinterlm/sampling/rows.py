@@ -38,7 +38,7 @@ class Rows:
     prefix: Prefix
     positions_BS: Tensor
     layers: tuple[tuple[Tensor, Tensor], ...] = ()
-    """Each layer's keys and values, shape (B, H, S, D)."""
+    """What the cache holds of each layer: mostly keys and values, of shapes (B, H, S, D)."""
 
     def select(self, rows: Tensor) -> Rows:
         """These rows, in this order; one may be there several times."""
@@ -58,8 +58,9 @@ def count_shared(sequences: Sequence[Sequence[int]]) -> int:
 @torch.inference_mode()
 def compute_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
     """Read tokens, which may be none, as a prefix of rows to come."""
-    rows = _read_padded(model, _empty_rows(model, Prefix((), ()), 1), [tokens])
-    return Prefix(tuple(tokens), tuple((keys[0], values[0]) for keys, values in rows.layers))
+    met: dict[int, tuple[Tensor, Tensor]] = {}
+    _read_padded(model, _empty_rows(model, Prefix((), {}), 1), [tokens], met=met)
+    return Prefix(tuple(tokens), met)
 
 
 def read_prompts(model: PreTrainedModel, prefix: Prefix, prompts: Sequence[Sequence[int]]) -> Rows:
@@ -121,7 +122,13 @@ def _length_class(length: int) -> int:
     return int(4 * math.log2(1 + length))
 
 
-def _read_padded(model: PreTrainedModel, rows: Rows, tokens: Sequence[Sequence[int]]) -> Rows:
+def _read_padded(
+    model: PreTrainedModel,
+    rows: Rows,
+    tokens: Sequence[Sequence[int]],
+    *,
+    met: dict[int, tuple[Tensor, Tensor]] | None = None,
+) -> Rows:
     """Append tokens to every row, padded at the end, so many columns at once as the bound allows."""
     tokens_BT = pad_sequence([torch.tensor(row, dtype=torch.long) for row in tokens], batch_first=True).to(model.device)
     lengths = torch.tensor([len(row) for row in tokens], device=model.device)[:, None]
@@ -130,12 +137,18 @@ def _read_padded(model: PreTrainedModel, rows: Rows, tokens: Sequence[Sequence[i
     width = max(1, TOKENS_AT_ONCE // len(tokens))
     for start in range(0, tokens_BT.shape[1], width):
         new = slice(start, start + width)
-        _, rows = _extend(model.base_model, rows, tokens_BT[:, new], positions_BT[:, new])
+        _, rows = _extend(model.base_model, rows, tokens_BT[:, new], positions_BT[:, new], met=met)
     return rows
 
 
 def _extend(
-    module: torch.nn.Module, rows: Rows, tokens_BT: Tensor, positions_BT: Tensor, **options: Any
+    module: torch.nn.Module,
+    rows: Rows,
+    tokens_BT: Tensor,
+    positions_BT: Tensor,
+    *,
+    met: dict[int, tuple[Tensor, Tensor]] | None = None,
+    **options: Any,
 ) -> tuple[Any, Rows]:
     """Run the model, or its part below the head, on new tokens; returns its output and the longer rows."""
     cache = DynamicCache()
@@ -150,7 +163,7 @@ def _extend(
         # Position embeddings may be a table, or may depend on the furthest position: padding gets one that exists.
         position_ids=positions_BT.masked_fill(positions_BT == NOWHERE, 0),
         past_key_values=cache,
-        sight=Sight(rows.prefix, positions_BS, positions_BT),
+        sight=Sight(rows.prefix, positions_BS, positions_BT, met),
         **options,
     )
     return output, Rows(rows.prefix, positions_BS, tuple((keys, values) for keys, values, *_ in cache))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate.utils import release_memory
@@ -12,15 +14,18 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from sinterlm.chat import FewShot, end_token_ids
+from sinterlm.context import context_length, length_of_plain_positions
 from sinterlm.errors import InputError
 from sinterlm.models import describe_placement, load_model, load_tokenizer
-from sinterlm.records import Message, Prompt, SamplingSettings
+from sinterlm.records import PROMPT_TOO_LONG, FinishReason, Message, Prompt, SamplingSettings
 from sinterlm.sampling.asking import Asking
 from sinterlm.sampling.decoding import decode
 from sinterlm.sampling.nucleus import draw_uniforms
-from sinterlm.sampling.prefix_attention import Prefix, plug_in
+from sinterlm.sampling.one_by_one import generate
+from sinterlm.sampling.prefix_attention import CannotShareError, Prefix, attend_as_before, plug_in
 from sinterlm.sampling.protocol import Generation, Item
 from sinterlm.sampling.rows import compute_prefix, count_shared
+from sinterlm.sampling.sharing import share_prefixes
 
 BATCH_TOKENS = 16_384
 CHARACTERS_PER_TOKEN = 3
@@ -32,7 +37,12 @@ PROBES = ("a", "1")
 class _Loaded(NamedTuple):
     model: PreTrainedModel
     asking: Asking
-    prefix: Prefix
+    prefix: Prefix | None
+    """None where the model cannot share what prompts begin with."""
+    context: float
+    """Tokens of prompt and answer together, at most."""
+    shared_length: float
+    """Up to so many, the positions of one row do not depend on the length of another."""
 
 
 class TransformersEngine:
@@ -42,6 +52,12 @@ class TransformersEngine:
     ``{answer}`` in the template begins. Its content has neither special tokens nor white space around it; its token
     count includes the token that ended it.
 
+    Prompt and answer together have as many tokens as the model's context at most. A prompt that leaves no room there
+    for one token of an answer is not answered: its generation is empty, for the reason ``prompt-too-long``.
+
+    What prompts begin with is computed once, if a check with a few tokens finds the same logits so as by the library's
+    own attention. Any other model is sampled by Transformers' own generate, prompt by prompt.
+
     Args:
         model: hub name, folder or ``gguf:PACKAGE/FILE.gguf``.
         few_shot: the completion prompt; by chat template unless given.
@@ -50,7 +66,7 @@ class TransformersEngine:
         device: ``auto`` or a torch device.
         dtype: ``auto`` or a torch dtype's name. Device and dtype change an answer by rounding only, so they are no part
             of the identity.
-        on_loaded: is told where the weights came to lie, e.g. ``cpu, float32``.
+        on_loaded: is told where the weights came to lie, e.g. ``cpu, float32``, and why sampling is slow where it is.
         batch_tokens: roughly the tokens of a batch: prompts and answers of all its samples.
     """
 
@@ -107,42 +123,95 @@ class TransformersEngine:
     def _load(self) -> _Loaded:
         if self._loaded is None:
             model = load_model(self._name, device=self._device, dtype=self._dtype)
-            plug_in(model)
             tokenizer = load_tokenizer(self._name)
             end_tokens = end_token_ids(tokenizer) | _generation_ends(model)
             asking = Asking(tokenizer, self._few_shot, self._system, end_tokens)
             probes = [asking.encode(Prompt("", (Message("user", probe),))) for probe in PROBES]
-            self._loaded = _Loaded(model, asking, compute_prefix(model, probes[0][: count_shared(probes)]))
+            placement, prefix = describe_placement(model), None
+            with self._understood_errors(model):
+                try:
+                    share_prefixes(model, probes[0])
+                    prefix = compute_prefix(model, probes[0][: count_shared(probes)])
+                except CannotShareError as error:
+                    placement += f"; sampled prompt by prompt, which is slow ({error})"
+            self._loaded = _Loaded(
+                model,
+                asking,
+                prefix,
+                context=context_length(model) or math.inf,
+                shared_length=length_of_plain_positions(model.config) or math.inf,
+            )
             if self._on_loaded is not None:
-                self._on_loaded(describe_placement(model))
+                self._on_loaded(placement)
         return self._loaded
 
     def _answer(self, loaded: _Loaded, batch: Sequence[Item]) -> list[Generation]:
-        model, asking, prefix = loaded
-        settings = self._settings
+        asking = loaded.asking
         prompts = {item.prompt.id: item.prompt for item in batch}
         encoded = {name: asking.encode(prompt) for name, prompt in prompts.items()}
-        answers = decode(
-            model,
-            prefix,
-            [encoded[item.prompt.id] for item in batch],
-            np.stack([_uniforms(settings, item) for item in batch]),
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            repetition_penalty=settings.repetition_penalty,
-            is_finished=asking.is_finished,
-        )
+        fitting = [item for item in batch if len(encoded[item.prompt.id]) < loaded.context]
+        with self._understood_errors(loaded.model):
+            answers = dict(zip(fitting, self._sample(loaded, fitting, encoded), strict=True))
         return [
             Generation(
                 prompt_id=item.prompt.id,
                 index=item.index,
-                content=asking.read(tokens),
-                finish_reason="stop" if asking.is_finished(tokens) else "length",
+                content=asking.read(answers.get(item, ())),
+                finish_reason=_finish_reason(asking, answers.get(item)),
                 num_prompt_tokens=len(encoded[item.prompt.id]),
-                num_tokens=len(tokens),
+                num_tokens=len(answers.get(item, ())),
             )
-            for item, tokens in zip(batch, answers, strict=True)
+            for item in batch
         ]
+
+    def _sample(
+        self, loaded: _Loaded, items: Sequence[Item], encoded: Mapping[str, Sequence[int]]
+    ) -> Sequence[list[int]]:
+        """The tokens of every answer."""
+        if not items:
+            return []
+        settings = self._settings
+        prompts = [encoded[item.prompt.id] for item in items]
+        uniforms = np.stack([_uniforms(settings, item) for item in items])
+        room = [int(min(settings.max_new_tokens, loaded.context - len(prompt))) for prompt in prompts]
+        how: dict[str, Any] = {
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "repetition_penalty": settings.repetition_penalty,
+            "is_finished": loaded.asking.is_finished,
+        }
+        longest = max(len(prompt) + count for prompt, count in zip(prompts, room, strict=True))
+        if loaded.prefix is not None and longest <= loaded.shared_length:
+            plug_in(loaded.model)
+            return decode(loaded.model, loaded.prefix, prompts, uniforms, most_tokens=room, **how)
+        attend_as_before(loaded.model)
+        answers: list[list[int]] = []
+        for _, group in groupby(range(len(items)), key=lambda place: items[place].prompt.id):
+            places = list(group)
+            prompt, count = prompts[places[0]], room[places[0]]
+            at_once = max(1, self._batch_tokens // (len(prompt) + count))
+            for start in range(0, len(places), at_once):
+                points = uniforms[places[start : start + at_once], :count]
+                answers += generate(loaded.model, prompt, points, **how)
+        return answers
+
+    @contextmanager
+    def _understood_errors(self, model: PreTrainedModel) -> Iterator[None]:
+        """What a model does that is no number, or no answer, in words."""
+        try:
+            yield
+        except FloatingPointError as error:
+            dtype = str(model.dtype).removeprefix("torch.")
+            raise InputError(
+                f"model {self._name}: {error} in {dtype}; "
+                + ("its weights may be damaged" if dtype == "float32" else "sample it with dtype: float32")
+            ) from error
+
+
+def _finish_reason(asking: Asking, tokens: Sequence[int] | None) -> FinishReason:
+    if tokens is None:
+        return PROMPT_TOO_LONG
+    return "stop" if asking.is_finished(tokens) else "length"
 
 
 def _uniforms(settings: SamplingSettings, item: Item) -> NDArray[np.float64]:

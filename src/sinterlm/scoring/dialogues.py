@@ -21,12 +21,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sinterlm.chat import encode_conversation
+from sinterlm.context import context_length
 from sinterlm.errors import InputError
 from sinterlm.models import fingerprint
-from sinterlm.records import Message, Score, digest
+from sinterlm.records import PROMPT_TOO_LONG, Message, Score, digest
 from sinterlm.scoring.protocol import NO_SCORE, NOT_A_NUMBER, Answered, no_score
 
-PROMPT_TOO_LONG = "prompt-too-long"
 MIN_PADDING_STEP = 8
 
 Truncate = Literal["end", "middle"]
@@ -143,7 +143,7 @@ class DialogueScorer(ABC):
         """
         if self._loaded is None:
             self._loaded = self._load_checked()
-        max_length = readable_length(self._loaded.model, self._max_length)
+        max_length = min(self._max_length, context_length(self._loaded.model) or self._max_length)
         scores: dict[int, Score] = {}
         dialogues: dict[int, Dialogue] = {}
         for place, entry in enumerate(answered):
@@ -197,12 +197,6 @@ class DialogueScorer(ABC):
         width, _ = padded_shape(len(dialogues[0].tokens), max_length)
         batch = pad(dialogues, width=width, padding=self._loaded.padding, device=self._loaded.model.device)
         return self._read(self._loaded, batch)
-
-
-def readable_length(model: PreTrainedModel, max_length: int) -> int:
-    """Of ``max_length`` tokens as many as the model has positions for: beyond them its scores mean nothing."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(max_length, positions) if positions and positions > 0 else max_length
 
 
 def encode_dialogue(

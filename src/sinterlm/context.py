@@ -1,0 +1,74 @@
+"""How many tokens a model can read: what is longer means nothing to it, or breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+"""Where configurations state it; the largest counts where there are several."""
+_STRETCHED = ("dynamic", "yarn")
+"""Rotary embeddings whose ``factor`` may come on top of the number of positions."""
+_BY_LENGTH = ("dynamic", "longrope")
+"""Rotary embeddings that change for all rows of a batch where its longest is longer than in pre-training."""
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens of a text that the model can read; None where nothing bounds them.
+
+    That is the configuration's number of positions, stretched by rotary scaling. Windows of attention bound nothing.
+    """
+    stretched = _stretched_positions(model.config.get_text_config(decoder=True))
+    bounds = [stretched] if stretched else []
+    return min([*bounds, *_table_lengths(model)], default=None)
+
+
+def length_of_plain_positions(config: PreTrainedConfig) -> int | None:
+    """Up to so many tokens a row's positions do not depend on how long other rows are; None: always."""
+    config = config.get_text_config(decoder=True)
+    lengths = [
+        scaling.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or _positions(config)
+        for scaling in _rotary_scalings(config)
+        if scaling.get("rope_type") in _BY_LENGTH
+    ]
+    return min((int(length) for length in lengths if length), default=None)
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    stated = [getattr(config, name, None) for name in _NAMES]
+    return max((number for number in stated if isinstance(number, int) and number > 0), default=None)
+
+
+def _stretched_positions(config: PreTrainedConfig) -> int | None:
+    positions = _positions(config)
+    if positions is None:
+        return None
+    # Some give the number before the stretching and some the number after it: the larger one is meant.
+    return max(
+        [positions]
+        + [
+            int(scaling["factor"] * (scaling.get("original_max_position_embeddings") or positions))
+            for scaling in _rotary_scalings(config)
+            if scaling.get("rope_type") in _STRETCHED and scaling.get("factor")
+        ]
+    )
+
+
+def _rotary_scalings(config: PreTrainedConfig) -> Iterator[Mapping[str, Any]]:
+    """One for all layers, or one for each kind of layers."""
+    found = getattr(config, "rope_parameters", None) or {}
+    yield from [found] if "rope_type" in found else [each for each in found.values() if isinstance(each, Mapping)]
+
+
+def _table_lengths(model: PreTrainedModel) -> Iterator[int]:
+    """Of tables of learned positions that begin behind the one of padding, as RoBERTa's do."""
+    from torch import nn  # noqa: PLC0415  # the command line must not wait for torch
+
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            yield module.num_embeddings - module.padding_idx - 1
