@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.table import Table
 
-from sinterlm.errors import InputError, SinterError, Terminated, TryAgainError
+from sinterlm.errors import InputError, SinterError, Terminated, TryAgainError, memory_advice
 
 if TYPE_CHECKING:
     from sinterlm.pipeline.terminal import Terminal
@@ -286,7 +286,7 @@ def main() -> NoReturn:
 def exit_code() -> int:
     """Run the command that ``sys.argv`` gives, say what went wrong, and return the exit code."""
     try:
-        with _disk_full_as_try_again():
+        with _disk_full_as_try_again(), memory_advice("carrying out the command", "smaller files or models take less"):
             result = app(standalone_mode=False)
         if result == INTERRUPTED:  # the command-line library has caught the KeyboardInterrupt
             raise KeyboardInterrupt

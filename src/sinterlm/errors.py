@@ -2,6 +2,7 @@
 
 SinterError (1)
 ├── InputError (2)            the user's input, recipe, model or environment is wrong; nothing was changed
+│   └── OutOfMemoryError (2)  the settings ask for more memory than there is
 ├── ToleranceError (3)        finished, but more items failed than the recipe tolerates
 ├── BudgetError (4)           the recipe's budget is reached
 ├── CredentialsError (5)      a key is missing
@@ -14,7 +15,10 @@ A message names the file, line or key, says what was found and what was expected
 
 from __future__ import annotations
 
+import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _PASSWORD = re.compile(r"(?<=://)[^\s/@'\"]+@")
 
@@ -72,3 +76,61 @@ class Terminated(BaseException):
     """SIGTERM arrived. Not an Exception, so that no handler swallows it on the way out."""
 
     exit_code = 143
+
+
+class OutOfMemoryError(InputError):
+    """The work does not fit into the memory of this machine or its accelerator; smaller settings may do."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough to be part of a sentence."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that memory could not be had: Python's, torch's or the system's."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        # torch is not imported to ask: its class has this name, and what its CPU allocator raises has none.
+        if type(error).__name__ == "OutOfMemoryError" or any(said in str(error) for said in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def memory_advice(doing: str, advice: str) -> Iterator[None]:
+    """Within it, running out of memory is an error of the user's that says what was done and which settings to lower.
+
+    Args:
+        doing: e.g. ``loading model 'org/name'``.
+        advice: e.g. ``a lower max_length takes less``.
+
+    Raises:
+        OutOfMemoryError: Memory could not be had. What was stored before stays.
+    """
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory while {doing} ({first_line(error)}); {advice}. What is stored stays, and the same command "
+            "goes on from there"
+        ) from error
+
+
+_NO_MEMORY = (
+    "can't allocate memory",  # torch's allocator for the CPU
+    "not enough memory: you tried to allocate",  # the same on Windows
+    "Cannot allocate memory",
+    "out of memory",  # CUDA, MPS, HIP
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN
+    "bad_alloc",
+)
+"""What errors without a class or number of their own say."""

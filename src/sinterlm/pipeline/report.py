@@ -15,6 +15,7 @@ from sinterlm.evaluation.rates import Comparison, Difference, Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.files import atomic_write
 from sinterlm.formats import read_rows
+from sinterlm.models import plain_name
 from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import describe_choice, read_search, settle
 from sinterlm.pipeline.fusion import Ask, Fusion, Participant
@@ -142,7 +143,7 @@ def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
     return page.ReportData(
         run=page.Run(
             name=fusion.output.name,
-            target=recipe.target.model,
+            target=plain_name(recipe.target.model),
             sources={source.name: _describe(source) for source in fusion.sources},
             scorer=scorer_title(recipe.scorer),
             seed=recipe.seed,
@@ -289,7 +290,7 @@ def _describe(participant: Participant) -> str:
     if not isinstance(config, AskedModel):
         return f"recorded answers, {config.path.name}"
     asked = "few-shot prompt" if config.prompt.few_shot else "chat"
-    return f"{participant.weights}, {asked}"
+    return f"{plain_name(participant.weights or participant.name)}, {asked}"
 
 
 def _describe_training(fusion: Fusion, name: str) -> str:

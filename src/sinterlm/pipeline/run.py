@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from sinterlm.errors import InputError
+from sinterlm.errors import InputError, memory_advice
 from sinterlm.files import atomic_write, folder_lock
 from sinterlm.models import cached_fingerprint, fingerprint
 from sinterlm.pipeline.checks import check_inputs
@@ -96,7 +96,10 @@ def _do(run: Run, stage: Stage) -> None:
     run.reporter.say(f"{stage.name} ...")
     run.store.forget_stage(run.fusion.run_name, stage.name)
     started = time.monotonic()
-    with PeakMemory() as memory:
+    with (
+        PeakMemory() as memory,
+        memory_advice(f"carrying out {stage.name}", "smaller models, fewer samples and shorter texts take less"),
+    ):
         result = stage.work(run)
     seconds = time.monotonic() - started
     finished = FinishedStage(stage.name, run.key, seconds, memory.bytes, result.counts, time.time())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sinterlm.files import folder_lock
 from sinterlm.formats import read_rows, read_training_file
+from sinterlm.models import plain_name
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.pipeline.cells import describe_grid, read_search, remove_folder, settle
 from sinterlm.pipeline.launch import is_main_process
@@ -163,10 +164,14 @@ def _card(run: Run, training: Training) -> CardDetails:
     from sinterlm.training.card import CardDetails  # brings torch in
 
     fusion = run.fusion
+    sources = {
+        f"Source {source.name}": plain_name(source.weights) if source.weights else "recorded answers"
+        for source in fusion.sources
+    }
     return CardDetails(
         fusion.recipe.target.model,
         {
-            **{f"Source {source.name}": source.weights or "recorded answers" for source in fusion.sources},
+            **sources,
             "Scorer": scorer_title(fusion.recipe.scorer),
             **({"Chosen on the development prompts from": describe_grid(training)} if training.grid else {}),
         },

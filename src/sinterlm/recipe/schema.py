@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from sinterlm.models import absolute_name
+from sinterlm.models import absolute_name, plain_name
 
 
 class Strict(BaseModel):
@@ -383,6 +383,8 @@ def scorer_title(scorer: Scorer) -> str:
         titles = [f"{scorer_title(part)} for {domain}" for domain, part in scorer.domains.items()]
         return ", ".join([*titles, f"else {scorer_title(scorer.other)}"])
     model = getattr(scorer, "model", None)
+    if isinstance(scorer, DialogueReader):  # a judge's name is its server's
+        model = plain_name(scorer.model)
     return f"{scorer.kind} {model}" if model else scorer.kind
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from sinterlm.chat import FewShot, end_token_ids
 from sinterlm.context import context_length, length_of_plain_positions
-from sinterlm.errors import InputError
+from sinterlm.errors import InputError, memory_advice
 from sinterlm.models import describe_placement, load_model, load_tokenizer
 from sinterlm.records import PROMPT_TOO_LONG, FinishReason, Message, Prompt, SamplingSettings
 from sinterlm.sampling.asking import Asking
@@ -112,8 +112,11 @@ class TransformersEngine:
 
     def sample(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Generation]]:
         """Answer batch after batch; the first loads the weights."""
+        advice = "a lower max_new_tokens, a smaller model or, on an accelerator, dtype: bfloat16 takes less"
         for batch in batches:
-            yield self._answer(self._load(), batch)
+            with memory_advice(f"sampling model {self._name!r}", advice):
+                answers = self._answer(self._load(), batch)
+            yield answers
 
     def close(self) -> None:
         """Release the weights."""

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sinterlm.chat import encode_conversation
 from sinterlm.context import context_length
-from sinterlm.errors import InputError
+from sinterlm.errors import InputError, memory_advice
 from sinterlm.models import fingerprint
 from sinterlm.records import PROMPT_TOO_LONG, Message, Score, digest
 from sinterlm.scoring.protocol import NO_SCORE, NOT_A_NUMBER, Answered, no_score
@@ -159,7 +159,13 @@ class DialogueScorer(ABC):
         lengths = {place: len(dialogue.tokens) for place, dialogue in dialogues.items()}
         for places in split_batches(lengths, batch_tokens=self._batch_tokens, max_length=max_length):
             batch = [dialogues[place] for place in places]
-            for place, reading in zip(places, self._read_batch(batch, max_length), strict=True):
+            with memory_advice(
+                f"scoring with model {self._name!r}",
+                f"a batch_tokens below {self._batch_tokens}, a max_length below {max_length} or dtype: bfloat16 takes "
+                "less",
+            ):
+                readings = self._read_batch(batch, max_length)
+            for place, reading in zip(places, readings, strict=True):
                 scores[place] = self._score_one(answered[place], dialogues[place], reading)
         return [scores[place] for place in range(len(answered))]
 

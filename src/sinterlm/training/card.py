@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from sinterlm.models import GGUF_PREFIX
+from sinterlm.models import GGUF_PREFIX, hub_revision, plain_name, split_revision
 from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import TrainingRow
 
@@ -47,17 +47,19 @@ def render_card(
     seed: int,
 ) -> str:
     """The text of the card, metadata included."""
-    is_folder = Path(details.base_model).is_dir()
-    base_model = Path(details.base_model).name if is_folder else details.base_model
+    base_model = plain_name(details.base_model)
+    is_local = base_model != details.base_model or base_model.startswith(GGUF_PREFIX)
+    repository, pinned = split_revision(base_model)
+    revision = hub_revision(details.base_model) or pinned
     metadata = ModelCardData(
         # The hub takes a name of its own only.
-        base_model=None if is_folder or base_model.startswith(GGUF_PREFIX) else base_model,
+        base_model=None if is_local else repository,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["sinterlm", "model-fusion", objective.name, "generated_from_trainer"],
     )
     paper = f" ({objective.objective.paper})" if objective.objective.paper else ""
-    settings = {**objective.values, **arguments, "seed": seed}
+    settings = {**objective.values, **{key: _without_folder(value) for key, value in arguments.items()}, "seed": seed}
     sections = {
         "Method": f"`{objective.name}`: {objective.objective.description}{paper}, on {len(rows)} rows.",
         "Settings": _list({name: f"`{value}`" for name, value in settings.items()}),
@@ -67,8 +69,14 @@ def render_card(
         "Framework versions": _list({name: version(name) for name in FRAMEWORKS}),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    start = f"Trained from `{base_model}` by Sinter, which fuses what several models know into one."
+    at = f" at revision `{revision}`" if revision else ""
+    start = f"Trained from `{repository}`{at} by Sinter, which fuses what several models know into one."
     return f"---\n{metadata.to_yaml()}\n---\n\n# Fused model\n\n{start}\n\n{body}\n"
+
+
+def _without_folder(value: object) -> object:
+    """A setting's value; of a file on this machine (a configuration of DeepSpeed) its name only."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _list(items: Mapping[str, object]) -> str:

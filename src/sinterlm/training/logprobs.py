@@ -17,13 +17,13 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from sinterlm.chat import EncodedExample
-from sinterlm.errors import InputError
+from sinterlm.errors import InputError, is_out_of_memory
 from sinterlm.training.attention import UnsupportedModelError, attend_as_before, attend_by_spans
 from sinterlm.training.packing import Layout, one_to_a_line, shared
 
@@ -73,7 +73,7 @@ def response_logps(
         attend_by_spans(model)
     else:
         attend_as_before(model)
-    outputs: BaseModelOutput = model.base_model(**inputs, use_cache=False)
+    outputs: BaseModelOutput = _decoder_of(model)(**inputs, use_cache=False)
     hidden = cast(Tensor, outputs.last_hidden_state).flatten(0, 1).index_select(0, predictors)
     chunk_size = max(1, MAX_CHUNK_LOGITS // model.config.get_text_config().vocab_size)
     chunks = list(zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True))
@@ -136,6 +136,32 @@ def _num_rows(logits: Tensor) -> int:
     return max(1, BLOCK_LOGITS // logits.shape[-1])
 
 
+def _decoder_of(model: PreTrainedModel) -> nn.Module:
+    """What is below the head.
+
+    Some classes do not have it where their own prefix says: Llama 4's language model has it as ``model``, and the model
+    for images and text has that language model, head and all, within it.
+
+    Raises:
+        InputError: It is nowhere.
+    """
+    if model.base_model is not model:
+        return model.base_model
+    inner = model.get_decoder()
+    if inner is not model and isinstance(inner, PreTrainedModel):
+        return _decoder_of(inner)
+    if isinstance(decoder := getattr(model, "model", None), nn.Module):
+        return decoder
+    raise InputError(_untrainable(model))
+
+
+def _untrainable(model: PreTrainedModel) -> str:
+    return (
+        f"a model of the architecture {model.config.model_type} cannot be trained or asked for log-probabilities: what "
+        "is below its head is not computed as a whole; choose a model of another architecture"
+    )
+
+
 @contextmanager
 def _decoder_replaced(model: PreTrainedModel, outputs: BaseModelOutput) -> Iterator[None]:
     """Let the model's forward find ``outputs`` where it expects its decoder's.
@@ -143,7 +169,7 @@ def _decoder_replaced(model: PreTrainedModel, outputs: BaseModelOutput) -> Itera
     Raises:
         InputError: it has computed them otherwise, so that its logits are those of other tokens.
     """
-    decoder = model.base_model
+    decoder = _decoder_of(model)
     own = decoder.__dict__.get("forward")
     is_used = False
 
@@ -156,10 +182,7 @@ def _decoder_replaced(model: PreTrainedModel, outputs: BaseModelOutput) -> Itera
     try:
         yield
         if not is_used:
-            raise InputError(
-                f"{type(model).__name__} cannot be trained or asked for log-probabilities: its forward does not call "
-                f"its decoder ({type(decoder).__name__}) as a whole; choose a model of another architecture"
-            )
+            raise InputError(_untrainable(model))
     finally:
         del decoder.forward
         if own is not None:
@@ -221,6 +244,8 @@ def choose_layout(
             with torch.autocast(model.device.type, enabled=False):
                 _compare_layouts(model, probe)
     except (ImportError, RuntimeError, TypeError, ValueError, UnsupportedModelError) as error:
+        if is_out_of_memory(error):
+            raise
         attend_as_before(model)
         if share_prompt == "on":
             raise InputError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,8 +16,11 @@ from transformers.utils.import_utils import is_peft_available
 
 if TYPE_CHECKING or is_peft_available():  # Transformers' trainer imports it, too, wherever it is installed
     from peft import LoraConfig, PeftModel, TaskType
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import CONFIG_NAME
 
-from sinterlm.errors import InputError
+from sinterlm.errors import InputError, first_line
+from sinterlm.models import plain_name, split_revision
 from sinterlm.training.arguments import FusionArguments
 
 
@@ -23,7 +28,7 @@ def add_adapter(model: PreTrainedModel, arguments: FusionArguments) -> PeftModel
     """The model with frozen weights and a new adapter, which changes nothing before the first step.
 
     Raises:
-        InputError: the model has no such modules, or PEFT does not adapt them.
+        InputError: the model has no such modules, PEFT does not adapt them, or they share their weights with others.
     """
     assert arguments.lora_r is not None
     config = LoraConfig(
@@ -33,12 +38,53 @@ def add_adapter(model: PreTrainedModel, arguments: FusionArguments) -> PeftModel
         lora_dropout=arguments.lora_dropout,
         target_modules=arguments.lora_target_modules,
     )
+    shared = _shared_weights(model)
     try:
-        with _old_names_allowed():
+        with _old_names_allowed(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`")  # refused below
             # Not the class for causal models: it knows which inputs such a model takes, and ours takes others.
-            return PeftModel(model, config)
-    except ValueError as error:
-        raise InputError(f"lora_target_modules is {arguments.lora_target_modules!r}: {error}") from error
+            adapted = PeftModel(model, config)
+    except (ValueError, TypeError, re.error) as error:
+        raise InputError(f"lora_target_modules is {arguments.lora_target_modules!r}: {first_line(error)}") from error
+    _refuse_shared(adapted, shared, arguments.lora_target_modules)
+    return adapted
+
+
+def _shared_weights(model: nn.Module) -> dict[int, list[str]]:
+    """The modules that hold a weight together, by the weight's address: tied embeddings, as a rule."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for weight in module.parameters(recurse=False):
+            owners.setdefault(id(weight), []).append(name)
+    return {address: names for address, names in owners.items() if len(names) > 1}
+
+
+def _refuse_shared(adapted: PeftModel, shared: Mapping[int, list[str]], target_modules: str | list[str]) -> None:
+    """Refuse an adapter on one of several modules that share a weight: merged, it would change the others, too."""
+    for module in adapted.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        for weight in module.get_base_layer().parameters(recurse=False):
+            if names := shared.get(id(weight)):
+                raise InputError(
+                    f"lora_target_modules is {target_modules!r}: {' and '.join(names)} share one matrix in this model "
+                    "(tie_word_embeddings), so that what an adapter of one learns cannot be merged without changing "
+                    "the other; name neither of them (all-linear does not), or train without lora_r"
+                )
+
+
+def hide_base(adapter: Path, start: str) -> None:
+    """Name the start in a saved adapter as its user does, where PEFT has put a folder of this machine.
+
+    Args:
+        adapter: the folder of the adapter.
+        start: the start model, as the recipe or command names it.
+    """
+    path = adapter / CONFIG_NAME
+    name, revision = split_revision(plain_name(start))
+    named = {"base_model_name_or_path": name, "revision": revision}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **named}, indent=2))
+    (adapter / "README.md").unlink(missing_ok=True)  # a form to fill in, with the same folder; the card is the model's
 
 
 def base_weights(model: nn.Module) -> AbstractContextManager[Any]:

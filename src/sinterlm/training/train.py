@@ -36,17 +36,17 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from sinterlm.chat import end_token_ids
-from sinterlm.errors import InputError
+from sinterlm.errors import InputError, memory_advice
 from sinterlm.files import atomic_write
-from sinterlm.models import describe_placement, fingerprint, load_model, load_tokenizer, without_bars
+from sinterlm.models import describe_placement, fingerprint, load_tokenizer, load_trainable_model, without_bars
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.records import Dropped, TrainingRow, digest
 from sinterlm.training.card import CardDetails, render_card
 from sinterlm.training.checkpoints import CheckpointManifest, RegularCheckpoints, newest_whole_checkpoint
 from sinterlm.training.config import FusionConfig
+from sinterlm.training.generation import StartSettings, restore_config, set_aside, write_generation_config
 from sinterlm.training.logprobs import compute_dtype
-from sinterlm.training.lora import merge_adapter
+from sinterlm.training.lora import hide_base, merge_adapter
 from sinterlm.training.metrics import MetricsFile
 from sinterlm.training.output_folder import (
     ADAPTER,
@@ -64,6 +64,13 @@ METRICS = "metrics.jsonl"
 
 ReportProgress = Callable[[int, int, float], None]
 """Called after every optimizer step with the step, the number of steps and the loss."""
+
+
+_ADVICE = (
+    "a lower chunk_tokens or max_length, bf16: true, activation_checkpointing: true, lora_r: 16 or a smaller model "
+    "takes less"
+)
+"""What takes less memory, from what changes no figure to what makes another model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +151,17 @@ def train(
     # Transformers would remove the older checkpoints before the new one's manifest says that it is whole.
     manifest = CheckpointManifest(num_kept=config.save_total_limit)
     config.save_total_limit = None
-    trainer = FusionTrainer(
-        # Weights stay in float32, where small updates are not lost; `bf16: true` computes in lower precision.
-        load_model(model, device="cpu", dtype="float32"),
-        config,
-        rows,
-        tokenizer,
-        reference_cache=ReferenceCache(cache_dir or output_dir / REFERENCE, model_fingerprint),
-        callbacks=[manifest, MetricsFile(output_dir / METRICS)],
-    )
+    start = load_trainable_model(model)  # in float32; `bf16: true` computes in lower precision
+    settings = set_aside(start, tokenizer)
+    with memory_advice(f"preparing the training of {model!r}", _ADVICE):
+        trainer = FusionTrainer(
+            start,
+            config,
+            rows,
+            tokenizer,
+            reference_cache=ReferenceCache(cache_dir or output_dir / REFERENCE, model_fingerprint),
+            callbacks=[manifest, MetricsFile(output_dir / METRICS)],
+        )
     together = f", {processes.num_processes} processes" if processes.num_processes > 1 else ""
     say(f"trains on {_describe_precision(trainer)}{together}")
     if trainer.reference_origin:
@@ -164,9 +173,10 @@ def train(
     if report_progress:
         trainer.add_callback(_ProgressReport(report_progress))
     checkpoint = newest_whole_checkpoint(checkpoints)
-    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with memory_advice(f"training {model!r}", _ADVICE):
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    save_model(trainer, tokenizer, output_dir, start=model)
+    save_model(trainer, tokenizer, output_dir, start=model, settings=settings)
     text = render_card(
         card or CardDetails(model), objective=config.resolved_objective, arguments=arguments, rows=rows, seed=seed
     )
@@ -267,37 +277,42 @@ def read_result(output_dir: Path, identity: str) -> TrainingResult | None:
     return TrainingResult(dropped=dropped, **stored)
 
 
-def save_model(trainer: FusionTrainer, tokenizer: PreTrainedTokenizerBase, output_dir: Path, *, start: str) -> None:
-    """Write weights, tokenizer with its template, and a generation config that stops at the template's end-of-turn.
+def save_model(
+    trainer: FusionTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: Path,
+    *,
+    start: str,
+    settings: StartSettings,
+) -> None:
+    """Write weights, tokenizer with its template, and the start's generation config with the template's end-of-turn.
 
     Called in every process. An adapter lies in a folder of its own, beside the start model that it is merged into.
     """
     if trainer.is_fsdp_enabled:  # checkpoints may be in shards, one for each process; a model is whole
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if trainer.args.lora_r is None:
-        _prepare_config(cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model)), tokenizer)
+        restore_config(cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model)), settings)
         _save_by_trainer(trainer, output_dir)
-        return
-    _save_by_trainer(trainer, output_dir / ADAPTER)
+    else:
+        _save_by_trainer(trainer, output_dir / ADAPTER)
+        if trainer.is_world_process_zero():
+            unset_hf_deepspeed_config()  # by which ZeRO-3 would shard what is loaded now, too
+            base = load_trainable_model(start)
+            set_aside(base, tokenizer)
+            merged = merge_adapter(base, output_dir / ADAPTER)
+            restore_config(merged, settings)
+            merged.save_pretrained(output_dir)
+            tokenizer.save_pretrained(output_dir)
+            hide_base(output_dir / ADAPTER, start)
     if trainer.is_world_process_zero():
-        unset_hf_deepspeed_config()  # by which ZeRO-3 would shard what is loaded now, too
-        merged = merge_adapter(load_model(start, device="cpu", dtype="float32"), output_dir / ADAPTER)
-        _prepare_config(merged, tokenizer)
-        merged.save_pretrained(output_dir)
-        tokenizer.save_pretrained(output_dir)
+        write_generation_config(settings, tokenizer, output_dir)
 
 
 def _save_by_trainer(trainer: FusionTrainer, folder: Path) -> None:
     trainer.save_model(str(folder))
     # Transformers pickles its arguments beside the model; they stand in the card instead.
     (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-def _prepare_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the model generate as it should once it is loaded."""
-    assert model.generation_config is not None
-    model.generation_config.eos_token_id = sorted(end_token_ids(tokenizer))
-    model.config.use_cache = True
 
 
 class _ProgressReport(TrainerCallback):

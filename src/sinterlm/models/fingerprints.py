@@ -1,0 +1,71 @@
+"""A model named by its content, and the size of its weights; loads nothing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sinterlm.errors import InputError
+from sinterlm.models.files import model_files, weight_files
+from sinterlm.models.gguf import GGUF_PREFIX, converted_path, gguf_file, gguf_fingerprint, present_gguf
+from sinterlm.models.hashes import file_hash, known_hash
+from sinterlm.models.locate import present_folder, resolve_model
+from sinterlm.records import digest
+
+FLOAT32_BYTES = 4
+
+
+def fingerprint(name: str) -> str:
+    """SHA-256 over all that decides a model's answers: weights, config, generation config, tokenizer and template.
+
+    For a GGUF file they are decided by its bytes and by how it is converted. File hashes are cached, see ``hashes``.
+    """
+    if name.startswith(GGUF_PREFIX):
+        return gguf_fingerprint(file_hash(gguf_file(name)))
+    folder = resolve_model(name)
+    return digest({_name_in(folder, path): file_hash(path) for path in model_files(folder)})
+
+
+def cached_fingerprint(name: str) -> str | None:
+    """The fingerprint where it is known already, else None: this never hashes, converts, or downloads."""
+    if name.startswith(GGUF_PREFIX):
+        path = present_gguf(name)
+        gguf_hash = known_hash(path) if path else None
+        return gguf_fingerprint(gguf_hash) if gguf_hash else None
+    folder = present_folder(name)
+    if folder is None:
+        return None
+    try:
+        hashes = {_name_in(folder, path): known_hash(path) for path in model_files(folder)}
+    except (InputError, OSError):  # no whole model; what is wrong with it is said where it is loaded
+        return None
+    return digest(hashes) if all(hashes.values()) else None
+
+
+def known_weights_bytes(name: str) -> int | None:
+    """Size of a model's weights in float32, in which they are trained and saved, whatever precision their files have.
+
+    It is read from the headers of the files; None where these are not on this machine in a form that can be loaded.
+    """
+    if name.startswith(GGUF_PREFIX):
+        gguf = present_gguf(name)
+        gguf_hash = known_hash(gguf) if gguf else None
+        folder = converted_path(gguf, gguf_hash) if gguf and gguf_hash else None
+    else:
+        folder = present_folder(name)
+    try:
+        counts = [_count_weights(path) for path in weight_files(folder)] if folder else []
+    except (InputError, OSError, SafetensorError):
+        return None
+    return FLOAT32_BYTES * sum(counts) or None
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _count_weights(path: Path) -> int:
+    with safe_open(path, framework="np") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # no mapping

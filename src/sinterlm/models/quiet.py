@@ -1,0 +1,37 @@
+"""What Transformers prints while it loads or saves, kept silent: what matters of it is said in our own words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_REPORTS = "transformers.modeling_utils"
+"""The logger of Transformers' table of weights that were missing or left over."""
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep Transformers' bars for reading and writing weights silent; those of downloads from a hub stay."""
+    from transformers.utils import logging as transformers_logging
+
+    previous = transformers_logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Keep Transformers' table of missing and unexpected weights silent."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.getLogger(_REPORTS)
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
