@@ -84,21 +84,31 @@ class OutOfMemoryError(InputError):
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says, short enough to be part of a sentence."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that memory could not be had: Python's, torch's or the system's."""
+def out_of_memory(error: BaseException | None) -> BaseException | None:
+    """The error, or the one that led to it, that says that memory could not be had; None where none does."""
+    found = None
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-            return True
-        # torch is not imported to ask: its class has this name, and what its CPU allocator raises has none.
-        if type(error).__name__ == "OutOfMemoryError" or any(said in str(error) for said in _NO_MEMORY):
-            return True
+        found = error if _says_no_memory(error) else found
         error = error.__cause__ or error.__context__
-    return False
+    return found
+
+
+def _says_no_memory(error: BaseException) -> bool:
+    """Whether it is Python's own, torch's, or the system's error of this kind."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    # torch is not imported to ask: its class has this name, and what its CPU allocator raises has none.
+    return type(error).__name__ == "OutOfMemoryError" or any(said in str(error) for said in _NO_MEMORY)
 
 
 @contextmanager
@@ -117,11 +127,13 @@ def memory_advice(doing: str, advice: str) -> Iterator[None]:
     except OutOfMemoryError:
         raise
     except Exception as error:
-        if not is_out_of_memory(error):
+        cause = out_of_memory(error)
+        if cause is None:
             raise
+        said = re.sub(r"^\[enforce fail at [^]]*\] *\S* == \S* *", "", first_line(cause))
         raise OutOfMemoryError(
-            f"out of memory while {doing} ({first_line(error)}); {advice}. What is stored stays, and the same command "
-            "goes on from there"
+            f"out of memory while {doing} ({said}): {advice}. What is stored stays, and the same command goes on from "
+            "there"
         ) from error
 
 

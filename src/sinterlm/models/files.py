@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from sinterlm.errors import InputError
+from sinterlm.errors import InputError, memory_advice
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -34,6 +34,7 @@ DESCRIPTION_FILES = (
     "*.jinja",
 )
 """What beside its weights decides what a model answers."""
+_SMALL_OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -69,9 +70,12 @@ def shards_of(index: Path) -> list[str]:
     Raises:
         InputError: The index cannot be read, or names something else than safetensors in its folder.
     """
-    weight_map = read_object(index).get("weight_map")
+    content = read_object(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f'{index}: no "weight_map" in it; expected the file of each weight')
+    if not isinstance(content.get("metadata"), dict):
+        raise InputError(f'{index}: no "metadata" in it, which Transformers reads; add "metadata": {{}}')
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
         if not shard.endswith(".safetensors"):
@@ -116,6 +120,8 @@ def check_folder(folder: Path) -> Path:
     read_object(folder / CONFIG)
     for path in description_files(folder):
         check_not_a_pointer(path)
+        if path.name in _SMALL_OBJECTS:  # Transformers would pass over a broken one, and the model's stops with it
+            read_object(path)
     for path in weight_files(folder):
         _check_weights(path)
     return folder
@@ -165,7 +171,9 @@ def _only_file(folder: Path) -> Path:
         raise InputError(f"{folder / CONFIG}: transformers_weights names {path.name}; {_SAVE_AGAIN}")
     if path.is_file():
         return path
-    others = sorted(other.name for other in folder.glob("*.safetensors"))
+    if path.name != WEIGHTS:
+        raise InputError(f"{folder / CONFIG}: transformers_weights names {path.name}, which is not there; get it")
+    others = sorted(other.name for other in folder.glob("*.safetensors") if other.is_file())
     if not others:
         raise InputError(f"model folder {folder}: no *.safetensors in it; {_SAVE_AGAIN}")
     shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
@@ -181,7 +189,7 @@ def _check_weights(path: Path) -> None:
         raise InputError(f"{path}: this file of the weights is missing, though {INDEX} names it; get it again")
     check_not_a_pointer(path)
     try:
-        with safe_open(path, framework="np"):
+        with memory_advice(f"opening {path}", "a smaller model takes less"), safe_open(path, framework="np"):
             pass
     except SafetensorError as error:
         raise InputError(f"{path}: broken or cut short, no whole safetensors file ({error}); get it again") from error

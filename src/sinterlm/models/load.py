@@ -29,9 +29,9 @@ _SCORES = {"ForSequenceClassification": "it gives scores; expected a causal lang
 _FILLS_GAPS = {"ForMaskedLM": "it fills gaps in a text; expected a causal language model"}
 _IS_ARMORM = {"ForRewardModelWithGating": "an ArmoRM is read by the scorer `kind: armorm`"}
 _WITHOUT_CONSEQUENCE = re.compile(
-    r"(^|\.)(rotary_emb\.|(\w*inv_freq|position_ids|masked_bias)$|(attn|attention)\.bias$|rotary_pos_emb\.)"
+    r"(^|\.)(rotary(_pos)?_emb\.|(\w*inv_freq|position_ids|masked_bias|[kv]_scale)$|(attn|attention)\.bias$)"
 )
-"""Tables that older versions saved with the weights, and that models compute themselves."""
+"""Tables that older versions saved with the weights and models compute themselves; scales of a quantised cache."""
 _PLACEHOLDER = re.compile(r"image|img|vision|video|audio|speech", re.IGNORECASE)
 """Special tokens of this kind have no row in some models' text-only editions (Gemma 3's): no text becomes one."""
 
@@ -197,7 +197,7 @@ def _writer_class(name: str, config: PreTrainedConfig) -> Any:
             f"model {name!r}: its architecture ({config.model_type}) is none that continues a text; choose a causal "
             "language model"
         )
-    if whole and (causal is None or whole.__name__ in (config.architectures or ())):
+    if whole and (causal is None or getattr(whole, "__name__", None) in (config.architectures or ())):
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
 
@@ -264,8 +264,8 @@ def _check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any]) ->
     if parts:
         found = ", ".join(f"{part} ({count})" for part, count in sorted(parts.items()))
         logger.warning(
-            "model %r: %s has no place for %d weights of its files: %s. They are left out, and a model trained from it "
-            "has none of them",
+            "model %r: %s has no place for some weights of its files (%d): %s. They are left out, and a model trained "
+            "from it has none of them",
             name,
             kind,
             parts.total(),
@@ -281,7 +281,8 @@ def _is_inside(key: str, modules: Mapping[str, int]) -> bool:
         modules: The number of children of every module, by name.
     """
     owner = _owner(key, modules)
-    return bool(owner) and (modules[owner] == 0 or key.count(".") == owner.count(".") + 1)
+    is_own = modules[owner] == 0 or key.count(".") == owner.count(".") + 1
+    return bool(owner) and (is_own or any(part.isdigit() for part in owner.split(".")))
 
 
 def _part(key: str, modules: Mapping[str, int]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from sinterlm.chat import encode_prompt
 from sinterlm.errors import InputError
 from sinterlm.formats import read_prompts
-from sinterlm.models import load_tokenizer
+from sinterlm.models import check_trainable, load_tokenizer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stages import split_parts
 from sinterlm.pipeline.stored_scorer import StoredScorer
@@ -120,6 +120,7 @@ def _check_training(fusion: Fusion) -> None:
     from sinterlm.training.train import check_arguments  # brings torch in
 
     recipe = fusion.recipe
+    check_trainable(recipe.target.model)
     encode_prompt(load_tokenizer(recipe.target.model), [Message("user", "What is the capital of France?")])
     for training in fusion.trainings.values():
         choices = [choice for entry in training.grid for choice in list_choices(entry)]

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from sinterlm.chat import EncodedExample
-from sinterlm.errors import InputError, is_out_of_memory
+from sinterlm.errors import InputError, out_of_memory
 from sinterlm.training.attention import UnsupportedModelError, attend_as_before, attend_by_spans
 from sinterlm.training.packing import Layout, one_to_a_line, shared
 
@@ -244,7 +244,7 @@ def choose_layout(
             with torch.autocast(model.device.type, enabled=False):
                 _compare_layouts(model, probe)
     except (ImportError, RuntimeError, TypeError, ValueError, UnsupportedModelError) as error:
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise
         attend_as_before(model)
         if share_prompt == "on":

@@ -41,7 +41,7 @@ def add_adapter(model: PreTrainedModel, arguments: FusionArguments) -> PeftModel
     shared = _shared_weights(model)
     try:
         with _old_names_allowed(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`")  # refused below
+            warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`")  # refused below
             # Not the class for causal models: it knows which inputs such a model takes, and ours takes others.
             adapted = PeftModel(model, config)
     except (ValueError, TypeError, re.error) as error:
