@@ -40,7 +40,6 @@ from sinterlm.sampling.transformers_engine import TransformersEngine
 from sinterlm.scoring.armorm import ArmoRM
 from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.reward_model import RewardModelScorer
-from sinterlm.training import train as training
 from sinterlm.training.logprobs import sequence_logps
 from sinterlm.training.train import train
 from tests.tiny import build_model, build_tokenizer, save_tiny, save_tiny_reward_model
@@ -672,7 +671,7 @@ class TestMemory:
 
     def test_training(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = save_tiny(tmp_path / "model")
-        monkeypatch.setattr(training.FusionTrainer, "compute_loss", self.fail)
+        monkeypatch.setattr("sinterlm.training.train.FusionTrainer.compute_loss", self.fail)
         with pytest.raises(
             OutOfMemoryError, match=r"training .*can't allocate memory.*lower chunk_tokens or max_length"
         ):

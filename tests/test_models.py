@@ -230,10 +230,9 @@ class TestFingerprint:
         folder = save_tiny(tmp_path / "model")
         before = fingerprint(str(folder))
         content = (folder / file).read_bytes()
-        if file == "config.json":
-            changed = content.replace(b"silu", b"gelu")
-        else:
-            changed = content[:-1] + bytes([content[-1] ^ 1])  # one bit
+        kept_valid = {"config.json": (b"silu", b"gelu"), "generation_config.json": (b"true", b"null")}
+        one_bit = content[:-1] + bytes([content[-1] ^ 1])
+        changed = content.replace(*kept_valid[file]) if file in kept_valid else one_bit
         (folder / file).write_bytes(changed)
         assert len(content) == len(changed)
         assert cached_fingerprint(str(folder)) is None

@@ -81,6 +81,12 @@ def test_it_makes_what_it_promises(run: Path) -> None:
         assert AutoTokenizer.from_pretrained(run / name).chat_template
 
 
+def test_no_card_and_no_report_names_a_folder_of_this_machine(run: Path) -> None:
+    texts = [*run.rglob("README.md"), run / "report.html", run / "summary.json"]
+    assert len(texts) == 5
+    assert [path for path in texts if str(run.parent) in path.read_text()] == []
+
+
 def test_summary_has_the_contracts_shape(run: Path) -> None:
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     assert list(summary["stages"]) == STAGES[:-1]
