@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import psutil
 import pytest
 
 from sinterlm.errors import InputError
-from sinterlm.scoring.mathematics import MathematicsScorer, final_answer
+from sinterlm.scoring.final_answer import final_answer
+from sinterlm.scoring.mathematics import MathematicsScorer, _outcome
 from sinterlm.scoring.protocol import Answered
 from tests.answers import answered
 from tests.published_data import gsm8k_solutions, needs_published_data
@@ -102,6 +105,24 @@ def test_outcome(scorer: MathematicsScorer, content: str, answers: list[str], ou
     )
 
 
+CASES = json.loads((Path(__file__).parent / "cases" / "mathematics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def outcomes(scorer: MathematicsScorer) -> list[str]:
+    """Of all cases, which are scored at once."""
+    scores = scorer.score([answered(case["output"], case["accepted"]) for case in CASES])
+    return [score.detail["outcome"] for score in scores]
+
+
+@pytest.mark.parametrize(
+    "number", range(len(CASES)), ids=lambda n: f"{CASES[n]['accepted']}<-{CASES[n]['output'][:40]}"
+)
+def test_case(outcomes: list[str], number: int) -> None:
+    case = CASES[number]
+    assert (outcomes[number] == "right") == case["right"], (case, outcomes[number])
+
+
 BOMBS = {
     "tower of powers": "$9^{9^{9}}$",
     "factorials": "$100000!!!$",
@@ -120,10 +141,67 @@ def test_bomb_costs_its_limit_and_leaves_the_others(bomb: str) -> None:
     before, struck, after = scorer.score([answered("5", "5"), answered(bomb, "5"), answered("5", "5")])
     seconds = time.monotonic() - started
     scorer.close()
-    assert (before.value, struck.value, after.value) == (1.0, 0.0, 1.0)
-    assert struck.passed is False
-    assert struck.detail["outcome"] in ("stopped", "no-answer", "wrong")
+    assert (before.value, after.value) == (1.0, 1.0)
+    if struck.detail["outcome"] == "stopped":  # our limit, and no verdict
+        assert math.isnan(struck.value)
+        assert (struck.passed, struck.detail["reason"]) == (None, "comparison-stopped")
+        assert "1 s of computing" in struck.detail["problem"]
+    else:
+        assert (struck.value, struck.passed) == (0.0, False)
+        assert struck.detail["outcome"] in ("no-answer", "wrong")
     assert seconds < 10  # one limit, one new worker; on a busy machine
+
+
+def test_a_lost_worker_is_no_verdict_and_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = MathematicsScorer(timeout_seconds=5, num_workers=1)
+    asked: list[list[str]] = []
+
+    def ask(entries: list[Answered]) -> list[str]:
+        asked.append([entry.response.content for entry in entries])
+        return [{"a": "right", "b": "lost", "c": "lost" if len(asked) == 1 else "wrong"}[name] for name in asked[-1]]
+
+    monkeypatch.setattr(scorer, "_ask", ask)
+    right, lost, wrong = scorer.score([answered(name, "5") for name in "abc"])
+    assert asked == [["a", "b", "c"], ["b", "c"]]
+    assert (right.passed, wrong.passed, lost.passed) == (True, False, None)
+    assert math.isnan(lost.value)
+    assert lost.detail["reason"] == "comparison-stopped"
+
+
+def test_a_fault_of_the_checker_is_no_verdict() -> None:
+    failed: Future[str] = Future()
+    failed.set_exception(AttributeError("no such part"))
+    assert _outcome(failed) == "AttributeError: no such part"
+    scorer = MathematicsScorer(timeout_seconds=5, num_workers=1)
+    score = scorer._score_one(answered("5", "5"), _outcome(failed))
+    assert (score.passed, score.detail["reason"]) == (None, "comparison-stopped")
+    assert "AttributeError: no such part" in score.detail["problem"]
+
+
+DRIVER = """
+from sinterlm.scoring.mathematics import MathematicsScorer, _outcome
+from tests.answers import answered
+scorer = MathematicsScorer(timeout_seconds=60, num_workers=2)
+scorer.score([answered("5", "5")])
+print("ready", flush=True)
+scorer.score([answered("$9^{9^{9}}$", "5")] * 2)
+"""
+
+
+def test_workers_end_with_a_killed_driver() -> None:
+    folder = Path(__file__).parents[1]
+    command = [sys.executable, "-c", DRIVER]
+    with subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": f"src:{folder}"}, stdout=-1) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b"ready\n"
+        processes = psutil.Process(driver.pid).children(recursive=True)
+        deadline = time.monotonic() + 60
+        while sum(process.cpu_times().user > 0.5 for process in processes) < 2:  # both are at it
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        driver.kill()
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert alive == []
 
 
 def test_no_worker_is_left_behind() -> None:
@@ -139,7 +217,7 @@ def test_no_worker_is_left_behind() -> None:
 
 
 SCRIPT = """
-from sinterlm.scoring.mathematics import MathematicsScorer
+from sinterlm.scoring.mathematics import MathematicsScorer, _outcome
 from tests.answers import answered
 scorer = MathematicsScorer(timeout_seconds=20, num_workers=1)
 print([score.value for score in scorer.score([answered("So it is 5.", "5")])])

@@ -1,23 +1,25 @@
-r"""Mathematics: whether the final answer of a response equals an accepted one, as math-verify compares them.
+r"""Mathematics: whether the final answer of a response equals an accepted one.
 
-math-verify finds the answer in the text (the last ``\boxed``, else the last formula or number) and compares by value:
-``1/2``, ``0.5`` and ``\frac{1}{2}`` are equal. It is symbolic algebra on text that a model wrote, which may take any
-time and memory. So it runs in worker processes; one that exceeds its limit is killed and replaced.
+Where the final answer stands, ``final_answer.py`` says; math-verify compares by value, as ``equality.py`` has it:
+``1/2``, ``0.5`` and ``\frac{1}{2}`` are equal. That is symbolic algebra on text that a model wrote, which may take any
+time and memory. So it runs in worker processes; one that exceeds its limit is replaced, and there is no verdict.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
-import re
+import os
 import resource
+import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import lru_cache
 from importlib.util import find_spec
-from multiprocessing import spawn
+from multiprocessing import connection, forkserver, parent_process, spawn
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or find_spec("pebble") is not None:
@@ -25,28 +27,32 @@ if TYPE_CHECKING or find_spec("pebble") is not None:
 
 from sinterlm.errors import InputError
 from sinterlm.records import Score
-from sinterlm.scoring.exact_match import GROUPING_COMMA
+from sinterlm.scoring.final_answer import final_answer
 from sinterlm.scoring.protocol import Answered, no_score
 
-RULES = 1
+RULES = 2
 """Goes up with every change of the rules, and with a version of math-verify that judges differently."""
 
 MEMORY_BYTES = 4 * 2**30
 """Address space of a worker."""
+WAITING_FACTOR = 4
+"""How much longer than it may compute an answer may wait for a processor."""
+STOPPED = "comparison-stopped"
+"""Reason of an answer without a score: comparing it met a limit of ours, which says nothing of the answer."""
 
 _STARTING = Lock()
 _PREPARATION = spawn.get_preparation_data
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_PR_SET_PDEATHSIG = 1
 
 
 class MathematicsScorer:
     r"""Gives 1 to a response whose final answer equals an accepted one, else 0; the detail says which way it went.
 
     An accepted answer is the answer itself (OpenMathInstruct-2), or a solution that ends with it: behind ``####``
-    (GSM8K) or in the last ``\boxed`` (MATH).
+    (GSM8K) or in the last ``\boxed`` (MATH). An answer that takes too long or too much memory has no score.
 
     Args:
-        timeout_seconds: for one response; one that takes longer is not right.
+        timeout_seconds: of computing, for one response.
         num_workers: responses that are looked at at once.
     """
 
@@ -68,15 +74,17 @@ class MathematicsScorer:
     def score(self, answered: Sequence[Answered]) -> list[Score]:
         """Compare every response's final answer with its prompt's accepted ones.
 
+        A response whose worker was lost (it waited too long, or something ended it) is asked about once more.
+
         Raises:
             InputError: A prompt has no accepted answer, or math-verify is not installed.
         """
-        pool = self._started_pool()
-        futures = [
-            pool.schedule(judge, args=[_accepted(entry), entry.response.content], timeout=self._timeout_seconds)
-            for entry in answered
-        ]
-        return [self._score_one(entry, _outcome(future)) for entry, future in zip(answered, futures, strict=True)]
+        outcomes = self._ask(answered)
+        lost = [place for place, outcome in enumerate(outcomes) if outcome == "lost"]
+        if lost:
+            for place, outcome in zip(lost, self._ask([answered[place] for place in lost]), strict=True):
+                outcomes[place] = outcome
+        return [self._score_one(entry, outcome) for entry, outcome in zip(answered, outcomes, strict=True)]
 
     def close(self) -> None:
         """Stop the workers."""
@@ -85,21 +93,40 @@ class MathematicsScorer:
             self._pool.join()
             self._pool = None
 
+    def _ask(self, answered: Sequence[Answered]) -> list[str]:
+        pool, seconds = self._started_pool(), self._timeout_seconds
+        futures = [
+            pool.schedule(
+                judge_in_time,
+                args=[_accepted(entry), entry.response.content, seconds],
+                timeout=WAITING_FACTOR * seconds,
+            )
+            for entry in answered
+        ]
+        return [_outcome(future) for future in futures]
+
     def _started_pool(self) -> ProcessPool:
         if self._pool is None:
             check_packages()
             # Workers are forked from a process that has imported math-verify and has neither threads nor a GPU.
             context = _Context()
-            context.set_forkserver_preload(["math_verify"])
+            context.set_forkserver_preload(["sinterlm.scoring.equality"])
             self._pool = ProcessPool(self._num_workers, initializer=_begin_worker, context=context)
         return self._pool
 
     def _score_one(self, answered: Answered, outcome: str) -> Score:
+        if outcome in ("right", "wrong", "no-answer"):
+            is_right = outcome == "right"
+            return Score(answered.response.id, self.identity, float(is_right), is_right, {"outcome": outcome})
         if outcome == "unreadable":
             problem = f"the accepted answers {list(_accepted(answered))} are no mathematics"
             return no_score(answered, self.identity, "unreadable-accepted-answer", problem, {})
-        is_right = outcome == "right"
-        return Score(answered.response.id, self.identity, float(is_right), is_right, {"outcome": outcome})
+        problem = (
+            f"comparing it took more than {self._timeout_seconds:g} s of computing or {MEMORY_BYTES // 2**30} GB"
+            if outcome in ("stopped", "lost")
+            else f"comparing it failed ({outcome})"
+        )
+        return no_score(answered, self.identity, STOPPED, problem, {"outcome": "stopped"})
 
 
 def check_packages() -> None:
@@ -115,39 +142,15 @@ def check_packages() -> None:
             )
 
 
-def final_answer(accepted: str) -> str:
-    r"""The answer in an accepted answer, which may be a whole solution.
+def judge_in_time(accepted: tuple[str, ...], content: str, seconds: float) -> str:
+    """In a worker: as :func:`sinterlm.scoring.equality.judge`; the worker ends after so many seconds of computing."""
+    from sinterlm.scoring.equality import judge  # noqa: PLC0415  # an extra, and a second of imports: workers only
 
-    >>> final_answer("He pays 1,000 + 72 = $1,072.\n#### 1,072")
-    '1072'
-    >>> final_answer(r"Thus $x = \boxed{\frac{1}{2}}$.")
-    '\\frac{1}{2}'
-    """
-    if "####" in accepted:
-        return GROUPING_COMMA.sub("", accepted.rpartition("####")[2].strip())
-    boxes = list(_BOXED.finditer(accepted))
-    return _balanced(accepted[boxes[-1].end() :]) if boxes else accepted.strip()
-
-
-def judge(accepted: tuple[str, ...], content: str) -> str:
-    """In a worker: ``right``, ``wrong``, ``no-answer`` in the response, or accepted answers that are ``unreadable``."""
-    from math_verify import parse, verify  # noqa: PLC0415  # an extra, and a second of imports: workers only
-
-    gold = _parse_accepted(accepted)
-    if not gold:
-        return "unreadable"
-    found = parse(content, parsing_timeout=None)
-    if not found:
-        return "no-answer"
-    return "right" if any(verify(answer, found, timeout_seconds=None) for answer in gold) else "wrong"
-
-
-@lru_cache(maxsize=1024)
-def _parse_accepted(accepted: tuple[str, ...]) -> list[Any]:
-    from math_verify import parse  # noqa: PLC0415  # as in judge
-
-    parsed = [parse(f"${answer}$", parsing_timeout=None) for answer in accepted]
-    return [answer for answer in parsed if answer]
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        return judge(accepted, content)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _accepted(answered: Answered) -> tuple[str, ...]:
@@ -161,11 +164,17 @@ def _accepted(answered: Answered) -> tuple[str, ...]:
 
 
 def _outcome(future: Future[str]) -> str:
-    """What the worker found; a response that exceeds a limit is not right, and ``stopped``."""
+    """What the worker found, ``stopped`` at a limit, or ``lost``; whatever else went wrong by its name."""
     try:
         return future.result()
-    except (TimeoutError, ProcessExpired, MemoryError, RecursionError):
+    except ProcessExpired as error:
+        return "stopped" if error.exitcode == -signal.SIGPROF else "lost"
+    except TimeoutError:
+        return "lost"
+    except (MemoryError, RecursionError):
         return "stopped"
+    except Exception as error:  # a fault of ours is no verdict on the answer
+        return f"{type(error).__name__}: {error}"
 
 
 class _Process(ForkServerProcess):
@@ -188,16 +197,24 @@ class _Context(ForkServerContext):
 
 
 def _begin_worker() -> None:
+    from sinterlm.scoring.equality import mend_math_verify  # noqa: PLC0415  # as in judge_in_time
+
+    mend_math_verify()
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that we keep the time ourselves
     with suppress(ValueError):  # macOS limits no address space
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    if sys.platform == "linux":
+        # The server that forks workers ends with the driver, unless they hold on to it as well; and they end with it,
+        # whatever they compute.
+        if (held := forkserver._forkserver._forkserver_alive_fd) is not None:  # type: ignore[attr-defined]
+            os.close(held)
+            forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    Thread(target=_end_with_the_driver, daemon=True).start()
 
 
-def _balanced(text: str) -> str:
-    """What stands before the brace that closes the one before ``text``; all of it where none does."""
-    depth = 1
-    for position, character in enumerate(text):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return text[:position].strip()
-    return text.strip()
+def _end_with_the_driver() -> None:
+    driver = parent_process()
+    assert driver is not None
+    connection.wait([driver.sentinel])
+    os._exit(1)

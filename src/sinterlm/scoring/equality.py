@@ -1,0 +1,302 @@
+r"""Whether two answers have one value: math-verify's comparison, with what it takes for equal and is not kept out.
+
+What math-verify 0.9 does otherwise, and why it is not left to it:
+
+- It rounds to six decimals, so that 0.0000004 is 0.0000001. Here numbers are equal by their relative difference.
+- latex2sympy reads as far as it can and drops the rest, so that ``10^-3`` is 10. Here a text is read whole or not.
+- ``\gamma`` is Euler's constant to it. Here it is a letter.
+
+Imported by workers only: math-verify brings SymPy, which takes a second.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from latex2sympy2_extended import NormalizationConfig, latex2sympy
+from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy, convert_to_pct, normalize_latex
+from math_verify import grader, parse, verify
+from math_verify.parser import equation_split_regex
+from sympy import Basic, EulerGamma, Float, Integer, MatrixBase, Rational, Symbol
+
+from sinterlm.scoring.final_answer import (
+    Reading,
+    as_latex,
+    as_prose,
+    as_words,
+    based,
+    choice,
+    is_expression,
+    readings,
+    with_decimal_comma,
+    without_reasons,
+)
+
+EXACT_DIGITS = 50
+"""To which constants are computed that are compared with each other."""
+MAX_RELATIVE_ERROR = 1e-5
+"""Of a decimal that stands for another number, such as 0.333333 for 1/3; it must give that number's digits, too."""
+MIN_DIGITS = 6
+"""Of a decimal that stands for one with more digits."""
+
+_PERCENT = re.compile(r"(?![-+.\d\s]*\\?%)(.*?)\s*\\?%", re.DOTALL)
+_NORMALISATION = NormalizationConfig(
+    basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
+)
+
+
+class Accepted(NamedTuple):
+    """An accepted answer in every form in which it is compared."""
+
+    words: str | None
+    choice: str | None
+    expression: Any | None
+    based: tuple[str, int] | None
+    prose: str | None
+    """Formulas with words between them, which are the same where their text is."""
+
+
+def judge(accepted: tuple[str, ...], content: str) -> str:
+    """``right``, ``wrong``, ``no-answer`` in the response, or accepted answers that are ``unreadable``."""
+    golds = read_accepted(accepted)
+    if not golds:
+        return "unreadable"
+    for reading in readings(content):
+        verdict = _compare(golds, reading)
+        if verdict is not None:
+            return "right" if verdict else "wrong"
+    found = parse(as_prose(content), fallback_mode="no_fallback", parsing_timeout=None)
+    if not found:
+        return "no-answer"
+    return (
+        "right" if any(_is_equal(gold.expression, own) for gold in golds for own in map(_as_letter, found)) else "wrong"
+    )
+
+
+@lru_cache(maxsize=1024)
+def read_accepted(accepted: tuple[str, ...]) -> list[Accepted]:
+    """Those of the accepted answers that can be read; words always can."""
+    golds = []
+    for text in accepted:
+        latex = as_latex(text)
+        words = as_words(text)
+        expression = read(latex) if based(latex) is None else None
+        prose = None if is_expression(latex) else _without_spaces(latex)
+        if expression is not None or based(latex) or words or prose:
+            golds.append(Accepted(words, choice(text), expression, based(latex), prose))
+    return golds
+
+
+def _compare(golds: Sequence[Accepted], reading: Reading) -> bool | None:
+    """Whether the reading is an accepted answer; None where it is no answer at all."""
+    words = {as_words(reading.text), as_words(without_reasons(reading.text))} - {None}
+    own = choice(reading.text)
+    if any(gold.words in words or (own and own == gold.choice) for gold in golds):
+        return True
+    is_read = reading.is_marked
+    own_latex = as_latex(reading.text)
+    if any(gold.prose and gold.prose == _without_spaces(own_latex) for gold in golds):
+        return True
+    others = (with_decimal_comma(own_latex), reading.together and as_latex(reading.together))
+    for latex in filter(None, (own_latex, *others)):
+        if number := based(latex):
+            is_read = True
+            if any(_is_same_number(gold, number) for gold in golds):
+                return True
+        elif (reading.is_marked or is_expression(latex)) and (expression := read(latex)) is not None:
+            is_read = True
+            if any(_is_equal_to(gold, expression, latex) for gold in golds):
+                return True
+    return False if is_read else None
+
+
+def _is_equal_to(gold: Accepted, expression: Any, latex: str) -> bool:
+    if gold.based:
+        return latex.upper() == gold.based[0]
+    return _is_equal(gold.expression, expression)
+
+
+def _is_same_number(gold: Accepted, number: tuple[str, int]) -> bool:
+    if gold.based is None:
+        return isinstance(gold.expression, Integer) and _value_of(*number) == int(gold.expression)
+    value = _value_of(*gold.based)
+    return gold.based == number or (value is not None and value == _value_of(*number))
+
+
+def _value_of(digits: str, base: int) -> int | None:
+    try:
+        return int(digits, base)
+    except ValueError:
+        return None
+
+
+def _without_spaces(latex: str) -> str | None:
+    return "".join(latex.split()).casefold() or None
+
+
+def read(latex: str) -> Any | None:
+    """What LaTeX says, as SymPy has it; None where it is not mathematics from its beginning to its end.
+
+    Raises:
+        MemoryError: It is too large.
+        RecursionError: It is nested too deeply.
+    """
+    if percent := _PERCENT.fullmatch(latex):
+        inner = read(percent[1].rpartition("=")[2])
+        return None if inner is None else convert_to_pct(inner)
+    if not is_expression(latex) and not _is_text(latex):
+        latex = latex.rpartition("=")[2]
+        if not is_expression(latex):
+            return None
+    try:
+        normalised = normalize_latex(latex, config=_NORMALISATION)
+        *chain, last = _sides(normalised)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # whatever a normalisation of any text may raise
+        return None
+    for text in (normalised, last) if len(chain) > 1 else (normalised,):
+        try:
+            is_real = not grader.should_treat_as_complex(text)
+            return _as_letter(latex2sympy(text, is_real=is_real, convert_degrees=False, normalization_config=None))
+        except (MemoryError, RecursionError):
+            raise
+        except Exception:  # and a parser
+            continue
+    return None
+
+
+def _is_text(latex: str) -> bool:
+    return "\\text" in latex or "\\mathrm" in latex
+
+
+def _sides(latex: str) -> list[str]:
+    """The sides of a chain of equations; one that holds several equations is not split."""
+    return [latex] if "," in latex or ";" in latex else equation_split_regex.split(latex)
+
+
+def _as_letter(expression: Any) -> Any:
+    if isinstance(expression, (Basic, MatrixBase)) and expression.has(EulerGamma):
+        return expression.subs(EulerGamma, Symbol("gamma", real=True))
+    return expression
+
+
+def _is_equal(gold: Any, own: Any) -> bool:
+    """math-verify's comparison; what it cannot compare is not equal.
+
+    Raises:
+        MemoryError: It takes too much.
+        RecursionError: It is nested too deeply.
+    """
+    if gold is None:
+        return False
+    try:
+        return bool(verify(gold, own, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True))
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:
+        return False
+
+
+# -- what replaces parts of math-verify and latex2sympy ---------------------------------------------------------------
+
+
+def mend_math_verify() -> None:
+    """Have math-verify compare numbers as below, and latex2sympy read a text whole; for this process."""
+    grader.sympy_numeric_eq = numbers_are_equal
+    if getattr(_Latex2Sympy.create_parser, "is_ours", False):
+        return
+    create = _Latex2Sympy.create_parser
+
+    def create_parser(self: Any, latex: str) -> Any:
+        parser = create(self, latex)
+        parse_math = parser.math
+
+        def parse_whole() -> Any:
+            tree = parse_math()
+            if parser.getTokenStream().LA(1) != _END:
+                raise ValueError("a part of it was not read")
+            return tree
+
+        parser.math = parse_whole
+        return parser
+
+    create_parser.is_ours = True  # type: ignore[attr-defined]
+    _Latex2Sympy.create_parser = create_parser
+
+
+_END = -1
+
+
+def numbers_are_equal(one: Any, other: Any, *_: Any) -> bool:
+    """Whether two numbers, or two matrices, are equal; False where one is neither.
+
+    Whole numbers and fractions are equal exactly, other constants to 50 digits. A decimal is equal to a number whose
+    digits it gives: to one unit in its last place, and a hundred-thousandth of the number at most.
+    """
+    for a, b in ((one, other), (other, one)):
+        percent = grader.get_pct_val(a)
+        if percent is not None and grader.get_pct_val(b) is None and numbers_are_equal(percent, b):
+            return True
+    one, other = grader.safe_sympy_doit(one), grader.safe_sympy_doit(other)
+    if isinstance(one, MatrixBase) and isinstance(other, MatrixBase):
+        return one.shape == other.shape and all(map(_entries_are_equal, one.flat(), other.flat()))
+    if not (getattr(one, "is_number", False) and getattr(other, "is_number", False)):
+        return False
+    if (isinstance(one, Rational) and isinstance(other, Rational)) or not (one.is_finite and other.is_finite):
+        return bool(one == other)
+    decimals = [number for number in (one, other) if number.has(Float)]
+    if not decimals:
+        return _differ_by(one, other, digits=EXACT_DIGITS) <= 10.0 ** (10 - EXACT_DIGITS)
+    difference = _differ_by(one, other, digits=30)
+    return difference <= 1e-12 or (difference <= MAX_RELATIVE_ERROR and _gives_the_digits_of(one, other))
+
+
+def _entries_are_equal(one: Any, other: Any) -> bool:
+    return bool(one == other) or numbers_are_equal(one, other) or grader.sympy_symbolic_eq(one, other)
+
+
+def _differ_by(one: Any, other: Any, *, digits: int) -> float:
+    """The difference of two constants, relative to the larger."""
+    a, b = one.evalf(digits), other.evalf(digits)
+    size = max(abs(a), abs(b))
+    return float(abs(a - b) / size) if size else 0.0
+
+
+def _gives_the_digits_of(one: Any, other: Any) -> bool:
+    """Whether a decimal stands for a number that has no end of digits, or for a decimal with more of them."""
+    a, b = (_decimal(number) if isinstance(number, Float) else None for number in (one, other))
+    if a is not None and b is not None:
+        shorter, longer = sorted((a, b), key=_num_decimals)
+        places = _num_decimals(shorter)
+        is_rounded = 0 < places < _num_decimals(longer) and len(shorter.as_tuple().digits) >= MIN_DIGITS
+        return is_rounded and abs(shorter - longer) < Decimal(1).scaleb(-places)
+    decimal, exact = (a, other) if a is not None else (b, one)
+    if decimal is None or _ends(exact):
+        return False
+    unit = 10.0 ** -_num_decimals(decimal)
+    return math.isclose(float(decimal), float(exact), rel_tol=0, abs_tol=unit) and _num_decimals(decimal) > 0
+
+
+def _ends(exact: Any) -> bool:
+    """Whether a number is a decimal with an end."""
+    if not isinstance(exact, Rational):
+        return False
+    rest = int(exact.q)
+    for factor in (2, 5):
+        while rest % factor == 0:
+            rest //= factor
+    return rest == 1
+
+
+def _decimal(number: Any) -> Decimal:
+    return Decimal(str(number)).normalize()
+
+
+def _num_decimals(number: Decimal) -> int:
+    return max(0, -int(number.as_tuple().exponent))

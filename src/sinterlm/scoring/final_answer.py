@@ -1,0 +1,343 @@
+r"""The final answer in a text: where it stands, and how it is written as LaTeX.
+
+Where it stands, the first of these that there is:
+
+1. the last ``\boxed`` or ``\fbox``;
+2. the last ``<answer>``;
+3. behind the last "answer is", "Answer:" or their like in some other languages, where an expression follows;
+4. the last line, where it is nothing but an expression;
+5. anywhere: the last formula or number, as math-verify finds it.
+"""
+
+# ruff: noqa: RUF001  # characters that look alike are what this is about
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from sinterlm.scoring.exact_match import GROUPING_COMMA, normalise
+from sinterlm.scoring.typography import fold
+
+MAX_LINE = 400
+"""Characters of a line that may be an answer without a box."""
+
+
+class Reading(NamedTuple):
+    """A text that may be the final answer."""
+
+    text: str
+    is_marked: bool
+    """Whether the answer itself says so (a box, a tag): then nothing else in it is looked at."""
+    together: str | None = None
+    """With the boxes before it, where "and", "or" or a comma joins them: several answers, each in its own."""
+
+
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
+_ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
+_NAMES = (
+    r"(?:(?<!\w)(?:answer|solution|result|option|choice|respuesta|resposta|risposta|r[ée]ponse|antwort|ответ)"
+    r"|答案|答え|정답|답)"
+)
+_PHRASE = re.compile(
+    rf"{_NAMES}"
+    r"[*_`\"]*\s*(?:(?:is|are|was|equals?|es|é|è|est|ist|будет)\b|是|为|為|は|은|는|[:=\uff1a])"
+    r"|^[ \t>*_]*A[*_]*:",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SENTENCE_END = re.compile(r"[.!?](?=[\s*_`)\"']|\Z)|[\u3002\uff01\uff1f]|;\s|\n")
+_JOINED = re.compile(
+    r"(?=.*?(?:,|\band\b|\bor\b))(?:\s|\$|\\q?quad|\\[ ,;()]|\\(?:text|mbox)\{\s*(?:and|or)\s*\}|,|\band\b|\bor\b)+",
+    re.DOTALL,
+)
+_AND_OR = re.compile(r"\s*,?\s*(?:\\(?:text|mathrm|mbox)\{\s*(?:and|or)\s*\}|(?<![\w\\])(?:and|or)(?!\w))\s*")
+
+_SYMBOLS = {
+    "π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ",
+    "•": r"\cdot ", "±": r"\pm ", "∓": r"\mp ", "≤": r"\leq ", "⩽": r"\leq ", "≥": r"\geq ", "⩾": r"\geq ",
+    "≠": r"\neq ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "°": r"^\circ ", "º": r"^\circ ",
+    "∠": r"\angle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "′": "'",
+    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "θ": r"\theta ",
+    "λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma ", "τ": r"\tau ", "φ": r"\varphi ", "ω": r"\omega ",
+    "ψ": r"\psi ", "Δ": r"\Delta ", "Ω": r"\Omega ", "Σ": r"\Sigma ",
+    "\u2061": "", "\u2062": "", "\u2063": ",",
+}  # fmt: skip
+_UNICODE = str.maketrans(_SYMBOLS)
+_SUBSCRIPT = re.compile("[₀-₉]+")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|log|ln|exp|gcd|lcm|min|max"
+_PLAIN_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?=\s*[\d({{\\A-Za-z]|\^)(?![a-z]{{2}})")
+_REWRITES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])", ""),
+        (r"(?<!\\)\\[,!;:>](?![A-Za-z])|\\(?:thinspace|negthinspace)(?![A-Za-z])", "\u2009"),
+        (r"(?<=\d)\u2009+(?=\d{3}(?!\d))", ""),
+        (r"(?<=\d)(?:\{,\}|,\u2009[\u2009 ]*)(?=\d{3}(?!\d))", ","),
+        (r"\u2009", " "),
+        (r"^([-+]?\d{1,3})((?: \d{3})+)(?=$|\.\d)", lambda found: found[1] + found[2].replace(" ", "")),
+        (r"^([-+]?0),(\d+)$", r"\1.\2"),
+        (r"\s*(?:\\(?:text|mathrm|textrm)\s*\{\s*)?(?<!\w)(?:percent(?:age)?|pct)\s*\}?$", r"\\%"),
+        (r"(?<!\\)\\ |~|\\(?:quad|qquad|hspace\*?\{[^{}]*\})(?![A-Za-z])", " "),
+        (r"\\(?:text|mathrm|textrm|mathbf|textbf)\{\s*\\?[$€£¥]\s*\}|\\?[$€£¥₹]", " "),
+        (r"\\(?:mathrm|text|operatorname|mathit|textit|rm)\s*\{\s*([ei])\s*\}", r"\1"),
+        (r"\{\s*\\rm\s+([ei])\s*\}", r"\1"),
+        (r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])", r"\\frac"),
+        (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+        (r"\\degree(?![A-Za-z])|\\textdegree(?![A-Za-z])", r"^\\circ "),
+        (r"\*\*", "^"),
+        (r"(?<![\\A-Za-z])sqrt\s*\(", r"\\sqrt("),
+        (r"(?<![\\A-Za-z])(pi|infty)(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty "),
+        (r"<=", r"\\leq "),
+        (r">=", r"\\geq "),
+        (r"!=", r"\\neq "),
+        (r"\^\s*([-+]?\d+(?:\.\d+)?)(?![\d}])", r"^{\1}"),
+        (r"\^\s*-\s*([A-Za-z])(?![A-Za-z])", r"^{-\1}"),
+        (r"\^\s*\(([^()]*)\)", r"^{\1}"),
+        (r"(?<![\w.}])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,4})(?![\w.])", r"\1 \\times 10^{\2}"),
+        (r"(?<![\w./}^{])(-?)(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", r"\1(\2+\\frac{\3}{\4})"),
+        (r"(?<![\w./}^{])(-?)(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])", r"\1(\2+\\frac{\3}{\4})"),
+        (r"\*", r"\\cdot "),
+        (r"^\s*([^=<>A-Za-z]*\d[^=<>A-Za-z]*)=\s*([A-Za-z])\s*$", r"\2=\1"),
+    )
+]  # fmt: skip
+_SHORT_UNITS = (
+    "cm|mm|km|dm|kg|mg|lbs?|oz|ft|yd|mi|hrs?|mins?|secs?|ms|kW|mL|ml|mph|[ap]m|[kc]m/h|m/s|km/h|sq|cu|USD|EUR|GB|MB"
+)
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALED = re.compile(rf"^([-+]?[\d.]+)\s*(?:\\text\{{\s*)?({'|'.join(_SCALES)})(?!\w)\s*\}}?(.*)$", re.IGNORECASE)
+_UNIT = re.compile(
+    r"^([-+]?(?:\d[\d.,]*|\\frac\{\d+\}\{\d+\})(?:\s*/\s*\d+)?)\s*"
+    rf"(?!(?:pi|sqrt|mod|choose)\b)(?:[A-Za-z]{{3,}}(?:[ /-][A-Za-z.]+)*|(?:{_SHORT_UNITS})(?:\^\{{?[23]\}}?)?)\.?$"
+)
+_DECIMAL_COMMA = re.compile(r"^-?\d+,(?:\d{1,2}|\d{4,})$")
+_BASED = re.compile(r"^\(?([0-9A-Za-z]+)\)?_\{?\s*(?:\\text\{)?\s*(\d+|two|eight|ten|sixteen)\s*\}?\}?$")
+_BASES = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16}
+_STYLE = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|emph|mathsf)\s*\{([^{}]*)\}"
+)
+_MATHEMATICS = re.compile(r"[\d\[\]{}|^_=<>+*/\\]|\(.*[^)]$|^[^(].*\)")
+_WORD = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u4e00-\u9fff]")
+_REASONS = re.compile(
+    r"(?:(?<=\byes)|(?<=\bno)|(?<=\btrue)|(?<=\bfalse))[,.:;].*|,?\s+(?:because|since)\b.*", re.IGNORECASE
+)
+_CHOICE = re.compile(r"^\(?([A-J])(?:$|[).:;](?:\s|$)|\)|,(?!\s*[A-Z0-9]\b)|\s+(?:because|since)\b)")
+
+
+def final_answer(accepted: str) -> str:
+    r"""The answer in an accepted answer, which may be a whole solution.
+
+    >>> final_answer("He pays 1,000 + 72 = $1,072.\n#### 1,072")
+    '1072'
+    >>> final_answer(r"Thus $x = \boxed{\frac{1}{2}}$.")
+    '\\frac{1}{2}'
+    """
+    if "####" in accepted:
+        return GROUPING_COMMA.sub("", accepted.rpartition("####")[2].strip())
+    boxes = [box for box in boxes_in(accepted) if box.text]
+    return ", ".join(_joined(accepted, boxes)) if boxes else accepted.strip()
+
+
+class Box(NamedTuple):
+    """What stands in a box, and where the box lies in its text."""
+
+    text: str
+    start: int
+    end: int
+
+
+def boxes_in(text: str) -> list[Box]:
+    r"""All that is boxed, in order; of nested boxes the innermost. ``\boxed 5`` holds one character or command."""
+    boxes = []
+    for found in _BOX.finditer(text):
+        if text[found.end() : found.end() + 1] == "{":
+            end = _closing(text, found.end() + 1)
+            content = text[found.end() + 1 : end]
+            end += 1
+        else:
+            bare = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})*|-?\d[\d.,]*\d|\S").match(text, found.end())
+            content, end = (bare[0], bare.end()) if bare else ("", found.end())
+        if not _BOX.search(content):
+            boxes.append(Box(content.strip(), found.start(), end))
+    return boxes
+
+
+def readings(content: str) -> Iterator[Reading]:
+    """What may be the final answer, the likeliest first; the text at large is not among them."""
+    content = content.translate(_SUPPRESSED)
+    boxes = [box for box in boxes_in(content) if box.text]
+    if boxes:
+        if later := _behind_a_phrase(content, boxes[-1].end):
+            yield Reading(later, False)
+        joined = _joined(content, boxes)
+        yield Reading(boxes[-1].text, True, ", ".join(joined) if len(joined) > 1 else None)
+        return
+    if tags := _ANSWER_TAG.findall(content):
+        inner = tags[-1].strip()
+        if _is_short(inner):
+            yield Reading(inner, True)
+            return
+        content = inner
+    if candidate := _behind_a_phrase(content, 0):
+        yield Reading(candidate, False)
+    lines = [line for line in content.rstrip().rsplit("\n", 2) if line.strip()]
+    if lines and len(lines[-1]) <= MAX_LINE:
+        yield Reading(lines[-1].lstrip("#> \t"), False)
+
+
+def _behind_a_phrase(content: str, start: int) -> str | None:
+    """What follows the last "answer is" or its like, to the end of the sentence."""
+    all_found = deque(_PHRASE.finditer(content, start), maxlen=1)
+    if not all_found:
+        return None
+    found = all_found.pop()
+    rest = content[found.end() : found.end() + MAX_LINE].lstrip(' \t:*_`"')
+    end = _SENTENCE_END.search(rest)
+    return (rest[: end.start()] if end else rest).strip(' \t\r*_`"') or None
+
+
+def _joined(content: str, boxes: Sequence[Box]) -> list[str]:
+    """The last box, and those before it that a comma, "and" or "or" joins to it."""
+    first = len(boxes) - 1
+    while first and _JOINED.fullmatch(content, boxes[first - 1].end, boxes[first].start):
+        first -= 1
+    return [box.text for box in boxes[first:]]
+
+
+_MIXED = re.compile(r"(?<![\d./-])(\d+) (\d)/(\d{1,2})(?![\d/])")
+_SUPPRESSED = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
+
+
+def as_prose(content: str) -> str:
+    """The whole text as math-verify looks for numbers and formulas in it: typography folded, emphasis taken off."""
+    text = re.sub(r"\\\$(?=\s*[\d.])", "", fold(content))
+    text = re.sub(r"(?<=\d)\\[,!](?=\d{3}(?!\d))", "", text).replace("`", " ")
+    text = re.sub(_NAMES, "answer", text, flags=re.IGNORECASE)
+    text = _MIXED.sub(r"\1+\2/\3", text)
+    text = re.sub(r"(?<![\w*\\])\*{1,3}([^*\n]{1,200}?)\*{1,3}(?![\w*])", r"\1", text)
+    return re.sub(r"(?<=[^\x00-\x7f])(?=[-\d.$])|(?<=\d)(?=[\u3000-\u9fff\uac00-\ud7a3])", " ", text)
+
+
+def as_latex(text: str) -> str:
+    r"""An answer as LaTeX that latex2sympy reads, without what says nothing of its value.
+
+    >>> as_latex("**1,072 dollars.**"), as_latex("10^-3"), as_latex("3 3/4")
+    ('1072', '10^{-3}', '(3+\\frac{3}{4})')
+    """
+    for sign, command in _ROOTS.items():
+        if sign in text:
+            text = re.sub(rf"{sign}\s*(\d+|[A-Za-z]|π)", rf"\{command}{{\1}}", text).replace(sign, command)
+    text = _SUBSCRIPT.sub(lambda found: f"_{{{found[0].translate(_SUBSCRIPTS)}}}", text)
+    text = re.sub(r"(\d)\s*([\u00bc-\u00be\u2150-\u215e])", r"\1 \2", text)
+    text = _unwrapped(fold(text.translate(_UNICODE)).replace("\n", " ").strip())
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    text = _unwrapped(_with_root_braces(text))
+    text = _PLAIN_FUNCTION.sub(r"\\\1", text)
+    text = _AND_OR.sub("; " if "," in text and "=" in text else ", ", text)
+    if not re.search(r"[(\[{]\s*[^()\[\]{}]*,", text):
+        text = GROUPING_COMMA.sub("", text)
+    if scaled := _SCALED.match(text):
+        text = rf"{scaled[1]} \times 10^{{{_SCALES[scaled[2].lower()]}}}"
+    if unit := _UNIT.match(text):
+        text = unit[1]
+    if len(text) == 1 and not text.isascii():
+        value = unicodedata.numeric(text, None)
+        text = text if value is None else f"{value:g}"
+    return text.strip()
+
+
+def with_decimal_comma(latex: str) -> str | None:
+    """The number that ``2,74`` is where a comma stands before decimals; None where it can be none."""
+    return latex.replace(",", ".") if _DECIMAL_COMMA.match(latex) else None
+
+
+def based(latex: str) -> tuple[str, int] | None:
+    """Digits and base of a number such as ``4343_6``; None where it is none."""
+    found = _BASED.match(latex)
+    return (found[1].upper(), _BASES.get(found[2]) or int(found[2])) if found else None
+
+
+def as_words(text: str) -> str | None:
+    r"""An answer in words: ``\text{(Evelyn)}`` is ``evelyn``; None where it is mathematics."""
+    words = _STYLE.sub(r"\1", _unwrapped(text.strip())).replace("$", "")
+    return None if _MATHEMATICS.search(words) or not _WORD.search(words) else normalise(words)
+
+
+def without_reasons(text: str) -> str:
+    """What stands before "because", and a yes or no before what explains it."""
+    return _REASONS.sub("", text)
+
+
+def choice(text: str) -> str | None:
+    """The letter of a choice: of ``(C)``, ``C.`` and ``C) 12``."""
+    found = _CHOICE.match(_STYLE.sub(r"\1", _unwrapped(text.strip())).strip(" $"))
+    return found[1] if found else None
+
+
+def is_expression(latex: str) -> bool:
+    """Whether there is no prose in it: no two letters in a row but in commands, or no space."""
+    latex = re.sub(r"\\(?:begin|end)\{[a-z]+\*?\}(?:\{[lcr|]+\})?", "", latex)
+    bare = re.sub(r"\\[A-Za-z]+", " ", re.sub(r"\\(?:text|mathrm|mbox|operatorname)\s*\{[^{}]*\}", "", latex))
+    if re.search(r"[A-Za-z]{3}|[^\x00-\x7f]", bare):
+        return False
+    return bool(latex.strip()) and not (" " in latex.strip() and re.search(r"[A-Za-z]{2}", bare))
+
+
+def _is_short(text: str) -> bool:
+    return 0 < len(text) <= MAX_LINE and "\n\n" not in text and not _PHRASE.search(text)
+
+
+_WRAPPERS = [
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"\$\$(.+)\$\$", r"\$([^$]+)\$", r"\\\[(.+)\\\]", r"\\\((.+)\\\)", r"\*\*(.+)\*\*", r"\*([^*]+)\*", r"__(.+)__",
+        r"`+([^`]+)`+", r"\"([^\"]+)\"", r"'([^']+)'",
+        r"\\(?:boxed|fbox|text|mathrm|mathbf|textbf|bm|boldsymbol)\{([^{}]*)\}",
+        r"\\begin\{(?:equation|align|gather)\*?\}(.+)\\end\{(?:equation|align|gather)\*?\}",
+    )
+]  # fmt: skip
+
+
+def _unwrapped(text: str) -> str:
+    """Without emphasis, delimiters of formulas, quotation marks and a full stop around."""
+    while True:
+        bare = re.sub(r"(?<!\\)[\s.,;:。、]+$", "", text.strip())
+        bare = re.sub(r"^[:=\s]+", "", bare)
+        for wrapper in _WRAPPERS:
+            if found := wrapper.fullmatch(bare):
+                bare = found[1].strip()
+        if bare == text:
+            return text
+        text = bare
+
+
+def _with_root_braces(text: str) -> str:
+    r"""``\sqrt(x)`` as ``\sqrt{x}``."""
+    start = 0
+    while (place := re.compile(r"\\sqrt(?:\[\d+\])?\s*\(").search(text, start)) is not None:
+        depth, end = 1, place.end()
+        while end < len(text) and depth:
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            end += 1
+        if depth:
+            return text
+        text = f"{text[: place.end() - 1]}{{{text[place.end() : end - 1]}}}{text[end:]}"
+        start = place.end()
+    return text
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the brace lies that closes the one before ``start``; the end of the text where none does."""
+    depth = 1
+    for found in re.compile(r"\\[{}]|[{}]").finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(found[0], 0)
+        if depth == 0:
+            return found.start()
+    return len(text)
