@@ -150,8 +150,8 @@ def test_thoughts_policies() -> None:
     assert [row["input_ids"] for row in stripped.rows] == [plain] * 3
     assert [(drop.subject, drop.reason) for drop in stripped.dropped] == [("p2", "only-a-thought")]
     assert [(drop.subject, drop.reason) for drop in refused.dropped] == [
-        ("p1", "holds-a-thought"),
-        ("p2", "holds-a-thought"),
+        ("p1", "holds-thoughts"),
+        ("p2", "holds-thoughts"),
     ]
 
 

@@ -37,6 +37,7 @@ PROBE = "sinterprobe"
 
 PLAIN = TemplateOptions()
 
+REFUSED = "refused-by-the-chat-template"
 NO_PREFIX = "prompt-is-no-prefix"
 OTHER_WORDS = "answer-written-otherwise"
 THOUGHT_AFTER_CLOSED = "thought-after-a-closed-one"
@@ -167,6 +168,28 @@ def encode_conversation(
     """Token ids of a whole dialogue, answers included, as reward models read it."""
     text = _render(tokenizer, _as_text(tokenizer, messages, options), options, add_generation_prompt=False)
     return _tokenise(tokenizer, text)
+
+
+def encode_answered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], content: str, options: TemplateOptions = PLAIN
+) -> list[int]:
+    """Token ids of a prompt and an answer to it, which must be there word for word: what a reward model judges.
+
+    Raises:
+        UnfitAnswer: The template or the tokenizer writes the answer otherwise.
+        TemplateRefusal: The template refuses the conversation.
+    """
+    marked = _as_text(tokenizer, (*messages, Message("assistant", content)), options)
+    text = _render(tokenizer, marked, options, add_generation_prompt=False)
+    answer = marked[-1].content.strip()
+    if answer not in text:
+        raise UnfitAnswer(
+            OTHER_WORDS,
+            f"the chat template of {_name(tokenizer)} does not write the whole answer {_shorten(content)}",
+        )
+    ids = _tokenise(tokenizer, text)
+    _check_words(tokenizer, ids, _without_marks(answer))
+    return ids
 
 
 def encode_example(
@@ -366,7 +389,7 @@ def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, 
 def _check_words(tokenizer: PreTrainedTokenizerBase, response_ids: list[int], written: str) -> None:
     """Look whether the tokens say what was written, but for white space and the normal form of characters."""
     read = str(tokenizer.decode(response_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    if written in read or _words(written) == _words(read):
+    if written in read or _words(written) in _words(read):
         return
     raise UnfitAnswer(
         OTHER_WORDS,

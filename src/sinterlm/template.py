@@ -40,7 +40,8 @@ MAX_OUTPUT_CHARACTERS = 2**20
 
 _OWN_VARIABLES = {"messages", "add_generation_prompt", "tools", "documents", "strftime_now"}
 """What Sinter itself gives a template."""
-_DATE_FUNCTION = "strftime_now"
+DATE_FUNCTION = "strftime_now"
+"""By which templates ask for the date."""
 _ANOTHER = "such a template cannot be used: give the model another one (chat_template.jinja in its folder)"
 
 
@@ -147,11 +148,6 @@ def literals_of(source: str, *, name: str) -> str:
         raise InputError(f"{name} {error}") from error
     except (_OutOfTime, Exception) as error:
         raise InputError(f"{name} cannot be compiled{_place(error)}: {error or type(error).__name__}") from error
-
-
-def writes_date(source: str) -> bool:
-    """Whether a template asks for the date."""
-    return _DATE_FUNCTION in source
 
 
 @lru_cache(maxsize=32)

@@ -9,6 +9,7 @@
     fingerprints  a model's hash, and the size of its weights
     hashes        hashes of files, kept
     quiet         what Transformers prints, kept silent
+    templates     what decides a chat template's text
     load          models and tokenizers, looked at before and after they are loaded
 
 Weights are read from safetensors only, and no code of a checkpoint is ever run. Finding and naming a model needs no
@@ -29,6 +30,7 @@ from sinterlm.models.load import (
 )
 from sinterlm.models.locate import absolute_name, hub_revision, plain_name, resolve_model, split_revision
 from sinterlm.models.quiet import without_bars
+from sinterlm.models.templates import describe_options, writes_date
 
 __all__ = [
     "FLOAT32_BYTES",
@@ -37,6 +39,7 @@ __all__ = [
     "cached_fingerprint",
     "check_trainable",
     "computes_bfloat16",
+    "describe_options",
     "describe_placement",
     "fingerprint",
     "hub_revision",
@@ -50,4 +53,5 @@ __all__ = [
     "resolve_model",
     "split_revision",
     "without_bars",
+    "writes_date",
 ]

@@ -22,7 +22,7 @@ from typing import Any
 from sinterlm.evaluation.rates import Rate
 from sinterlm.files import atomic_write
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.recipe.build import build_hyperparameters, engine_identity
+from sinterlm.recipe.build import build_hyperparameters, engine_identity, template_options
 from sinterlm.recipe.grid import Choice, apply_choice, count_cells, list_choices
 from sinterlm.recipe.schema import Judge, Scorer, Training, parts_of
 from sinterlm.records import Dropped, Prompt, digest
@@ -160,15 +160,19 @@ def best_of(cells: Sequence[Cell]) -> Cell:
     return max(finished, key=lambda pair: pair[1].rate.value)[0]
 
 
+_TEMPLATE_KEYS = ("chat_template_kwargs", "template_date")
+
+
 def describe_scorer(scorer: Scorer, fingerprint: Fingerprint) -> object:
     """What besides the answers decides the scores: settings, weights by fingerprint, and files by content."""
     files = {name: value for name, value in scorer if isinstance(value, Path)}
     placement = getattr(scorer, "placement", ())
     model = None if isinstance(scorer, Judge) else getattr(scorer, "model", None)
     described = [
-        scorer.model_dump(exclude={"parts", "domains", "other", *files, *placement}),
+        scorer.model_dump(exclude={"parts", "domains", "other", *_TEMPLATE_KEYS, *files, *placement}),
         model and fingerprint(model),
         *({name: file_digest(path)} for name, path in files.items()),
+        *([options] if (options := template_options(scorer)) else []),
     ]
     if parts := [[keys, describe_scorer(part, fingerprint)] for keys, part in parts_of(scorer)]:
         described.append(parts)

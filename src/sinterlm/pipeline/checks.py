@@ -26,6 +26,7 @@ from sinterlm.recipe.schema import (
 )
 from sinterlm.records import Message
 from sinterlm.store import Store
+from sinterlm.template import TemplateOptions
 
 
 def check_inputs(fusion: Fusion, store: Store | None = None, *, reads_target: bool = True) -> None:
@@ -121,7 +122,9 @@ def _check_training(fusion: Fusion) -> None:
 
     recipe = fusion.recipe
     check_trainable(recipe.target.model)
-    encode_prompt(load_tokenizer(recipe.target.model), [Message("user", "What is the capital of France?")])
+    target = recipe.target
+    options = TemplateOptions.of(target.chat_template_kwargs, target.template_date)
+    encode_prompt(load_tokenizer(target.model), [Message("user", "What is the capital of France?")], options)
     for training in fusion.trainings.values():
         choices = [choice for entry in training.grid for choice in list_choices(entry)]
         for settings in [training, *(apply_choice(training, choice) for choice in choices)]:

@@ -23,7 +23,7 @@ from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.recipe.build import build_hyperparameters, build_policy
 from sinterlm.recipe.schema import Wrpo
 from sinterlm.records import Dropped, Prompt, Role, Score, TrainingRow
-from sinterlm.template import TemplateRefusal
+from sinterlm.template import TemplateOptions, TemplateRefusal
 
 if TYPE_CHECKING:
     from sinterlm.training.logprobs import SequenceLogp
@@ -152,14 +152,18 @@ def _encode_quadruples(fusion: Fusion, rows: Sequence[TrainingRow]) -> list[list
 
     All forms of the target have its tokenizer and template.
     """
-    tokenizer = load_tokenizer(fusion.recipe.target.model)
+    target = fusion.recipe.target
+    tokenizer = load_tokenizer(target.model)
+    options = TemplateOptions.of(target.chat_template_kwargs, target.template_date)
     encoded = []
     for row in rows:
         with suppress(UnfitAnswer, TemplateRefusal):  # training drops and counts such rows
             responses = [row.with_role(role) for role in QUADRUPLE_ROLES]
             encoded.append(
                 [
-                    encode_example(tokenizer, row.messages, response.content, truncated=response.truncated)
+                    encode_example(
+                        tokenizer, row.messages, response.content, truncated=response.truncated, options=options
+                    )
                     for response in responses
                 ]
             )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from sinterlm.errors import InputError
-from sinterlm.recipe.build import build_settings, greedy
+from sinterlm.recipe.build import build_settings, greedy, with_template_date
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import AskedModel, ExtraPrompts, LocalModel, Recipe, Source, Training
 from sinterlm.records import Prompt, SamplingSettings
@@ -63,10 +64,20 @@ class Fusion:
     """
 
     def __init__(self, recipe: Recipe, *, run_name: str = "") -> None:
-        self.recipe = recipe
         self.output = recipe.output.resolve()
         self.workspace = (recipe.workspace or recipe.output).resolve()
+        self.recipe = with_template_date(recipe, recipe.template_date or self.first_date or date.today().isoformat())
         self.run_name = run_name or os.path.relpath(self.output, self.workspace)
+
+    @property
+    def date_path(self) -> Path:
+        """Where the workspace keeps the date that chat templates take for today."""
+        return self.workspace / "template-date"
+
+    @property
+    def first_date(self) -> str | None:
+        """The date that they took at the first command; None where none asked for it."""
+        return self.date_path.read_text().strip() if self.date_path.is_file() else None
 
     @property
     def store_path(self) -> Path:

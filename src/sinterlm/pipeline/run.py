@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sinterlm.errors import InputError, memory_advice
 from sinterlm.files import atomic_write, folder_lock
-from sinterlm.models import cached_fingerprint, fingerprint
+from sinterlm.models import cached_fingerprint, fingerprint, writes_date
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.launch import require_one_process
@@ -18,6 +18,7 @@ from sinterlm.pipeline.memory import PeakMemory
 from sinterlm.pipeline.progress import Reporter, show_counts
 from sinterlm.pipeline.stage import Run, Stage, count_reasons, is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages
+from sinterlm.recipe.build import models_in
 from sinterlm.recipe.load import resolve_text
 from sinterlm.store import FinishedStage, Store
 
@@ -67,6 +68,7 @@ def run_fusion(
         pending = [stage for stage in wanted if not _is_done(stage, keys, store, fusion)]
         if any(stage.name not in ("evaluate", "report") for stage in pending):
             check_inputs(fusion, store, reads_target=reads_target)
+        _keep_date(fusion, reporter)
         with atomic_write(fusion.output / "recipe.yaml") as path:
             path.write_text(resolve_text(fusion.recipe))
         done_now = []
@@ -79,6 +81,26 @@ def run_fusion(
             _do(Run(fusion, store, reporter, keys[stage.name], tuple(keys)), stage)
             done_now.append(stage.name)
         return Outcome(done_now, [stage.name for stage in stages if not _is_done(stage, keys, store, fusion)])
+
+
+def _keep_date(fusion: Fusion, reporter: Reporter) -> None:
+    """Keep the date that chat templates take for today, so that another day's command takes the same one."""
+    asking = {
+        model.model: model.template_date
+        for model in models_in(fusion.recipe)
+        if model.template_date and writes_date(model.model)
+    }
+    if not asking:
+        return
+    for name, day in asking.items():
+        reporter.say(f"the chat template of {name} takes {day} for today (template_date)")
+    first, day = fusion.first_date, fusion.recipe.template_date or next(iter(asking.values()))
+    if day == first:
+        return
+    if first:
+        reporter.say(f"the date was {first} before; answers and models that depend on it are made anew")
+    with atomic_write(fusion.date_path) as path:
+        path.write_text(f"{day}\n")
 
 
 def _known(fusion: Fusion, model: str) -> str | None:

@@ -23,7 +23,7 @@ from sinterlm.pipeline.rows import select
 from sinterlm.pipeline.search import search
 from sinterlm.pipeline.stage import Run, Stage, StageResult
 from sinterlm.pipeline.train import train_model
-from sinterlm.recipe.build import build_hyperparameters, engine_identity
+from sinterlm.recipe.build import build_hyperparameters, engine_identity, template_options
 from sinterlm.recipe.schema import Recipe, RecordedSource
 from sinterlm.records import Dropped, Prompt
 from sinterlm.sampling.identity import Fingerprint
@@ -162,6 +162,7 @@ def _training_stages(
         build_hyperparameters(training.objective),
         training.train,
         fusion.recipe.seed,
+        *([options] if (options := template_options(fusion.recipe.target)) else []),
     ]
     held_out, grid = fusion.recipe.evaluation.held_out, training.grid
     if held_out and grid:

@@ -18,7 +18,7 @@ from sinterlm.pipeline.cells import describe_grid, read_search, remove_folder, s
 from sinterlm.pipeline.launch import is_main_process
 from sinterlm.pipeline.progress import Reporter, Task
 from sinterlm.pipeline.stage import Run, StageResult, count_reasons
-from sinterlm.recipe.build import build_hyperparameters
+from sinterlm.recipe.build import build_hyperparameters, template_options
 from sinterlm.recipe.load import read_train_settings
 from sinterlm.recipe.schema import Training, scorer_title
 from sinterlm.training.members import find_members
@@ -80,7 +80,7 @@ def fit(run: Run, name: str, training: Training, *, output: Path, label: str) ->
         model=start,
         objective=training.objective.kind,
         hyperparameters=build_hyperparameters(training.objective),
-        arguments=training.train,
+        arguments={**training.train, **template_options(fusion.recipe.target)},
         output_dir=output,
         seed=fusion.recipe.seed,
         cache_dir=fusion.workspace / "reference",

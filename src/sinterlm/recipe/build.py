@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from sinterlm.chat import FewShot
-from sinterlm.models import fingerprint
+from sinterlm.models import describe_options, fingerprint, writes_date
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.recipe.load import load_few_shot
 from sinterlm.recipe.schema import (
     AskedModel,
     ByDomain,
     Combination,
+    DialogueReader,
+    LocalModel,
     Objective,
     PromptFormat,
     Sampling,
@@ -31,6 +33,7 @@ from sinterlm.scoring.table import SCORERS
 from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.selection.table import POLICIES
 
+StrictT = TypeVar("StrictT", bound=Strict)
 Policy = Callable[[Iterable[Candidates]], Selection]
 
 
@@ -89,6 +92,44 @@ def engine_identity(
     arguments = _engine_arguments(config, location, settings)
     identity: str | None = _component(ENGINES[config.engine].identity)(**arguments, fingerprint=fingerprint)
     return identity
+
+
+def template_options(config: Scorer | Source) -> dict[str, Any]:
+    """What a model's mapping says of its chat template, as far as it decides the text; see ``describe_options``."""
+    if not isinstance(config, LocalModel | DialogueReader):
+        return {}
+    return describe_options(config.model, config.chat_template_kwargs, config.template_date)
+
+
+def models_in(config: Any) -> Iterator[LocalModel | DialogueReader]:
+    """Every model with a chat template that is part of a recipe, or of a part of one."""
+    if isinstance(config, LocalModel | DialogueReader):
+        yield config
+    if isinstance(config, Strict):
+        config = dict(config)
+    if isinstance(config, dict):
+        for value in config.values():
+            yield from models_in(value)
+
+
+def with_template_date(config: StrictT, date: str) -> StrictT:
+    """The mapping with a date for every model in it that has none, and whose chat template may ask for one."""
+    changed = {name: value for name, value in _dated(dict(config), date).items() if value is not getattr(config, name)}
+    is_dated = not isinstance(config, LocalModel | DialogueReader) or config.template_date
+    if not is_dated and writes_date(config.model) is not False:
+        changed["template_date"] = date
+    return config.model_copy(update=changed) if changed else config
+
+
+def _dated(mapping: dict[str, Any], date: str) -> dict[str, Any]:
+    """A mapping whose parts have dates; itself where that changes nothing."""
+    changed: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if isinstance(value, Strict):
+            changed[name] = with_template_date(value, date)
+        elif isinstance(value, dict):
+            changed[name] = _dated(value, date)
+    return mapping if all(value is mapping[name] for name, value in changed.items()) else {**mapping, **changed}
 
 
 _NOT_THE_ENGINES = ("prompt", "sampling", "num_samples", "samples", "active_billions", "domains")

@@ -28,6 +28,7 @@ from sinterlm.recipe.schema import (
     Combination,
     GridEntry,
     Judge,
+    LocalModel,
     Preference,
     Recipe,
     Scorer,
@@ -210,6 +211,10 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
     if recipe.target.prompt.few_shot:
         reason = "the target is trained on its chat template and so must be asked by it; remove few_shot"
         yield Problem(("target", "prompt", "few_shot"), reason)
+    for name, source in recipe.sources.items():
+        if isinstance(source, LocalModel) and source.prompt.few_shot and source.chat_template_kwargs:
+            reason = "a few-shot prompt goes through no chat template; remove one of the two"
+            yield Problem(("sources", name, "chat_template_kwargs"), reason)
     if recipe.target.domains:
         yield Problem(("target", "domains"), "the target is asked every prompt of its part; remove it")
     for name, source in recipe.sources.items():
@@ -370,7 +375,17 @@ def _find_objective_problems(kind: Option, options: Mapping[str, Sequence[Option
                     yield Problem(path, found_but_expected(value, known[name].expected))
 
 
+_NOT_THE_TRAININGS = {
+    "chat_template_kwargs": "it belongs to the model, for sampling too: target.chat_template_kwargs",
+    "template_date": "it belongs to the run: template_date, beside output",
+}
+"""Arguments of `sinterlm train` that stand elsewhere in a recipe."""
+
+
 def _find_train_problems(path: KeyPath, given: Mapping[str, Any], also_known: Iterable[str] = ()) -> Iterator[Problem]:
+    if path:
+        for name in _NOT_THE_TRAININGS.keys() & given.keys():
+            yield Problem((*path, name), f"not for a training to set: {_NOT_THE_TRAININGS[name]}")
     for name, text in train_arguments.find_problems(given, also_known):
         yield Problem((*path, name), text)
 
@@ -405,7 +420,7 @@ def _find_axis_problems(path: KeyPath, key: str, values: Sequence[Any], parts: S
         if first.setdefault(repr(value), index) != index:
             yield Problem((*path, index), f"{describe(value)} stands there already; remove one of them")
     if part == "train":
-        if problem := train_arguments.find_name_problem(name):
+        if problem := _NOT_THE_TRAININGS.get(name) or train_arguments.find_name_problem(name):
             yield Problem(path, problem)
             return
         for index, value in enumerate(values):

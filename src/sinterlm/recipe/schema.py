@@ -6,6 +6,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 from collections.abc import Iterator
@@ -83,6 +84,13 @@ def _check_criterion(name: str) -> str:
     return name
 
 
+def _check_date(text: str) -> str:
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise _expected("a date such as 2026-11-30") from None
+
+
 def _find_input(path: Path, info: ValidationInfo) -> Path:
     folder = (info.context or {}).get("folder") or Path()
     return Path(folder, os.path.expanduser(path))
@@ -109,6 +117,10 @@ Positive = Annotated[int, Field(ge=1)]
 Domains = Annotated[list[str], Field(min_length=1)] | None
 """Those of the prompts that are meant; all unless they are given."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TemplateVariables = dict[str, Any]
+"""Variables of a chat template, beside the conversation."""
+TemplateDate = Annotated[str, AfterValidator(_check_date)] | None
+"""What a chat template takes for today; by default the recipe's, and else the day of the run's first command."""
 
 
 class Split(Strict):
@@ -194,6 +206,12 @@ class LocalModel(AskedModel):
     """Weights that a token passes through: for a plan, where the files are not here and the name does not say."""
     device: str = "auto"
     dtype: Dtype = "auto"
+    chat_template_kwargs: TemplateVariables = {}
+    template_date: TemplateDate = None
+
+    def __hash__(self) -> int:
+        """By the model's name: variables of a template may hold lists, which have no hash."""
+        return hash(self.model)
 
 
 class RecordedSource(Strict):
@@ -260,6 +278,8 @@ class DialogueReader(AnswerReader):
     float32_head: bool = True
     device: str = "auto"
     dtype: Dtype = "auto"
+    chat_template_kwargs: TemplateVariables = {}
+    template_date: TemplateDate = None
 
     placement: ClassVar = {"batch_tokens", "device"}
 
@@ -571,6 +591,7 @@ class Recipe(Strict):
     """Holds store.sqlite; the output folder unless given."""
     seed: int = 0
     """Of the split, of ties, of sampling and training unless they name their own."""
+    template_date: TemplateDate = None
     prompts: Prompts
     target: Target
     sources: Annotated[dict[SourceName, Source], Field(min_length=1)]

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from sinterlm.chat import FewShot, encode_completion, encode_prompt, with_system
+from sinterlm.chat import PLAIN, FewShot, encode_completion, encode_prompt, with_system
 from sinterlm.errors import InputError
 from sinterlm.records import Prompt
+from sinterlm.template import TemplateOptions
 
 
 class Asking(NamedTuple):
@@ -20,11 +21,13 @@ class Asking(NamedTuple):
     """None: by chat template."""
     system: str | None
     end_tokens: frozenset[int]
+    options: TemplateOptions = PLAIN
+    """Of the chat template."""
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids up to where the answer begins; what all prompts begin with is encoded together with the rest."""
         if self.few_shot is None:
-            return encode_prompt(self.tokenizer, with_system(prompt.messages, self.system))
+            return encode_prompt(self.tokenizer, with_system(prompt.messages, self.system), self.options)
         if [message.role for message in prompt.messages] != ["user"]:
             roles = ", ".join(message.role for message in prompt.messages)
             raise InputError(

@@ -10,11 +10,13 @@ of a model's weights and template by its name, or None where it is not known yet
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sinterlm.chat import FewShot
+from sinterlm.models import describe_options
 from sinterlm.records import SamplingSettings, digest
 
 Fingerprint = Callable[[str], str | None]
@@ -27,10 +29,14 @@ def transformers_identity(
     system: str | None,
     settings: SamplingSettings,
     fingerprint: Fingerprint,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    template_date: str | None = None,
     **placement: object,
 ) -> str | None:
     """Hash of weights, template, prompt format, sampling settings and seed; None where the weights are not known.
 
+    The template's variables and its date belong to it where they decide something: where there are variables, and where
+    the template asks for the date.
     Device and dtype change an answer by rounding only; the number of samples not at all: they are no part of it.
     """
     weights = fingerprint(model)
@@ -46,6 +52,7 @@ def transformers_identity(
             "few_shot": few_shot and few_shot.identity,
             "system": system,
             "settings": named,
+            **({} if few_shot else describe_options(model, chat_template_kwargs, template_date)),
         }
     )
 

@@ -26,6 +26,7 @@ from sinterlm.sampling.prefix_attention import CannotShareError, Prefix, attend_
 from sinterlm.sampling.protocol import Generation, Item
 from sinterlm.sampling.rows import compute_prefix, count_shared
 from sinterlm.sampling.sharing import share_prefixes
+from sinterlm.template import TemplateOptions
 
 BATCH_TOKENS = 16_384
 CHARACTERS_PER_TOKEN = 3
@@ -62,6 +63,8 @@ class TransformersEngine:
         model: hub name, folder or ``gguf:PACKAGE/FILE.gguf``.
         few_shot: the completion prompt; by chat template unless given.
         system: system prompt for messages that have none; with a chat template only.
+        chat_template_kwargs: variables of the chat template.
+        template_date: what the chat template takes for today, as 2026-11-30.
         settings: how tokens are drawn.
         device: ``auto`` or a torch device.
         dtype: ``auto`` or a torch dtype's name. Device and dtype change an answer by rounding only, so they are no part
@@ -79,6 +82,8 @@ class TransformersEngine:
         settings: SamplingSettings,
         device: str = "auto",
         dtype: str = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        template_date: str | None = None,
         on_loaded: Callable[[str], None] | None = None,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
@@ -90,6 +95,7 @@ class TransformersEngine:
         self._settings = settings
         self._device = device
         self._dtype = dtype
+        self._options = TemplateOptions.of(chat_template_kwargs, template_date)
         self._on_loaded = on_loaded
         self._batch_tokens = batch_tokens
         self._loaded: _Loaded | None = None
@@ -127,8 +133,8 @@ class TransformersEngine:
         if self._loaded is None:
             model = load_model(self._name, device=self._device, dtype=self._dtype)
             tokenizer = load_tokenizer(self._name)
-            end_tokens = end_token_ids(tokenizer) | _generation_ends(model)
-            asking = Asking(tokenizer, self._few_shot, self._system, end_tokens)
+            end_tokens = end_token_ids(tokenizer, self._options) | _generation_ends(model)
+            asking = Asking(tokenizer, self._few_shot, self._system, end_tokens, self._options)
             probes = [asking.encode(Prompt("", (Message("user", probe),))) for probe in PROBES]
             placement, prefix = describe_placement(model), None
             with self._understood_errors(model):

@@ -20,12 +20,13 @@ from accelerate.utils import release_memory
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sinterlm.chat import encode_conversation
+from sinterlm.chat import PLAIN, REFUSED, UnfitAnswer, chat_template_of, encode_answered, encode_conversation
 from sinterlm.context import context_length
 from sinterlm.errors import InputError, memory_advice
-from sinterlm.models import fingerprint
+from sinterlm.models import describe_options, fingerprint
 from sinterlm.records import PROMPT_TOO_LONG, Message, Score, digest
 from sinterlm.scoring.protocol import NO_SCORE, NOT_A_NUMBER, Answered, no_score
+from sinterlm.template import TemplateOptions, TemplateRefusal
 
 MIN_PADDING_STEP = 8
 
@@ -87,6 +88,8 @@ class DialogueScorer(ABC):
         device: ``auto`` or a torch device.
         dtype: ``auto`` or a torch dtype's name. It belongs to the identity, because in another precision a score moves
             by more than close answers lie apart; what ``auto`` comes to on a machine does not.
+        chat_template_kwargs: variables of the chat template.
+        template_date: what the chat template takes for today, as 2026-11-30.
     """
 
     kind: ClassVar[str]
@@ -101,6 +104,8 @@ class DialogueScorer(ABC):
         float32_head: bool,
         device: str = "auto",
         dtype: str = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        template_date: str | None = None,
     ) -> None:
         self._name = model
         self._max_length = max_length
@@ -109,6 +114,9 @@ class DialogueScorer(ABC):
         self._float32_head = float32_head
         self._device = device
         self._dtype = dtype
+        self._chat_template_kwargs = chat_template_kwargs
+        self._template_date = template_date
+        self._options = TemplateOptions.of(chat_template_kwargs, template_date)
         self._loaded: Loaded | None = None
 
     @cached_property
@@ -125,6 +133,7 @@ class DialogueScorer(ABC):
                 "truncate": self._truncate,
                 "float32_head": self._float32_head,
                 "dtype": self._dtype,
+                **describe_options(self._name, self._chat_template_kwargs, self._template_date),
             }
         )
 
@@ -147,7 +156,16 @@ class DialogueScorer(ABC):
         scores: dict[int, Score] = {}
         dialogues: dict[int, Dialogue] = {}
         for place, entry in enumerate(answered):
-            found = encode_dialogue(self._loaded.tokenizer, entry, max_length=max_length, truncate=self._truncate)
+            try:
+                found = encode_dialogue(
+                    self._loaded.tokenizer, entry, self._options, max_length=max_length, truncate=self._truncate
+                )
+            except UnfitAnswer as error:
+                scores[place] = no_score(entry, self.identity, error.reason, str(error), {})
+                continue
+            except TemplateRefusal as error:
+                scores[place] = no_score(entry, self.identity, REFUSED, str(error), {})
+                continue
             if isinstance(found, Dialogue):
                 dialogues[place] = found
             else:
@@ -184,7 +202,7 @@ class DialogueScorer(ABC):
 
     def _load_checked(self) -> Loaded:
         loaded = self._load()
-        if not isinstance(loaded.tokenizer.chat_template, str):
+        if chat_template_of(loaded.tokenizer) is None:
             raise InputError(
                 f"model {self._name}: its tokenizer has no chat template, by which a reward model reads prompt and "
                 "answer; put the one that it was trained with into its folder as chat_template.jinja"
@@ -206,18 +224,27 @@ class DialogueScorer(ABC):
 
 
 def encode_dialogue(
-    tokenizer: PreTrainedTokenizerBase, answered: Answered, *, max_length: int, truncate: Truncate
+    tokenizer: PreTrainedTokenizerBase,
+    answered: Answered,
+    options: TemplateOptions = PLAIN,
+    *,
+    max_length: int,
+    truncate: Truncate,
 ) -> Dialogue | TooLong:
     """The whole dialogue as token ids; of more than ``max_length`` the answer loses as many as are too many.
 
     What an empty answer leaves standing belongs to the template: the header before an answer and the tail behind it.
+
+    Raises:
+        UnfitAnswer: The model would read other words than the answer's.
+        TemplateRefusal: Its template refuses the conversation.
     """
     prompt, response = answered
-    tokens = encode_conversation(tokenizer, (*prompt.messages, Message("assistant", response.content)))
+    tokens = encode_answered(tokenizer, prompt.messages, response.content, options)
     excess = len(tokens) - max_length
     if excess <= 0:
         return Dialogue(prompt.id, tokens, is_truncated=False)
-    frame = encode_conversation(tokenizer, (*prompt.messages, Message("assistant", "")))
+    frame = encode_conversation(tokenizer, (*prompt.messages, Message("assistant", "")), options)
     if len(frame) >= max_length:
         return TooLong(len(frame))
     start = _num_common(frame, tokens)

@@ -25,7 +25,7 @@ class RewardModelScorer(DialogueScorer):
         if text_config.pad_token_id is None:
             # Without one the model reads its output at the last token; so it does with one that ends no dialogue. No
             # text ends in a special token: where a template writes nothing behind an answer, the answer ends it.
-            ends = end_token_ids(tokenizer)
+            ends = end_token_ids(tokenizer, self._options)
             specials = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
             text_config.pad_token_id = min(specials - ends or set(range(len(tokenizer))) - ends)
         return Loaded(model, tokenizer, text_config.pad_token_id)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sinterlm.chat import PLAIN, EncodedExample, UnfitAnswer, encode_example, render_prompt
+from sinterlm.chat import PLAIN, REFUSED, EncodedExample, UnfitAnswer, encode_example, render_prompt
 from sinterlm.errors import InputError
 from sinterlm.objectives.responses import Responses, SequenceLogps
 from sinterlm.objectives.table import ResolvedObjective
@@ -29,11 +29,10 @@ from sinterlm.training.packing import Layout, SequenceBatch, shared
 
 ALIKE_AFTER_CUTTING = "answers-alike-after-cutting"
 """Why a row is dropped here: cut at the maximum length, both answers of every pair are the same."""
-HOLDS_A_THOUGHT = "holds-a-thought"
+HOLDS_THOUGHTS = "holds-thoughts"
 """Why a row is dropped under ``thoughts: refuse``."""
 ONLY_A_THOUGHT = "only-a-thought"
 """Why a row is dropped under ``thoughts: strip``: nothing is left of an answer."""
-REFUSED_BY_TEMPLATE = "refused-by-the-chat-template"
 
 
 class EncodedRow(TypedDict):
@@ -217,7 +216,7 @@ def _encode_responses(
     except UnfitAnswer as error:
         raise UnfitAnswer(error.reason, f"{place}: {error}") from error
     except TemplateRefusal as error:
-        raise UnfitAnswer(REFUSED_BY_TEMPLATE, f"{place}: {error}") from error
+        raise UnfitAnswer(REFUSED, f"{place}: {error}") from error
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
 
@@ -226,7 +225,7 @@ def _apply_policy(content: str, thoughts: Thoughts) -> str:
     """What is trained of an answer that may begin with a thought."""
     own = split_thoughts(content)
     if thoughts == "refuse" and own.thoughts:
-        raise UnfitAnswer(HOLDS_A_THOUGHT, "the answer holds a thought (thoughts: refuse)")
+        raise UnfitAnswer(HOLDS_THOUGHTS, "the answer begins with a thought (thoughts: refuse)")
     if thoughts != "strip":
         return content
     if content.strip() and not own.answer.strip():

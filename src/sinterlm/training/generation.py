@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from sinterlm.chat import end_token_ids
+from sinterlm.chat import PLAIN, end_token_ids
+from sinterlm.template import TemplateOptions
 
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -46,15 +47,18 @@ def restore_config(model: PreTrainedModel, own: StartSettings) -> None:
     model.config.use_cache = True
 
 
-def write_generation_config(own: StartSettings, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def write_generation_config(
+    own: StartSettings, tokenizer: PreTrainedTokenizerBase, folder: Path, options: TemplateOptions = PLAIN
+) -> None:
     """Write a start model's generation config beside the trained one; all of it is kept, and a stop may be added.
 
     Args:
         own: of the start model.
         tokenizer: with the template that the model was trained on, whose end-of-turn it learnt to write.
         folder: of the trained model.
+        options: of the template.
     """
     stops = own.generation_config.eos_token_id
     known = set() if stops is None else {stops} if isinstance(stops, int) else set(stops)
-    own.generation_config.eos_token_id = sorted(known | end_token_ids(tokenizer))
+    own.generation_config.eos_token_id = sorted(known | end_token_ids(tokenizer, options))
     own.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -38,7 +39,14 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from sinterlm.errors import InputError, memory_advice
 from sinterlm.files import atomic_write
-from sinterlm.models import describe_placement, fingerprint, load_tokenizer, load_trainable_model, without_bars
+from sinterlm.models import (
+    describe_placement,
+    fingerprint,
+    load_tokenizer,
+    load_trainable_model,
+    without_bars,
+    writes_date,
+)
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.records import Dropped, TrainingRow, digest
 from sinterlm.training.card import CardDetails, render_card
@@ -54,6 +62,8 @@ from sinterlm.training.output_folder import (
     REFERENCE,
     RESULT,
     claim,
+    first_date,
+    keep_date,
     remove_checkpoints,
     require_own_or_empty,
 )
@@ -125,14 +135,16 @@ def train(
             argument needs and that is not installed, or an output folder that holds something else.
         ToleranceError: no row is left to train on.
     """
-    hyperparameters, arguments = hyperparameters or {}, arguments or {}
+    hyperparameters, arguments = hyperparameters or {}, dict(arguments or {})
     if Path(model).is_dir() and Path(model).resolve().is_relative_to(output_dir.resolve()):
         raise InputError(f"{output_dir}: the output folder holds the model to start from; choose another output folder")
     require_own_or_empty(output_dir)
     check_arguments(objective, hyperparameters, arguments, seed=seed)
     checkpoints = output_dir / CHECKPOINTS
-    config = build_config(objective, hyperparameters, arguments, output_dir=checkpoints, seed=seed)
     model_fingerprint = fingerprint(model)
+    if asks_date := writes_date(model):
+        _choose_date(arguments, output_dir, say)
+    config = build_config(objective, hyperparameters, arguments, output_dir=checkpoints, seed=seed)
     identity = digest(
         [model_fingerprint, objective, config.resolved_objective.values, arguments, seed, [asdict(row) for row in rows]]
     )
@@ -145,6 +157,8 @@ def train(
     processes.wait_for_everyone()  # all have looked at the folder
     if processes.is_main_process:
         claim(output_dir, identity)
+        if asks_date:
+            keep_date(output_dir, arguments["template_date"])
     processes.wait_for_everyone()
 
     tokenizer = load_tokenizer(model)
@@ -164,6 +178,11 @@ def train(
         )
     together = f", {processes.num_processes} processes" if processes.num_processes > 1 else ""
     say(f"trains on {_describe_precision(trainer)}{together}")
+    if trainer.num_as_generated:
+        say(
+            f"{trainer.num_as_generated} responses are trained as the model would write them: the chat template writes "
+            "finished answers otherwise"
+        )
     if trainer.reference_origin:
         say(f"log-probabilities of the reference: {trainer.reference_origin}")
     for callback in (PrinterCallback, ProgressCallback):
@@ -196,6 +215,14 @@ def train(
         remove_checkpoints(output_dir)
     processes.wait_for_everyone()
     return result
+
+
+def _choose_date(arguments: dict[str, Any], output_dir: Path, say: Callable[[str], None]) -> None:
+    """Set the date that the chat template takes for today: the given one, else that of the first command."""
+    first, given = first_date(output_dir), arguments.get("template_date")
+    arguments["template_date"] = given or first or date.today().isoformat()
+    before = f"; it was {first} before, so training begins anew" if first and given and given != first else ""
+    say(f"the chat template takes {arguments['template_date']} for today (template_date){before}")
 
 
 def _describe_precision(trainer: FusionTrainer) -> str:
@@ -306,7 +333,7 @@ def save_model(
             tokenizer.save_pretrained(output_dir)
             hide_base(output_dir / ADAPTER, start)
     if trainer.is_world_process_zero():
-        write_generation_config(settings, tokenizer, output_dir)
+        write_generation_config(settings, tokenizer, output_dir, trainer.args.template_options)
 
 
 def _save_by_trainer(trainer: FusionTrainer, folder: Path) -> None:
