@@ -15,7 +15,7 @@ from sinterlm.models import cached_fingerprint, fingerprint, writes_date
 from sinterlm.pipeline import run as run_module
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import Reporter
-from sinterlm.pipeline.stage import stage_keys
+from sinterlm.pipeline.stage import Run, stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity, template_options
@@ -25,7 +25,7 @@ from sinterlm.scoring.dialogues import encode_dialogue
 from sinterlm.scoring.protocol import Answered
 from sinterlm.template import TemplateOptions
 from sinterlm.training import trainer as trainer_module
-from sinterlm.training.batch import EncodedRows
+from sinterlm.training.batch import EncodedRows, encode_rows
 from sinterlm.training.train import train
 from tests.tiny import save_tiny, save_tiny_reward_model
 from tests.tiny_fusion import write_tiny_fusion
@@ -66,7 +66,6 @@ def at(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
 def prompts_seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The prompt's tokens of every row that a training encodes, in order."""
     seen: list[list[int]] = []
-    encode_rows = trainer_module.encode_rows
 
     def noting(*arguments: Any, **settings: Any) -> EncodedRows:
         encoded = encode_rows(*arguments, **settings)
@@ -103,7 +102,7 @@ def test_settings_of_train_reach_the_tokens_and_the_references_key(
             arguments={**CPU, "max_steps": 1, **given.arguments},
             cache_dir=tmp_path / "reference",
         )
-        texts.append(tokenizer.decode(prompts_seen[0]))
+        texts.append(str(tokenizer.decode(prompts_seen[0])))
         keys |= {path.name for path in (tmp_path / "reference").iterdir()}
         card = (tmp_path / str(number) / "README.md").read_text()
         assert f"template_date: `{settings[0].partition('=')[2]}`" in card
@@ -224,9 +223,9 @@ def test_what_a_training_of_a_recipe_sees(
     )
     rows = [TrainingRow("p", QUESTION.messages, (RowResponse("three", "chosen"),))]
     monkeypatch.setattr(stage, "read_rows", lambda path: rows)
-    run = run_module.Run(fusion, None, Reporter(Terminal(quiet=True)))  # type: ignore[arg-type]  # a training asks no store
+    run = Run(fusion, None, Reporter(Terminal(quiet=True)))  # type: ignore[arg-type]  # a training asks no store
     stage.fit(run, "sft", fusion.recipe.sft, output=recipe_path.parent / "trained", label="sft")  # type: ignore[arg-type]
-    text = AutoTokenizer.from_pretrained(fusion.recipe.target.model).decode(prompts_seen[0])
+    text = str(AutoTokenizer.from_pretrained(fusion.recipe.target.model).decode(prompts_seen[0]))
     assert text.startswith("Today is 30 November 2026.\n")
     assert text.endswith("<think>\n\n</think>\n\n")
 

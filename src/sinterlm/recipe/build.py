@@ -115,8 +115,8 @@ def models_in(config: Any) -> Iterator[LocalModel | DialogueReader]:
 def with_template_date(config: StrictT, date: str) -> StrictT:
     """The mapping with a date for every model in it that has none, and whose chat template may ask for one."""
     changed = {name: value for name, value in _dated(dict(config), date).items() if value is not getattr(config, name)}
-    is_dated = not isinstance(config, LocalModel | DialogueReader) or config.template_date
-    if not is_dated and writes_date(config.model) is not False:
+    model = config if isinstance(config, LocalModel | DialogueReader) else None
+    if model and not model.template_date and writes_date(model.model) is not False:
         changed["template_date"] = date
     return config.model_copy(update=changed) if changed else config
 
