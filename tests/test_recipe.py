@@ -222,6 +222,8 @@ def test_an_output_folder_may_have_any_name(recipe_path: Path, name: str) -> Non
     [
         ("sed=1", "command line: sed: unknown key; did you mean seed?"),
         ("seed=x", "command line: seed: found 'x' (text), expected a whole number"),
+        ("seed=-1", "command line: seed: found -1, expected at least 0"),
+        ("seed=4294967296", "command line: seed: found 4294967296, expected at most 4294967295"),
         ("seed", "command line: seed: expected KEY=VALUE, for example seed=1"),
         ("=1", "command line: =1: expected KEY=VALUE, for example seed=1"),
         ("seed.x=1", "command line: seed.x: leads into 3, which has no keys"),
@@ -757,6 +759,9 @@ def test_training_arguments_are_those_of_transformers() -> None:
         ("max_steps", -1, None),
         ("max_length", 1, "found 1, expected a whole number, at least 2"),
         ("data_seed", None, None),
+        ("data_seed", 2**32 - 1, None),
+        ("data_seed", 2**32, "found 4294967296, expected a whole number or null, at least 0 and at most 4294967295"),
+        ("learning_rate", 10**400, f"found '1{'0' * 59}'..., expected a number, at least 0"),
         ("save_strategy", "epoch", None),
         (
             "save_strategy",
@@ -806,6 +811,8 @@ def test_train_settings() -> None:
         ("wrpo", "alhpa=1", "command line: alhpa: unknown training argument; did you mean alpha?"),
         ("dpo", "learning_rate=x", "command line: learning_rate: found 'x' (text), expected a number"),
         ("dpo", "seed=x", "command line: seed: found 'x' (text), expected a whole number"),
+        ("dpo", "seed=-1", "command line: seed: found -1, expected a whole number, 0 to 4294967295"),
+        ("dpo", "seed=4294967296", "command line: seed: found 4294967296, expected a whole number, 0 to 4294967295"),
         ("dpo", "output_dir=x", "command line: output_dir: not for recipes to set: "),
     ],
 )

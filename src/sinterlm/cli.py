@@ -9,6 +9,7 @@ import contextlib
 import errno
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -286,6 +287,7 @@ def main() -> NoReturn:
 def exit_code() -> int:
     """Run the command that ``sys.argv`` gives, say what went wrong, and return the exit code."""
     try:
+        _check_encoding()
         with _disk_full_as_try_again(), memory_advice("carrying out the command", "smaller files or models take less"):
             result = app(standalone_mode=False)
         if result == INTERRUPTED:  # the command-line library has caught the KeyboardInterrupt
@@ -308,6 +310,20 @@ def exit_code() -> int:
             error.show()
             return int(error.exit_code)
         raise
+
+
+def _check_encoding() -> None:
+    """Refuse paths and settings that are not UTF-8: recipes, reports and the store name them, and cannot hold them."""
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError as error:
+        raise InputError("the current folder is not there any more; go to another one") from error
+    for what, text in [("the current folder", folder), *(("an argument", text) for text in sys.argv[1:])]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(text).decode(errors="backslashreplace")
+            raise InputError(f"{what} is not UTF-8: {shown}; rename the file or folder") from None
 
 
 @contextlib.contextmanager

@@ -6,11 +6,13 @@ import codecs
 import gzip
 import json
 import math
+import numbers
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,20 +55,22 @@ class Line:
         return value
 
     def identifier(self, key: str) -> str | None:
-        """The id under ``key``: text, or a whole number, which is read as text."""
+        """The id under ``key``: text, or a whole number, which is read as text; ``1.0`` is the whole number 1."""
         value = self.fields.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        if value is None or (isinstance(value, str) and value):
+            return value
+        number = _whole(value)
+        if number is None:
             raise self.error(f"`{key}` is {_describe(value)}", "text or a whole number")
-        return str(value)
+        return str(number)
 
     def number(self, key: str, default: float | None = None) -> float:
         """The finite number under ``key``; without a default it must be there."""
         value = self.fields.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        number = _number(value)
+        if number is None:
             raise self.error(f"`{key}` is {_describe(value)}", "a finite number")
-        return float(value)
+        return float(number)
 
     def optional_number(self, key: str) -> float | None:
         """The finite number under ``key``, if there is one."""
@@ -75,9 +79,10 @@ class Line:
     def whole_number(self, key: str, default: int | None = None, *, least: int = 0) -> int:
         """The whole number, at least ``least``, under ``key``; without a default it must be there."""
         value = self.fields.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WHOLE_NUMBER:
+        number = _whole(value)
+        if number is None or not least <= number <= MAX_WHOLE_NUMBER:
             raise self.error(f"`{key}` is {_describe(value)}", f"a whole number, {least} to {MAX_WHOLE_NUMBER}")
-        return value
+        return number
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """The finite numbers in the list under ``key``."""
@@ -154,7 +159,7 @@ def read_lines(path: Path) -> Iterator[Line]:
     """
     path = Path(path)
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "no such file"
+        found = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "no such file"
         raise InputError(f"{path}: {found}; expected a file of JSON Lines, JSON or Parquet")
     if path.suffix == ".parquet":
         return _parquet_lines(path)
@@ -208,12 +213,14 @@ def _decode(raw: bytes, place: str) -> str:
 
 def _parse(text: str, place: str, expected: str) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unambiguous)
         if _SURROGATE_ESCAPE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # half a pair is no text: it cannot be hashed or stored
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise InputError(f"{place}: {half} is half of a surrogate pair; expected its other half beside it") from error
+    except _DuplicateKey as error:
+        raise InputError(f"{place}: the key {_describe(error.args[0])} is there twice; keep one of them") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); expected {expected}") from error
     except ValueError as error:  # Python's limit on digits
@@ -225,25 +232,60 @@ def _parse(text: str, place: str, expected: str) -> Any:
     return value
 
 
+class _DuplicateKey(Exception):
+    """The key that an object has twice: which one counts depends on who reads it."""
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DuplicateKey(next(key for key in keys if keys.count(key) > 1))
+    return fields
+
+
 def _parquet_lines(path: Path) -> Iterator[Line]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH):
-                for fields in batch.to_pylist():
+                for fields in _plain_rows(batch, path, number):
                     number += 1
                     yield Line(f"{path}, row {number}", _present(fields))
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a whole Parquet file ({error})") from error
+
+
+def _plain_rows(batch: pa.RecordBatch, path: Path, number: int) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, after row {number}: text that is not UTF-8 ({error.reason})") from error
+    except (ValueError, OverflowError) as error:  # e.g. a day after the year 9999
+        raise InputError(
+            f"{path}, after row {number}: a value that cannot be read ({error}); drop its column"
+        ) from error
+    return rows
 
 
-def _is_finite(value: float) -> bool:
+def _number(value: object) -> int | float | None:
+    """The finite number that a value is, of whatever type a file's reader has for it; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
+        return None
     try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floating-point numbers
-        return False
+        as_float = float(value)
+    except (OverflowError, ValueError):  # a whole number beyond all floating-point numbers; a signalling NaN
+        return None
+    if not math.isfinite(as_float):
+        return None
+    return int(value) if value == int(value) else as_float
+
+
+def _whole(value: object) -> int | None:
+    """The whole number that a value is; of a floating-point number only where it says exactly which."""
+    number = _number(value)
+    is_exact = isinstance(value, numbers.Integral | Decimal) or (number is not None and abs(number) < 2**53)
+    return number if isinstance(number, int) and is_exact else None
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,8 +64,9 @@ class Fusion:
     """
 
     def __init__(self, recipe: Recipe, *, run_name: str = "") -> None:
-        self.output = recipe.output.resolve()
-        self.workspace = (recipe.workspace or recipe.output).resolve()
+        # Not Path.resolve(), which raises RuntimeError for a loop of links: opening it then says what is wrong.
+        self.output = Path(os.path.realpath(recipe.output))
+        self.workspace = Path(os.path.realpath(recipe.workspace or recipe.output))
         self.recipe = with_template_date(recipe, recipe.template_date or self.first_date or date.today().isoformat())
         self.run_name = run_name or os.path.relpath(self.output, self.workspace)
 

@@ -10,6 +10,7 @@ loaded all are absolute, so that a recipe means the same wherever it is read aga
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -39,6 +40,7 @@ from sinterlm.recipe.schema import (
     name_own_sft,
     parts_of,
 )
+from sinterlm.recipe.train_arguments import MAX_SEED
 from sinterlm.recipe.yaml_file import Document, KeyPath, dump_yaml, read_yaml, show_path
 from sinterlm.selection.table import POLICIES, Policy
 
@@ -116,8 +118,8 @@ def _read_document(path: Path, extending: tuple[Path, ...] = ()) -> Document:
     if not isinstance(name, str):
         raise refuse(document, [Problem((EXTENDS,), found_but_expected(name, "the path of a recipe"))])
     base = path.parent / Path(name).expanduser()
-    seen = (*extending, path.resolve())
-    if base.resolve() in seen:
+    seen = (*extending, Path(os.path.realpath(path)))
+    if Path(os.path.realpath(base)) in seen:
         raise refuse(document, [Problem((EXTENDS,), f"{name} extends this recipe itself; remove one of the two keys")])
     if not base.is_file():
         raise refuse(document, [Problem((EXTENDS,), f"there is no file {base}")])
@@ -175,11 +177,12 @@ def read_train_settings(objective: str, settings: Sequence[str], files: Sequence
     document = apply_overrides(_read_settings_files(files), settings)
     values = dict(document.value)
     seed = values.pop("seed", 0)
+    is_seed = type(seed) is int and 0 <= seed <= MAX_SEED
     known = known_hyperparameters(objective, values.get("base"))
     hyperparameters = {key: value for key, value in values.items() if key in known}
     arguments = {key: value for key, value in values.items() if key not in known}
     problems = [
-        *([] if type(seed) is int else [Problem(("seed",), found_but_expected(seed, "a whole number"))]),
+        *([] if is_seed else [Problem(("seed",), found_but_expected(seed, f"a whole number, 0 to {MAX_SEED}"))]),
         *_find_objective_problems(
             Option((), objective), {name: [Option((name,), value)] for name, value in hyperparameters.items()}
         ),

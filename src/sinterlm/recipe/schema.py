@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from sinterlm.models import absolute_name, plain_name
+from sinterlm.recipe.train_arguments import MAX_SEED
 
 
 class Strict(BaseModel):
@@ -113,7 +114,8 @@ Window = Annotated[list[float] | Literal["none"], BeforeValidator(_check_window)
 """The lowest and the highest margin between two scores."""
 SourceName = Annotated[str, AfterValidator(_check_source_name)]
 MethodName = Annotated[str, AfterValidator(_check_method_name)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Domains = Annotated[list[str], Field(min_length=1)] | None
 """Those of the prompts that are meant; all unless they are given."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -175,7 +177,7 @@ class Sampling(Strict):
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Above 1, tokens that stand in the prompt or the answer so far become less likely."""
     max_new_tokens: Positive = 512
-    seed: int | None = None
+    seed: Seed | None = None
     """The recipe's own seed unless given."""
 
 
@@ -589,7 +591,7 @@ class Recipe(Strict):
     output: OutputPath
     workspace: OutputPath | None = None
     """Holds store.sqlite; the output folder unless given."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the split, of ties, of sampling and training unless they name their own."""
     template_date: TemplateDate = None
     prompts: Prompts

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -39,6 +39,10 @@ OWNED = {
 }
 """Arguments that Sinter sets itself, and why."""
 
+MAX_SEED = 2**32 - 1
+"""The largest that NumPy's generator takes, which Transformers seeds beside torch's."""
+
+_AT_MOST: Mapping[str, float] = {"data_seed": MAX_SEED}
 _AT_LEAST: Mapping[str, float] = {
     "data_seed": 0,
     "dataloader_num_workers": 0,
@@ -110,7 +114,8 @@ def find_value_problem(name: str, value: object) -> str | None:
     if not _accepts(declared, value) or value not in choices:
         return found_but_expected(value, choices_in_words(choices) if name in _CHOICES else declared.words)
     if not _is_within_bounds(name, value):
-        return found_but_expected(value, f"{declared.words}, at least {_AT_LEAST[name]:g}")
+        most = f" and at most {_AT_MOST[name]}" if name in _AT_MOST else ""
+        return found_but_expected(value, f"{declared.words}, at least {_AT_LEAST[name]:g}{most}")
     if name == "save_strategy" and value == "best":
         return found_but_expected(value, f"no, steps or epoch ({OWNED['load_best_model_at_end']})")
     return None
@@ -159,4 +164,4 @@ def _accepts(declared: _Declared, value: object) -> bool:
 def _is_within_bounds(name: str, value: object) -> bool:
     if name not in _AT_LEAST or value == _NOT_GIVEN.get(name) or not isinstance(value, int | float):
         return True
-    return _AT_LEAST[name] <= value < math.inf
+    return _AT_LEAST[name] <= value <= _AT_MOST.get(name, sys.float_info.max)

@@ -24,6 +24,7 @@ MAX_VALUES = 100_000
 KeyPath = tuple[str | int, ...]
 """Keys and list positions from the root, e.g. ``("sources", "gemma", "model")``."""
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 _CORE_SCHEMA: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
     (re.compile(r"(~|null|Null|NULL)?"), lambda text: None),
@@ -144,6 +145,8 @@ class _Converter:
             raise self.refuse(node, path, "aliases expand to too much; write out what is meant")
         if node.tag not in _PLAIN_TAGS:
             raise self.refuse(node, path, f"tags such as {node.tag} are not allowed; remove it")
+        if isinstance(node, yaml.ScalarNode):
+            self.check_text(node, path)
         if isinstance(node, yaml.MappingNode):
             return self.convert_mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode):
@@ -162,6 +165,7 @@ class _Converter:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.refuse(key_node, path, "a key must be text")
+            self.check_text(key_node, path)
             key, line = key_node.value, key_node.start_mark.line + 1
             if key in lines:
                 raise self.refuse(key_node, (*path, key), f"given twice, first on line {lines[key]}; keep one of them")
@@ -181,6 +185,12 @@ class _Converter:
                 raise self.refuse(item, path, "<< merges mappings only")
             merged = self.convert(item, path, depth + 1) | merged
         return merged
+
+    def check_text(self, node: yaml.ScalarNode, path: KeyPath) -> None:
+        """Refuse what YAML's escapes can write and neither files nor paths can hold."""
+        if found := _NO_TEXT.search(node.value):
+            what = "the null character" if found[0] == "\0" else f"\\u{ord(found[0]):04x}, half of a surrogate pair"
+            raise self.refuse(node, path, f"holds {what}; write text that UTF-8 can hold, without null characters")
 
     def place(self, node: yaml.Node) -> str:
         return f"{self.name}:{node.start_mark.line + 1}"
