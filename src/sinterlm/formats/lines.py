@@ -278,7 +278,8 @@ def _number(value: object) -> int | float | None:
         return None
     if not math.isfinite(as_float):
         return None
-    return int(value) if value == int(value) else as_float
+    whole = int(math.trunc(value))
+    return whole if value == whole else as_float
 
 
 def _whole(value: object) -> int | None:
