@@ -203,6 +203,14 @@ def test_what_no_file_can_hold_is_refused_in_recipes_and_overrides(text: str, me
         parse_value(text.partition(": ")[2].partition("b: ")[2] or r'"\0"', "command line: key")
 
 
+def test_json_escapes_of_characters_beyond_16_bits_are_read_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    value = {"\U0001f600": ["a\U0010ffff\U00010000", "é"]}
+    path.write_text(json.dumps(value))
+    assert "\\ud83d\\ude00" in path.read_text()
+    assert read_yaml(path).value == value
+
+
 def test_arguments_and_folders_that_are_not_utf8_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -457,7 +457,7 @@ REFUSED = [
         "kind: exact-match, model: x}\nsft",
         "recipe.yaml:15",
         "scorer.model",
-        "unknown key (known: kind)",
+        "unknown key (known: kind, thoughts)",
     ),
     (
         "kind: best-of-sources",

@@ -278,7 +278,7 @@ def _number(value: object) -> int | float | None:
         return None
     if not math.isfinite(as_float):
         return None
-    whole = int(math.trunc(value))
+    whole = int(value) if isinstance(value, numbers.Integral | Decimal) else int(as_float)
     return whole if value == whole else as_float
 
 

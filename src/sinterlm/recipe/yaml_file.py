@@ -24,6 +24,7 @@ MAX_VALUES = 100_000
 KeyPath = tuple[str | int, ...]
 """Keys and list positions from the root, e.g. ``("sources", "gemma", "model")``."""
 
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 _CORE_SCHEMA: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
@@ -146,7 +147,7 @@ class _Converter:
         if node.tag not in _PLAIN_TAGS:
             raise self.refuse(node, path, f"tags such as {node.tag} are not allowed; remove it")
         if isinstance(node, yaml.ScalarNode):
-            self.check_text(node, path)
+            node.value = self.read_text(node, path)
         if isinstance(node, yaml.MappingNode):
             return self.convert_mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode):
@@ -165,8 +166,7 @@ class _Converter:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.refuse(key_node, path, "a key must be text")
-            self.check_text(key_node, path)
-            key, line = key_node.value, key_node.start_mark.line + 1
+            key, line = self.read_text(key_node, path), key_node.start_mark.line + 1
             if key in lines:
                 raise self.refuse(key_node, (*path, key), f"given twice, first on line {lines[key]}; keep one of them")
             lines[key] = line
@@ -186,11 +186,14 @@ class _Converter:
             merged = self.convert(item, path, depth + 1) | merged
         return merged
 
-    def check_text(self, node: yaml.ScalarNode, path: KeyPath) -> None:
-        """Refuse what YAML's escapes can write and neither files nor paths can hold."""
-        if found := _NO_TEXT.search(node.value):
+    def read_text(self, node: yaml.ScalarNode, path: KeyPath) -> str:
+        """A scalar's text, without what YAML's escapes can write and neither files nor paths can hold."""
+        # JSON, which is YAML too, writes a character beyond U+FFFF as the two halves of a surrogate pair.
+        text = _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), node.value)
+        if found := _NO_TEXT.search(text):
             what = "the null character" if found[0] == "\0" else f"\\u{ord(found[0]):04x}, half of a surrogate pair"
             raise self.refuse(node, path, f"holds {what}; write text that UTF-8 can hold, without null characters")
+        return text
 
     def place(self, node: yaml.Node) -> str:
         return f"{self.name}:{node.start_mark.line + 1}"
