@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError, TryAgainError
+from sinterlm.formats.shared import IMPORT
 from sinterlm.records import (
     PROMPT_TOO_LONG,
     Dropped,
@@ -35,8 +36,6 @@ from sinterlm.records import (
 )
 
 SCHEMA_VERSION = 1
-IMPORT = "import"
-"""Named in what :meth:`Store.merge` drops."""
 _PLACES = """
     IF NOT EXISTS places (
         identity TEXT, prompt_hash TEXT, sample_index INTEGER, response_id TEXT,
@@ -94,7 +93,8 @@ class Merged(NamedTuple):
     known_scores: int
     """There already."""
     dropped: Sequence[Dropped]
-    """Responses of which the store has another text under the same key, and scores of no response of the store."""
+    """Responses of which the store has another text under the same key, scores of no response of the store, and what
+    could not be read."""
 
 
 class RecordedResponse(NamedTuple):
@@ -312,7 +312,7 @@ class Store:
         for row in self._stream("SELECT * FROM scores ORDER BY response_id, scorer, answers_hash"):
             yield StoredScore(_score(row), row["answers_hash"])
 
-    def merge(self, responses: Iterable[StoredResponse], scores: Iterable[StoredScore]) -> Merged:
+    def merge(self, responses: Iterable[StoredResponse], scores: Iterable[StoredScore | Dropped]) -> Merged:
         """Take over answers and scores, all in one transaction; those that are there already stay as they are.
 
         A response of which the store has another text is dropped with its scores, which do not belong to that text. An
@@ -320,7 +320,7 @@ class Store:
         """
         counts: Counter[str] = Counter()
         dropped: dict[str, Dropped] = {}
-        orphans: list[Dropped] = []
+        unusable: list[Dropped] = []
         with self._transaction() as connection:
             for response in responses:
                 if connection.execute(_INSERT_RESPONSE, _response_row(response)).rowcount:
@@ -331,9 +331,12 @@ class Store:
                     detail = f"identity {response.identity}, prompt {response.prompt_hash}, sample {response.index}"
                     dropped[response.id] = Dropped(response.id, IMPORT, "another-answer-is-stored", detail)
             for stored in scores:
+                if isinstance(stored, Dropped):
+                    unusable.append(stored)
+                    continue
                 subject = stored.score.response_id
                 if subject in dropped or not self._read("SELECT 1 FROM responses WHERE id = ?", subject):
-                    orphans.append(Dropped(subject, IMPORT, "score-of-no-stored-answer", stored.score.scorer))
+                    unusable.append(Dropped(subject, IMPORT, "score-of-no-stored-answer", stored.score.scorer))
                 else:
                     is_new = connection.execute(_INSERT_SCORE, _score_row(stored)).rowcount
                     counts["new scores" if is_new else "known scores"] += 1
@@ -342,7 +345,7 @@ class Store:
             counts["new scores"],
             counts["known responses"],
             counts["known scores"],
-            [*dropped.values(), *orphans],
+            [*dropped.values(), *unusable],
         )
 
     # -- stages and drops ----------------------------------------------------------------------------------------

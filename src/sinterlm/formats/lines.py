@@ -186,7 +186,7 @@ def _json_array(path: Path) -> Iterator[Line]:
     expected = "a list of JSON objects"
     with _opened(path) as file:
         text = _decode(file.read(), str(path))
-    for number, fields in enumerate(_parse(text, str(path), expected), start=1):
+    for number, fields in enumerate(parse_json(text, str(path), expected), start=1):
         yield _line(fields, f"{path}, row {number}", expected)
 
 
@@ -195,7 +195,7 @@ def _json_lines(path: Path) -> Iterator[Line]:
         for number, raw in enumerate(file, start=1):
             place, expected = f"{path}, line {number}", "one JSON object in each line"
             if text := _decode(raw, place).strip():
-                yield _line(_parse(text, place, expected), place, expected)
+                yield _line(parse_json(text, place, expected), place, expected)
 
 
 def _line(fields: object, place: str, expected: str) -> Line:
@@ -211,7 +211,17 @@ def _decode(raw: bytes, place: str) -> str:
         raise InputError(f"{place}: not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def _parse(text: str, place: str, expected: str) -> Any:
+def parse_json(text: str, place: str, expected: str) -> Any:
+    """The value that JSON text has.
+
+    Args:
+        text: The JSON.
+        place: Where it stands, for messages.
+        expected: What it should be, for messages.
+
+    Raises:
+        InputError: It is no JSON, or JSON that cannot be stored or that readers take differently.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_unambiguous)
         if _SURROGATE_ESCAPE.search(text):

@@ -22,8 +22,8 @@ import pyarrow as pa
 from sinterlm.errors import InputError
 from sinterlm.formats.conversations import MESSAGES, dump_messages
 from sinterlm.formats.dataset import FILE_NAME
-from sinterlm.formats.lines import MIN_WHOLE_NUMBER, Line, read_lines
-from sinterlm.records import FinishReason, Prompt, SamplingSettings, Score, StoredResponse, StoredScore
+from sinterlm.formats.lines import MIN_WHOLE_NUMBER, Line, parse_json, read_lines
+from sinterlm.records import Dropped, FinishReason, Prompt, SamplingSettings, Score, StoredResponse, StoredScore
 
 _SETTINGS = get_type_hints(SamplingSettings)
 _SETTING_TYPES = {int: pa.int64(), float: pa.float64()}
@@ -53,6 +53,10 @@ SCORE_SCHEMA = pa.schema(
         "detail": pa.string(),
     }
 )
+IMPORT = "import"
+"""The stage that dropped records name."""
+MAX_DETAIL, MAX_DEPTH = 2**20, 32
+"""Characters and levels of a score's detail."""
 _HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -87,8 +91,10 @@ def read_shared_responses(folder: Path) -> Iterator[StoredResponse]:
     return map(_parse_response, read_lines(_file(folder, RESPONSES)))
 
 
-def read_shared_scores(folder: Path) -> Iterator[StoredScore]:
+def read_shared_scores(folder: Path) -> Iterator[StoredScore | Dropped]:
     """The scores of a shared data set, each checked; none where it has none.
+
+    One whose detail is odd is dropped: only its scorer knows what belongs there, and the others are as good without it.
 
     Raises:
         InputError: A row is of another shape.
@@ -144,21 +150,43 @@ def _sampling(line: Line) -> SamplingSettings | None:
     return SamplingSettings(**given)
 
 
-def _parse_score(line: Line) -> StoredScore:
+def _parse_score(line: Line) -> StoredScore | Dropped:
+    response_id = _hash(line, "response_id")
     try:
-        detail = json.loads(line.text("detail"))
-    except ValueError as error:
-        raise line.error(f"`detail` is not JSON ({error})", "a JSON object") from error
-    if not isinstance(detail, dict):
-        raise line.error(f"`detail` is {line.text('detail')[:80]}", "a JSON object")
+        detail = _parse_detail(line)
+    except InputError as error:
+        return Dropped(response_id, IMPORT, "unreadable-score-detail", str(error))
     score = Score(
-        response_id=_hash(line, "response_id"),
+        response_id=response_id,
         scorer=line.text("scorer"),
         value=line.number("value") if "value" in line.fields else math.nan,
         passed=line.flag("passed") if "passed" in line.fields else None,
         detail=detail,
     )
     return StoredScore(score, _hash(line, "answers_hash"))
+
+
+def _parse_detail(line: Line) -> dict[str, Any]:
+    """What a scorer found besides the value: of any shape, but for its bounds and the keys that others read."""
+    text, expected = line.text("detail"), "a JSON object"
+    if len(text) > MAX_DETAIL:
+        raise line.error(f"`detail` has {len(text):,} characters", f"{MAX_DETAIL:,} at most")
+    detail = parse_json(text, f"{line.place}, `detail`", expected)
+    if not isinstance(detail, dict):
+        raise line.error(f"`detail` is {text[:80]}", expected)
+    if _is_deeper(detail, MAX_DEPTH):
+        raise line.error("`detail` is nested too deeply", f"{MAX_DEPTH} levels at most")
+    inner = Line(f"{line.place}, `detail`", detail)
+    for key in {"reason", "problem"} & detail.keys():
+        inner.text(key)
+    if "contains" in detail:
+        inner.number("contains")
+    return detail
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(item, levels - 1) for item in items)
 
 
 def _hash(line: Line, key: str) -> str:
