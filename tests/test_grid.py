@@ -383,7 +383,7 @@ def interrupt(recipe: Path, output: Path, owner: Any, name: str, number: int) ->
         (search, "fit", 2),  # between two cells
         (Cell, "finish", 3),  # asked and scored, but not marked
         (Grid, "keep_one_model", 2),  # the entry is decided, its loser still whole
-        (train, "remove_folder", 1),  # searched, the best one still in its cell
+        (train, "remove", 1),  # searched, the best one still in its cell
     ],
 )
 def test_an_interrupted_search_goes_on_to_the_same_end(

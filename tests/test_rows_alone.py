@@ -10,8 +10,10 @@ import pytest
 from sinterlm.errors import InputError
 from sinterlm.formats import read_rows
 from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.outcome import rewrite_report
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.recipe.load import load_recipe
+from sinterlm.store import Store
 from tests.test_pipeline import Lines
 from tests.tiny import save_tiny
 
@@ -59,3 +61,22 @@ def test_a_source_that_is_the_target_is_looked_for(recipe: Path, tmp_path: Path)
     own = f"sources.source={{engine: transformers, model: {tmp_path / 'target'}}}"
     with pytest.raises(InputError, match="target"):
         run_fusion(Fusion(load_recipe(recipe, [own]).recipe), Lines(), until="select-wrpo")
+
+
+def test_a_release_with_other_rules_scores_again_and_asks_for_no_answer_again(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then a report is refused: it would show neither scores nor answers."""
+    fusion = Fusion(load_recipe(recipe).recipe)
+    run_fusion(fusion, Lines(), until="select-wrpo")
+    rewrite_report(fusion.output)
+    report = (fusion.output / "report.html").read_bytes()
+    monkeypatch.setattr("sinterlm.scoring.exact_match.NORMALISATION", 99)
+    with pytest.raises(InputError, match=r"score-sources has scored 6 answers, but by other rules.*sinterlm run"):
+        rewrite_report(fusion.output)
+    assert (fusion.output / "report.html").read_bytes() == report
+    outcome = run_fusion(fusion, Lines(), until="select-wrpo")
+    assert outcome.done_now == ["score-sources", "score-target", "select-wrpo"]
+    with Store(fusion.store_path, read_only=True) as store:
+        assert store.finished_stages(".")["score-sources"].counts["scored now"] == 6
+    rewrite_report(fusion.output)

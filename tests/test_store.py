@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import sqlite3
 import subprocess
@@ -9,9 +10,10 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinterlm.errors import InputError, TryAgainError
@@ -87,19 +89,20 @@ def test_finishing_a_stage_replaces_its_drops_only(store: Store) -> None:
     assert store.finished_stages("run")["select-wrpo"] == again
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 3), st.text(max_size=3)), max_size=6), max_size=5),
 )
 def test_any_order_of_writes_keeps_the_first_content_of_every_key(batches: list[list[tuple[int, str]]]) -> None:
-    store = Store(Path(":memory:"))
-    first: dict[int, str] = {}
-    for batch in batches:
-        store.add_responses("gemma@1", [(PROMPT, response(index, content)) for index, content in batch])
-        for index, content in batch:
-            first.setdefault(index, content)
-    found = store.responses("gemma@1", PROMPT, source="gemma", num_samples=9)
-    assert {r.index: r.content for r in found} == first
-    assert store.response_ids("gemma@1") == {response(index).id for index in first}
+    with TemporaryDirectory() as folder, Store(Path(folder, "store.sqlite")) as store:
+        first: dict[int, str] = {}
+        for batch in batches:
+            store.add_responses("gemma@1", [(PROMPT, response(index, content)) for index, content in batch])
+            for index, content in batch:
+                first.setdefault(index, content)
+        found = store.responses("gemma@1", PROMPT, source="gemma", num_samples=9)
+        assert {r.index: r.content for r in found} == first
+        assert store.response_ids("gemma@1") == {response(index).id for index in first}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -150,8 +153,110 @@ def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(InputError, match="version 99, expected 1"):
+    with pytest.raises(InputError, match="version 99, expected 1, and so of a newer release: upgrade"):
         Store(path)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_an_empty_file_is_no_new_store(read_only: bool, tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    path.touch()
+    with pytest.raises(InputError, match=r"store\.sqlite: is empty where a database was expected.*a copy"):
+        Store(path, read_only=read_only)
+    assert path.stat().st_size == 0
+
+
+def test_a_kill_while_a_store_is_made_leaves_none(tmp_path: Path) -> None:
+    program = textwrap.dedent("""
+        import os, sqlite3, sys
+        from pathlib import Path
+        from sinterlm.store import Store
+        os.fsync = lambda _: os.kill(os.getpid(), 9)
+        Store(Path(sys.argv[1]))
+    """)
+    path = tmp_path / "new" / "store.sqlite"
+    path.parent.mkdir()
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -signal.SIGKILL
+    assert not path.exists()
+    Store(path).close()
+    assert [file.name for file in path.parent.iterdir()] == ["store.sqlite"]
+
+
+def test_the_log_of_a_store_that_is_gone_is_not_read_into_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    store = Store(path)
+    store.add_responses("gemma@1", [(PROMPT, response(0))])
+    path.unlink()  # while the log still holds the answer
+    with pytest.raises(InputError, match=r"the store is missing, but its log store\.sqlite-wal is there"):
+        Store(path)
+    store.close()
+
+
+def test_the_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE songs (name TEXT)")
+    connection.close()
+    for read_only in (True, False):
+        with pytest.raises(InputError, match=r"store\.sqlite: is a database of another program"):
+            Store(path, read_only=read_only)
+
+
+@pytest.mark.parametrize("ending", ["", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_links_are_refused(ending: str, read_only: bool, tmp_path: Path) -> None:
+    """SQLite would write where they point to, and no lock of this folder holds that."""
+    workspace, mine = tmp_path / "workspace", tmp_path / "mine"
+    path = workspace / "store.sqlite"
+    workspace.mkdir()
+    Store(path).close()
+    if ending:
+        mine.write_text("mine")
+    else:
+        path.rename(mine)
+    before = mine.read_bytes()
+    path.with_name(f"store.sqlite{ending}").symlink_to(mine)
+    with pytest.raises(InputError, match=rf"store\.sqlite{ending}: is a symbolic link"):
+        Store(path, read_only=read_only)
+    assert mine.read_bytes() == before
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_any_damage_is_said_and_no_traceback(read_only: bool, tmp_path: Path) -> None:
+    """Pages of zeros, files cut at any place, flipped bits: SQLite finds most; what it cannot find is no JSON."""
+    path, damaged = tmp_path / "store.sqlite", tmp_path / "damaged" / "store.sqlite"
+    with Store(path) as store:
+        store.set_prompts("run", {"sft": [PROMPT]})
+        store.add_responses("gemma@1", [(PROMPT, response(index, "Paris " * 300)) for index in range(20)])
+        store.add_scores([(PROMPT, Score(response(index).id, "exact", 1.0, True, {"a": 1})) for index in range(20)])
+        store.finish_stage("run", FinishedStage("sample", "key", 1.0, 1, {"answers": 20}))
+    content = path.read_bytes()
+    rng = random.Random(0)
+    cases = []
+    for start in range(0, len(content), 4096):
+        cases.append(content[:start] + bytes(4096) + content[start + 4096 :])
+        cases.append(content[: start + rng.randrange(4096)])
+    for _ in range(40):
+        flipped = bytearray(content)
+        for _ in range(20):
+            flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+        cases.append(bytes(flipped))
+    num_refused = 0
+    damaged.parent.mkdir()
+    for case in cases:
+        for file in damaged.parent.iterdir():
+            file.unlink()
+        damaged.write_bytes(case)
+        try:
+            with Store(damaged, read_only=read_only) as store:
+                for prompt in store.prompts("run", "sft"):
+                    for answer in store.responses("gemma@1", prompt, source="gemma", num_samples=20):
+                        store.score("exact", prompt, answer)
+                list(store.all_responses()), list(store.all_scores()), list(store.dropped("run"))
+                store.finished_stages("run")
+        except InputError:
+            num_refused += 1
+    assert num_refused > len(cases) // 2
 
 
 def test_reading_a_store_that_is_not_there_makes_none(tmp_path: Path) -> None:

@@ -387,3 +387,29 @@ def test_recipes_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         load_recipe(write_recipe(folder, tmp_path, scorer))
+
+
+MATHEMATICS, EXACT_MATCH = {"kind": "mathematics"}, {"kind": "exact-match"}
+
+
+@pytest.mark.parametrize(
+    ("scorer", "rules"),
+    [
+        (EXACT_MATCH, "exact_match.NORMALISATION"),
+        (MATHEMATICS, "mathematics.RULES"),
+        ({"kind": "code"}, "code.VERSION"),
+        ({"kind": "judge", "model": "m", "base_url": "http://127.0.0.1:1/v1"}, "judge_prompts.WORDING"),
+        ({"kind": "combination", "rule": "gate", "parts": {"a": EXACT_MATCH, "b": MATHEMATICS}}, "mathematics.RULES"),
+        ({"kind": "by-domain", "domains": {"x": MATHEMATICS}, "other": EXACT_MATCH}, "exact_match.NORMALISATION"),
+    ],
+    ids=str,
+)
+def test_the_description_of_a_scorer_names_its_rules(
+    scorer: Mapping[str, Any], rules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a release with other rules scores again, and all that depends on it is done again."""
+    config = load_scorer(scorer)
+    before = describe_scorer(config, str.upper)
+    assert describe_scorer(config, str.upper) == before
+    monkeypatch.setattr(f"sinterlm.scoring.{rules}", "another")
+    assert describe_scorer(config, str.upper) != before

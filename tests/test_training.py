@@ -295,6 +295,35 @@ def test_pairs_that_cutting_makes_the_same_are_dropped() -> None:
     assert encode_rows(rows, tokenizer, objective=dpo, max_length=512).dropped == []
 
 
+@pytest.mark.parametrize(
+    ("objective", "texts", "is_kept"),
+    [
+        ("dpo", {"chosen": "cold", "rejected": "cold"}, False),
+        ("ipo", {"chosen": "cold", "rejected": "cold"}, False),
+        ("simpo", {"chosen": "cold", "rejected": " cold"}, False),  # this template trims: the same tokens
+        ("dpo", {"chosen": "cold", "rejected": "Cold"}, True),
+        ("wrpo", {"chosen_source": "cold", "chosen_target": "hot", "rejected": "hot"}, False),
+        ("wrpo", {"chosen_source": "cold", "chosen_target": "cold", "rejected": "cold"}, False),
+        ("wrpo", {"chosen_source": "cold", "chosen_target": "cold", "rejected": "hot"}, True),
+        ("wrpo", {"chosen_source": "hot", "chosen_target": "cold", "rejected": "hot"}, True),
+        ("fusepo", {"chosen": "cold", "rejected": "cold"}, False),
+        ("sft", {"chosen": "cold"}, True),
+    ],
+    ids=str,
+)
+def test_rows_of_equal_answers_are_dropped(objective: str, texts: Mapping[Any, str], is_kept: bool) -> None:
+    """Nothing is cut here; a loss of ln 2 (or of 1 / (2 tau) squared) would come of it, and no gradient."""
+    responses = tuple(RowResponse(text, role, weight=1.0, group="gemma") for role, text in texts.items())
+    if objective != "fusepo":
+        responses = tuple(replace(response, weight=None) for response in responses)
+    rows = [TrainingRow("p", (Message("user", "What is hot?"),), responses)]
+    resolved = resolve_objective(objective)
+    encoded = encode_rows(rows, build_tokenizer("llama3"), objective=resolved, max_length=512)
+    assert (len(encoded.rows), [drop.reason for drop in encoded.dropped]) == (
+        (1, []) if is_kept else (0, ["answers-alike"])
+    )
+
+
 def test_truncated_responses_get_no_end_of_turn() -> None:
     tokenizer = build_tokenizer()
     messages = (Message("user", "What is hot?"),)
@@ -978,6 +1007,7 @@ def test_checkpoints_of_others_in_a_finished_folder_are_not_touched(tiny_folder:
 def test_a_lock_a_reference_and_empty_folders_are_no_hindrance(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".identity.1.tmp").write_text("of a process that was killed")
     (tmp_path / "reference").mkdir()
     (tmp_path / "reference" / "x.parquet").touch()
     assert run(tiny_folder, tmp_path, "sft", arguments={**RUN, "max_steps": 1}).num_steps == 1

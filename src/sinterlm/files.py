@@ -1,22 +1,40 @@
-"""Files and folders that appear whole or not at all, and folders held by one process at a time."""
+"""What is on the disk: whole-or-nothing writes, records of what files hold, and folders held by one process at a time.
+
+A file counts once its name is there, so its bytes are synced first, then the name: a power cut leaves the old file or
+the new one. Of a folder with many files (a checkpoint, a model), the one written last records the size and SHA-256 of
+the others.
+"""
 
 from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
+import math
 import os
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 from filelock import FileLock, Timeout
 
-from sinterlm.errors import TryAgainError
+from sinterlm.errors import InputError, TryAgainError
+
+FINISHED = "training.json"
+"""The file that is written last into the folder of a trained model; it records the model's other files."""
+EDITABLE = "README.md"
+"""The model's card, which its owner may edit: it is recorded, but another content is no damage."""
+
+# --- whole or nothing ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -24,24 +42,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; when the block ends, it becomes ``path``, which until then is untouched.
 
     The bytes are on the disk before the name is, so that not even a power cut leaves half a file under it. The folder
-    is made where it is missing. Where the block raises, the temporary file is removed; where the process is killed, the
-    next one that writes ``path`` removes it.
+    is made if it is missing. A symbolic link at ``path`` is replaced, never followed. If the block raises, the
+    temporary file is removed; if the process is killed, the next one that writes ``path`` removes it.
 
     Raises:
         TryAgainError: The disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _full_disk_said(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(path)
+    with _full_disk_said(path):
+        make_folder(path.parent)
+        _remove_leftovers(path)
+        try:
             yield temporary
             _sync(temporary)
             temporary.replace(path)
             _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -56,26 +74,114 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         with _full_disk_said(path):
-            temporary.mkdir(parents=True)
+            make_folder(path.parent)
             _remove_leftovers(path)
+            temporary.mkdir()
             yield temporary
-            for file in temporary.rglob("*"):
-                _sync(file)
+            _sync_tree(temporary)
             if path.exists():
                 path.rename(replaced)
             temporary.rename(path)
             _sync(path.parent)
     finally:
         for folder in (temporary, replaced):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove_entry(folder)
+
+
+def move_in(staged: Path, folder: Path) -> list[Path]:
+    """Move everything in ``staged`` into ``folder``, over what has the same names there; the files, where they are now.
+
+    Every file is on the disk before its name is. ``staged`` must be on the same file system; it is gone afterwards.
+    """
+    _sync_tree(staged)
+    make_folder(folder)
+    names = sorted(path.relative_to(staged) for path in staged.rglob("*") if path.is_file())
+    for entry in list(staged.iterdir()):
+        target = folder / entry.name
+        if entry.is_dir() or (target.is_dir() and not target.is_symlink()):
+            remove(target)
+        entry.replace(target)
+    _sync(folder)
+    remove(staged)
+    return [folder / name for name in names]
+
+
+def move_whole(path: Path, target: Path) -> None:
+    """Move a file or a folder to a free name on its file system; what it holds is on the disk before the name is."""
+    _sync_tree(path)
+    make_folder(target.parent)
+    path.replace(target)
+    _sync(target.parent)
+    _sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents as far as they are missing, and have their names on the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _sync(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a symbolic link (not what it points to), if it is there.
+
+    A folder is renamed first, so that it is whole or gone under its own name at every moment.
+    """
+    trash = path.with_name(f".{path.name}.removed")
+    _remove_entry(trash)  # of a removal that was interrupted
+    if path.is_dir() and not path.is_symlink():
+        path.rename(trash)
+        _remove_entry(trash)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_entry(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Have the content of files, and their names in their folders, on the disk."""
+    paths = list(paths)
+    for path in [*paths, *dict.fromkeys(path.parent for path in paths)]:
+        _sync(path)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems have no way to sync a folder, and do without.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed have left of ``path``; a process that lives may still be writing."""
+    """Remove what processes that were killed have left of ``path``; a process that lives may still be writing.
+
+    What has our own process's number was left by another that had the same number, or was planted as a link.
+    """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
         pid, ending = leftover.name.removeprefix(f".{path.name}.").rpartition(".")[::2]
-        if ending in ("tmp", "old") and pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        if (
+            ending in ("tmp", "old")
+            and pid.isdecimal()
+            and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
+        ):
+            _remove_entry(leftover)
 
 
 @contextmanager
@@ -92,42 +198,259 @@ def _full_disk_said(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+# --- what files hold -------------------------------------------------------------------------------------------------
+
+_hashes: dict[tuple[object, ...], str] = {}
+"""Of the files that this process has read, by path, inode, size and times."""
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, streamed; a file that stays as it is is read once in a process."""
+    status = path.stat()
+    key = (path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if key not in _hashes:
+        with path.open("rb") as file:
+            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _hashes[key]
+
+
+def record_files(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file, by its path within ``folder``: ``{"a/b.txt": {"bytes": 12, "sha256": "5e.."}}``."""
+    paths = list(paths)
+    with ThreadPoolExecutor(_num_readers()) as readers:
+        hashes = list(readers.map(file_sha256, paths))
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256}
+        for path, sha256 in zip(paths, hashes, strict=True)
+    }
+
+
+def find_damage(folder: Path, record: Mapping[str, Mapping[str, Any]], *, read: bool = True) -> str | None:
+    """What is wrong with the first file that is not as it was recorded, in words; None if all are.
+
+    Args:
+        folder: That the files are in.
+        record: As :func:`record_files` made it.
+        read: Whether to compare what the files hold, too, and not only their sizes.
+    """
+    names = [name for name in record if name != EDITABLE]
+    for name in names:
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            return f"{name} is missing"
+        if size != record[name]["bytes"]:
+            return f"{name} has {size:,} bytes where {record[name]['bytes']:,} were written"
+    if not read:
+        return None
+    with ThreadPoolExecutor(_num_readers()) as readers:
+        hashes = readers.map(file_sha256, [folder / name for name in names])
+        for name, sha256 in zip(names, hashes, strict=True):
+            if sha256 != record[name]["sha256"]:
+                return f"{name} is not what was written (its SHA-256 is another)"
+    return None
+
+
+def _num_readers() -> int:
+    return min(os.cpu_count() or 1, 8)
+
+
+def find_model_damage(folder: Path, *, read: bool = True) -> str | None:
+    """As :func:`find_damage` for the folder of a trained model; None for one that records nothing."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        record = _recorded_files(folder)
+    except ValueError:
+        return f"{FINISHED} is no JSON"
+    return find_damage(folder, record, read=read) if record else None
+
+
+def recorded_sha256(path: Path) -> str | None:
+    """What the folder of a trained model records of a file of it; None if it records nothing."""
+    try:
+        record = _recorded_files(path.parent) or {}
+    except ValueError:
+        return None
+    return record[path.name]["sha256"] if path.name in record else None
+
+
+def _recorded_files(folder: Path) -> Mapping[str, Mapping[str, Any]] | None:
+    try:
+        status = (folder / FINISHED).stat()
+    except OSError:
+        return None
+    return _read_record(folder / FINISHED, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read_record(path: Path, *_: int) -> Mapping[str, Mapping[str, Any]] | None:
+    """The record, read once as long as the file stays as it is."""
+    stored = json.loads(path.read_bytes())
+    return stored.get("files") if isinstance(stored, dict) else None
+
+
+def require_undamaged_model(folder: Path, *, read: bool = True) -> None:
+    """Refuse the folder of a trained model if a file of it is not what training wrote.
+
+    Args:
+        folder: of any model.
+        read: whether to read every file, which is done once in a process, or to look at the sizes only.
+
+    Raises:
+        InputError: which file, and what to do.
+    """
+    if damage := find_model_damage(folder, read=read):
+        raise InputError(
+            f"{folder}: this trained model is damaged: {damage}. Restore the folder from a copy; or remove it and give "
+            f"the command again that made it, which trains it anew. If you have changed the model yourself, remove its "
+            f"{FINISHED}: it is a model like any other then"
+        )
+
+
+# --- one process at a time -------------------------------------------------------------------------------------------
+
+BEAT_SECONDS = 10.0
+"""How often a process that holds a folder says that it lives."""
+WATCH_SECONDS = 35.0
+"""How long the sign of a process of another machine is watched before it is taken for dead."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What file systems answer that have no locks of the kernel."""
+
+
+class _Holder(NamedTuple):
+    """Who holds a folder, as ``.lock.json`` says."""
+
+    pid: int
+    host: str
+    since: str
+    output: str
+    started: float
+    """Unix time at which the process started: a later one may have the same number."""
+    beat: int = 0
+    """Goes up as long as the process lives."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}, which writes {self.output}"
 
 
 @contextmanager
 def folder_lock(folder: Path, output: Path) -> Iterator[None]:
-    """Hold a folder for one writing process; the operating system frees it when the process dies.
+    """Hold a folder for one writing process.
+
+    Two locks are taken, since neither does everywhere: one of the operating system (``.lock``), which is gone when the
+    process is, but which some network file systems accept and ignore; and ``.lock.json``, which names the process. A
+    process of this machine that is gone holds nothing. One of another machine is watched: it holds the folder as long
+    as it renews its sign, every :data:`BEAT_SECONDS`.
 
     Args:
-        folder: A workspace, or the output folder itself; made when it is not there.
+        folder: A workspace, or the output folder itself; made if it is missing.
         output: What the process writes, for the message that others get.
 
     Raises:
         TryAgainError: Another process holds it; the message names it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    holder = folder / ".lock.json"
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
+    make_folder(folder)
+    with ExitStack() as stack:
+        sign = folder / ".lock.json"
+        file = folder / ".lock"
+        if file.is_symlink():
+            file.unlink()
+        lock = FileLock(file)
         try:
-            held = json.loads(holder.read_text())
-            who = f"process {held['pid']} on {held['host']} since {held['since']}, which writes {held['output']}"
-        except (OSError, ValueError, KeyError):
-            who = "another process"
-        raise TryAgainError(f"{folder}: this folder is in use by {who}; wait for it or stop it") from error
-    try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        host = socket.gethostname()
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": host, "since": since, "output": str(output)}))
+            lock.acquire(blocking=False)
+            stack.callback(lock.release)
+        except Timeout as error:
+            raise _in_use(folder, _read_sign(sign)) from error
+        except NotImplementedError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        stack.enter_context(_signed(sign, output))
         yield
-        holder.unlink(missing_ok=True)
+
+
+def _in_use(folder: Path, holder: _Holder | None) -> TryAgainError:
+    who = str(holder) if holder else "another process"
+    hint = "wait for it or stop it"
+    if holder and holder.host != socket.gethostname():
+        hint += f"; if it is gone, remove {folder / '.lock.json'}"
+    return TryAgainError(f"{folder}: this folder is in use by {who}; {hint}")
+
+
+@contextmanager
+def _signed(sign: Path, output: Path) -> Iterator[None]:
+    """Hold ``.lock.json``, and renew it."""
+    own = _Holder(
+        os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"), str(output), _started(os.getpid())
+    )
+    while not _create_sign(sign, own):
+        holder = _read_sign(sign)
+        if holder and _is_alive(sign, holder):
+            raise _in_use(sign.parent, holder)
+        sign.unlink(missing_ok=True)  # of a process that is gone, or a link, which is not followed
+    ended = threading.Event()
+    beats = threading.Thread(target=_beat, args=(sign, own, ended), daemon=True)
+    beats.start()
+    try:
+        yield
     finally:
-        lock.release()
+        ended.set()
+        beats.join()
+        if (left := _read_sign(sign)) and left[:-1] == own[:-1]:
+            sign.unlink(missing_ok=True)
+
+
+def _create_sign(sign: Path, holder: _Holder) -> bool:
+    """Write ``.lock.json`` if there is none, whatever others do meanwhile; a link counts as one and is not followed."""
+    try:
+        with sign.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(holder._asdict()))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _beat(sign: Path, holder: _Holder, ended: threading.Event) -> None:
+    beat = 0
+    temporary = sign.with_name(f".lock.json.{os.getpid()}.{threading.get_ident()}.tmp")
+    while not ended.wait(BEAT_SECONDS):
+        beat += 1
+        with suppress(OSError):  # a full disk; the next beat may be written
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(holder._replace(beat=beat)._asdict()))
+            temporary.replace(sign)
+        temporary.unlink(missing_ok=True)
+
+
+def _read_sign(sign: Path) -> _Holder | None:
+    """Who holds the folder; None if ``.lock.json`` is missing, is a link or says nothing."""
+    for _ in range(3):
+        if sign.is_symlink():
+            return None
+        try:
+            return _Holder(**json.loads(sign.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            time.sleep(0.05)  # may have been made this moment, and not be written yet
+    return None
+
+
+def _is_alive(sign: Path, holder: _Holder) -> bool:
+    if holder.host == socket.gethostname():
+        return abs(_started(holder.pid) - holder.started) < 5  # the clock may have been set since
+    until = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < until:
+        time.sleep(BEAT_SECONDS / 10)
+        if (now := _read_sign(sign)) != holder:
+            return now is not None
+    return False
+
+
+def _started(pid: int) -> float:
+    """When a process started, as Unix time; infinity if there is none."""
+    try:
+        process = psutil.Process(pid)
+        return math.inf if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return math.inf

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sinterlm.errors import InputError, TryAgainError
+from sinterlm.files import atomic_write
 from sinterlm.formats.shared import IMPORT
 from sinterlm.records import (
     PROMPT_TOO_LONG,
@@ -34,6 +36,8 @@ from sinterlm.records import (
     digest,
     response_id,
 )
+
+Made = TypeVar("Made")
 
 SCHEMA_VERSION = 1
 _PLACES = """
@@ -126,28 +130,43 @@ class Store:
         self.path = path
         if read_only and not path.exists():
             raise InputError(f"{path}: there is no store; run a recipe in this workspace first")
+        _require_no_links(path)
         with self._translated_errors():
+            if not path.exists():
+                _create(path)
+            elif path.stat().st_size == 0:
+                raise InputError(
+                    f"{path}: is empty where a database was expected: something has cut it short. Restore it from a "
+                    "copy; if there is none, remove it, and the same command begins with a new one"
+                )
             if read_only:
-                self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+                self._connection = self._connect_read_only()
             else:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 self._connection = sqlite3.connect(path)
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.row_factory = sqlite3.Row
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version == 0 and not read_only:
-                with self._connection:
-                    # executescript would commit between the statements; a kill must leave all tables or none.
-                    self._connection.execute("BEGIN")
-                    for statement in filter(str.strip, _SCHEMA.split(";")):
-                        self._connection.execute(statement)
-                    self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
-                raise InputError(f"{path}: store of version {version}, expected {SCHEMA_VERSION}; use a new workspace")
+            if version == 0:
+                raise InputError(f"{path}: is a database of another program; expected a store of Sinter's")
+            if version != SCHEMA_VERSION:
+                hint = "; use a new workspace" if version < SCHEMA_VERSION else ", and so of a newer release: upgrade"
+                raise InputError(f"{path}: store of version {version}, expected {SCHEMA_VERSION}{hint}")
             has_places = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'places'").fetchone()
             if not (read_only and has_places):  # a table for this connection alone would hide the store's own
                 self._connection.execute(f"CREATE {'TEMPORARY' if read_only else ''} TABLE {_PLACES}")
+
+    def _connect_read_only(self) -> sqlite3.Connection:
+        uri = f"{self.path.absolute().as_uri()}?mode=ro"
+        connection = sqlite3.connect(uri, uri=True)
+        try:
+            connection.execute("PRAGMA user_version").fetchone()
+        except sqlite3.OperationalError:
+            # On a read-only disk SQLite cannot make the file in which readers and a writer meet. Nobody writes there.
+            if self.path.with_name(f"{self.path.name}-wal").exists() or os.access(self.path.parent, os.W_OK):
+                raise
+            connection = sqlite3.connect(f"{uri}&immutable=1", uri=True)
+        return connection
 
     def close(self) -> None:
         """Close the file."""
@@ -179,7 +198,7 @@ class Store:
             Prompt(
                 id=row["id"],
                 messages=_messages(row),
-                answers=tuple(json.loads(row["answers"])),
+                answers=_parse(row["answers"], tuple),
                 domain=row["domain"],
             )
             for row in self._read(query, run, part)
@@ -385,7 +404,7 @@ class Store:
                 row["key"],
                 row["seconds"],
                 row["peak_memory_bytes"],
-                json.loads(row["counts"]),
+                _parse(row["counts"], dict),
                 row["finished_at"],
             )
             for row in rows
@@ -421,11 +440,46 @@ class Store:
                 raise TryAgainError(f"{self.path}: {error}; free some space and give the same command again") from error
             if "locked" in str(error):
                 raise TryAgainError(f"{self.path}: {error} by another program; give the same command again") from error
-            raise InputError(f"{self.path}: cannot be used as a store ({error})") from error
-        except sqlite3.DatabaseError as error:
+            raise InputError(
+                f"{self.path}: cannot be used as a store ({error}); look at the permissions of the file and of its "
+                "folder, or use a new workspace"
+            ) from error
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{self.path}: the store is damaged ({error}); restore it from a backup or use a new workspace"
             ) from error
+
+
+def _create(path: Path) -> None:
+    """Make an empty store, whole or not at all.
+
+    Raises:
+        InputError: A log of SQLite's is there, which may hold answers of a store that is gone.
+        TryAgainError: The disk is full.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise InputError(
+            f"{path}: the store is missing, but its log {log.name} is there. Restore the store from a copy, beside its "
+            "log; if there is none, remove the log, and the same command begins with a new store"
+        )
+    with atomic_write(path) as temporary, closing(sqlite3.connect(temporary)) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.executescript(f"{_SCHEMA}; PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _require_no_links(path: Path) -> None:
+    """Refuse a database that is elsewhere: it is not held by the lock of this folder, and SQLite would write there.
+
+    Raises:
+        InputError: The file, or one that SQLite keeps beside it, is a symbolic link.
+    """
+    for file in (path, *(path.with_name(f"{path.name}-{ending}") for ending in ("wal", "shm", "journal"))):
+        if file.is_symlink():
+            raise InputError(
+                f"{file}: is a symbolic link, which a store may not be; give the folder that the store is in as "
+                "workspace, or put the file itself here"
+            )
 
 
 _INSERT_RESPONSE = "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -455,7 +509,7 @@ def _score_row(stored: StoredScore) -> tuple[object, ...]:
 def _score(row: Mapping[str, Any]) -> Score:
     passed = None if row["passed"] is None else bool(row["passed"])
     value = math.nan if row["value"] is None else row["value"]  # SQLite keeps NaN as NULL
-    return Score(row["response_id"], row["scorer"], value, passed, json.loads(row["detail"]))
+    return Score(row["response_id"], row["scorer"], value, passed, _parse(row["detail"], dict))
 
 
 def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -465,12 +519,27 @@ def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
         "finish_reason": row["finish_reason"],
         "num_prompt_tokens": row["num_prompt_tokens"],
         "num_tokens": row["num_tokens"],
-        "sampling": SamplingSettings(**json.loads(row["sampling"])) if row["sampling"] else None,
+        "sampling": _parse(row["sampling"], lambda kept: SamplingSettings(**kept)) if row["sampling"] else None,
     }
 
 
 def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    return tuple(Message(*message) for message in json.loads(row["messages"]))
+    return _parse(row["messages"], lambda kept: tuple(Message(*message) for message in kept))
+
+
+def _parse(text: str, make: Callable[[Any], Made]) -> Made:
+    """What a column holds as JSON.
+
+    Raises:
+        InputError: It is not what was written.
+    """
+    try:
+        return make(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"store.sqlite of this workspace is damaged: {text!r:.80} is no record of it ({error}); restore it from a "
+            "backup or use a new workspace"
+        ) from error
 
 
 def _answers(prompt: Prompt) -> tuple[str, str]:

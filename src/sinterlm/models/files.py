@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from sinterlm.errors import InputError, memory_advice
+from sinterlm.files import require_undamaged_model
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -112,6 +113,7 @@ def check_folder(folder: Path) -> Path:
     Raises:
         InputError: What is missing or broken, and what to do.
     """
+    require_undamaged_model(folder, read=False)
     adapter = (folder / ADAPTER_CONFIG).is_file()
     if adapter:
         _refuse_adapter(folder)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import logging
-import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from sinterlm.errors import InputError, first_line, memory_advice
+from sinterlm.files import move_whole, remove
 from sinterlm.models.files import check_not_a_pointer
 from sinterlm.models.hashes import cache_folder, file_hash
 from sinterlm.models.quiet import without_bars
@@ -171,33 +171,24 @@ def _make_once(target: Path, make: Callable[[Path], None]) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise _refused(target, error) from error
+    try:
         with FileLock(f"{target}.lock"):
             if not target.exists():
                 temporary = target.with_name(f"{target.name}.tmp")
-                _remove(temporary)  # left by a process that was killed: the lock says that nobody writes there
+                remove(temporary)  # left by a process that was killed: the lock says that nobody writes there
                 try:
                     make(temporary)
-                    _sync(temporary)
-                    temporary.rename(target)
+                    move_whole(temporary, target)
                 finally:
-                    _remove(temporary)
+                    remove(temporary)
     except PermissionError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}; set XDG_CACHE_HOME to a folder of yours") from error
+        raise _refused(target, error) from error
     return target
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or a folder and its files, on the disk before its name says that it is whole."""
-    for entry in [*path.iterdir(), path] if path.is_dir() else [path]:
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _refused(target: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {target}: {error.strerror}; set XDG_CACHE_HOME to a folder of yours")

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
-from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sinterlm.errors import InputError, TryAgainError
+from sinterlm.files import atomic_write, file_sha256, recorded_sha256
 from sinterlm.records import digest
+
+logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where converted models and file hashes are kept: ``$XDG_CACHE_HOME/sinterlm``, else ``~/.cache/sinterlm``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sinterlm"
+    """Where converted models and file hashes are kept: ``$XDG_CACHE_HOME/sinterlm``, else ``~/.cache/sinterlm``.
+
+    Raises:
+        InputError: Neither is known.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sinterlm"
+    except RuntimeError as error:
+        raise InputError(f"no folder for caches ({error}); set XDG_CACHE_HOME to a folder of yours") from error
 
 
 def file_hash(path: Path) -> str:
@@ -23,22 +34,35 @@ def file_hash(path: Path) -> str:
     if known is not None:
         return known
     state = _state(path)
-    with path.open("rb") as file:
-        value = hashlib.file_digest(file, "sha256").hexdigest()
-    entry = _entry(path)
-    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        temporary = entry.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({**state, "sha256": value}), encoding="utf-8")
-        temporary.replace(entry)
+    value = file_sha256(path)
+    try:
+        with atomic_write(_entry(path)) as temporary:
+            temporary.write_text(json.dumps({**state, "sha256": value}), encoding="utf-8")
+    except (OSError, InputError, TryAgainError) as error:
+        _say_without_cache(getattr(error, "strerror", None) or str(error))
     return value
 
 
+@lru_cache(maxsize=1)
+def _say_without_cache(reason: str) -> None:
+    """Say it once: a cache that cannot be written costs time, nothing else."""
+    logger.warning(
+        "hashes of weights cannot be kept (%s): every command reads the weights again; set XDG_CACHE_HOME to a folder "
+        "of yours",
+        reason,
+    )
+
+
 def known_hash(path: Path) -> str | None:
-    """The hash where it is kept and the file has not changed since; None otherwise."""
+    """The hash where it is kept and the file has not changed since; None otherwise.
+
+    A model that was trained here records the hashes of its files, which are held against them before they are loaded.
+    """
+    if recorded := recorded_sha256(path):
+        return recorded
     try:
         entry: dict[str, Any] = json.loads(_entry(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, InputError):
         return None
     value = entry.pop("sha256", None)
     return value if entry == _state(path) else None

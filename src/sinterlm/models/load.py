@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from safetensors import safe_open
 
 from sinterlm.errors import InputError, SinterError, first_line, memory_advice
+from sinterlm.files import require_undamaged_model
 from sinterlm.models.files import CONFIG, TOKENIZER_FILES, read_object, weight_files
-from sinterlm.models.locate import resolve_model
+from sinterlm.models.locate import folder_named, resolve_model
 from sinterlm.models.quiet import without_bars, without_load_report
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
     Raises:
         InputError: There is no such model, it is a reward model, or its files and what they say of it do not agree.
     """
-    folder = resolve_model(name)
+    folder = _resolve_whole(name)
     config = _read_config(name, folder, refused=_SCORES | _FILLS_GAPS)
     return _load(_writer_class(name, config), name, device, dtype)
 
@@ -68,7 +69,7 @@ def check_trainable(name: str) -> None:
     Raises:
         InputError: The model cannot be trained.
     """
-    folder = resolve_model(name)
+    folder = _resolve_whole(name)
     if method := quantisation(read_object(folder / CONFIG)):
         raise InputError(
             f"model {name!r} is quantised by {method}: full weights are trained; take the unquantised model"
@@ -89,7 +90,7 @@ def load_reward_model(
     """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
 
-    folder = resolve_model(name)
+    folder = _resolve_whole(name)
     config = _read_config(name, folder, refused=_IS_ARMORM)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise InputError(
@@ -104,7 +105,7 @@ def load_reward_model(
 
 def load_model_of(model_class: type[Model], name: str, *, device: str = "auto", dtype: str = "auto") -> Model:
     """A model of a class of our own in eval mode; other arguments as in :func:`load_model`."""
-    _read_config(name, resolve_model(name))
+    _read_config(name, _resolve_whole(name))
     return cast(Model, _load(model_class, name, device, dtype))
 
 
@@ -118,7 +119,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    folder = resolve_model(name)
+    folder = _resolve_whole(name)
     config = _read_config(name, folder)
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise InputError(
@@ -202,9 +203,16 @@ def _writer_class(name: str, config: PreTrainedConfig) -> Any:
     return AutoModelForCausalLM
 
 
+def _resolve_whole(name: str) -> Path:
+    """The model's folder; of a model that was trained here, every file is read and held against its record, once."""
+    if folder := folder_named(name):
+        require_undamaged_model(folder)
+    return resolve_model(name)
+
+
 def _load(auto_class: Any, name: str, device: str, dtype: str) -> PreTrainedModel:
     """The model in eval mode, on its device."""
-    folder = resolve_model(name)
+    folder = _resolve_whole(name)
     place = _device(device)
     precision = _dtype(dtype, place)
     method = quantisation(read_object(folder / CONFIG))

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from sinterlm.evaluation.rates import Rate
-from sinterlm.files import atomic_write
+from sinterlm.files import atomic_write, remove
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.recipe.build import build_hyperparameters, engine_identity, template_options
+from sinterlm.recipe.build import build_hyperparameters, engine_identity, scorer_rules, template_options
 from sinterlm.recipe.grid import Choice, apply_choice, count_cells, list_choices
 from sinterlm.recipe.schema import Judge, Scorer, Training, parts_of
 from sinterlm.records import Dropped, Prompt, digest
@@ -74,7 +74,8 @@ class Cell:
     def finish(self, result: CellResult) -> None:
         """Mark the cell as finished and keep its figures."""
         if (metrics := self.model / "metrics.jsonl").is_file():
-            shutil.copy(metrics, self.folder)
+            with atomic_write(self.folder / metrics.name) as path:
+                shutil.copy(metrics, path)
         with atomic_write(self.folder / "cell.json") as path:
             path.write_text(json.dumps({**asdict(result), "rate": result.rate._asdict()}, indent=1))
 
@@ -123,7 +124,7 @@ class Grid:
         """Remove the models of all cells but one, of other grids' too; their metrics and figures stay."""
         for folder in self._folder.iterdir():
             if folder.is_dir() and folder != kept.folder:
-                remove_folder(folder / "model")
+                remove(folder / "model")
 
     def _cell(self, number: int, choice: Choice) -> Cell:
         training = apply_choice(self._training, choice)
@@ -164,13 +165,14 @@ _TEMPLATE_KEYS = ("chat_template_kwargs", "template_date")
 
 
 def describe_scorer(scorer: Scorer, fingerprint: Fingerprint) -> object:
-    """What besides the answers decides the scores: settings, weights by fingerprint, and files by content."""
+    """What besides the answers decides the scores: settings, rules, weights by fingerprint, and files by content."""
     files = {name: value for name, value in scorer if isinstance(value, Path)}
     placement = getattr(scorer, "placement", ())
     model = None if isinstance(scorer, Judge) else getattr(scorer, "model", None)
     described = [
         scorer.model_dump(exclude={"parts", "domains", "other", *_TEMPLATE_KEYS, *files, *placement}),
         model and fingerprint(model),
+        *([{"rules": rules}] if (rules := scorer_rules(scorer)) else []),
         *({name: file_digest(path)} for name, path in files.items()),
         *([options] if (options := template_options(scorer)) else []),
     ]
@@ -240,12 +242,3 @@ def describe_grid(training: Training) -> str:
     """All that was searched, in words."""
     axes = [(key, values) for entry in training.grid for key, values in entry.items()]
     return "; ".join(f"{key.partition('.')[2]} {', '.join(map(str, values))}" for key, values in axes)
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder so that it is whole or gone at every moment."""
-    trash = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(trash, ignore_errors=True)  # of a removal that was interrupted
-    if path.exists():
-        path.rename(trash)
-        shutil.rmtree(trash)

@@ -42,6 +42,7 @@ EXPLANATIONS = {
     "surplus-recorded-answer": "a recorded answer beyond the source's num_samples",
     "empty-answer": "the model gave an empty answer, which no policy may choose",
     "no-recorded-answer": "the file of recorded answers has none for this prompt",
+    "answers-alike": "the answers of the row's pairs are the same, so that there is nothing to compare",
     "answers-alike-after-cutting": "cut at max_length tokens, the answers of the row's pairs are the same",
 }
 
@@ -50,11 +51,35 @@ def write_run_report(run: Run) -> StageResult:
     """Write ``summary.json`` and ``report.html`` from the store and the run's folder."""
     fusion = run.fusion
     summary = summarise(run)
+    data = _report_data(run, summary)
     with atomic_write(fusion.output / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=2))
     report = fusion.output / "report.html"
-    write_report(_report_data(run, summary), report, seed=fusion.recipe.seed)
+    write_report(data, report, seed=fusion.recipe.seed)
     return StageResult({"bytes": report.stat().st_size})
+
+
+def _require_scores(run: Run, data: page.ReportData) -> None:
+    """Refuse to show a run without its scores where it has some, but this release would not find them.
+
+    Raises:
+        InputError: which stage, and what to do.
+    """
+    parts = {"score-sources": ("sft", "preference"), "score-held-out": ("held_out",)}
+    finished = run.store.finished_stages(run.fusion.run_name)
+    for stage in finished.keys() & parts.keys():
+        counts = finished[stage].counts
+        num_scored = counts.get("answers", 0) - counts.get("without a score", 0)
+        shown = [candidates for part in parts[stage] for candidates in data.parts.get(cast(Any, part), [])]
+        is_shown = any(candidates.sources or candidates.target for candidates in shown)
+        if stage == "score-held-out":
+            is_shown = is_shown or bool(data.held_out and any(data.held_out.answers.values()))
+        if num_scored and not is_shown:
+            raise InputError(
+                f"{run.fusion.output}: {stage} has scored {num_scored:,.0f} answers, but by other rules, weights or "
+                "files than the scorer has now, so that a report would show none of them. Give the same `sinterlm run` "
+                "again: it scores the stored answers anew and writes the report"
+            )
 
 
 def read_summary(fusion: Fusion) -> dict[str, Any]:
@@ -140,7 +165,7 @@ def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
     fusion = run.fusion
     recipe = fusion.recipe
     figures = _figures(fusion)
-    return page.ReportData(
+    data = page.ReportData(
         run=page.Run(
             name=fusion.output.name,
             target=plain_name(recipe.target.model),
@@ -178,6 +203,8 @@ def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
         },
         notes=list(_handed_over(fusion, summary["stages"])),
     )
+    _require_scores(run, data)
+    return data
 
 
 def _handed_over(fusion: Fusion, stages: Mapping[str, Any]) -> Iterator[str]:

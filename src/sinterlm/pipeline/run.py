@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from sinterlm.errors import InputError, memory_advice
-from sinterlm.files import atomic_write, folder_lock
+from sinterlm.files import FINISHED, atomic_write, folder_lock, require_undamaged_model
 from sinterlm.models import cached_fingerprint, fingerprint, writes_date
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
@@ -48,7 +48,8 @@ def run_fusion(
 
     Raises:
         InputError: ``until`` or ``only`` names no stage, a stage that ``only`` needs is not done, what the recipe names
-            does not fit together, or a launcher has started several processes.
+            does not fit together, a model that was trained earlier is damaged, or a launcher has started several
+            processes.
         TryAgainError: Another process writes to the workspace or the output folder, or the disk is full.
     """
     if until and only:
@@ -75,6 +76,7 @@ def run_fusion(
         for stage in wanted:
             # Asked again at each stage: an output that an earlier one removed must be made anew.
             if _is_done(stage, keys, store, fusion):
+                _require_undamaged(stage)
                 continue
             if only:
                 _check_needs(stage, [other for other in stages if not _is_done(other, keys, store, fusion)])
@@ -112,6 +114,13 @@ def _known(fusion: Fusion, model: str) -> str | None:
 def _is_done(stage: Stage, keys: Mapping[str, str], store: Store, fusion: Fusion) -> bool:
     finished = {name: past.key for name, past in store.finished_stages(fusion.run_name).items()}
     return is_done(stage, keys[stage.name], finished)
+
+
+def _require_undamaged(stage: Stage) -> None:
+    """A model that was trained earlier counts only if its files are as they were written."""
+    for path in stage.outputs:
+        if path.name == FINISHED:
+            require_undamaged_model(path.parent)
 
 
 def _do(run: Run, stage: Stage) -> None:

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinterlm.files import folder_lock
+from sinterlm.files import folder_lock, move_whole, remove
 from sinterlm.formats import read_rows, read_training_file
 from sinterlm.models import plain_name
 from sinterlm.objectives.table import resolve_objective
-from sinterlm.pipeline.cells import describe_grid, read_search, remove_folder, settle
+from sinterlm.pipeline.cells import describe_grid, read_search, settle
 from sinterlm.pipeline.launch import is_main_process
 from sinterlm.pipeline.progress import Reporter, Task
 from sinterlm.pipeline.stage import Run, StageResult, count_reasons
@@ -64,8 +64,8 @@ def _adopt(model: Path, output: Path) -> None:
     """Move a cell's model to where a model of the fusion belongs."""
     if model.is_dir():
         require_own_or_empty(output)
-        remove_folder(output)
-        model.replace(output)
+        remove(output)
+        move_whole(model, output)
 
 
 def fit(run: Run, name: str, training: Training, *, output: Path, label: str) -> TrainingResult:

@@ -176,6 +176,12 @@ def build_scorer(
     return build(config)
 
 
+def scorer_rules(config: Scorer) -> object:
+    """What names the rules of a scorer in this release, its parts' left out; None if its settings and weights do."""
+    rules = SCORERS[config.kind].rules
+    return rules and _component(rules)
+
+
 def check_scorer(config: Scorer) -> None:
     """See whether this machine has what a scorer needs, such as a package or a sandbox; parts are not looked at."""
     if check := SCORERS[config.kind].check:

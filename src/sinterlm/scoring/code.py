@@ -36,6 +36,9 @@ from sinterlm.scoring.sandbox import POLICY, check_isolation, isolated_python, w
 RULES = 2
 """Goes up with every change of how code is found and tested, so that older scores are not used."""
 
+VERSION = f"{RULES}:{POLICY}:python{'.'.join(platform.python_version_tuple()[:2])}"
+"""Names the rules, what a program may do, and the Python that runs it."""
+
 MAX_OUTPUT_BYTES = 2**20
 """Of a script."""
 MAX_TRAFFIC_BYTES = 2**26

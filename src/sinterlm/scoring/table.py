@@ -13,22 +13,28 @@ class ScorerRow(NamedTuple):
     description: str
     check: str | None = None
     """``module:function`` that raises where this machine lacks what the scorer needs; called before any answer is."""
+    rules: str | None = None
+    """``module:constant`` that names the scorer's own rules, of which neither its settings nor weights tell: it changes
+    whenever an answer may get another score than before. The module imports no torch."""
 
 
 SCORERS = {
     "exact-match": ScorerRow(
         "sinterlm.scoring.exact_match:ExactMatchScorer",
         "1 where the answer equals an accepted answer, letter case, articles and punctuation around it aside; else 0",
+        rules="sinterlm.scoring.exact_match:NORMALISATION",
     ),
     "mathematics": ScorerRow(
         "sinterlm.scoring.mathematics:MathematicsScorer",
         "1 where the final answer equals an accepted one by value, as math-verify finds and compares them; else 0",
         "sinterlm.scoring.mathematics:check_packages",
+        "sinterlm.scoring.mathematics:RULES",
     ),
     "code": ScorerRow(
         "sinterlm.scoring.code:CodeScorer",
         "1 where the program in the answer passes the prompt's tests, run in a sandbox; else 0",
         "sinterlm.scoring.sandbox:check_isolation",
+        "sinterlm.scoring.code:VERSION",
     ),
     "reward-model": ScorerRow(
         "sinterlm.scoring.reward_model:RewardModelScorer",
@@ -41,6 +47,7 @@ SCORERS = {
     "judge": ScorerRow(
         "sinterlm.scoring.judge:JudgeScorer",
         "a language model behind the OpenAI protocol: a grade, grades by a rubric, or the win rate against a baseline",
+        rules="sinterlm.scoring.judge_prompts:WORDING",
     ),
     "recorded": ScorerRow(
         "sinterlm.scoring.recorded:RecordedScorer",

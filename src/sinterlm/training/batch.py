@@ -27,8 +27,10 @@ from sinterlm.training.arguments import Thoughts
 from sinterlm.training.members import UnfitRow, find_members
 from sinterlm.training.packing import Layout, SequenceBatch, shared
 
+ALIKE = "answers-alike"
+"""Why a row is dropped here: both answers of every pair have the same tokens."""
 ALIKE_AFTER_CUTTING = "answers-alike-after-cutting"
-"""Why a row is dropped here: cut at the maximum length, both answers of every pair are the same."""
+"""The same, of a row that was cut at the maximum length."""
 HOLDS_THOUGHTS = "holds-thoughts"
 """Why a row is dropped under ``thoughts: refuse``."""
 ONLY_A_THOUGHT = "only-a-thought"
@@ -161,9 +163,9 @@ def encode_rows(
         room = max_length - len(kept)
         responses = [example.response_ids[:room] for example in examples]
         cut = sum(len(example.response_ids) > room for example in examples)
-        if cut and members.pairs and all(_is_alike(responses, pair) for pair in members.pairs):
-            detail = f"{len(prompt_ids)} prompt tokens, max_length {max_length}"
-            dropped.append(Dropped(row.prompt_id, "train", ALIKE_AFTER_CUTTING, detail))
+        if members.pairs and all(_is_alike(responses, pair) for pair in members.pairs):
+            detail = f"{len(prompt_ids)} prompt tokens, max_length {max_length}" if cut else f"row {number}"
+            dropped.append(Dropped(row.prompt_id, "train", ALIKE_AFTER_CUTTING if cut else ALIKE, detail))
             continue
         num_cut += cut
         num_cut_prompts += len(kept) < len(prompt_ids)
@@ -242,11 +244,18 @@ def _cut_prompt(prompt_ids: list[int], room: int, bos_token_id: int | None) -> l
 
 
 def _is_alike(responses: Sequence[list[int]], pair: dict[str, int] | Any) -> bool:
-    """Whether a pair has nothing left to compare: every chosen answer is the same as a rejected one."""
+    """Whether a pair has nothing to compare: every chosen answer is the same as a rejected one.
+
+    Of WRPO's answers it is enough that the target's own two are the same: one cannot be both its best and its worst.
+    """
     chosen, rejected = (
-        [responses[index] for role, index in pair.items() if role.startswith(side)] for side in ("chosen", "rejected")
+        {role: responses[index] for role, index in pair.items() if role.startswith(side)}
+        for side in ("chosen", "rejected")
     )
-    return bool(rejected) and all(answer in rejected for answer in chosen)
+    if not rejected:
+        return False
+    is_own_alike = "chosen_target" in chosen and chosen["chosen_target"] == rejected["rejected"]
+    return is_own_alike or all(answer in rejected.values() for answer in chosen.values())
 
 
 class RowCollator:

@@ -1,13 +1,15 @@
 """When a training writes checkpoints, and which one to resume from: the newest that is whole.
 
 Transformers writes a checkpoint file by file and resumes from the highest number; a run that was killed while saving
-would meet a half-written folder. A manifest written last, with every file's size, tells the whole ones.
+would meet a half-written folder. A manifest written last, when all files are on the disk, records the size and hash of
+each: it tells the whole checkpoints, and those that are damaged.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from sinterlm.files import atomic_write
+from sinterlm.files import atomic_write, find_damage, record_files, sync_files
 
 MANIFEST = "manifest.json"
 NUM_CHECKPOINTS = 10
@@ -64,34 +66,37 @@ class CheckpointManifest(TrainerCallback):
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """Record the size of every file of the checkpoint."""
+    """Have every file of the checkpoint on the disk, and then record what it holds."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and MANIFEST not in path.name)
+    sync_files([*files, checkpoint])
     with atomic_write(checkpoint / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(_sizes(checkpoint)))
+        temporary.write_text(json.dumps(record_files(checkpoint, files)))
 
 
-def newest_whole_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step whose files are all there at their full size; None where there is none."""
+def newest_whole_checkpoint(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path | None:
+    """The checkpoint of the highest step whose files are all as they were written; None if there is none.
+
+    Args:
+        folder: of the checkpoints.
+        say: told of every damaged checkpoint that is left out; one whose writing was interrupted has no manifest, and
+            is left out without a word.
+    """
     checkpoints = {
         int(step): path
         for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         if (step := path.name.rpartition("-")[2]).isdigit()
     }
-    return next((checkpoints[step] for step in sorted(checkpoints, reverse=True) if _is_whole(checkpoints[step])), None)
+    for _, checkpoint in sorted(checkpoints.items(), reverse=True):
+        if not (checkpoint / MANIFEST).exists():
+            continue
+        if (damage := _find_damage(checkpoint)) is None:
+            return checkpoint
+        say(f"{checkpoint} is damaged and left out: {damage}")
+    return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _find_damage(checkpoint: Path) -> str | None:
     try:
-        expected = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return False
-    found = _sizes(checkpoint)
-    return all(found.get(name) == size for name, size in expected.items())
-
-
-def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of every file, by path within the checkpoint; the manifest's own are not counted."""
-    return {
-        str(path.relative_to(checkpoint)): path.stat().st_size
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and MANIFEST not in path.name
-    }
+        return find_damage(checkpoint, json.loads((checkpoint / MANIFEST).read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return f"{MANIFEST} does not record its files' sizes and hashes"

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sinterlm.files import atomic_write
+from sinterlm.files import atomic_write, sync_files
 
 
 class StepMetrics:
@@ -80,6 +80,11 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs and "loss" in logs:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Have the lines up to a checkpoint on the disk before that counts."""
+        if state.is_world_process_zero:
+            sync_files([self._path])
 
 
 def _is_up_to(line: str, step: int) -> bool:

@@ -1,25 +1,44 @@
 """The folder of a run, and what in it a run may remove: only what runs have left there.
 
-checkpoints/     while training is not finished; holds a marker that names the run
-training.json    once it is finished: beside the model, its card and metrics.jsonl
+checkpoints/          while training is not finished; holds a marker that names the run and its settings
+checkpoints-aside/    those of other settings, until training is finished
+training.json         once it is finished: beside the model, its card and metrics.jsonl
 """
 
 from __future__ import annotations
 
-import shutil
+import json
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError
-from sinterlm.files import atomic_write
+from sinterlm.files import FINISHED, atomic_write, move_in, remove
+from sinterlm.models.files import DESCRIPTION_FILES
 
-RESULT = "training.json"
+RESULT = FINISHED
 CHECKPOINTS = "checkpoints"
+ASIDE = "checkpoints-aside"
 MARKER = "identity"
+STAGED = ".unfinished-model"
+"""The model while it is written."""
 ADAPTER = "adapter"
 """What LoRA has trained, before it was merged."""
 REFERENCE = "reference"
 """Log-probabilities of the reference, where they are kept beside the model."""
+_DIGEST = 12
+"""Characters of a hash that are enough to show that it is another."""
+
+
+class Claim(NamedTuple):
+    """Whose a folder is."""
+
+    identity: str
+    """Names rows and settings."""
+    settings: Mapping[str, Any] | None = None
+    """The same, readable, by name; None where an earlier version has not written them."""
+
 
 TEMPLATE_DATE = ".template-date"
 """What the chat template took for today at the first command, where it asks."""
@@ -59,37 +78,126 @@ def require_own_or_empty(output_dir: Path) -> None:
     )
 
 
-def claim(output_dir: Path, identity: str) -> None:
+def claim(output_dir: Path, own: Claim, say: Callable[[str], None]) -> None:
     """Make the folder this run's: what one with other rows or settings left must not be resumed, nor taken for this's.
+
+    Checkpoints of other settings are set aside, one set of them, until a training is finished here: a run that returns
+    to these settings resumes from them.
 
     Args:
         output_dir: its own or an empty folder, see :func:`require_own_or_empty`.
-        identity: names rows and settings.
+        own: the run.
+        say: told what differs and what becomes of what is there, before that happens.
     """
-    marker = output_dir / CHECKPOINTS / MARKER
-    if not marker.exists() or marker.read_text() != identity:
-        _remove_all_but_marker(marker.parent)
-        with atomic_write(marker) as temporary:
-            temporary.write_text(identity)
+    checkpoints, aside = output_dir / CHECKPOINTS, output_dir / ASIDE
+    finished = _read_claim(output_dir / RESULT)
+    if finished:
+        say(
+            f"{output_dir} holds a model that was trained with {_describe_changes(finished, own)}; it is replaced when "
+            "this training is finished"
+        )
+    remove(output_dir / STAGED)
+    found = _read_claim(checkpoints / MARKER)
+    if found is None or found.identity != own.identity:
+        step = _newest_step(checkpoints)
+        if found and step:
+            say(
+                f"{checkpoints} is of a training with {_describe_changes(found, own)}, interrupted after step {step}; "
+                f"it becomes {aside} and is removed when this training is finished. With those settings again it is "
+                "resumed from there"
+            )
+        _change_checkpoints(checkpoints, aside, own.identity, keep=bool(found and step))
+        with atomic_write(checkpoints / MARKER) as temporary:
+            temporary.write_text(json.dumps(own._asdict()))
     # After the marker, so that at every moment one of the two tells whose the folder is.
     (output_dir / RESULT).unlink(missing_ok=True)
+
+
+def _change_checkpoints(checkpoints: Path, aside: Path, identity: str, *, keep: bool) -> None:
+    """Set checkpoints aside, or remove them, and take those that were set aside earlier if they are this run's."""
+    before = _read_claim(aside / MARKER)
+    is_return = before is not None and before.identity == identity
+    leaving = checkpoints.with_name(f".{CHECKPOINTS}.leaving")
+    remove(leaving)
+    if keep:
+        checkpoints.rename(leaving)
+    else:
+        _remove_all_but_marker(checkpoints)
+    if is_return:
+        remove(checkpoints)
+        aside.rename(checkpoints)
+    if keep:
+        remove(aside)
+        leaving.rename(aside)
+
+
+def _read_claim(path: Path) -> Claim | None:
+    """Whose a folder is, by its marker or its result; None if neither says so."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    try:
+        stored = json.loads(text)
+        return Claim(str(stored["identity"]), stored.get("settings"))
+    except (ValueError, KeyError, TypeError):
+        return Claim(text)  # the marker of an earlier version is the identity alone
+
+
+def _describe_changes(found: Claim, own: Claim) -> str:
+    """What differs, e.g. ``other settings (per_device_train_batch_size 2 -> 4)``."""
+    if found.identity == own.identity:
+        return "the same settings, by an earlier version of Sinter or not to its end"
+    before, now = found.settings, own.settings or {}
+    if before is None:
+        return "other rows or settings"
+    changes = [
+        f"{name} {_value(before, name)} -> {_value(now, name)}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+    return f"other settings ({', '.join(changes)})" if changes else "the same settings, by another version of Sinter"
+
+
+def _value(settings: Mapping[str, Any], name: str) -> str:
+    if name not in settings:
+        return "its default"
+    value = str(settings[name])
+    return value[:_DIGEST] if len(value) == 64 and value.isalnum() else value
+
+
+def _newest_step(checkpoints: Path) -> int:
+    """The step of the newest checkpoint, whole or not; 0 if there is none."""
+    steps = [path.name.rpartition("-")[2] for path in checkpoints.glob("checkpoint-*")]
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
+def publish(output_dir: Path) -> list[Path]:
+    """Put the staged model into the folder, in place of one that was there; the model's files."""
+    staged = output_dir / STAGED
+    for pattern in (*DESCRIPTION_FILES, "*.safetensors", "*.safetensors.index.json", ADAPTER):
+        for path in output_dir.glob(pattern):
+            if not (staged / path.name).exists():
+                remove(path)
+    return move_in(staged, output_dir)
 
 
 def remove_checkpoints(output_dir: Path) -> None:
     """Remove the checkpoints of a finished run; a kill meanwhile leaves the marker, by which the rest is known."""
     _remove_all_but_marker(output_dir / CHECKPOINTS)
-    shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
+    remove(output_dir / CHECKPOINTS)
+    remove(output_dir / ASIDE)
 
 
 def _remove_all_but_marker(folder: Path) -> None:
     for path in folder.glob("*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != MARKER:
-            path.unlink(missing_ok=True)
+        if path.name != MARKER:
+            remove(path)
 
 
 def _has_files(folder: Path) -> bool:
-    """Whether there is any file at any depth; hidden ones (a lock) and the reference's do not count."""
-    entries = (path for path in folder.glob("*") if not path.name.startswith(".") and path.name != REFERENCE)
-    return any(path.is_file() for entry in entries for path in chain([entry], entry.rglob("*")))
+    """Whether there is any file at any depth; hidden ones (a lock, a write that was killed), and own folders' aside."""
+    own = [REFERENCE, *([ASIDE] if (folder / ASIDE / MARKER).exists() else [])]
+    entries = (path for path in folder.glob("*") if path.name not in own)
+    files = (path for entry in entries for path in chain([entry], entry.rglob("*")) if path.is_file())
+    return any(all(not part.startswith(".") for part in path.relative_to(folder).parts) for path in files)

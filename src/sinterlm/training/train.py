@@ -2,9 +2,9 @@
 
     rows -> FusionTrainer (checkpoints, metrics.jsonl) -> model, tokenizer, card -> training.json
 
-``training.json`` is written last: a folder that has it holds a finished model. The same call again returns at once when
-the model is finished, and goes on from the newest whole checkpoint when it is not; a call with other rows or settings
-begins anew.
+``training.json`` is written last, when all else is on the disk, and records the size and hash of every file: a folder
+that has it holds a finished model. The same call again returns at once when the model is finished, and goes on from the
+newest whole checkpoint when it is not; a call with other rows or settings says what differs and begins anew.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from time import perf_counter
 from typing import Any, cast
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -38,7 +39,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from sinterlm.errors import InputError, memory_advice
-from sinterlm.files import atomic_write
+from sinterlm.files import atomic_write, record_files, require_undamaged_model, sync_files
 from sinterlm.models import (
     describe_placement,
     fingerprint,
@@ -61,9 +62,12 @@ from sinterlm.training.output_folder import (
     CHECKPOINTS,
     REFERENCE,
     RESULT,
+    STAGED,
+    Claim,
     claim,
     first_date,
     keep_date,
+    publish,
     remove_checkpoints,
     require_own_or_empty,
 )
@@ -154,9 +158,19 @@ def train(
         return finished
     started = perf_counter()
     processes = PartialState()
+    settings = {
+        "model": model,
+        "the model's content": model_fingerprint,
+        "objective": objective,
+        **config.resolved_objective.values,
+        **arguments,
+        "seed": seed,
+        "number of rows": len(rows),
+        "rows": digest([asdict(row) for row in rows]),
+    }
     processes.wait_for_everyone()  # all have looked at the folder
     if processes.is_main_process:
-        claim(output_dir, identity)
+        claim(output_dir, Claim(identity, settings), say)
         if asks_date:
             keep_date(output_dir, arguments["template_date"])
     processes.wait_for_everyone()
@@ -166,7 +180,7 @@ def train(
     manifest = CheckpointManifest(num_kept=config.save_total_limit)
     config.save_total_limit = None
     start = load_trainable_model(model)  # in float32; `bf16: true` computes in lower precision
-    settings = set_aside(start, tokenizer)
+    kept_settings = set_aside(start, tokenizer)
     with memory_advice(f"preparing the training of {model!r}", _ADVICE):
         trainer = FusionTrainer(
             start,
@@ -174,7 +188,7 @@ def train(
             rows,
             tokenizer,
             reference_cache=ReferenceCache(cache_dir or output_dir / REFERENCE, model_fingerprint),
-            callbacks=[manifest, MetricsFile(output_dir / METRICS)],
+            callbacks=[MetricsFile(output_dir / METRICS), manifest],
         )
     together = f", {processes.num_processes} processes" if processes.num_processes > 1 else ""
     say(f"trains on {_describe_precision(trainer)}{together}")
@@ -191,11 +205,16 @@ def train(
         trainer.add_callback(RegularCheckpoints())
     if report_progress:
         trainer.add_callback(_ProgressReport(report_progress))
-    checkpoint = newest_whole_checkpoint(checkpoints)
+    # One process reads them, and all start from the same.
+    found = newest_whole_checkpoint(checkpoints, say) if processes.is_main_process else None
+    checkpoint: Path | None = broadcast_object_list([found])[0]
+    if checkpoint:
+        say(f"resumes from {checkpoint}")
     with memory_advice(f"training {model!r}", _ADVICE):
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    save_model(trainer, tokenizer, output_dir, start=model, settings=settings)
+    staged = output_dir / STAGED
+    save_model(trainer, tokenizer, staged, start=model, settings=kept_settings)
     text = render_card(
         card or CardDetails(model), objective=config.resolved_objective, arguments=arguments, rows=rows, seed=seed
     )
@@ -208,10 +227,15 @@ def train(
         num_tokens=trainer.state.num_input_tokens_seen,
         seconds=perf_counter() - started,
     )
+    processes.wait_for_everyone()  # each may have written a share
     if trainer.is_world_process_zero():
-        (output_dir / "README.md").write_text(text)
+        (staged / "README.md").write_text(text, encoding="utf-8")
+        metrics = output_dir / METRICS
+        sync_files([metrics])
+        files = record_files(output_dir, [*publish(output_dir), metrics])
+        stored = {"identity": identity, **asdict(result), "settings": settings, "files": files}
         with atomic_write(output_dir / RESULT) as temporary:
-            temporary.write_text(json.dumps({"identity": identity, **asdict(result)}, indent=2))
+            temporary.write_text(json.dumps(stored, indent=2))
         remove_checkpoints(output_dir)
     processes.wait_for_everyone()
     return result
@@ -292,14 +316,23 @@ def _refused(error: Exception) -> InputError:
 
 
 def read_result(output_dir: Path, identity: str) -> TrainingResult | None:
-    """The result of a finished run with this identity; None where there is none."""
+    """The result of a finished run with this identity; None where there is none.
+
+    Raises:
+        InputError: there is, and a file of the model is damaged.
+    """
     try:
         stored = json.loads((output_dir / RESULT).read_text())
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return None
+    except ValueError:
+        require_undamaged_model(output_dir)
+        return None
+    stored = {name: value for name, value in stored.items() if name not in ("settings", "files")}
     # An earlier version may have counted other things: such a result is another run's.
     if stored.pop("identity", None) != identity or stored.keys() != {own.name for own in fields(TrainingResult)}:
         return None
+    require_undamaged_model(output_dir)
     dropped = tuple(Dropped(**drop) for drop in stored.pop("dropped"))
     return TrainingResult(dropped=dropped, **stored)
 
@@ -307,7 +340,7 @@ def read_result(output_dir: Path, identity: str) -> TrainingResult | None:
 def save_model(
     trainer: FusionTrainer,
     tokenizer: PreTrainedTokenizerBase,
-    output_dir: Path,
+    folder: Path,
     *,
     start: str,
     settings: StartSettings,
@@ -320,20 +353,20 @@ def save_model(
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if trainer.args.lora_r is None:
         restore_config(cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model)), settings)
-        _save_by_trainer(trainer, output_dir)
+        _save_by_trainer(trainer, folder)
     else:
-        _save_by_trainer(trainer, output_dir / ADAPTER)
+        _save_by_trainer(trainer, folder / ADAPTER)
         if trainer.is_world_process_zero():
             unset_hf_deepspeed_config()  # by which ZeRO-3 would shard what is loaded now, too
             base = load_trainable_model(start)
             set_aside(base, tokenizer)
-            merged = merge_adapter(base, output_dir / ADAPTER)
+            merged = merge_adapter(base, folder / ADAPTER)
             restore_config(merged, settings)
-            merged.save_pretrained(output_dir)
-            tokenizer.save_pretrained(output_dir)
-            hide_base(output_dir / ADAPTER, start)
+            merged.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            hide_base(folder / ADAPTER, start)
     if trainer.is_world_process_zero():
-        write_generation_config(settings, tokenizer, output_dir, trainer.args.template_options)
+        write_generation_config(settings, tokenizer, folder, trainer.args.template_options)
 
 
 def _save_by_trainer(trainer: FusionTrainer, folder: Path) -> None:
