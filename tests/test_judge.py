@@ -244,6 +244,9 @@ def test_a_reply_that_is_no_verdict_gives_no_score(reply: str, problem: str) -> 
         '```json\n{"explanation": "x", "grade": 7}\n```',
         '```\n{"explanation": "x", "grade": 7}\n```',
         '<think>is it {"explanation": "y", "grade": 2}?</think>\n{"explanation": "x", "grade": 7}',
+        'is it {"explanation": "y", "grade": 2}?\n</think>\n\n```json\n{"explanation": "x", "grade": 7}\n```',
+        '[THINK]It is good.[/THINK]{"explanation": "x", "grade": 7}',
+        '{"explanation": "It ends its thought,</think> and then says 5.", "grade": 7}',
     ],
 )
 def test_a_verdict_may_stand_in_a_fence_or_behind_thoughts(reply: str) -> None:

@@ -44,6 +44,7 @@ MAX_RELATIVE_ERROR = 1e-5
 MIN_DIGITS = 6
 """Of a decimal that stands for one with more digits."""
 
+_NUMBER = re.compile(r"[-+]?(?:\d{1,400}|\d{0,100}\.\d{1,100})")
 _PERCENT = re.compile(r"(?![-+.\d\s]*\\?%)(.*?)\s*\\?%", re.DOTALL)
 _NORMALISATION = NormalizationConfig(
     basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
@@ -146,6 +147,8 @@ def read(latex: str) -> Any | None:
         MemoryError: It is too large.
         RecursionError: It is nested too deeply.
     """
+    if _NUMBER.fullmatch(latex):
+        return Float(latex) if "." in latex else Integer(int(latex))
     if percent := _PERCENT.fullmatch(latex):
         inner = read(percent[1].rpartition("=")[2])
         return None if inner is None else convert_to_pct(inner)

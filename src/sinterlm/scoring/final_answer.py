@@ -127,7 +127,9 @@ _WORD = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u4e00-\u9fff]")
 _REASONS = re.compile(
     r"(?:(?<=\byes)|(?<=\bno)|(?<=\btrue)|(?<=\bfalse))[,.:;].*|,?\s+(?:because|since)\b.*", re.IGNORECASE
 )
-_CHOICE = re.compile(r"^\(?([A-J])(?:$|[).:;](?:\s|$)|\)|,(?!\s*[A-Z0-9]\b)|\s+(?:because|since)\b)")
+_CHOICE = re.compile(
+    r"^\(?([A-J])(?:$|[).:;](?:\s|$)|\)|,(?!\s*[A-Z0-9]\b)|\s+(?:because|since|not|non|pas)\b|[\u3000-\u9fff])"
+)
 
 
 def final_answer(accepted: str) -> str:

@@ -38,6 +38,7 @@ from sinterlm.scoring.judge_prompts import (
     grading_request,
 )
 from sinterlm.scoring.protocol import INVALID_VERDICT, Answered, no_score
+from sinterlm.thoughts import split_thoughts
 
 MAX_SHOWN = 300
 """Characters of an invalid reply that are kept."""
@@ -280,8 +281,8 @@ def read_verdict(form: type[Verdict], reply: Reply) -> dict[str, Any]:
     if reply.problem:
         raise InvalidVerdict(reply.problem)
     text = reply.content.strip()
-    if text.startswith("<think>"):
-        text = text.rpartition("</think>")[2].strip()
+    if not text.startswith(("{", "`")):  # a verdict may quote the tags of thoughts
+        text = split_thoughts(text).answer.strip()
     if fenced := _FENCED.fullmatch(text):
         text = fenced[1]
     try:
