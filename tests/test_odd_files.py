@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import sys
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from sinterlm.formats import read_prompts, read_recorded, read_scores
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.yaml_file import parse_value, read_yaml
+from sinterlm.report.charts import score_chart
+from sinterlm.report.tallies import ScoreTally
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
@@ -84,7 +87,20 @@ def test_numbers_of_other_libraries_are_numbers(value: Any) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *(math.nan, math.inf, -math.inf, 10**400, True, np.bool_(True), "7.5", [7.5], {"value": 7.5}, 7j),
+        *(
+            math.nan,
+            math.inf,
+            -math.inf,
+            10**400,
+            1e101,
+            -1e308,
+            True,
+            np.bool_(True),
+            "7.5",
+            [7.5],
+            {"value": 7.5},
+            7j,
+        ),
         *map(Decimal, ("NaN", "sNaN", "Infinity", "1E+999")),
         *(datetime.datetime(2026, 1, 1), datetime.timedelta(1), b"7.5"),
     ],
@@ -95,6 +111,14 @@ def test_what_is_no_finite_number_is_refused(value: Any) -> None:
         Line("row 1", {"x": value}).number("x")
     with pytest.raises(InputError, match=r"row 1: `x` is .*; expected a whole number"):
         Line("row 1", {"x": value}).whole_number("x")
+
+
+@pytest.mark.parametrize(
+    "scores", [(7.0, 7.000000000000001), (-5e-324, 5e-324), (1e100, 1e100), (-1e100, 1e100), (0, 1)]
+)
+def test_scores_that_differ_by_rounding_alone_can_be_drawn(scores: Sequence[float]) -> None:
+    """As means of a rubric's grades do: no 36 bins fit between them."""
+    assert "<svg" in score_chart([ScoreTally("gemma", len(scores), list(scores))])
 
 
 @pytest.mark.parametrize("value", [1.5, Decimal("1.5"), float(2**53), np.float64(1e300), True, b"x", [], ""], ids=repr)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
-import math
 import numbers
 import re
 import zlib
@@ -28,6 +27,9 @@ ChoiceT = TypeVar("ChoiceT", bound=str)
 ROLES = ("system", "user", "assistant")
 MIN_WHOLE_NUMBER, MAX_WHOLE_NUMBER = -(2**63), 2**63 - 1
 """What Parquet and SQLite can hold."""
+
+MAX_NUMBER = 1e100
+"""In size: sums and squares of what is larger leave what floating-point numbers can hold."""
 
 BATCH = 1_000
 """Rows of Parquet that are in memory at once."""
@@ -69,7 +71,7 @@ class Line:
         value = self.fields.get(key, default)
         number = _number(value)
         if number is None:
-            raise self.error(f"`{key}` is {_describe(value)}", "a finite number")
+            raise self.error(f"`{key}` is {_describe(value)}", f"a finite number, at most {MAX_NUMBER:g} in size")
         return float(number)
 
     def optional_number(self, key: str) -> float | None:
@@ -286,7 +288,7 @@ def _number(value: object) -> int | float | None:
         as_float = float(value)
     except (OverflowError, ValueError):  # a whole number beyond all floating-point numbers; a signalling NaN
         return None
-    if not math.isfinite(as_float):
+    if not abs(as_float) <= MAX_NUMBER:  # NaN is neither
         return None
     whole = int(value) if isinstance(value, numbers.Integral | Decimal) else int(as_float)
     return whole if value == whole else as_float

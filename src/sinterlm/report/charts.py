@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -266,7 +267,7 @@ def pass_rate_chart(tallies: Sequence[ScoreTally]) -> Markup:
 
 def score_chart(tallies: Sequence[ScoreTally]) -> Markup:
     """Distributions of graded scores, one row a model."""
-    edges = np.histogram_bin_edges(np.concatenate([tally.scores for tally in tallies]), _NUM_BINS).tolist()
+    edges = _bin_edges(np.concatenate([tally.scores for tally in tallies]))
     with chart_style():
         figure = Figure((_WIDTH, 0.7 + 0.75 * len(tallies)), layout="constrained")
         rows = figure.subplots(len(tallies), 1, sharex=True, squeeze=False)[:, 0]
@@ -285,7 +286,7 @@ def average_logps_chart(distributions: Sequence[AverageLogps]) -> Markup:
     models = list(dict.fromkeys(distribution.model for distribution in distributions))
     everything = np.concatenate([distribution.values for distribution in distributions])
     low = float(np.quantile(everything, 0.01))
-    edges = np.histogram_bin_edges(everything.clip(min=low), _NUM_BINS).tolist()
+    edges = _bin_edges(everything.clip(min=low))
     looks = {
         "chosen_source": ("sources' preferred answers (y_ws)", Colour.SOURCE, "-"),
         "target": ("the target's own answers", Colour.TARGET, "--"),
@@ -466,6 +467,17 @@ def _draw_spread(axes: Axes, row: int, spread: Spread) -> None:
     axes.plot([spread.tenth, spread.ninetieth], [row, row], color=Colour.INK, linewidth=1.6, solid_capstyle="butt")
     axes.plot(spread.mean, row, "D", color=Colour.INK, markersize=5, markerfacecolor=Colour.PAPER)
     axes.plot(spread.median, row, "o", color=Colour.INK, markersize=6)
+
+
+def _bin_edges(values: npt.NDArray[np.float64]) -> list[float]:
+    """Equal bins over all values; around them where they differ by rounding alone, which leaves no room between."""
+    low, high = float(values.min()), float(values.max())
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, 1e-100):
+        margin = max(0.5, 1e-3 * size)
+        low, high = low - margin, high + margin
+    edges: list[float] = np.linspace(low, high, _NUM_BINS + 1).tolist()
+    return edges
 
 
 def _draw_histogram(
