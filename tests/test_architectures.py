@@ -204,6 +204,14 @@ def sight_of_nothing(sight: Any) -> torch.Tensor:
     return torch.ones(shape, dtype=torch.bool).expand(-1, -1, -1, width)
 
 
+def test_a_model_that_transformers_cannot_generate_with_is_refused(tmp_path: Path) -> None:
+    """Its cache knows no length, because no layer of it attends."""
+    layers = {"num_hidden_layers": 2, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 4}
+    folder = save_type(tmp_path, "bamba", {**GROUPED, **layers, "attn_layer_indices": []})
+    with pytest.raises(InputError, match=r"Transformers cannot sample BambaForCausalLM .*use the engine `recorded`"):
+        run(folder, GREEDY)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_logits_that_are_no_numbers_are_an_error(dtype: str, tmp_path: Path) -> None:
     model = LlamaForCausalLM(LlamaConfig(**GROUPED))

@@ -61,7 +61,7 @@ from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.table import SCORERS
 from sinterlm.selection.choices import REASONS
 from sinterlm.selection.table import POLICIES
-from sinterlm.training.arguments import FusionArguments
+from sinterlm.training.arguments import DEFAULT_MAX_LENGTH, FusionArguments
 from sinterlm.training.batch import ALIKE_AFTER_CUTTING
 from sinterlm.training.checkpoints import MAX_STEPS, MIN_STEPS
 from sinterlm.training.logprobs import MAX_CHUNK_LOGITS
@@ -720,7 +720,7 @@ def test_formats_md_loads_exports_and_splits_them_for_the_authors(
 
 def test_training_md_gives_the_numbers_of_the_code() -> None:
     text = " ".join((DOCS / "training.md").read_text().split())
-    assert f"`max_length` ({FusionArguments.max_length:,} unless given)" in text
+    assert f"`max_length` ({DEFAULT_MAX_LENGTH:,} by default, " in text
     assert f"{CPU_CHUNK_TOKENS:,} on a CPU and {CHUNK_TOKENS:,} elsewhere" in text
     assert f"| {CPU_CHUNK_TOKENS:,} on a CPU, else {CHUNK_TOKENS:,} |" in (DOCS / "recipes.md").read_text()
     assert f"few shots; {MIN_SHARED_BEGINNING} tokens or more" in text

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    CpmAntConfig,
+    CpmAntForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -273,8 +275,26 @@ def test_other_models_take_the_plain_layout_and_it_is_said_once(name: str, caplo
 def test_a_model_whose_head_bypasses_the_decoder_is_refused(share_prompt: Literal["auto", "off"]) -> None:
     """OPT's forward calls a part of its decoder: its logits would be those of the responses without their prompts."""
     model, rows = OPTForCausalLM(OPTConfig(**SIZES, word_embed_proj_dim=32)), make_rows([2])
-    with pytest.raises(InputError, match=r"OPTForCausalLM cannot be trained.*does not call its decoder \(OPTModel\)"):
+    with pytest.raises(InputError, match=r"architecture opt cannot be trained.*not computed as a whole"):
         response_logps(model, **choose_layout(model, rows, share_prompt=share_prompt)(rows, pad_token_id=0))
+
+
+def test_a_model_that_computes_something_else_where_it_is_padded_is_refused() -> None:
+    """CpmAnt's tokens see those behind them, and so padding."""
+    config = CpmAntConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_attention_heads=4,
+        dim_head=8,
+        dim_ff=48,
+        num_hidden_layers=1,
+    )
+    model = CpmAntForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    with pytest.raises(InputError, match=r"architecture cpmant cannot be trained.*where shorter sequences are padded"):
+        choose_layout(model, make_rows([2, 3]))
 
 
 def test_a_model_that_computes_something_else_takes_the_plain_layout(monkeypatch: pytest.MonkeyPatch) -> None:

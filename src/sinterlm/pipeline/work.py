@@ -19,7 +19,7 @@ from sinterlm.recipe.schema import (
     scorers_in,
 )
 from sinterlm.selection.table import POLICIES
-from sinterlm.training.arguments import FusionArguments
+from sinterlm.training.arguments import DEFAULT_MAX_LENGTH
 
 USUAL_ANSWER_TOKENS = 512
 """Of an answer to an open question, where the store has no mean and the limit is higher: an estimate. WRPO's models
@@ -31,7 +31,7 @@ TRAINING_DEFAULTS = {
     "max_steps": -1,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
-    "max_length": FusionArguments().max_length,
+    "max_length": DEFAULT_MAX_LENGTH,
 }
 """Of Transformers and our own arguments, of those that say how much is trained."""
 

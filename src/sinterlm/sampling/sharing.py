@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sinterlm.errors import first_line, out_of_memory
 from sinterlm.sampling.decoding import check_finite
 from sinterlm.sampling.prefix_attention import CannotShareError, attend_as_before, plug_in
 from sinterlm.sampling.rows import compute_prefix, next_logits, read_prompts
@@ -50,12 +51,11 @@ def share_prefixes(model: PreTrainedModel, tokens: Sequence[int]) -> None:
         difference = float((found - expected).norm() / (expected - expected.mean()).norm().clamp(min=1e-30))
         if not difference <= TOLERANCES.get(model.dtype, HALF_TOLERANCE):
             raise CannotShareError(f"its logits would differ by {difference:.2g} of their spread")
-    except (CannotShareError, FloatingPointError, torch.OutOfMemoryError):
-        attend_as_before(model)
-        raise
     except Exception as error:  # whatever a model does with arguments and a cache that it does not expect
         attend_as_before(model)
-        raise CannotShareError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+        if out_of_memory(error) or isinstance(error, CannotShareError | FloatingPointError):
+            raise
+        raise CannotShareError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 @contextmanager

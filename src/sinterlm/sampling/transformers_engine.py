@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from sinterlm.chat import FewShot, end_token_ids
 from sinterlm.context import context_length, length_of_plain_positions
-from sinterlm.errors import InputError, memory_advice
+from sinterlm.errors import InputError, first_line, memory_advice, out_of_memory
 from sinterlm.models import describe_placement, load_model, load_tokenizer
 from sinterlm.records import PROMPT_TOO_LONG, FinishReason, Message, Prompt, SamplingSettings
 from sinterlm.sampling.asking import Asking
@@ -142,6 +142,7 @@ class TransformersEngine:
                     share_prefixes(model, probes[0])
                     prefix = compute_prefix(model, probes[0][: count_shared(probes)])
                 except CannotShareError as error:
+                    self._check_generation(model, probes[0])
                     placement += f"; sampled prompt by prompt, which is slow ({error})"
             self._loaded = _Loaded(
                 model,
@@ -206,7 +207,7 @@ class TransformersEngine:
 
     @contextmanager
     def _understood_errors(self, model: PreTrainedModel) -> Iterator[None]:
-        """What a model does that is no number, or no answer, in words."""
+        """Say in words what a model does that is no answer."""
         try:
             yield
         except FloatingPointError as error:
@@ -214,6 +215,18 @@ class TransformersEngine:
             raise InputError(
                 f"model {self._name}: {error} in {dtype}; "
                 + ("its weights may be damaged" if dtype == "float32" else "sample it with dtype: float32")
+            ) from error
+
+    def _check_generation(self, model: PreTrainedModel, tokens: Sequence[int]) -> None:
+        """Find out before the first prompt whether Transformers samples the model."""
+        try:
+            generate(model, tokens, np.zeros((1, 2)), temperature=0, top_p=1, is_finished=lambda _: False)
+        except Exception as error:  # of any kind: nothing but tokens went in
+            if out_of_memory(error) or isinstance(error, FloatingPointError):
+                raise
+            raise InputError(
+                f"model {self._name}: Transformers cannot sample {type(model).__name__} ({type(error).__name__}: "
+                f"{first_line(error)}); sample it elsewhere and use the engine `recorded`"
             ) from error
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 Thoughts = Literal["keep", "strip", "refuse"]
 """What becomes of an answer that begins with a thought."""
 
+DEFAULT_MAX_LENGTH = 1024
+
 
 def choices_in_words(choices: Iterable[object]) -> str:
     """The values that an argument accepts, as YAML writes them."""
@@ -19,8 +21,13 @@ def choices_in_words(choices: Iterable[object]) -> str:
 class FusionArguments:
     """Sinter's own arguments of a training."""
 
-    max_length: int = field(
-        default=1024, metadata={"help": "Most tokens of a prompt and one response; longer rows are cut.", "at_least": 2}
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens of a prompt and one response; longer rows are cut. 1,024 by default, or what a model "
+            "reads.",
+            "at_least": 2,
+        },
     )
     max_prompt_length: int | None = field(
         default=None,
@@ -35,6 +42,14 @@ class FusionArguments:
         metadata={
             "help": "Compute products in bfloat16; auto: where the device does so natively.",
             "choices": ("auto", True, False),
+        },
+    )
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of a mixture of experts: weight of the loss that balances its router; by default the model's own, "
+            "0 leaves it out.",
+            "at_least": 0,
         },
     )
     share_prompt: str | bool = field(

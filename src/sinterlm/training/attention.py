@@ -29,7 +29,7 @@ Spans = tuple[Span, ...]
 
 _PREFIX = "sinter-spans-over-"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-_NOT_COMPUTED = ("s_aux", "position_bias")
+_NOT_COMPUTED = ("attention_mask", "s_aux", "position_bias")
 """What some architectures hand to their attention and this one leaves out."""
 _BLOCK_QUERIES = 128
 _BLOCK_PAIRS = 2**17
@@ -93,7 +93,7 @@ def attend(
         query: shape (1, H * G, T, D).
         key: shape (1, H, T, D).
         value: shape (1, H, T, D).
-        attention_mask: unused: Transformers makes none for an attention of one's own.
+        attention_mask: none: Transformers makes none for an attention of one's own, and a layer's own is not computed.
         spans: of the line, T tokens together.
         scaling: factor of the scores; 1 / sqrt(D) unless given.
         sliding_window: a token sees this many, itself included; all unless given.
@@ -103,6 +103,7 @@ def attend(
     Returns:
         Shape (1, T, H * G, D), and no weights.
     """
+    others["attention_mask"] = attention_mask
     if unknown := [name for name in _NOT_COMPUTED if others.get(name) is not None]:
         raise UnsupportedModelError(f"{type(module).__name__} needs {', '.join(unknown)} in its attention")
     device = query.device.type

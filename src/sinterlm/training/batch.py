@@ -269,11 +269,19 @@ class RowCollator:
         pad_token_id: any token of the vocabulary; padding is never attended to.
         counts: whether a row counts as one in the step's loss, or by its weighted response tokens.
         chunk_tokens: about so many tokens are computed at once; a row is never cut.
+        for_router: whether the loss of a mixture's router is asked for.
     """
 
     def __init__(
-        self, *, layout: Layout, pad_token_id: int, counts: Literal["rows", "tokens"], chunk_tokens: int
+        self,
+        *,
+        layout: Layout,
+        pad_token_id: int,
+        counts: Literal["rows", "tokens"],
+        chunk_tokens: int,
+        for_router: bool = False,
     ) -> None:
+        self._for_router = for_router
         self._layout = layout
         self._pad_token_id = pad_token_id
         self._counts = counts
@@ -291,7 +299,9 @@ class RowCollator:
         weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         counts = [1.0 if self._counts == "rows" else _weighted_tokens(row) for row in rows]
         return RowBatch(
-            sequences=self._layout([row_examples(row) for row in rows], pad_token_id=self._pad_token_id),
+            sequences=self._layout(
+                [row_examples(row) for row in rows], pad_token_id=self._pad_token_id, for_router=self._for_router
+            ),
             num_tokens=torch.tensor([count for row in rows for count in row["num_response_tokens"]]),
             rows=torch.tensor([index for index, row in enumerate(rows) for _ in row["num_response_tokens"]]),
             members={
@@ -343,6 +353,12 @@ def cut_into_chunks(rows: Sequence[EncodedRow], sizes: Sequence[int], chunk_toke
         middle = (end - size / 2) / sum(sizes)
         chunks[int(middle * num_chunks)].append(row)
     return [chunk for chunk in chunks if chunk]
+
+
+def num_occurrences(batch: RowBatch) -> Tensor:
+    """Tokens over which the loss of a mixture's router is a mean; none where no row counts."""
+    occurrences = batch["sequences"].get("occurrences", torch.zeros(1))
+    return occurrences.sum() * (batch["row_weights"] > 0).any()
 
 
 def responses_of(batch: RowBatch, policy_logps: Tensor) -> Responses:

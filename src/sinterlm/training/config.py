@@ -14,7 +14,7 @@ from sinterlm.errors import InputError
 from sinterlm.models import computes_bfloat16
 from sinterlm.objectives.table import ResolvedObjective, resolve_objective
 from sinterlm.template import TemplateOptions
-from sinterlm.training.arguments import FusionArguments, choices_in_words
+from sinterlm.training.arguments import DEFAULT_MAX_LENGTH, FusionArguments, choices_in_words
 
 
 @dataclass
@@ -72,9 +72,10 @@ class FusionConfig(FusionArguments, TrainingArguments):  # type: ignore[misc]  #
             _ = self.template_options
         except InputError as error:
             raise ValueError(str(error)) from error
-        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
+        max_length = self.max_length or DEFAULT_MAX_LENGTH
+        if self.max_prompt_length is not None and self.max_prompt_length >= max_length:
             raise ValueError(
-                f"max_prompt_length is {self.max_prompt_length}; expected less than max_length ({self.max_length}), so "
+                f"max_prompt_length is {self.max_prompt_length}; expected less than max_length ({max_length}), so "
                 "that an answer has room"
             )
         if self.train_sampling_strategy == "batch_rebalance":

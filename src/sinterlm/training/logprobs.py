@@ -69,11 +69,55 @@ def response_logps(
     Returns:
         (N,), float32, summed over response tokens.
     """
+    return _logps_of(model, _decoded(model, **inputs), predictors=predictors, targets=targets, lengths=lengths)
+
+
+def response_logps_and_router_loss(
+    model: PreTrainedModel, *, occurrences: Tensor, predictors: Tensor, targets: Tensor, lengths: Tensor, **inputs: Any
+) -> tuple[Tensor, Tensor]:
+    """:func:`response_logps`, and how unevenly a mixture's router spreads the batch's tokens over its experts.
+
+    The loss is the model's own (Fedus et al., arXiv 2101.03961, equations 4 to 6), without its coefficient. A token
+    counts as often as it stands in a sequence, so that sharing prompts changes nothing.
+
+    Raises:
+        InputError: the model computes no such loss.
+    """
+    outputs = _decoded(model, **inputs, output_router_logits=True)
+    loss = _router_loss(model, outputs, occurrences)
+    if loss is None:
+        raise InputError(f"{type(model).__name__} gives no loss of a mixture's router")
+    return _logps_of(model, outputs, predictors=predictors, targets=targets, lengths=lengths), loss
+
+
+def _decoded(model: PreTrainedModel, **inputs: Any) -> BaseModelOutput:
+    """What the model makes of its inputs below the head."""
     if "spans" in inputs:
         attend_by_spans(model)
     else:
         attend_as_before(model)
     outputs: BaseModelOutput = _decoder_of(model)(**inputs, use_cache=False)
+    return outputs
+
+
+def _router_loss(model: PreTrainedModel, outputs: BaseModelOutput, occurrences: Tensor) -> Tensor | None:
+    """The model's forward computes it from what its routers gave, if it does; its head has nothing to do."""
+    nothing = cast(Tensor, outputs.last_hidden_state)[:, :0]
+    with _decoder_replaced(model, replace(outputs, last_hidden_state=cast(Any, nothing))):
+        output = type(model).forward(
+            model,
+            input_ids=occurrences[:, :0],
+            attention_mask=occurrences,
+            use_cache=False,
+            output_router_logits=True,
+        )
+    loss = getattr(output, "aux_loss", None)
+    return loss if isinstance(loss, Tensor) else None  # 0 where the model has no experts
+
+
+def _logps_of(
+    model: PreTrainedModel, outputs: BaseModelOutput, *, predictors: Tensor, targets: Tensor, lengths: Tensor
+) -> Tensor:
     hidden = cast(Tensor, outputs.last_hidden_state).flatten(0, 1).index_select(0, predictors)
     chunk_size = max(1, MAX_CHUNK_LOGITS // model.config.get_text_config().vocab_size)
     chunks = list(zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True))
@@ -200,11 +244,53 @@ def attach_response_logps(model: PreTrainedModel) -> None:
 
 
 def forward(model: PreTrainedModel, *args: Any, predictors: Tensor | None = None, **kwargs: Any) -> Any:
-    """The class's forward, or :func:`response_logps` where there are ``predictors``."""
+    """The class's forward, or :func:`response_logps` where there are ``predictors``; with ``occurrences``, its pair."""
     if predictors is None:
         attend_as_before(model)
         return type(model).forward(model, *args, **kwargs)
+    if "occurrences" in kwargs:
+        return response_logps_and_router_loss(model, predictors=predictors, **kwargs)
     return response_logps(model, predictors=predictors, **kwargs)
+
+
+def router_coefficient(
+    model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]], *, given: float | None
+) -> float:
+    """What the loss of the router is weighed with in training; 0 where the model gives none.
+
+    Args:
+        model: a causal language model.
+        rows: the examples of each row; the shortest is tried.
+        given: in place of the coefficient that the model's configuration states.
+
+    Raises:
+        InputError: one above 0 is given for a model without such a loss.
+    """
+    config = model.config.get_text_config()
+    has_router = hasattr(config, "output_router_logits")
+    coefficient = given if given is not None else getattr(config, "router_aux_loss_coef", None) or 0.0
+    if coefficient and has_router and _gives_router_loss(model, min(rows, key=lambda row: sum(map(_num_tokens, row)))):
+        return coefficient
+    if given:
+        raise InputError(
+            f"router_aux_loss_coef is {given:g}, but {type(model).__name__} gives no loss of a mixture's router; leave "
+            "it out"
+        )
+    return 0.0
+
+
+@torch.no_grad()
+def _gives_router_loss(model: PreTrainedModel, row: Sequence[EncodedExample]) -> bool:
+    """Whether it does, whatever its configuration says."""
+    batch = send_to_device(one_to_a_line([row], pad_token_id=0, for_router=True), model.device)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    try:
+        outputs = _decoded(model, **inputs, output_router_logits=True)
+        return _router_loss(model, outputs, batch["occurrences"]) is not None
+    except Exception as error:  # whatever a model does that does not know the question
+        if out_of_memory(error):
+            raise
+        return False
 
 
 def compute_dtype(model: PreTrainedModel) -> torch.dtype:
@@ -231,10 +317,11 @@ def choose_layout(
             tried ("off").
 
     Raises:
-        InputError: ``share_prompt`` is "on" and the model cannot.
+        InputError: ``share_prompt`` is "on" and the model cannot, or it computes something else where it is padded.
     """
     if share_prompt == "off":
         return one_to_a_line
+    problem: Exception
     probe = _probe(rows, window=getattr(model.config.get_text_config(), "sliding_window", None))
     try:
         _compare_layouts(model, probe)
@@ -243,17 +330,20 @@ def choose_layout(
             # float32 would be computed by another attention, or not at all.)
             with torch.autocast(model.device.type, enabled=False):
                 _compare_layouts(model, probe)
-    except (ImportError, RuntimeError, TypeError, ValueError, UnsupportedModelError) as error:
-        if out_of_memory(error):
+    except Exception as error:  # whatever a model does with arguments and states that it does not expect
+        if out_of_memory(error) or (isinstance(error, InputError) and not isinstance(error, UnsupportedModelError)):
             raise
-        attend_as_before(model)
-        if share_prompt == "on":
-            raise InputError(
-                f"{type(model).__name__} cannot share prompts between responses: {error}; set share_prompt to auto"
-            ) from error
-        logger.warning("%s: shared prompts are computed once per response (%s)", type(model).__name__, error)
-        return one_to_a_line
-    return shared
+        problem = error
+    else:
+        return shared
+    attend_as_before(model)
+    if share_prompt == "on":
+        raise InputError(
+            f"{type(model).__name__} cannot share prompts between responses: {problem}; set share_prompt to auto"
+        ) from problem
+    logger.warning("%s: shared prompts are computed once per response (%s)", type(model).__name__, problem)
+    _check_padding(model, probe)
+    return one_to_a_line
 
 
 def _probe(rows: Sequence[Sequence[EncodedExample]], *, window: int | None) -> list[Sequence[EncodedExample]]:
@@ -276,6 +366,25 @@ def _compare_layouts(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExam
     tolerance = 1e-3 if compute_dtype(model) == torch.float32 else 1.0
     if not torch.allclose(packed, plain, rtol=min(tolerance, 5e-2), atol=tolerance):
         raise UnsupportedModelError(f"log-probabilities differ by {float((packed - plain).abs().max()):.3g}")
+
+
+def _check_padding(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]]) -> None:
+    """Compute the rows' log-probabilities side by side and one by one, in float32, where rounding hides nothing.
+
+    Raises:
+        InputError: they differ.
+    """
+    if model.dtype != torch.float32:
+        return
+    with torch.autocast(model.device.type, enabled=False):
+        padded = _logps(model, rows, one_to_a_line)
+        alone = torch.cat([_logps(model, [[example]], one_to_a_line) for row in rows for example in row])
+    if not torch.allclose(padded, alone, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise InputError(
+            f"a model of the architecture {model.config.model_type} cannot be trained or asked for log-probabilities: "
+            f"they differ by {float((padded - alone).abs().max()):.3g} where shorter sequences are padded; choose a "
+            "model of another architecture"
+        )
 
 
 def sequence_logps(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sinterlm.chat import EncodedExample
-from sinterlm.training.attention import Span, Spans, positions
+from sinterlm.training.attention import Span, Spans, ancestors, positions
 
 MIN_SHARED_BEGINNING = 8
 """Tokens that neighbouring prompts must share to be cut there: one more product in every layer has to pay."""
@@ -44,48 +44,59 @@ class SequenceBatch(TypedDict):
     """(M,): those tokens, sequence by sequence."""
     lengths: Tensor
     """(N,): response tokens of each sequence."""
+    occurrences: NotRequired[Tensor]
+    """(P, U): in how many sequences each token stands, 0 for padding; asks for the loss of a mixture's router."""
 
 
 class Layout(Protocol):
     """A way to lay the examples of rows out in tensors."""
 
-    def __call__(self, rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> SequenceBatch:
+    def __call__(
+        self, rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int, for_router: bool = False
+    ) -> SequenceBatch:
         """Lay out the examples of each row; sequences are numbered row by row."""
         ...
 
 
-def one_to_a_line(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> SequenceBatch:
+def one_to_a_line(
+    rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int, for_router: bool = False
+) -> SequenceBatch:
     """Every sequence on a line of its own, padded: for any model.
 
     Args:
         rows: the examples of each row.
         pad_token_id: any token; padding is not attended to.
+        for_router: whether the loss of a mixture's router is asked for; lines then hold the last tokens too.
     """
     examples = [example for row in rows for example in row]
-    lines = [example.prompt_ids + example.response_ids[:-1] for example in examples]
+    end = None if for_router else -1
+    lines = [example.prompt_ids + example.response_ids[:end] for example in examples]
     width = max(map(len, lines))
     predictors = [
-        number * width + position
-        for number, (line, example) in enumerate(zip(lines, examples, strict=True))
-        for position in range(len(example.prompt_ids) - 1, len(line))
+        number * width + len(example.prompt_ids) - 1 + position
+        for number, example in enumerate(examples)
+        for position in range(len(example.response_ids))
     ]
-    return SequenceBatch(
+    attention_mask = torch.tensor([[1] * len(line) + [0] * (width - len(line)) for line in lines])
+    batch = SequenceBatch(
         input_ids=torch.tensor([line + [pad_token_id] * (width - len(line)) for line in lines]),
-        attention_mask=torch.tensor([[1] * len(line) + [0] * (width - len(line)) for line in lines]),
+        attention_mask=attention_mask,
         predictors=torch.tensor(predictors),
         targets=_targets(rows),
         lengths=_lengths(rows),
     )
+    return SequenceBatch(**batch, occurrences=attention_mask) if for_router else batch
 
 
-def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> SequenceBatch:
+def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int, for_router: bool = False) -> SequenceBatch:
     """One line of spans in which shared beginnings are computed once: for models that attend by spans.
 
     Args:
         rows: the examples of each row, which have one prompt.
         pad_token_id: any token; it stands at the line's end, where no response sees it.
+        for_router: as above; a beginning then counts for every sequence that has it.
     """
-    line = _Line()
+    line = _Line(end=None if for_router else -1)
     predictors: list[int] = []
     for family, num_shared in _families([row[0].prompt_ids for row in rows]):
         beginning = line.add(rows[family.start][0].prompt_ids[:num_shared], -1)
@@ -93,8 +104,9 @@ def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> Se
             predictors += _add_row(line, row, num_shared, beginning)
     position_ids = positions(line.spans)
     num_padding = -len(position_ids) % LINE_MULTIPLE
+    occurrences = [*line.occurrences(), *[0] * num_padding] if for_router else []
     line.prolong([pad_token_id] * num_padding)
-    return SequenceBatch(
+    batch = SequenceBatch(
         input_ids=torch.tensor([line.token_ids]),
         # Positions that go on could be more than the model has.
         position_ids=torch.tensor([position_ids + [0] * num_padding]),
@@ -103,14 +115,22 @@ def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int) -> Se
         targets=_targets(rows),
         lengths=_lengths(rows),
     )
+    return SequenceBatch(**batch, occurrences=torch.tensor([occurrences])) if for_router else batch
 
 
 class _Line:
-    """Spans one after another."""
+    """Spans one after another.
 
-    def __init__(self) -> None:
+    Args:
+        end: where responses are cut: before their last token, which predicts nothing, or nowhere.
+    """
+
+    def __init__(self, end: int | None) -> None:
+        self.end_of_responses = end
         self.token_ids: list[int] = []
         self.spans: list[Span] = []
+        self.leaves: list[int] = []
+        """The last span of every sequence."""
 
     def add(self, token_ids: Sequence[int], parent: int) -> int:
         """The number of a new span; without tokens, its parent's."""
@@ -126,6 +146,14 @@ class _Line:
         length, parent = self.spans[-1]
         self.spans[-1] = (length + len(token_ids), parent)
 
+    def occurrences(self) -> list[int]:
+        """Of each token: in how many sequences it stands."""
+        counts = [0] * len(self.spans)
+        for leaf in self.leaves:
+            for span in (*ancestors(self.spans, leaf), leaf):
+                counts[span] += 1
+        return [count for count, (length, _) in zip(counts, self.spans, strict=True) for _ in range(length)]
+
     def end(self, span: int) -> int:
         """The place of the last token of a span."""
         return sum(length for length, _ in self.spans[: span + 1]) - 1
@@ -135,16 +163,17 @@ def _add_row(line: _Line, row: Sequence[EncodedExample], num_shared: int, beginn
     """Add what follows the shared beginning; the places that predict its responses' tokens."""
     prompt = row[0].prompt_ids[num_shared:]
     if len(row) == 1:
-        span = line.add(prompt + row[0].response_ids[:-1], beginning)
-        end = line.end(span)
-        yield from range(end + 1 - len(row[0].response_ids), end + 1)
+        span = line.add(prompt + row[0].response_ids[: line.end_of_responses], beginning)
+        line.leaves.append(span)
+        first = line.end(span) - len(row[0].response_ids[: line.end_of_responses])
+        yield from range(first, first + len(row[0].response_ids))
         return
     parent = line.add(prompt, beginning)
     for example in row:
         yield line.end(parent)
         start = len(line.token_ids)
-        line.add(example.response_ids[:-1], parent)
-        yield from range(start, len(line.token_ids))
+        line.leaves.append(line.add(example.response_ids[: line.end_of_responses], parent))
+        yield from range(start, start + len(example.response_ids) - 1)
 
 
 def _families(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[slice, int]]:

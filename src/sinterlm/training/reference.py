@@ -138,5 +138,8 @@ def _logps(model: nn.Module, batch: dict[str, list[RowBatch]], accelerator: Acce
     """Of every response of the batch, in order."""
     num_own = len(batch["chunks"])
     fill_up_chunks([batch], accelerator)
-    logps = [model(**send_to_device(chunk["sequences"], accelerator.device)) for chunk in batch["chunks"]]
+    sequences = [
+        {key: value for key, value in chunk["sequences"].items() if key != "occurrences"} for chunk in batch["chunks"]
+    ]
+    logps = [model(**send_to_device(inputs, accelerator.device)) for inputs in sequences]
     return torch.cat(logps[:num_own]).tolist()

@@ -29,14 +29,23 @@ from transformers import (
     TrainingArguments,
 )
 
+from sinterlm.context import context_length
 from sinterlm.errors import InputError, SinterError, ToleranceError
 from sinterlm.objectives.losses import objective_losses
 from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import Dropped, TrainingRow
-from sinterlm.training.arguments import Thoughts
-from sinterlm.training.batch import EncodedRow, RowBatch, RowCollator, encode_rows, responses_of, row_examples
+from sinterlm.training.arguments import DEFAULT_MAX_LENGTH, Thoughts
+from sinterlm.training.batch import (
+    EncodedRow,
+    RowBatch,
+    RowCollator,
+    encode_rows,
+    num_occurrences,
+    responses_of,
+    row_examples,
+)
 from sinterlm.training.config import FusionConfig
-from sinterlm.training.logprobs import SharePrompt, attach_response_logps, choose_layout
+from sinterlm.training.logprobs import SharePrompt, attach_response_logps, choose_layout, router_coefficient
 from sinterlm.training.lora import add_adapter
 from sinterlm.training.metrics import StepMetrics
 from sinterlm.training.order import EpochOrder, fill_up_chunks, filler_row
@@ -102,7 +111,7 @@ class FusionTrainer(Trainer):
             train_dataset,
             processing_class,
             objective=self.objective,
-            max_length=args.max_length,
+            max_length=_max_length(args, model),
             max_prompt_length=args.max_prompt_length,
             thoughts=cast(Thoughts, args.thoughts),
             options=args.template_options,
@@ -141,11 +150,14 @@ class FusionTrainer(Trainer):
             layout = (
                 choose_layout(model, examples, share_prompt=cast(SharePrompt, args.share_prompt)) if is_main else None
             )
+            coefficient = router_coefficient(model, examples, given=args.router_aux_loss_coef) if is_main else 0.0
+            layout, self._router_coefficient = broadcast_object_list([layout, coefficient])
             self._collate = RowCollator(
-                layout=broadcast_object_list([layout])[0],
+                layout=layout,
                 pad_token_id=processing_class.pad_token_id or 0,
                 counts=self.objective.counts,
                 chunk_tokens=args.chunk_tokens or (CPU_CHUNK_TOKENS if args.device.type == "cpu" else CHUNK_TOKENS),
+                for_router=self._router_coefficient > 0,
             )
         self.data_collator = self._collate
         self._num_rows = len(rows)
@@ -203,12 +215,13 @@ class FusionTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """The micro-batches of one optimizer step, and what the rows of the global batch count together."""
         batches = list(islice(epoch_iterator, num_batches))
-        counts = torch.zeros(2, device=device)
+        counts = torch.zeros(3, device=device)
         for chunk in (chunk for batch in batches for chunk in batch["chunks"]):
             counts[0] += chunk["row_counts"].sum()
             counts[1] += (chunk["num_row_tokens"] * (chunk["row_weights"] > 0)).sum()
+            counts[2] += num_occurrences(chunk)
         fill_up_chunks(batches, self.accelerator)
-        total_count, num_tokens = self.accelerator.reduce(counts, "sum")
+        total_count, num_tokens, self._num_occurrences = self.accelerator.reduce(counts, "sum")
         self.state.num_input_tokens_seen += int(num_tokens)
         self._step_metrics.begin(int(num_tokens))
         return batches, total_count
@@ -239,14 +252,21 @@ class FusionTrainer(Trainer):
     ) -> Tensor:
         """This micro-batch's share of the step's loss; Transformers adds up the shares and averages over devices."""
         batch = cast(RowBatch, inputs)
-        responses = responses_of(batch, model(**batch["sequences"]))
-        outcome = objective_losses(self.objective, responses, progress=self._progress)
+        output = model(**batch["sequences"])
+        logps, router_loss = output if self._router_coefficient else (output, None)
+        outcome = objective_losses(self.objective, responses_of(batch, logps), progress=self._progress)
         self._finite.append((batch["names"], outcome.losses.isfinite()))
-        self._step_metrics.add(outcome.metrics, counted=batch["row_weights"] > 0)
+        metrics = dict(outcome.metrics)
+        if router_loss is not None:
+            metrics["aux_loss"] = router_loss.detach().expand_as(batch["row_weights"])
+        self._step_metrics.add(metrics, counted=batch["row_weights"] > 0)
         total_count = batch["row_counts"].sum() if num_items_in_batch is None else cast(Tensor, num_items_in_batch)
         # Rows of weight 0 may meet in a step: it is a step without loss then, not 0 / 0.
         total_count = total_count.clamp(min=torch.finfo(total_count.dtype).tiny)
         loss = (batch["row_weights"] * outcome.losses).sum() / total_count
+        if router_loss is not None:
+            # Each chunk by its share of the step's tokens, over which its loss is a mean.
+            loss = loss + self._router_coefficient * router_loss * num_occurrences(batch) / self._num_occurrences
         return cast(Tensor, self.accelerator.num_processes * loss)
 
     @property
@@ -317,6 +337,26 @@ def _warn_of_whole_models(accelerator: Accelerator) -> None:
                 way.value,
                 accelerator.distributed_type.value,
             )
+
+
+def _max_length(args: FusionConfig, model: PreTrainedModel) -> int:
+    """Most tokens of a prompt and a response: what is asked for, or what is usual and the model can read.
+
+    Raises:
+        InputError: more are asked for than the model can read, or fewer than a prompt keeps.
+    """
+    context = context_length(model)
+    if args.max_length is not None and context is not None and args.max_length > context:
+        raise InputError(
+            f"max_length is {args.max_length}, but the model reads {context} tokens at most; expected no more than that"
+        )
+    max_length = args.max_length or min(DEFAULT_MAX_LENGTH, context or DEFAULT_MAX_LENGTH)
+    if args.max_prompt_length is not None and args.max_prompt_length >= max_length:
+        raise InputError(
+            f"max_prompt_length is {args.max_prompt_length}; expected less than max_length ({max_length}), so that an "
+            "answer has room"
+        )
+    return max_length
 
 
 def _check_rows(rows: Sequence[TrainingRow]) -> None:
