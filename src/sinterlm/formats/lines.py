@@ -21,10 +21,14 @@ import pyarrow.parquet as pq
 
 from sinterlm.errors import InputError
 from sinterlm.records import Message
+from sinterlm.thoughts import has_thoughts
 
 ChoiceT = TypeVar("ChoiceT", bound=str)
 
 ROLES = ("system", "user", "assistant")
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""What files and servers call a model's thoughts before its answer."""
+_BESIDE_MESSAGES = ("tools", "functions", "documents", "images", "videos", "audios", "chat_template_kwargs")
 MIN_WHOLE_NUMBER, MAX_WHOLE_NUMBER = -(2**63), 2**63 - 1
 """What Parquet and SQLite can hold."""
 
@@ -124,7 +128,52 @@ class Line:
         turns = [value] if isinstance(value, Mapping) else value
         if not isinstance(turns, list) or not turns:
             raise self.error(f"`{key}` is {_describe(value)}", "text or a list of messages")
-        return tuple(self._message(f"{key}[{number}]", turn) for number, turn in enumerate(turns))
+        self.check_beside_messages()
+        last = len(turns) - 1
+        return tuple(self._message(f"{key}[{number}]", turn, number == last) for number, turn in enumerate(turns))
+
+    def check_beside_messages(self) -> None:
+        """Refuse what stands beside a conversation and would change it, such as tools, and is not read."""
+        for name in _BESIDE_MESSAGES:
+            if not _says_nothing(self.fields.get(name)):
+                raise self.error(
+                    f"`{name}` is {_describe(self.fields[name])}, which is not read", f"a conversation without {name}"
+                )
+
+    def check_turn(self, key: str, turn: Mapping[str, Any], known: Sequence[str], *, is_answer: bool) -> None:
+        """Refuse what a turn says in fields that are not read: it would be left out of what is trained.
+
+        Args:
+            key: where the turn stands.
+            turn: one message.
+            known: the fields that are read.
+            is_answer: whether the turn is the answer that is trained; of the others a weight says nothing.
+        """
+        weight = turn.get("weight")
+        if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+            raise self.error(f"`{key}.weight` is {_describe(weight)}", "0 or 1; a row's own `weight` may be any number")
+        if is_answer and weight == 0:
+            raise self.error(
+                f"`{key}.weight` is 0, and this is the answer that would be trained",
+                "an answer that is trained: leave the row out, or give the row itself `weight: 0`",
+            )
+        for name, value in turn.items():
+            if name not in (*known, "weight") and not _says_nothing(value):
+                raise self.error(
+                    f"`{key}.{name}` is {_describe(value)}, which is not read",
+                    f"a message with {', '.join(known)} only: remove {name}, or put what it says into the text",
+                )
+
+    def with_reasoning(self, content: str) -> str:
+        """A text of the assistant with what it thought before, which some files hold in a field of its own."""
+        found = {name: self.text(name) for name in REASONING_FIELDS if not _says_nothing(self.fields.get(name))}
+        thoughts = {text.strip() for text in found.values()}
+        if not thoughts:
+            return content
+        if len(thoughts) > 1 or has_thoughts(content):
+            names = " and ".join(f"`{name}`" for name in found)
+            raise self.error(f"{names} and the text hold several thoughts", "one thought before the answer")
+        return f"<think>\n{thoughts.pop()}\n</think>\n\n{content}"
 
     def prompt(self, key: str) -> tuple[Message, ...]:
         """The conversation under ``key``, which must end with words of the user."""
@@ -143,14 +192,19 @@ class Line:
             raise self.error(f"`{key}` is {_describe(value)}", "a list of objects")
         return [Line(f"{self.place}, `{key}[{number}]`", _present(item)) for number, item in enumerate(value)]
 
-    def _message(self, key: str, turn: object) -> Message:
+    def _message(self, key: str, turn: object, is_last: bool) -> Message:
         if not isinstance(turn, Mapping):
             raise self.error(f"`{key}` is {_describe(turn)}", "a message with `role` and `content`")
         role, content = turn.get("role"), turn.get("content")
         if role not in ROLES:
             raise self.error(f"`{key}.role` is {_describe(role)}", " or ".join(ROLES))
+        is_said = role == "assistant"
+        known = ("role", "content", *(REASONING_FIELDS if is_said else ()))
+        self.check_turn(key, turn, known, is_answer=is_said and is_last)
         if not isinstance(content, str):
             raise self.error(f"`{key}.content` is {_describe(content)}", "text")
+        if is_said:
+            content = Line(f"{self.place}, `{key}`", _present(turn)).with_reasoning(content)
         return Message(role, content)
 
 
@@ -299,6 +353,15 @@ def _whole(value: object) -> int | None:
     number = _number(value)
     is_exact = isinstance(value, numbers.Integral | Decimal) or (number is not None and abs(number) < 2**53)
     return number if isinstance(number, int) and is_exact else None
+
+
+def _says_nothing(value: object) -> bool:
+    """Whether a field is as good as missing; tables have every field in every row, some as JSON text."""
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    if isinstance(value, Mapping):
+        return all(map(_says_nothing, value.values()))
+    return value is None or value == []
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,4 +68,4 @@ def _contents(line: Line, num_before: int) -> list[tuple[str, int]]:
     if ALL_ANSWERS in line.fields:
         return [(content, num_before + place) for place, (content, _) in enumerate(read_answers(line))]
     key = "content" if "content" in line.fields and "response" not in line.fields else "response"
-    return [(line.text(key), line.whole_number("index", default=num_before))]
+    return [(line.with_reasoning(line.text(key)), line.whole_number("index", default=num_before))]

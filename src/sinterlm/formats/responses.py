@@ -45,7 +45,7 @@ def read_responses(line: Line) -> TrainingRow:
 
 def _read_response(item: Line) -> RowResponse:
     return RowResponse(
-        content=not_empty(item, "content", item.text("content")),
+        content=not_empty(item, "content", item.with_reasoning(item.text("content"))),
         role=item.choice("role", get_args(Role)),
         source=item.text("source", default=""),
         index=item.whole_number("index", default=0),

@@ -56,11 +56,14 @@ def row_of_turns(line: Line, sources: Mapping[Role, str]) -> TrainingRow:
 def read_turns(line: Line, key: str) -> tuple[Message, ...]:
     """The conversation under ``key``: a list of turns, or one turn."""
     turns = line.objects(key)
+    line.check_beside_messages()
     messages = []
-    for turn in turns:
+    for number, turn in enumerate(turns):
         speaker = turn.text("from")
         if speaker not in _ROLES:
             raise turn.error(f"`from` is {json.dumps(speaker)}", f"one of {', '.join(_ROLES)}")
+        is_answer = _ROLES[speaker] == "assistant" and number == len(turns) - 1
+        line.check_turn(f"{key}[{number}]", turn.fields, ("from", "value"), is_answer=is_answer)
         messages.append(Message(_ROLES[speaker], turn.text("value")))
     return tuple(messages)
 
