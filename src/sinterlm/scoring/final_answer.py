@@ -116,8 +116,11 @@ _UNIT = re.compile(
     r"^([-+]?(?:\d[\d.,]*|\\frac\{\d+\}\{\d+\})(?:\s*/\s*\d+)?)\s*"
     rf"(?!(?:pi|sqrt|mod|choose)\b)(?:[A-Za-z]{{3,}}(?:[ /-][A-Za-z.]+)*|(?:{_SHORT_UNITS})(?:\^\{{?[23]\}}?)?)\.?$"
 )
+_REPEATING = re.compile(r"(?<![\w.])(\d{0,50})\.(\d{0,50})\\(?:overline|bar)\{?(\d{1,50})\}?")
 _DECIMAL_COMMA = re.compile(r"^-?\d+,(?:\d{1,2}|\d{4,})$")
-_BASED = re.compile(r"^\(?([0-9A-Za-z]+)\)?_\{?\s*(?:\\text\{)?\s*(\d+|two|eight|ten|sixteen)\s*\}?\}?$")
+_BASED = re.compile(
+    r"^\(?([0-9A-Z]*[0-9][0-9A-Z]*)\)?_\{?\s*(?:\\text\{)?\s*([1-9]\d?|two|eight|ten|sixteen)\s*\}?\}?$"
+)
 _BASES = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16}
 _STYLE = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|emph|mathsf)\s*\{([^{}]*)\}"
@@ -240,7 +243,7 @@ def as_latex(text: str) -> str:
     text = _unwrapped(fold(text.translate(_UNICODE)).replace("\n", " ").strip())
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = _unwrapped(_with_root_braces(text))
+    text = _REPEATING.sub(_as_fraction, _unwrapped(_with_root_braces(text)))
     text = _PLAIN_FUNCTION.sub(r"\\\1", text)
     text = _AND_OR.sub("; " if "," in text and "=" in text else ", ", text)
     if not re.search(r"[(\[{]\s*[^()\[\]{}]*,", text):
@@ -253,6 +256,13 @@ def as_latex(text: str) -> str:
         value = unicodedata.numeric(text, None)
         text = text if value is None else f"{value:g}"
     return text.strip()
+
+
+def _as_fraction(repeating: re.Match[str]) -> str:
+    r"""``0.1\overline{6}`` as ``\frac{15}{90}``."""
+    whole, fixed, period = repeating.groups()
+    numerator = int(whole + fixed + period) - int(f"0{whole}{fixed}")
+    return rf"\frac{{{numerator}}}{{{(10 ** len(period) - 1) * 10 ** len(fixed)}}}"
 
 
 def with_decimal_comma(latex: str) -> str | None:
