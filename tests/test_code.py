@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,11 +14,12 @@ from sinterlm.errors import InputError, SandboxError
 from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.schema import Code
 from sinterlm.records import Score
-from sinterlm.scoring import sandbox
+from sinterlm.scoring import code, sandbox
 from sinterlm.scoring.code import CodeScorer, parse_tests
 from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.sandbox import check_isolation
 from tests.answers import answered
+from tests.cases.right_programs import CASES
 from tests.published_data import humaneval_solutions, mbpp_solutions, needs_published_data
 
 try:
@@ -35,7 +38,11 @@ def score(entries: list[Answered], *, timeout_seconds: float = 20) -> list[Score
 
 def reason(content: str, *tests: str, prompt: str = "What?", timeout_seconds: float = 20) -> str:
     [found] = score([answered(content, *tests, prompt=prompt)], timeout_seconds=timeout_seconds)
-    assert (found.value, found.passed) == ((1.0, True) if found.detail["reason"] == "passed" else (0.0, False))
+    if found.detail["reason"] == "harness-limit":
+        assert math.isnan(found.value)
+        assert found.passed is None
+    else:
+        assert (found.value, found.passed) == ((1.0, True) if found.detail["reason"] == "passed" else (0.0, False))
     return str(found.detail["reason"])
 
 
@@ -412,6 +419,122 @@ def test_module_that_the_tests_do_not_import_is_theirs(modules: str, sum_of_both
     assert reason(program, "assert math.isclose(add(1, 2), 3)") == expected
 
 
+# --- right programs --------------------------------------------------------------------------------------------------
+
+NO_SCORE = {
+    # What is the tests' own object, or is seen through the copy that they get.
+    *("StopIteration of a call", "a NamedTuple with a property", "a defaultdict with a lambda", "an IntEnum"),
+    *("a subclass of int", "a subclass of str", "a list that the object keeps", "a signature", "one list for ever"),
+    *("a list that grows behind", "objects of the tests", "a subclass in the tests", "a mock of the tests"),
+    *("operators: sum and product", "a package that is not there"),
+}
+"""Right programs of the table that the two processes cannot tell from wrong ones: they have no score."""
+SAMPLE = [*CASES][::7]
+
+
+def outcomes(names: list[str], which: str) -> dict[str, str]:
+    entries = [
+        answered(f"```python\n{getattr(CASES[name], which)}\n```", *CASES[name].tests, prompt=CASES[name].prompt)
+        for name in names
+    ]
+    return {name: str(dict(found.detail)) for name, found in zip(names, score(entries), strict=True)}
+
+
+def check_outcomes(names: list[str]) -> None:
+    right, wrong = outcomes(names, "right"), outcomes(names, "wrong")
+    assert {name: found for name, found in right.items() if "'passed'" not in found and name not in NO_SCORE} == {}
+    assert {name: found for name, found in right.items() if name in NO_SCORE and "harness-limit" not in found} == {}
+    assert {name: found for name, found in wrong.items() if "'passed'" in found} == {}
+
+
+def test_a_sample_of_right_programs_passes_and_of_wrong_ones_fails() -> None:
+    check_outcomes(SAMPLE)
+
+
+@pytest.mark.slow
+def test_right_programs_pass_or_have_no_score_and_wrong_ones_fail() -> None:
+    check_outcomes([*CASES])
+
+
+MEND = "Mend this function.\n```python\ndef median(a):\n    return sorted(a)[len(a) // 2 - 1]\n```"
+MENDED = "```python\ndef median(a):\n    return sorted(a)[len(a) // 2]\n```"
+SLOW = "Make this faster.\n```python\ndef total(n):\n    return sum(range(n + 1))\n```"
+SKELETON = "```python\ndef f(x):\n    result = []\n    # your code here\n    return result\n```"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "test", "answer", "expected"),
+    [
+        (MEND, "assert median([3, 1, 2]) == 2", MENDED, "passed"),
+        (MEND, "assert median([3, 1, 2]) == 2", "return 42", "error"),
+        (SLOW, "assert total(3) == 6", "```python\ndef total(n):\n    return n * (n + 1) // 2\n```", "passed"),
+        (SLOW, "assert total(3) == 6", "return 42", "error"),
+        (SLOW, "assert total(3) == 6", "```python\nx = 1\n```", "error"),
+        (SLOW, "assert total(3) == 6", "```python\ndef total(n):\n    return n * n\n```", "wrong"),
+        (SKELETON, "assert f(2) == [2]", "```python\ndef f(x):\n    return [x]\n```", "passed"),
+        (SKELETON, "assert f(2) == [2]", "    return [x]\n", "passed"),
+        (SKELETON, "assert f(2) == []", "```python\nx = 1\n```", "error"),
+        ("Add up.", "assert isclose(add(1, 2), 3)", WHOLE, "passed"),
+        ("Add up.", "assert isclose(add(1, 2), 3)", "def add(a, b): return 0\ndef isclose(a, b): return True", "wrong"),
+        (
+            "Add up.",
+            "assert np.allclose(add(1, 2), 3)",
+            "def add(a, b): return 0\nclass np:\n    allclose = staticmethod(lambda a, b: True)",
+            "harness-limit",
+        ),
+    ],
+)
+def test_what_is_tested_is_the_answer(prompt: str, test: str, answer: str, expected: str) -> None:
+    assert reason(answer, test, prompt=prompt) == expected
+
+
+def test_prompt_with_a_long_sum() -> None:
+    """Its tree is deeper than Python's recursion goes; the other answers have their verdicts."""
+    prompt = f"```python\nTOTAL = {'+'.join(['1'] * 3_000)}\ndef f():\n    pass\n```"
+    entries = [
+        answered("def f():\n    return TOTAL", "assert f() == TOTAL == 3_000", prompt=prompt),
+        answered(WHOLE, ADDS),
+    ]
+    assert [dict(found.detail) for found in score(entries)] == [{"reason": "passed"}] * 2
+
+
+def test_flood_of_the_verdict() -> None:
+    flood = "import os\nfor _ in range(3_000):\n    for n in range(3, 9):\n        try: os.write(n, b'x' * 2**16)\n"
+    flood += "        except OSError: pass"
+    assert reason(WHOLE, ADDS, flood, timeout_seconds=3) in ("killed", "time-limit", "error")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("a\u2028b", "passed"), ("a\fb", "passed"), ("a\nb", "wrong")])
+def test_only_a_line_feed_ends_a_line(text: str, expected: str) -> None:
+    pair = json.dumps({"input": "", "output": text.replace("\n", "\u2028")})
+    assert reason(f"print({text!r})", pair) == expected
+    assert reason("print('a\\r\\nb')", json.dumps({"input": "", "output": "a\nb"})) == "passed"
+
+
+def test_failure_of_the_scorer_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(code, "_run_apart", fail)
+    [found] = score([answered(WHOLE, ADDS)])
+    assert math.isnan(found.value)
+    assert found.detail["problem"] == "the scorer failed: ZeroDivisionError: ours"
+
+
+def test_sandbox_that_does_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+    real = code.isolated_python
+
+    def fail_once(*arguments: Any, **keywords: Any) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise SandboxError("no room")
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(code, "isolated_python", fail_once)
+    assert reason(WHOLE, ADDS) == "passed"
+
+
 @needs_published_data
 @pytest.mark.slow
 def test_no_problem_is_passed_by_an_object_equal_to_all() -> None:
@@ -438,11 +561,14 @@ def test_no_problem_is_passed_by_an_object_equal_to_all() -> None:
         (("assert add(1, 2) ==",), r"`answers\[0\]` is 'assert add"),
         ((ADDS, IO), "tests of both forms"),
         (("The answer is 3.",), r"`answers\[0\]` is 'The answer is 3"),
+        (("assert 1 + 1 == 2",), "the tests use nothing that an answer could define"),
     ],
 )
 def test_prompt_without_proper_tests_is_named(answers: tuple[str, ...], found: str) -> None:
     with pytest.raises(InputError, match=f"prompt q: {found}"):
         score([answered(WHOLE, *answers)])
+    with pytest.raises(InputError, match=f"prompt q: {found}"):
+        CodeScorer(timeout_seconds=1, num_workers=1).check_prompt(answered("", *answers).prompt)
 
 
 def test_forms_of_tests() -> None:

@@ -2,85 +2,73 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import resource
 import time
+from contextlib import suppress
 
 import pytest
 
+from sinterlm.errors import InputError
 from sinterlm.records import Message
-from sinterlm.scoring.code_extraction import (
-    MAX_CHARACTERS,
-    build_program,
+from sinterlm.scoring.code_extraction import MAX_CHARACTERS, Program, build_program, find_blocks, names_loaded
+from sinterlm.scoring.code_problem import (
+    Problem,
     common_definitions,
-    find_blocks,
+    is_stub,
     methods_to_write,
-    names_in,
     own_definitions,
     prompt_code,
+    read_problem,
+    taken_from,
 )
-
-STUB = '''from typing import List
-
-
-def add(a: int, b: int) -> int:
-    """Add two numbers.
-    >>> add(1, 2)
-    3
-    """
-'''
-WHOLE = "def add(a, b):\n    return a + b\n"
-BODY = "    total = a + b\n    return total\n"
-
-ANSWERS = {
-    "a fence": f"```python\n{WHOLE}```",
-    "prose around a fence": f"Here is the function.\n\n```python\n{WHOLE}```\n\nIt adds a and b.",
-    "tag in capitals": f"```Python\n{WHOLE}```",
-    "tag py3": f"```py3\n{WHOLE}```",
-    "no tag": f"```\n{WHOLE}```",
-    "tildes": f"~~~python\n{WHOLE}~~~",
-    "title behind the tag": f'```python title="add.py"\n{WHOLE}```',
-    "indented fence": "1. Like this:\n\n   ```python\n   def add(a, b):\n       return a + b\n   ```\n",
-    "indented code in a fence": "```python\n    def add(a, b):\n        return a + b\n```",
-    "fence that is not closed": f"Sure:\n```python\n{WHOLE}",
-    "fence in a fence of four": f"````python\n{WHOLE}# ```\n````",
-    "Windows line ends": f"```python\n{WHOLE}```".replace("\n", "\r\n"),
-    "other language first": f"```bash\npip install numpy\n```\n```python\n{WHOLE}```",
-    "printed result behind": f"```python\n{WHOLE}print(add(1, 2))\n```\nOutput:\n```\n3 is printed\n```",
-    "helper in a fence of its own": "```python\ndef plus(a, b):\n    return a + b\n```\nand\n"
-    "```python\ndef add(a, b):\n    return plus(a, b)\n```",
-    "the better one last": f"```python\ndef add(a, b):\n    return 0\n```\nThat is wrong.\n```python\n{WHOLE}```",
-    "a fence that is no Python": f"```python\nadd(a, b) -> a + b\n```\n```python\n{WHOLE}```",
-    "no fence": WHOLE,
-    "no fence, prose around": f"Sure! Here it is, from my notes:\n\n{WHOLE}\nHope this helps.",
-    "no fence, prose behind": f"{WHOLE}\nThis function adds a and b.\nIt's simple.",
-}
-CONTINUATIONS = {
-    "the rest of the function": BODY,
-    "the rest, first line stripped": "total = a + b\n    return total\n",
-    "the rest, not indented": "total = a + b\nreturn total\n",
-    "the rest, prose behind": f"{BODY}\nThis adds both numbers.",
-    "the rest in a fence": f"```python\n{BODY}```",
-    "the rest in a fence, not indented": "```python\ntotal = a + b\nreturn total\n```",
-    "the rest and more": f"{BODY}\n\nif __name__ == '__main__':\n    print(add(1, 2))\n",
-}
+from sinterlm.thoughts import split_thoughts
+from tests.cases.code_wrappings import BEGINNINGS, CONTINUATIONS, STUB, WHOLE, WRAPPINGS
 
 
-def run(program: str | None, begun: str = "") -> int:
+def run(program: Program | None) -> object:
+    """What ``add(1, 2)`` gives, where statements that fail are passed over."""
     assert program is not None
-    namespace = {"__name__": "program"}
-    exec(program, namespace)
+    assert "add" in program.defined
+    namespace: dict[str, object] = {"__name__": "program"}
+    for node in ast.parse(program.text).body:
+        with suppress(Exception, SystemExit):
+            exec(compile(ast.Module([node], []), "program.py", "exec"), namespace)
     return namespace["add"](1, 2)  # type: ignore[operator, no-any-return]
 
 
-@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-@pytest.mark.parametrize("begun", ["", STUB], ids=["prose prompt", "prompt with a signature"])
-def test_whole_program(answer: str, begun: str) -> None:
-    assert run(build_program(answer, begun, as_script=False)) == 3
+@pytest.mark.parametrize("answer", WRAPPINGS.values(), ids=WRAPPINGS.keys())
+def test_wrapped_program(answer: str) -> None:
+    assert run(build_program(split_thoughts(answer).answer, wanted={"add"})) == 3
 
 
-@pytest.mark.parametrize("answer", CONTINUATIONS.values(), ids=CONTINUATIONS.keys())
-def test_continuation_of_the_prompt(answer: str) -> None:
-    assert run(build_program(answer, STUB, as_script=False)) == 3
+@pytest.mark.parametrize("answer", WRAPPINGS.values(), ids=WRAPPINGS.keys())
+def test_wrapped_program_behind_a_signature(answer: str) -> None:
+    assert run(build_program(split_thoughts(answer).answer, STUB, wanted={"add"})) == 3
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=BEGINNINGS.keys())
+@pytest.mark.parametrize("wrapped", ["{}", "Complete it.\n\n```python\n{}\n```\n"], ids=["bare", "fenced"])
+def test_continuation_of_the_prompt(beginning: str, wrapped: str) -> None:
+    begun = prompt_code([Message("user", wrapped.format(beginning))])
+    results = {name: run(build_program(answer, begun, wanted={"add"})) for name, answer in CONTINUATIONS.items()}
+    assert results == dict.fromkeys(CONTINUATIONS, 3)
+
+
+def test_block_that_shows_the_use_does_not_decide_what_the_program_is() -> None:
+    """Whatever order of solution, helper and usage: the solution is the program, with the helper and nothing else."""
+    parts = {
+        "solution": "def add(a, b):\n    return plus(a, b)",
+        "helper": "def plus(a, b):\n    return a + b",
+        "usage": "def main():\n    print(add(int(input()), 2))\nmain()",
+    }
+    for order in itertools.permutations(parts):
+        answer = "\n".join(f"The {name}:\n```python\n{parts[name]}\n```" for name in order)
+        program = build_program(answer, wanted={"add"})
+        assert run(program) == 3
+        assert program is not None
+        assert "main" not in program.text
 
 
 @pytest.mark.parametrize(
@@ -99,16 +87,27 @@ def test_continuation_of_the_prompt(answer: str) -> None:
     ],
 )
 def test_no_program(answer: str) -> None:
-    assert build_program(answer, "", as_script=False) is None
+    assert build_program(answer) is None
 
 
-def test_script_is_the_last_block() -> None:
-    answer = "```python\nprint(1)\n```\nBetter:\n```python\nprint(2)\n```"
-    assert build_program(answer, "", as_script=True) == "\n\nprint(2)\n"
+@pytest.mark.parametrize(
+    ("blocks", "text"),
+    [
+        (["print(1)", "print(2)"], "print(2)\n"),
+        (["print(input())", "print('3 as expected')"], "print(input())\n"),
+        (["def f():\n    print(1)", "def g(): ...", "f()"], "def f():\n    print(1)\n\nf()\n"),
+    ],
+    ids=["the last", "the one that reads", "what it needs"],
+)
+def test_script(blocks: list[str], text: str) -> None:
+    answer = "\nOr:\n".join(f"```python\n{block}\n```" for block in blocks)
+    program = build_program(answer, as_script=True)
+    assert program is not None
+    assert program.text == text
 
 
 def test_imports_of_the_prompt_are_there() -> None:
-    program = build_program("```python\ndef add(a: List[int], b):\n    return 3\n```", STUB, as_script=False)
+    program = build_program("```python\ndef add(a: List[int], b):\n    return 3\n```", STUB, wanted={"add"})
     assert run(program) == 3
 
 
@@ -169,10 +168,94 @@ class Solution:
         ...
 print("no definition")
 '''
-    names = {"math", "LIMIT", "encode", "List", "Node"}
+    problem = Problem(code, frozenset({"add", "later", "Solution"}), frozenset(), {}, [])
     namespace: dict[str, object] = {}
-    exec(own_definitions(code), namespace)
-    assert namespace.keys() - {"__builtins__"} == names
+    exec(own_definitions(problem, {"add"}), namespace)
+    assert namespace.keys() - {"__builtins__"} == {"math", "LIMIT", "encode", "List", "Node"}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('"""Words."""', True),
+        ("...", True),
+        ("raise NotImplementedError", True),
+        ("raise NotImplementedError('write me')", True),
+        ("return None", True),
+        ("result = []\n    return result", True),
+        ("import math\n    pass", True),
+        ("# TODO: write this\n    return x + 1", True),
+        ("return x[0]", False),
+        ("raise ValueError(x)", False),
+        ("for y in x:\n        return y", False),
+    ],
+)
+def test_skeleton(body: str, expected: bool) -> None:
+    code = f"def f(x):\n    {body}\n"
+    assert is_stub(ast.parse(code).body[0], code) is expected
+
+
+def problem_of(prompt: str, *tests: str) -> Problem:
+    return read_problem(tests, [Message("user", prompt)])
+
+
+AREA = "def area(side):\n    return side * side\n"
+MEDIAN = "def median(a):\n    return sorted(a)[len(a) // 2 - 1]\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "test", "asked"),
+    [
+        ("Write it.", "assert add(1, 2) == 3", {"add"}),
+        (f"```python\n{AREA}def side(x):\n    pass\n```", "assert area(side(4)) == 4", {"side"}),
+        (f"Mend it.\n```python\n{MEDIAN}```", "assert median([1, 2, 3]) == 2", {"median"}),
+        (f"Mend it.\n```python\n{AREA}{MEDIAN}```", "assert area(median([3])) == 9", {"area", "median"}),
+        ("Add up.", "assert isclose(add(1, 2), 3) and np.allclose(add(1, 2), 3)", {"add"}),
+        ("Write `isclose(a, b)`.", "assert isclose(1, 1)", {"isclose"}),
+        ("Write it.", "assert math.isclose(f(1), 2)", {"f"}),
+        ("Write it.", "assert deepcopy([1]) == [1]", {"deepcopy"}),
+        ("The sum of both.", "assert sum(10, 15) == 6", {"sum"}),
+        ("Write it.", "from solution import add, sub\nassert add(1, 2) == sub(5, 2)", {"add", "sub"}),
+        ("Write it.", "def check(candidate):\n    assert candidate(1) == 2\ncheck(add)", {"add"}),
+    ],
+)
+def test_what_the_answer_has_to_define(prompt: str, test: str, asked: set[str]) -> None:
+    assert problem_of(prompt, test).asked == asked
+
+
+@pytest.mark.parametrize(
+    ("prompt", "test"),
+    [
+        ("Write it.", "assert 1 + 1 == 2"),
+        ("Write it.", "import math\nassert math.sqrt(4) == 2"),
+        ("Write it.", "def check(candidate):\n    assert candidate(1) == 2"),
+        (f"```python\n{AREA}def side(x):\n    pass\n```", "assert area(2) == 4 and 1"),
+        ("Write it.", "assert len('ab') == 2"),
+    ],
+)
+def test_tests_that_use_nothing_of_an_answer_are_refused(prompt: str, test: str) -> None:
+    if "area" in test:
+        assert problem_of(prompt, test).replaced == {"area"}  # it may be what is to be mended
+        return
+    with pytest.raises(InputError, match="nothing that an answer could define"):
+        problem_of(prompt, test)
+
+
+@pytest.mark.parametrize(
+    ("answer", "taken"),
+    [
+        (MEDIAN.replace(" - 1", ""), {"median"}),
+        (AREA + MEDIAN.replace(" - 1", ""), {"median"}),
+        (AREA + MEDIAN, {"area", "median"}),
+        ("return 42", set()),
+        ("x = 1", set()),
+    ],
+)
+def test_what_is_taken_from_a_repair(answer: str, taken: set[str]) -> None:
+    """What the answer only repeats stays the prompt's; an answer that defines nothing of it gives nothing."""
+    problem = problem_of(f"Mend it.\n```python\n{AREA}{MEDIAN}```", "assert area(median([1, 2, 3])) == 4")
+    program = build_program(f"```python\n{answer}\n```", problem.begun, wanted=problem.asked)
+    assert (taken_from(problem, program) if program else set()) == taken
 
 
 def test_classes_that_the_program_needs_of_its_tests() -> None:
@@ -191,17 +274,20 @@ def test_classes_that_the_program_needs_of_its_tests() -> None:
 
 def test_methods_to_write_are_those_of_classes_without_bodies() -> None:
     code = "class A:\n    def f(self): return 1\nclass B:\n    def g(self): ...\n    def h(self): return 1"
-    assert methods_to_write(code) == {"g", "h"}
+    assert methods_to_write(Problem(code, frozenset({"B"}), frozenset(), {}, [])) == {"g", "h"}
 
 
-def test_blocks_that_say_python_go_before_those_that_say_nothing() -> None:
-    text = "```\na\n```\n```python\nb\n```\n```json\nc\n```"
-    assert [block.code for block in find_blocks(text)] == ["b\n"]
-    assert [block.code for block in find_blocks("```\na\n```\n```json\nc\n```")] == ["a\n"]
+def test_blocks() -> None:
+    text = "```\na\n```\n```python\nb\n```\n```json\n{}\n```"
+    assert [(block.language, block.code) for block in find_blocks(text)] == [
+        ("", "a\n"),
+        ("python", "b\n"),
+        ("json", ""),
+    ]
 
 
 def test_names() -> None:
-    assert names_in("assert f(x.y) == [z for z in g]") == {"f", "x", "z", "g"}
+    assert names_loaded("assert f(x.y) == [z for z in g]") == {"f", "x", "z", "g"}
 
 
 HOSTILE = {
@@ -229,12 +315,12 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_is_read_in_bounded_time(text: str) -> None:
     started, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    build_program(text, "", as_script=False)
-    build_program(f"```python\n{text}\n```", STUB + "# long\n" * 500, as_script=False)
+    build_program(text)
+    build_program(f"```python\n{text}\n```", STUB + "# long\n" * 500, wanted={"add"})
     assert time.monotonic() - started < 20  # 2 s on an idle machine
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # KB
     assert len(text) < MAX_CHARACTERS
 
 
 def test_endless_text_is_not_read() -> None:
-    assert build_program("x = 1\n" * MAX_CHARACTERS, "", as_script=False) is None
+    assert build_program("x = 1\n" * MAX_CHARACTERS) is None

@@ -162,6 +162,8 @@ HARMLESS = {
         "import subprocess; print(subprocess.run(['/bin/sh', '-c', 'echo ESCAPED'], capture_output=True).stdout)"
     ),
     "become another program": "os.execv('/bin/sh', ['sh', '-c', 'echo ESCAPED'])",
+    "read a link": "print('ESCAPED', os.readlink('/proc/self/exe'))",
+    "read the open files of another process": "print('ESCAPED', os.readlink(f'/proc/{VICTIM}/fd/0'))",
     "keep memory in a file of no name": "os.memfd_create('x'); print('ESCAPED')",
     "keep memory in pipes": "os.pipe(); print('ESCAPED')",
     "keep memory in System V segments": (
@@ -258,6 +260,24 @@ HARMFUL = {
         "for n in range(3, 999):\n    try: os.fstat(n); print('ESCAPED', n)\n    except OSError: pass"
     ),
     "raise its own limits": "libc.setrlimit(9, (ctypes.c_ulong * 2)(2**63, 2**63))\nx = b'x' * 2**30; print('ESCAPED')",
+    "raise its own limits by the older call": (
+        "libc.syscall(160, 9, (ctypes.c_ulong * 2)(2**63, 2**63))\nx = b'x' * 2**30; print('ESCAPED')"
+    ),
+    "memory that grows as a stack does": (
+        "libc.mmap.restype = ctypes.c_void_p; libc.setrlimit(3, (ctypes.c_ulong * 2)(2**63, 2**63))\n"
+        "p = libc.mmap(ctypes.c_void_p(0x600000000000), 4096, 3, 0x122, -1, 0)\n"
+        "for n in range(4096, 2**30, 4096): ctypes.memset(p - n, 1, 8)\nprint('ESCAPED')"
+    ),
+    "memory in many stacks": (
+        "libc.mmap.restype = ctypes.c_void_p; n = 0\n"
+        "while (p := libc.mmap(0, 2**20, 3, 0x122, -1, 0)) not in (None, 2**64 - 1): ctypes.memset(p, 1, 2**20); "
+        "n += 1; n > 1100 and print('ESCAPED')"
+    ),
+    "run a program of the libraries' folder": (
+        "import glob\nfor p in glob.glob('/lib64/ld-*') + glob.glob('/usr/lib/*/ld-*'):\n"
+        "    try: os.execv(p, [p, '/bin/echo', 'ESCAPED'])\n    except OSError: pass"
+    ),
+    "see programs in the libraries' folder": "print('ESCAPED', os.listdir('/usr/lib/git-core'))",
     "take down a network device": (
         "import struct\ns = socket.socket(16, 3, 0); m = struct.pack('BxHiII', 0, 0, 1, 0, 1)\n"
         "s.send(struct.pack('IHHII', 16 + len(m), 16, 5, 1, 0) + m); r = s.recv(99)\n"
@@ -351,6 +371,18 @@ def test_program_computes_threads_and_imports() -> None:
         process.stdin.close()
         assert process.stdout.readall() == b"45\nline\n"
         assert process.wait().exit_code == 0
+
+
+def test_limits_that_a_program_sets_are_ours() -> None:
+    """As contest programs do; whether it worked, they do not ask."""
+    code = (
+        "import resource\nbefore = resource.getrlimit(resource.RLIMIT_AS)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**50, 2**50))\n"
+        "resource.setrlimit(resource.RLIMIT_STACK, (2**26, resource.RLIM_INFINITY))\n"
+        "print(resource.getrlimit(resource.RLIMIT_AS) == before)"
+    )
+    with isolated_python(code, timeout_seconds=20) as (process, _):
+        assert process.stdout.readall() == b"True\n"
 
 
 def test_process_ends_with_its_context() -> None:

@@ -1,133 +1,445 @@
-"""From an answer to a program: which of its text is code, and how it continues what the prompt began."""
+"""From an answer to a program: which of its text is Python, and which of that defines what the tests use.
+
+Models wrap code in many ways. Fenced blocks are found by CommonMark's rules; what these miss (a closing fence with text
+behind it, a fence within a docstring) is found by trying where the block becomes Python. Every repair is tried only on
+text that is no Python without it.
+"""
 
 from __future__ import annotations
 
 import ast
+import html
 import re
-import sys
 import textwrap
-import typing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from itertools import islice
 from typing import NamedTuple
 
-from sinterlm.records import Message
+from markdown_it import MarkdownIt
 
 MAX_CHARACTERS = 100_000
 """Of an answer: longer ones are not read."""
-
-_FENCE = re.compile(
-    r"^([ \t]*)(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\2[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
-)
-_LANGUAGES = ("python", "python3", "py", "py3")
-_EMPTY = re.compile(  # the header of a function or class, and no line behind it that is indented more
-    r"^(([ \t]*)(?:(?:async[ \t]+)?def\b|class\b|\)).*:[ \t]*)$"
-    r"(?!(?:\n[ \t]*(?:#.*)?)*\n\2[ \t]+[^\s#])",
-    re.MULTILINE,
-)
-_COMMENTED_CLASS = re.compile(r"^#[ \t]?class\b.*(?:\n#(?:[ \t]{2}.*|[ \t]*$))*", re.MULTILINE)
-_CODE_LINE = re.compile(r"(?:async def|def|class|import|from)\b|@")
-_MAX_READ_CHARACTERS = 2_000_000
+MAX_READ_CHARACTERS = 2_000_000
 """Of all readings of an answer: what has not been understood by then, is no program."""
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+IMPORTS = (ast.Import, ast.ImportFrom)
+
+_MARKDOWN = MarkdownIt("commonmark")
+_MARKDOWN.core.ruler.enableOnly(["normalize", "block"])
+_MARKDOWN.block.ruler.disable(["reference", "html_block"])
+
+_LANGUAGES = ("python", "python3", "python2", "py", "py3", "ipython", "ipython3", "pycon", "sage", "pyodide")
+_NO_LANGUAGES = (
+    "",
+    "code",
+    "text",
+    "txt",
+    "plaintext",
+    "plain",
+    "diff",
+    "markdown",
+    "md",
+    "solution",
+    "answer",
+    "none",
+)
+_FENCE = re.compile(r"`{3,}|~{3,}")
+_LATE_FENCE = re.compile(r"[ \t>]*(?:[-*+]|\d+[.)])?[ \t]*(?:`{3,}|~{3,})")
+_TAGS = re.compile(
+    r"</?(?:pre|code|python|answer|solution|response|program)\b[^<>\n]{0,200}>|\[/?(?:python|code|answer|solution)\]"
+    r"|\\(?:begin|end)\{(?:lstlisting|verbatim|minted|code)\}(?:\[[^\]\n]*\]|\{python\})?",
+    re.IGNORECASE,
+)
+_CODE_LINE = re.compile(
+    r"(?:async def|def|class|import|from|for|while|if|try|with)\b|@|print\(|\w[\w.\[\], ]*(?::[^=]*)?=(?!=)|\w+\("
+)
+_INVISIBLE = dict.fromkeys([0xFEFF, 0x200B, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060, 0x00AD])
+_TYPOGRAPHY = str.maketrans(
+    dict.fromkeys("\u00a0\u1680\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " ")
+    | dict.fromkeys("\u2018\u2019\u201a\u201b\u2032", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033", '"')
+    | {"\u2028": "\n", "\u2029": "\n", "\u2212": "-", "\uff08": "(", "\uff09": ")", "\uff1a": ":", "\uff0c": ","}
+)
+_PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: |$)", re.MULTILINE)
+_CELL = re.compile(r"^(?:In|Out)[ \t]*\[[ \d*]*\]:[ \t]?", re.MULTILINE)
+_MAGIC = re.compile(r"^[ \t]*[%!].*$", re.MULTILINE)
+_LINE_NUMBER = re.compile(r"^[ \t]*\d+(?:[.:|)][ \t]?|[ \t]|$)", re.MULTILINE)
+_CODE_ON_FENCE = re.compile(r"\w*[ \t]+((?:async def|def|class|import|from)\b.*|@.*)")
+_READS_INPUT = re.compile(r"\binput\(|\bstdin\b|\bopen\(0")
+_MAX_TRIES = 40
 _INDENT = "    "
 
 
 class Block(NamedTuple):
-    """A fenced block of an answer."""
+    """A piece of an answer that may be code."""
 
     language: str
     """As the fence says it, in lower case; empty where it says none."""
+    raw: str
+    """As it was written, for the rest of a function that the prompt begins."""
     code: str
+    """All of it that is Python; empty where nothing is."""
 
 
-def find_blocks(text: str) -> list[Block]:
-    """The fenced blocks that may be Python: those that say so, else those that say nothing.
+class Program(NamedTuple):
+    """What an answer's code comes to."""
 
-    The indentation of the fence itself is taken off; a block that is never closed goes on to the end.
-    """
-    blocks = [Block(match[3].lower(), _unindented(match[4], match[1])) for match in _FENCE.finditer(text)]
-    python = [block for block in blocks if block.language in _LANGUAGES]
-    return python or [block for block in blocks if not block.language]
-
-
-def prompt_code(messages: Sequence[Message]) -> str:
-    """The code with which a prompt begins the program (imports, signature, helpers); empty where it has none.
-
-    It is the last message where that is Python as a whole, or else its fenced blocks, where these define something. As
-    LeetCode has it, functions may lack their bodies, types in signatures their import from ``typing``, and classes may
-    be defined in a comment or a text.
-    """
-    text = messages[-1].content.replace("\r\n", "\n")
-    fenced = "\n".join(block.code for block in find_blocks(text))
-    for code in (text, fenced, _EMPTY.sub(rf"\1\n\2{_INDENT}pass", fenced)):
-        tree = parse(code)
-        if tree is not None and any(isinstance(node, _Definition | ast.Import | ast.ImportFrom) for node in tree.body):
-            code = _commented_classes(code, tree) + code
-            return _import_types(parse(code) or tree) + code
-    return ""
+    text: str
+    """Behind the prompt's code."""
+    defined: frozenset[str]
+    """What the answer itself defines of that, on the uppermost level."""
 
 
-def own_definitions(code: str) -> str:
-    """What the prompt's code itself says: all but the functions and classes that the answer has to write.
+class _Budget:
+    """Bounds what is parsed for one answer."""
 
-    A function without a body (but for a docstring, ``pass``, ``...`` and imports) is such a one, and a class with one.
-    """
-    tree = parse(code) or ast.Module([], [])
-    kept = [node for node in tree.body if not _is_stub(node) and isinstance(node, _Definition | _Binding)]
-    return "\n".join(map(ast.unparse, kept))
+    def __init__(self) -> None:
+        self._left = MAX_READ_CHARACTERS
 
+    def parse(self, code: str) -> ast.Module | None:
+        self._left -= len(code)
+        return parse(code) if self._left > 0 else None
 
-def methods_to_write(code: str) -> set[str]:
-    """Names of the methods in a prompt's classes that the answer has to write."""
-    tree = parse(code) or ast.Module([], [])
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_stub(node)]
-    return {member.name for node in classes for member in node.body if isinstance(member, _Definition)}
+    def spend(self, num_characters: int) -> None:
+        self._left -= num_characters
 
-
-def common_definitions(tests: Sequence[str], messages: Sequence[Message]) -> list[str]:
-    """What of the tests the program needs: the classes that the last message names, and imports for these.
-
-    One that asserts something is a test, which the program must not see.
-    """
-    nodes = [node for test in tests for node in (parse(test) or ast.Module([], [])).body]
-    words = set(re.findall(r"\w+", messages[-1].content))
-    classes = [
-        node
-        for node in nodes
-        if isinstance(node, ast.ClassDef)
-        and node.name in words
-        and not any(isinstance(inner, ast.Assert) for inner in ast.walk(node))
-    ]
-    imports = [node for node in nodes if isinstance(node, _IMPORTS)] if classes else []
-    return [ast.unparse(node) for node in (*imports, *classes)]
+    def is_spent(self) -> bool:
+        return self._left <= 0
 
 
-def build_program(answer: str, begun: str, *, as_script: bool) -> str | None:
-    """The program of an answer; None where no reading of it is Python.
+def build_program(
+    answer: str, begun: str = "", *, wanted: Set[str] = frozenset(), as_script: bool = False
+) -> Program | None:
+    """The program of an answer; None where nothing in it is Python.
 
     Args:
-        answer: with fenced blocks or without, with prose around, the whole program or the continuation of ``begun``.
+        answer: without thoughts; with fenced blocks or none, with prose around, the whole program or the continuation
+            of ``begun``.
         begun: the prompt's code, which the program begins with.
-        as_script: the program reads input and prints: of several blocks it is the last. Otherwise it is all of them,
-            because one may hold what another needs.
+        wanted: what the tests use: the blocks that define some of it are the program, with what these need of the
+            others. So a block that only shows the use decides nothing.
+        as_script: the program reads input and prints; ``wanted`` does not matter.
     """
     if len(answer) > MAX_CHARACTERS:
         return None
-    codes = [block.code for block in find_blocks(answer)]
-    if not codes:
-        readings = _without_prose(answer, begun)
-    elif as_script:
-        readings = _readings(codes[-1], begun)
-    else:
-        readings = (reading for code in ("\n".join(codes), *reversed(codes)) for reading in _readings(code, begun))
-    num_characters = 0
-    for reading in readings:
-        if parse(reading) is not None:
-            return reading
-        num_characters += len(reading)
-        if num_characters > _MAX_READ_CHARACTERS:
+    answer = answer.replace("\r\n", "\n").replace("\r", "\n")
+    budget = _Budget()
+    found: list[Block] = []
+    for view in _views(answer):
+        blocks = find_blocks(view, budget)
+        found = found if any(block.raw.strip() for block in found) else blocks
+        for chosen in _by_language(blocks):
+            text = _script(chosen) if as_script else _definers(chosen, wanted)
+            if text:
+                return Program(f"{begun}\n\n{text}" if begun else text, frozenset(bound_names(text)))
+    if name := unfinished(begun):
+        bodies = [block.raw for block in reversed(found) if block.language in (*_LANGUAGES, *_NO_LANGUAGES)]
+        for body in bodies or [answer]:
+            if text := _continued(begun, body, budget):
+                return Program(text, frozenset(bound_names(text) - bound_names(begun) | {name}))
+    text = "\n\n".join(block.code for block in found if block.code and block.language in (*_LANGUAGES, *_NO_LANGUAGES))
+    return Program(f"{begun}\n\n{text}", frozenset(bound_names(text))) if text else None
+
+
+def find_blocks(text: str, budget: _Budget | None = None) -> list[Block]:
+    """The blocks of a text in order: fenced ones, else indented ones, else its lines that are Python."""
+    budget = budget or _Budget()
+    found: list[Block] = []
+    tries = 0
+    while text and tries < _MAX_TRIES:
+        tries += 1
+        rest = ""
+        lines = text.split("\n")
+        for token in _MARKDOWN.parse(text) if _FENCE.search(text) else ():
+            if token.type != "fence" or budget.is_spent():
+                continue
+            language, content = _language(token.info), token.content
+            if code := _CODE_ON_FENCE.match(token.info):
+                content = f"{code[1]}\n{content}"
+            if language in ("markdown", "md") or (not language and _FENCE.search(content)):
+                inner = find_blocks(content, budget) if _FENCE.search(content) else []
+                if inner and any(block.code for block in inner):
+                    found += inner
+                    continue
+            behind = lines[token.map[1] :] if token.map and token.level == 0 else []
+            block, end = _read_block(language, content, token.markup, behind, budget)
+            found.append(block)
+            if end is not None:  # the block ends elsewhere than CommonMark has it
+                rest = end
+                break
+        if not found:
+            found = _unfenced(text, budget)
+        text = rest
+        if budget.is_spent():
             break
-    return None
+    return found
+
+
+def _unfenced(text: str, budget: _Budget) -> list[Block]:
+    """The code of a text without a fence: all of it, its lines that are Python, or what is indented."""
+    for code in _repaired(text):
+        if budget.parse(code):
+            return [Block("", text, code)]
+    if parts := _python_lines(_clean(text), budget):
+        return [Block("", text, "\n\n".join(parts))]
+    tokens = _MARKDOWN.parse(text) if re.search(r"^(?: {4}|\t)", text, re.MULTILINE) and not budget.is_spent() else []
+    indented = [token.content for token in tokens if token.type == "code_block"]
+    return [Block("", text, code) for content in indented for code in _repaired(content) if budget.parse(code)][:1]
+
+
+def _read_block(
+    language: str, content: str, fence: str, behind: Sequence[str], budget: _Budget
+) -> tuple[Block, str | None]:
+    """A fenced block; and the text to read on with, where the block ends elsewhere than at its fence."""
+    if language not in (*_LANGUAGES, *_NO_LANGUAGES):
+        return Block(language, content, ""), None
+    for code in _repaired(content):
+        if budget.parse(code):
+            return Block(language, content, code), None
+    # A fence with text behind it, or at the end of a line of code, closes the block; one within a docstring does not.
+    whole = content + (f"{fence}\n" + "\n".join(behind) if behind else "")
+    budget.spend(len(whole))
+    raw = content
+    for mark in islice(re.finditer(re.escape(fence[:3]) + r"+", whole), _MAX_TRIES):
+        if mark.start() < len(raw):
+            raw = content[: mark.start()]
+        if mark.start() == len(content):
+            continue
+        for code in _repaired(whole[: mark.start()]):
+            if budget.parse(code):
+                line_end = whole.find("\n", mark.end())
+                return Block(language, whole[: mark.start()], code), whole[line_end + 1 :] if line_end >= 0 else ""
+        if budget.is_spent():
+            break
+    return Block(language, raw, "\n".join(_python_lines(_clean(raw), budget))), None
+
+
+def _views(answer: str) -> Iterator[str]:
+    """The answer as it is, and then with other things that may surround code read as fences."""
+    yield answer
+    if "```" in answer:
+        lines = answer.split("\n")
+        loosened = "\n".join(
+            line if "```" not in line or _LATE_FENCE.match(line) else line.replace("```", "\n```", 1) for line in lines
+        )
+        if loosened != answer:
+            yield loosened
+    if "`" in answer:
+        yield re.sub(r"`+(?:python3?\b|py3?\b)?[ \t]*", "\n", answer)
+    if _TAGS.search(answer):
+        yield re.sub(r"\n{3,}", "\n\n", _TAGS.sub("\n", html.unescape(answer)))
+
+
+def _by_language(blocks: list[Block]) -> Iterator[list[Block]]:
+    """The blocks that say Python; then with those that say nothing."""
+    readable = [block for block in blocks if block.code]
+    python = [block for block in readable if block.language in _LANGUAGES]
+    if python:
+        yield python
+    both = [block for block in readable if block.language in (*_LANGUAGES, *_NO_LANGUAGES)]
+    if len(both) > len(python):
+        yield both
+
+
+def _language(info: str) -> str:
+    r"""The language that the line of a fence names, as in ``{.python .x}``, ``Python title="x"`` or ``py{1,3}``."""
+    found = re.match(r"[\s{.]*([\w+#-]*)", info)
+    return found[1].lower() if found else ""
+
+
+def _repaired(code: str) -> Iterator[str]:
+    """A text and what it may be meant as: each further repair only where the text changes by it."""
+    repairs = (
+        textwrap.dedent,
+        lambda text: textwrap.dedent(text.translate(_INVISIBLE)),
+        lambda text: textwrap.dedent(_clean(text)),
+        html.unescape,
+        lambda text: _without_prompts(text) if _PROMPT.search(text) else text,
+        lambda text: _MAGIC.sub("", _CELL.sub("", text)),
+        _without_diff,
+        lambda text: textwrap.dedent(_LINE_NUMBER.sub("", text)) if _is_numbered(text) else text,
+    )
+    seen = set()
+    for repair in repairs:
+        code = repair(code)
+        if code not in seen:
+            seen.add(code)
+            yield code
+
+
+def _clean(text: str) -> str:
+    return text.translate(_INVISIBLE).translate(_TYPOGRAPHY)
+
+
+def _without_prompts(text: str) -> str:
+    """What was typed in a session of the interpreter."""
+    lines = [line.strip() for line in text.split("\n") if _PROMPT.match(line)]
+    return "\n".join(line[4:] for line in lines)
+
+
+def _without_diff(text: str) -> str:
+    """What a difference of two files comes to."""
+    lines = text.split("\n")
+    is_diff = any(line.startswith(("@@", "+++ ", "diff ")) for line in lines) or (
+        any(line.startswith("+") for line in lines)
+        and all(line.startswith(("+", "-", " ", "\t")) or not line for line in lines)
+    )
+    if not is_diff:
+        return text
+    headers = ("+++", "---", "@@", "diff ", "index ", "-", "\\")
+    kept = [line for line in lines if not line.startswith(headers)]
+    return textwrap.dedent("\n".join(line[1:] if line[:1] in ("+", " ") else line for line in kept))
+
+
+def _is_numbered(text: str) -> bool:
+    lines = [line for line in text.split("\n") if line.strip()]
+    return bool(lines) and all(_LINE_NUMBER.match(line) for line in lines)
+
+
+def _python_lines(text: str, budget: _Budget) -> list[str]:
+    """The longest runs of lines that are Python, each from a line that looks like code."""
+    lines = text.split("\n")
+    parts, start = [], 0
+    while start < len(lines) and not budget.is_spent():
+        end = _end_of_python(lines, start, budget) if _CODE_LINE.match(lines[start]) else start
+        if end > start:
+            parts.append("\n".join(lines[start:end]))
+        start = max(end, start + 1)
+    return parts
+
+
+def _end_of_python(lines: Sequence[str], start: int, budget: _Budget) -> int:
+    """The line behind the longest Python that begins at ``start``; ``start`` itself where none does."""
+    end = len(lines)
+    while end > start and not budget.is_spent():
+        failed = _failing_line("\n".join(lines[start:end]), budget)
+        if failed is None:
+            return end
+        end = min(start + failed - 1, end - 1)
+        while end > start and (not lines[end].strip() or lines[end][0].isspace() or lines[end][0] in ")]}"):
+            end -= 1
+    return start
+
+
+def _failing_line(code: str, budget: _Budget) -> int | None:
+    """The line of code, from 1, that is no Python; None where all of it is."""
+    if budget.parse(code):
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            ast.parse(code)
+    except SyntaxError as error:
+        return error.lineno or 1
+    except (ValueError, RecursionError, MemoryError):
+        pass
+    return 1
+
+
+def _script(blocks: Sequence[Block]) -> str:
+    """The last block that reads input, or else the last; with the others before it where it needs these."""
+    reading = [place for place, block in enumerate(blocks) if _READS_INPUT.search(block.code)]
+    last = reading[-1] if reading else len(blocks) - 1
+    return _with_needed(blocks, [last])
+
+
+def _definers(blocks: Sequence[Block], wanted: Set[str]) -> str:
+    """The blocks that define something of what is wanted; empty where none does."""
+    defining = [bound_names(block.code) for block in blocks]
+    chosen = [place for place, names in enumerate(defining) if names & wanted]
+    if not wanted:
+        chosen = [place for place, block in enumerate(blocks) if has_definition(parse(block.code))]
+    return _with_needed(blocks, chosen or ([] if wanted else [*range(len(blocks))]))
+
+
+def _with_needed(blocks: Sequence[Block], chosen: Sequence[int]) -> str:
+    """The chosen blocks, and what the other ones define that these need."""
+    text = "\n\n".join(blocks[place].code for place in chosen)
+    others = [block.code for place, block in enumerate(blocks) if place not in chosen]
+    if not others or not text:
+        return text
+    statements = [(source_of(code, node), names_bound_by(node), node) for code in others for node in _body(code)]
+    is_needed = [False] * len(statements)
+    missing = names_loaded(text) - names_stored(text)
+    while True:
+        found = [
+            place
+            for place, (_, bound, node) in enumerate(statements)
+            if not is_needed[place]
+            and (bound & missing or (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"))
+        ]
+        if not found:
+            break
+        for place in found:
+            is_needed[place] = True
+            missing |= names_loaded(statements[place][0])
+    needed = [source for (source, _, _), is_in in zip(statements, is_needed, strict=True) if is_in]
+    return "\n\n".join([*needed, text])
+
+
+def unfinished(begun: str) -> str:
+    """What the prompt's code only begins: the last function or class of its uppermost level without a body."""
+    stubs = [node for node in _body(begun) if isinstance(node, Definition) and _last_stub(node)]
+    return stubs[-1].name if stubs else ""
+
+
+def _last_stub(node: ast.stmt) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    """The last function without a body in a definition, or itself."""
+    if isinstance(node, ast.ClassDef):
+        return next((found for member in reversed(node.body) if (found := _last_stub(member))), None)
+    return node if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_trivial(node) else None
+
+
+def _continued(begun: str, body: str, budget: _Budget) -> str:
+    """The prompt's code with the body of its unfinished function; empty where the text is no such body."""
+    name = unfinished(begun)
+    stub = next(
+        found for node in reversed(_body(begun)) if getattr(node, "name", "") == name and (found := _last_stub(node))
+    )
+    lines = begun.split("\n")
+    first = stub.body[0]
+    is_one_line = first.lineno == stub.lineno or not lines[first.lineno - 1][: first.col_offset].isspace()
+    own = re.match(r"[ \t]*", lines[stub.lineno - 1])
+    indent = (own[0] if own else "") + _INDENT if is_one_line else lines[first.lineno - 1][: first.col_offset]
+    header = lines[: first.lineno - (0 if is_one_line else 1)]
+    if is_one_line:
+        header[-1] = header[-1].encode()[: first.col_offset].decode()
+    docstring = isinstance(first, ast.Expr)
+    kept = [
+        textwrap.indent(textwrap.dedent(source_of(begun, node)), indent)
+        for place, node in enumerate(stub.body)
+        if isinstance(node, (*IMPORTS, ast.Assign, ast.AnnAssign)) or (place == 0 and docstring and not is_one_line)
+    ]
+    behind = lines[stub.end_lineno :]
+    defines_method = re.match(rf"\s*(?:async\s+)?def\s+{re.escape(stub.name)}\b", body)
+    if defines_method:
+        header, kept = lines[: min([stub.lineno, *(item.lineno for item in stub.decorator_list)]) - 1], []
+        indent = own[0] if own else ""
+    for inside, after in _bodies(body):
+        text = "\n".join([*header, *kept, textwrap.indent(inside, indent), *([after] if after else []), *behind])
+        if budget.parse(text):
+            return text
+        if budget.is_spent():
+            break
+    return ""
+
+
+def _bodies(text: str) -> Iterator[tuple[str, str]]:
+    """What of a text may be the body of a function, and what may follow the function; without prose around."""
+    lines = _clean(text).strip("\n").split("\n")
+    indented = next((place for place, line in enumerate(lines) if line[:1].isspace()), 0)
+    for start in dict.fromkeys((0, indented)):
+        outer = [place for place in range(start + 1, len(lines)) if lines[place] and not lines[place][0].isspace()]
+        for end in [len(lines), *reversed(outer)][:_MAX_TRIES]:
+            if lines[start][:1].isspace() and outer and outer[0] < end:
+                yield textwrap.dedent("\n".join(lines[start : outer[0]])), "\n".join(lines[outer[0] : end])
+            else:
+                yield textwrap.dedent("\n".join(lines[start:end])), ""
+                yield lines[start].lstrip() + "\n" + textwrap.dedent("\n".join(lines[start + 1 : end])), ""
+
+
+# --- Python as a tree -------------------------------------------------------------------------------------------------
 
 
 def parse(code: str) -> ast.Module | None:
@@ -144,62 +456,102 @@ def parse(code: str) -> ast.Module | None:
     return tree if tree.body and not _has_misplaced(tree) else None
 
 
-def names_in(code: str) -> set[str]:
-    """Every name that stands in a program."""
-    return {node.id for node in ast.walk(parse(code) or ast.Module([], [])) if isinstance(node, ast.Name)}
+def source_of(code: str, node: ast.stmt) -> str:
+    """The lines of a statement. A tree is never written out again: that recurses as deep as the tree."""
+    first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", []))])
+    return "\n".join(code.split("\n")[first - 1 : node.end_lineno])
 
 
-def class_names(code: str) -> set[str]:
-    """Classes on the uppermost level of a program."""
-    return {node.name for node in (parse(code) or ast.Module([], [])).body if isinstance(node, ast.ClassDef)}
+def bound_names(code: str) -> set[str]:
+    """What a program defines, imports or assigns on its uppermost level."""
+    return set().union(*map(names_bound_by, _body(code)))
 
 
-def modules_in(code: str) -> dict[str, list[str]]:
-    """Names of standard modules that stand in a program, each with what it takes of them."""
-    found: dict[str, list[str]] = {}
-    for node in ast.walk(parse(code) or ast.Module([], [])):
-        match node:
-            case ast.Attribute(ast.Name(name), attribute) if name in sys.stdlib_module_names:
-                found.setdefault(name, []).append(attribute)
+def names_bound_by(node: ast.stmt) -> set[str]:
+    """What a statement defines, imports or assigns, outside of functions and classes."""
+    found: set[str] = set()
+    rest: list[ast.AST] = [node]
+    while rest:
+        match rest.pop():
+            case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
+                found.add(name)
+            case ast.Import(names) | ast.ImportFrom(names=names):
+                found |= {(alias.asname or alias.name).partition(".")[0] for alias in names}
+            case ast.Name(name, ast.Store()):
+                found.add(name)
+            case ast.Lambda():
+                pass
+            case other:
+                rest += ast.iter_child_nodes(other)
     return found
 
 
-_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-_Binding = ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign
-_IMPORTS = (ast.Import, ast.ImportFrom)
+def names_loaded(code: str) -> set[str]:
+    """Every name that a program reads."""
+    nodes = ast.walk(parse(code) or ast.Module([], []))
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def names_stored(code: str) -> set[str]:
+    """Every name that a program gives a value anywhere, arguments too."""
+    found: set[str] = set()
+    for node in ast.walk(parse(code) or ast.Module([], [])):
+        if isinstance(node, ast.stmt):
+            found |= names_bound_by(node) if isinstance(node, Definition | ast.Import | ast.ImportFrom) else set()
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            found.add(node.name)
+    return found
+
+
+def has_definition(tree: ast.Module | None) -> bool:
+    """Whether a program defines a function or class on its uppermost level."""
+    return tree is not None and any(isinstance(node, Definition) for node in tree.body)
+
+
+def is_trivial(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function computes nothing yet: a docstring, ``pass``, ``...``, a value of no account, an error."""
+    return all(map(_is_trivial_statement, node.body))
+
+
+def _is_trivial_statement(node: ast.stmt) -> bool:
+    match node:
+        case ast.Pass() | ast.Import() | ast.ImportFrom():
+            return True
+        case ast.Expr(value):
+            return isinstance(value, ast.Constant)
+        case ast.Return(value) | ast.AnnAssign(ast.Name(), value=value) | ast.Assign([ast.Name()], value):
+            return value is None or _is_trivial_value(value)
+        case ast.Raise(ast.Name("NotImplementedError") | ast.Call(ast.Name("NotImplementedError"))):
+            return True
+    return False
+
+
+def _is_trivial_value(node: ast.expr) -> bool:
+    match node:
+        case ast.Constant() | ast.Name():
+            return True
+        case ast.List(elements) | ast.Tuple(elements) | ast.Set(elements):
+            return all(map(_is_trivial_value, elements))
+        case ast.Dict(keys):
+            return not keys
+        case ast.UnaryOp(operand=operand):
+            return _is_trivial_value(operand)
+        case ast.Call(ast.Name("list" | "dict" | "set" | "tuple" | "str" | "int" | "float"), [], []):
+            return True
+    return False
+
+
+def _body(code: str) -> list[ast.stmt]:
+    tree = parse(code)
+    return tree.body if tree else []
+
+
 _IN_FUNCTIONS = (ast.Return, ast.Yield, ast.YieldFrom, ast.Await)
 _IN_LOOPS = (ast.Break, ast.Continue)
-
-
-def _readings(code: str, begun: str) -> Iterator[str]:
-    """A block as a program: on its own behind the prompt's code, or as the rest of its last function."""
-    whole = f"{begun}\n\n{textwrap.dedent(code)}"
-    if not begun:
-        yield whole
-        return
-    first = code.lstrip("\n")
-    continued = (f"{begun}\n{body}" for body in (first, _INDENT + first, textwrap.indent(first, _INDENT)))
-    if first[:1].isspace() and not _defined(textwrap.dedent(code)) & _defined(begun):
-        yield from continued
-        yield whole
-    else:
-        yield whole
-        yield from continued
-
-
-def _without_prose(answer: str, begun: str) -> Iterator[str]:
-    """The lines of an unfenced answer: from its beginning, or a line that looks like code, to any unindented line."""
-    lines = answer.splitlines()
-    starts = [0, *(number for number, line in enumerate(lines) if number and _CODE_LINE.match(line))]
-    ends = [len(lines), *(number for number, line in reversed([*enumerate(lines)]) if line and not line[0].isspace())]
-    codes = ("\n".join(lines[start:end]) for start in starts for end in ends if end > start)
-    return (reading for code in codes for reading in _readings(code, begun))
-
-
-def _defined(code: str) -> set[str]:
-    """Functions and classes on the uppermost level of a program."""
-    tree = parse(code)
-    return {node.name for node in tree.body if isinstance(node, _Definition)} if tree else set()
 
 
 def _has_misplaced(tree: ast.Module) -> bool:
@@ -209,44 +561,9 @@ def _has_misplaced(tree: ast.Module) -> bool:
         node, in_function, in_loop = rest.pop()
         if isinstance(node, (*(() if in_function else _IN_FUNCTIONS), *(() if in_loop else _IN_LOOPS))):
             return True
-        if isinstance(node, _Definition | ast.Lambda):
+        if isinstance(node, Definition | ast.Lambda):
             in_function, in_loop = not isinstance(node, ast.ClassDef), False
         elif isinstance(node, ast.For | ast.AsyncFor | ast.While):
             in_loop = True
         rest += [(child, in_function, in_loop) for child in ast.iter_child_nodes(node)]
     return False
-
-
-def _import_types(tree: ast.Module) -> str:
-    """The import of the types that a prompt's code names and does not define."""
-    nodes = [*ast.walk(tree)]
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    known = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    known |= {node.name for node in nodes if isinstance(node, _Definition)}
-    known |= {alias.asname or alias.name for node in nodes if isinstance(node, _IMPORTS) for alias in node.names}
-    missing = {name for name in names & set(typing.__all__) - known if name[0].isupper()}
-    return f"from typing import {', '.join(sorted(missing))}\n" if missing and not known & {"*", "annotations"} else ""
-
-
-def _commented_classes(code: str, tree: ast.Module) -> str:
-    """The classes that a prompt's code defines in comments or texts, and not besides."""
-    comments = [re.sub(r"^#[ \t]?", "", comment, flags=re.MULTILINE) for comment in _COMMENTED_CLASS.findall(code)]
-    alone = [node.value for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
-    texts = [node.value for node in alone if isinstance(node.value, str)]
-    found = [node for text in comments + texts for node in (parse(text) or ast.Module([], [])).body]
-    classes = [node for node in found if isinstance(node, ast.ClassDef) and not _is_stub(node)]
-    return "".join(f"{ast.unparse(node)}\n\n\n" for node in classes if node.name not in _defined(code))
-
-
-def _is_stub(node: ast.stmt) -> bool:
-    if isinstance(node, ast.ClassDef):
-        return any(isinstance(member, _Definition) and _is_stub(member) for member in node.body)
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and all(
-        isinstance(statement, ast.Pass | ast.Import | ast.ImportFrom)
-        or (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
-        for statement in node.body
-    )
-
-
-def _unindented(text: str, indent: str) -> str:
-    return "".join(line.removeprefix(indent) for line in text.splitlines(keepends=True))

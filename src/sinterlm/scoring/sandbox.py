@@ -2,9 +2,11 @@
 
 It is that of sandlock (Landlock and seccomp; Linux 6.12 or later, no root and no container needed), with this policy:
 
-- files: only Python's standard library, without packages, and the system's libraries can be read, nothing can be
-  written;
-- no socket of any kind, no child process, no other way to keep data than in memory, and that is limited;
+- files: only Python's standard library, without packages, and the system's shared libraries can be read, nothing can
+  be written, no other program run and no link read;
+- no socket of any kind, no child process, no other way to keep data than in memory, and that is limited: by sandlock,
+  by the kernel (addresses), and by a look at what is used, ten times a second;
+- its own limits are not the program's to set, whatever it is told;
 - no call that changes or watches what lies outside and that Landlock does not govern: modes, times, attributes and
   flags of files, mounts, other processes' limits and priorities, the clock; and none that is newer than this list;
 - an empty environment.
@@ -41,16 +43,17 @@ if TYPE_CHECKING:
     from sandlock import Sandbox
     from sandlock.sandbox import Process
 
-POLICY = 1
+POLICY = 2
 """Goes up with every change of what a program may do, so that older scores are not used."""
 
 MEMORY_BYTES = 512 * 2**20
+ADDRESS_SLACK_BYTES = 512 * 2**20
+"""Of addresses, beyond the memory: what threads and libraries reserve and do not use."""
 MAX_OPEN_FILES = 64
 WALL_FACTOR = 4
 """By the wall clock a program has so many times the computing time that it may use."""
 
 _WATCH_SECONDS = 0.1
-_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _DENIED_CALLS = (
     # What lies outside: Landlock governs contents, not modes, owners, times, attributes, flags and mounts.
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
@@ -70,11 +73,14 @@ _DENIED_CALLS = (
     # Memory that the limit does not count, and everything that reaches out.
     *("memfd_create", "memfd_secret", "pipe", "pipe2", "socketpair", "listen", "mq_open", "mq_unlink"),
 )
-# Two calls that sandlock itself needs are denied by a filter of our own, and with them all newer ones. No socket at
-# all: Landlock refuses to connect by TCP, but not by MPTCP, nor by sending the first data at once (TCP Fast Open).
+# Calls that sandlock or the interpreter's start needs are denied by a filter of our own, and with them all newer ones.
+# No socket at all: Landlock refuses to connect by TCP, but not by MPTCP, nor by sending the first data at once (TCP
+# Fast Open). No other program: the system's libraries hold some. No link is read: those of /proc name others' files.
 _SET_FILTER = {"x86_64": 317, "aarch64": 277}
-_DENIED_BY_FILTER = {"x86_64": (41, 302), "aarch64": (198, 261)}
-"""The numbers of ``socket`` and ``prlimit64``."""
+_DENIED_BY_FILTER = {"x86_64": (41, 59, 89, 267, 322), "aarch64": (78, 198, 221, 281)}
+"""The numbers of ``socket``, ``execve``, ``readlink``, ``readlinkat`` and ``execveat``."""
+_LIMITING = {"x86_64": (160, 302), "aarch64": (164, 261)}
+"""Of ``setrlimit`` and ``prlimit64``: a program that sets its own limits is told that it did."""
 _NEWEST_CALL = 469
 """On all machines: ``file_setattr`` of Linux 6.17, up to which :data:`_DENIED_CALLS` was chosen."""
 # Where Sinter itself is killed, nobody may be left to kill the program: then an alarm ends it.
@@ -82,14 +88,19 @@ _LAUNCHER = """
 import _signal, ctypes, os, sys
 class Filter(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("rules", ctypes.c_char_p)]
+import resource
 _signal.alarm(int(sys.argv.pop(1)))
+memory = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_AS, (memory, memory))  # by the kernel: sandlock counts calls, not what a stack grows
+libc = ctypes.CDLL(None)
+libc.mallopt(-8, 2)  # M_ARENA_MAX: each arena reserves addresses
 rules = bytes.fromhex(sys.argv.pop(1))
-if ctypes.CDLL(None).syscall(int(sys.argv.pop(1)), 1, 0, ctypes.byref(Filter(len(rules) // 8, rules))):
+if libc.syscall(int(sys.argv.pop(1)), 1, 0, ctypes.byref(Filter(len(rules) // 8, rules))):
     sys.exit("no filter")
 script, size = b"", int(sys.argv.pop(1))
 while len(script) < size:
     script += os.read(0, size - len(script)) or sys.exit("no script")
-del _signal, ctypes, os, Filter, rules, size
+del _signal, ctypes, libc, os, resource, Filter, rules, size, memory
 exec(compile(script, "script", "exec"))
 """
 _PROBE = """
@@ -139,7 +150,14 @@ def isolated_python(script: str, *arguments: str, timeout_seconds: float) -> Ite
     options = ["-I", "-S", "-B", "-X", "utf8", "-c", _LAUNCHER, str(math.ceil(2 * WALL_FACTOR * timeout_seconds))]
     # The script comes by the pipe: a process with a long command line was killed now and then.
     content = script.encode()
-    command = [interpreter, *options, *_filter(), str(len(content)), *arguments]
+    command = [
+        interpreter,
+        *options,
+        str(MEMORY_BYTES + ADDRESS_SLACK_BYTES),
+        *_filter(),
+        str(len(content)),
+        *arguments,
+    ]
     try:
         process = _policy(interpreter).popen(
             command, stdin=StdioMode.PIPED, stdout=StdioMode.PIPED, stderr=StdioMode.PIPED
@@ -195,6 +213,9 @@ def _watch(process: Process, pid: int, timeout_seconds: float, ended: Event, ove
                 over.set()
                 process.kill()
                 return
+            if watched.memory_info().rss > MEMORY_BYTES:
+                process.kill()
+                return
 
 
 def _filter() -> tuple[str, str]:
@@ -202,12 +223,31 @@ def _filter() -> tuple[str, str]:
     machine = platform.machine()
     if machine not in _SET_FILTER:
         raise _no_sandbox(f"the system calls of {machine} are not known")
-    refused = [*((0x15, number) for number in _DENIED_BY_FILTER[machine]), (0x25, _NEWEST_CALL)]
+    set_limit, limit = _LIMITING[machine]
+    equals, greater, load, give = 0x15, 0x25, 0x20, 0x06
+    allow, refuse, pretend = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000
+    # For prlimit64, its arguments: the process, of which only 0 (itself) is known, and whether there is a new limit.
+    own_limits = [
+        (load, 0, 0, 16),  # the process
+        (equals, 0, 6, 0),  # another one: refuse
+        (load, 0, 0, 32),  # the new limit's address, its lower half
+        (equals, 0, 3, 0),
+        (load, 0, 0, 36),  # and its upper half
+        (equals, 0, 1, 0),
+        (give, 0, 0, allow),  # none: it only asks
+        (give, 0, 0, pretend),
+        (give, 0, 0, refuse),
+    ]
+    refused = [*((equals, number) for number in _DENIED_BY_FILTER[machine]), (greater, _NEWEST_CALL)]
     rules = [
-        (0x20, 0, 0, 0),  # load the call's number
-        *((test, len(refused) - place, 0, number) for place, (test, number) in enumerate(refused)),  # equal, greater
-        (0x06, 0, 0, 0x7FFF0000),  # allow
-        (0x06, 0, 0, 0x00050000 | errno.EPERM),  # refuse
+        (load, 0, 0, 0),  # the call's number
+        (equals, 0, len(own_limits), limit),
+        *own_limits,
+        (equals, 0, 1, set_limit),
+        (give, 0, 0, pretend),
+        *((test, len(refused) - place, 0, number) for place, (test, number) in enumerate(refused)),
+        (give, 0, 0, allow),
+        (give, 0, 0, refuse),
     ]
     return b"".join(struct.pack("=HBBI", *rule) for rule in rules).hex(), str(_SET_FILTER[machine])
 
@@ -218,8 +258,13 @@ def _policy(interpreter: str) -> Sandbox:
     # Of the interpreter itself: a virtual environment's folder would bring its packages.
     own = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     standard_library = {sysconfig.get_path(name, vars=own) for name in ("stdlib", "platstdlib")}
-    shared_library = sysconfig.get_config_var("LIBDIR")
-    readable = {interpreter, *standard_library, shared_library, *_LIBRARIES, "/dev/urandom"}
+    shared_library = sysconfig.get_config_var("LIBDIR") or "/usr/lib"
+    multiarch = sysconfig.get_config_var("MULTIARCH")
+    own_libraries = [f"{folder}/{multiarch}" for folder in ("/lib", "/usr/lib")] if multiarch else []
+    # Where libraries have folders of their own, as on Debian, the rest of /usr/lib holds programs and their data.
+    libraries = own_libraries if any(map(os.path.isdir, own_libraries)) else ["/lib", "/usr/lib"]
+    readable = {interpreter, *standard_library, *libraries, "/lib64", "/usr/lib64", "/dev/urandom"}
+    readable |= {f"{shared_library}/{name}" for name in os.listdir(shared_library) if ".so" in name}
     packages = site.getsitepackages([sys.base_prefix, sys.base_exec_prefix])  # they may lie in the standard library
     return Sandbox(
         fs_readable=sorted(path for path in readable if path and Path(path).exists()),
