@@ -96,6 +96,17 @@ def _check_prompts(fusion: Fusion) -> None:
                 f"{recipe.prompts.path}: scorer {scorer.kind} needs accepted answers, but {len(unanswered)} prompts "
                 f"of the {part} part have none, e.g. {unanswered[0]!r}; add `answers`, or use another scorer"
             )
+        checks = {
+            domain: [
+                check
+                for config_part in scorers_in(config)
+                if (check := getattr(build_scorer(config_part), "check_prompt", None))
+            ]
+            for domain, config in own.items()
+        }
+        for prompt in parts[part]:
+            for check in checks[prompt.domain]:
+                check(prompt)
 
 
 def _named_domains(recipe: Recipe) -> Iterator[tuple[str, Sequence[str]]]:

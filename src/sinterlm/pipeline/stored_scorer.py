@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from sinterlm.records import Score, digest
-from sinterlm.scoring.protocol import Answered, Scorer
+from sinterlm.scoring.protocol import SCORER_FAILED, Answered, Scorer
 from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.store import Store
 
@@ -57,14 +57,22 @@ class StoredScorer:
         return list({(entry.prompt.id, entry.response.id, self._name(entry)): entry for entry in lacking}.values())
 
     def score(self, answered: Sequence[Answered]) -> list[Score]:
-        """Score what the store lacks, and give what it then has."""
+        """Score what the store lacks, and give what it then has; where the scorer failed, the next call tries again."""
+        failed: dict[tuple[str, str], Score] = {}
         if missing := self.missing(answered):
-            scores = self._scorer.score(missing)
+            scored = list(zip(missing, self._scorer.score(missing), strict=True))
+            failed = {
+                (entry.prompt.id, entry.response.id): score
+                for entry, score in scored
+                if score.detail.get("reason") == SCORER_FAILED
+            }
             self._store.add_scores(
                 (entry.prompt, replace(score, scorer=self._name(entry)))
-                for entry, score in zip(missing, scores, strict=True)
+                for entry, score in scored
+                if (entry.prompt.id, entry.response.id) not in failed
             )
-        return [score for entry in answered if (score := self.stored(entry))]
+        found = [self.stored(entry) or failed.get((entry.prompt.id, entry.response.id)) for entry in answered]
+        return [score for score in found if score]
 
     def _identity(self, answered: Answered) -> str:
         """What decides the score of an answer, besides the answer itself."""

@@ -40,7 +40,7 @@ from sinterlm.scoring.code_problem import (
     read_problem,
     taken_from,
 )
-from sinterlm.scoring.protocol import Answered, no_score
+from sinterlm.scoring.protocol import SCORER_FAILED, Answered, no_score
 from sinterlm.scoring.sandbox import POLICY, check_isolation, isolated_python, write_all
 
 RULES = 3
@@ -164,8 +164,8 @@ class CodeScorer:
         """Nothing is held."""
 
     def _score(self, entry: Answered, verdict: Verdict) -> Score:
-        if verdict.reason == HARNESS_LIMIT:
-            return no_score(entry, self.identity, HARNESS_LIMIT, verdict.message, {})
+        if verdict.reason in (HARNESS_LIMIT, SCORER_FAILED):
+            return no_score(entry, self.identity, verdict.reason, verdict.message, {})
         has_passed = verdict.reason == "passed"
         detail = {key: value for key, value in verdict._asdict().items() if value not in (None, "")}
         return Score(entry.response.id, self.identity, float(has_passed), has_passed, detail)
@@ -180,7 +180,7 @@ class CodeScorer:
                     raise
                 time.sleep(0.5 * 2**attempt)
             except Exception as error:  # one answer must not end the stage
-                return Verdict(HARNESS_LIMIT, message=f"the scorer failed: {type(error).__name__}: {error}")
+                return Verdict(SCORER_FAILED, message=f"{type(error).__name__}: {error}")
         raise AssertionError
 
     def _verdict(self, job: _Job) -> Verdict:
@@ -361,6 +361,10 @@ def _run_tests(job: _Job, timeout_seconds: float) -> Verdict:
         return verdict
     if limit := _limit_of(found.get("error", ""), found.get("message", "")):
         return Verdict(HARNESS_LIMIT, verdict.test, limit)
+    if found.get("error") == "NameError" and (name := re.search("'(.*)'", found["message"])):
+        module = job.tests["provided"].get(name[1], ("", ""))[0].partition(".")[0]
+        if module in _PACKAGES:
+            return Verdict(HARNESS_LIMIT, verdict.test, f"the package {module} is not in the sandbox")
     missing = [limit for failed in found.get("failed", ()) if (limit := _limit_of(*failed.split(": ", 1)))]
     if missing and found.get("error") in ("NameError", "AttributeError"):
         return Verdict(HARNESS_LIMIT, verdict.test, missing[0])

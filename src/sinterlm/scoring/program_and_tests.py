@@ -102,6 +102,12 @@ def _anext(iterator: Any) -> tuple[bool, Any]:
         return True, None
 
 
+def _is_honest(one: Any) -> bool:
+    """Whether an object has an ``==`` of its own that does not say yes to everything."""
+    other, cls = object(), type(one)
+    return getattr(cls, "__eq__", None) is not vars(object)["__eq__"] and one != other and not bool(one == other)
+
+
 _LOOPS: list[Any] = []
 
 
@@ -133,7 +139,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "contains": lambda container, item: item in container,
     "eq": lambda one, other: one == other,
     "ne": lambda one, other: one != other,
-    "is_honest": lambda one: type(one).__eq__ is not object.__eq__ and one != object() and not one == object(),  # noqa: SIM201
+    "is_honest": _is_honest,
     **{function.__name__: function for function in (len, bool, str, repr, hash, int, float, complex, abs, round, dir)},
     "format": format,
     "divmod": divmod,
@@ -204,8 +210,8 @@ class Remote:
         return self._ask("exit", self, error)
 
     def __await__(self) -> Any:
+        yield from ()
         return self._ask("await", self)
-        yield
 
     def __aiter__(self) -> Any:
         return self
@@ -247,7 +253,7 @@ class Remote:
 
     def _refuse(self, what: str, *, only_if_honest: bool = False) -> None:
         """Note that this operator is for the tests to compute; one equal to everything is not worth a note."""
-        side = self._ask.__self__  # type: ignore[attr-defined]
+        side = self._ask.__self__
         if not only_if_honest or self._ask("is_honest", self) is True:
             side.limits.append(f"{what} between an object of the program and a value of the tests")
 
@@ -594,7 +600,7 @@ def load(source: str, namespace: dict[str, Any]) -> list[str]:
     Returns:
         What the statements raised that failed.
     """
-    tree = compile(source, "program.py", "exec", _ast.PyCF_ONLY_AST, dont_inherit=True)
+    tree: Any = compile(source, "program.py", "exec", _ast.PyCF_ONLY_AST, dont_inherit=True)
     flags, codes = 0, []
     for node in tree.body:
         if isinstance(node, _ast.ImportFrom) and node.module == "__future__":
@@ -722,7 +728,7 @@ class ProgramSide:
     def named_tuple(self, name: str, fields: tuple[str, ...]) -> Any:
         """As :class:`Side` has it; the program's own where it has one of that name."""
         found = vars(self._module).get(name)
-        return found if getattr(found, "_fields", None) == fields else namedtuple(name, fields)  # type: ignore[misc]
+        return found if getattr(found, "_fields", None) == fields else namedtuple(name, fields)
 
     def call_back(self, operation: str, number: int, *arguments: Any, **keywords: Any) -> Any:
         """Have the tests call a function that they gave."""
@@ -814,7 +820,7 @@ def serve(channel: Channel, program: str, given: list[str], classes: list[str]) 
     side = ProgramSide(channel, module, classes)
     sys.stdout = Printed()
     asking = Asking(side)
-    sys.stdin = asking  # type: ignore[assignment]
+    sys.stdin = asking
     builtins.input = lambda prompt="": side.call_back("input", 0, str(prompt))
     for code in given:
         with suppress(Exception):  # one that needs more of the tests
@@ -916,7 +922,7 @@ class TestsSide:
 
     def named_tuple(self, name: str, fields: tuple[str, ...]) -> Any:
         """As :class:`Side` has it."""
-        return self._tuples.setdefault((name, fields), namedtuple(name, fields))  # type: ignore[misc]
+        return self._tuples.setdefault((name, fields), namedtuple(name, fields))
 
     def may_be_made(self, cls: Any) -> bool:
         """Whether what the tests make of a class is theirs: a function may not pass for a class by its name."""
@@ -1153,13 +1159,14 @@ def carry_out(
             found = __import__(module, fromlist=["_"])
             namespace[name] = getattr(found, attribute) if attribute else found
     for name in modules:
-        module = type(sys)(name)
-        module.__dict__.update(own)
-        sys.modules[name] = module
+        solution = type(sys)(name)
+        solution.__dict__.update(own)
+        sys.modules[name] = solution
     if any("pytest" in test for test in tests):
         sys.modules["pytest"] = pytest_module()
     if any("unittest" in test for test in tests):
-        __import__("unittest").main = lambda *_, **__: None
+        unittest: Any = __import__("unittest")
+        unittest.main = lambda *_, **__: None
     seen: set[str] = set()
     for number, (test, to_call) in enumerate(zip(tests, functions, strict=True)):
         try:
@@ -1296,11 +1303,12 @@ class Doorbell:
 
     def send(self, _: bytes) -> int:
         """Ring."""
-        return os.eventfd_write(self._number, 1) or 1
+        os.eventfd_write(self._number, 1)
+        return 1
 
     def recv(self, _: int) -> bytes:
         """Hear it, once."""
-        return os.eventfd_read(self._number) and b"\0"
+        return b"\0" if os.eventfd_read(self._number) else b""
 
     def close(self) -> None:
         """Close it."""

@@ -13,6 +13,9 @@ NO_SCORE, NOT_A_NUMBER = "no-score", "the score is no number"
 INVALID_VERDICT = "invalid-verdict"
 """Reason of an answer on which a judge gave no verdict; a recipe says how many of these it tolerates."""
 
+SCORER_FAILED = "scorer-failed"
+"""Reason of an answer on which the scorer itself failed; it is not stored, so that the next run tries again."""
+
 
 class Answered(NamedTuple):
     """A response beside the prompt that it answers."""

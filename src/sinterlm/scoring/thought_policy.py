@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
-from sinterlm.records import Score
+from sinterlm.records import Prompt, Score
 from sinterlm.scoring.protocol import Answered, Scorer, no_score
 from sinterlm.thoughts import split_thoughts
 
@@ -55,6 +55,15 @@ class ThoughtPolicy:
     def needs_answers(self) -> bool:
         """As the scorer itself."""
         return self._scorer.needs_answers
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """As the scorer itself, where it checks prompts before they are answered.
+
+        Raises:
+            InputError: The scorer could not tell one answer to this prompt from another.
+        """
+        if check := getattr(self._scorer, "check_prompt", None):
+            check(prompt)
 
     def score(self, answered: Sequence[Answered]) -> list[Score]:
         """Score what is left of every answer; under ``refuse``, an answer with thoughts has no score.
