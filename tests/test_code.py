@@ -524,7 +524,7 @@ def test_failure_of_the_scorer_is_no_verdict(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_sandbox_that_does_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[int] = []
-    real = code.isolated_python
+    real = sandbox.isolated_python
 
     def fail_once(*arguments: Any, **keywords: Any) -> Any:
         tries.append(1)

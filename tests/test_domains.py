@@ -161,6 +161,12 @@ def test_accepted_answers_are_asked_for_in_their_domain_only(recipe_path: Path) 
         check_inputs(fusion)
 
 
+def test_tests_that_say_nothing_are_refused_before_an_answer_is_sampled(recipe_path: Path) -> None:
+    fusion = Fusion(load(recipe_path, "preference={}", "scorer.domains.sums={kind: code}"))
+    with pytest.raises(InputError, match=r"prompt .*: the tests use nothing that an answer could define"):
+        check_inputs(fusion)
+
+
 def test_a_source_is_asked_the_prompts_of_its_domains(recipe_path: Path) -> None:
     fusion = Fusion(load(recipe_path))
     prompts = [answered("1", domain).prompt for domain in ("sums", "chat", "", "sums")]

@@ -285,8 +285,8 @@ def _is_suspicious(program: Program, problem: Problem, definitions: str) -> bool
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
-    for node in ast.walk(tree):
-        match node:
+    for inner in ast.walk(tree):
+        match inner:
             case ast.Attribute(value, attribute, ast.Store()):
                 if attribute in methods or (isinstance(value, ast.Name) and value.id in imported):
                     return True
