@@ -13,12 +13,14 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from sinterlm.errors import InputError
-from sinterlm.files import FINISHED, atomic_folder, find_model_damage
+from sinterlm.files import FINISHED, atomic_folder, find_model_damage, temporary_folder
 from sinterlm.models import cached_fingerprint, fingerprint, load_model, load_tokenizer
 from sinterlm.records import Message, RowResponse, TrainingRow
 from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint
+from sinterlm.training.reference import ReferenceCache
 from sinterlm.training.train import train
 from tests.tiny import save_tiny
 
@@ -40,9 +42,23 @@ ARGUMENTS: Mapping[str, Any] = {
 }
 
 
-def run(model: Path, output: Path, *, say: Callable[[str], None] = lambda line: None, **changes: Any) -> None:
+def run(
+    model: Path,
+    output: Path,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    cache_dir: Path | None = None,
+    **changes: Any,
+) -> None:
     train(
-        ROWS, model=str(model), objective="dpo", output_dir=output, arguments={**ARGUMENTS, **changes}, seed=1, say=say
+        ROWS,
+        model=str(model),
+        objective="dpo",
+        output_dir=output,
+        arguments={**ARGUMENTS, **changes},
+        seed=1,
+        cache_dir=cache_dir,
+        say=say,
     )
 
 
@@ -230,6 +246,54 @@ def test_models_of_earlier_versions_have_no_record_and_are_used(trained: Path, m
     assert (output / "model.safetensors").read_bytes() == before, "finished: not trained again"
 
 
+@pytest.mark.parametrize("damage", [zero, cut])
+def test_damaged_log_probabilities_of_the_reference_are_computed_again(
+    damage: Callable[[Path], None], trained: Path, model: Path, tmp_path: Path
+) -> None:
+    (kept,) = (trained / "reference").iterdir()
+    output, cache = tmp_path / "out", tmp_path / "cache"
+    cache.mkdir()
+    shutil.copy(kept, cache)
+    damage(cache / kept.name)
+    said: list[str] = []
+    run(model, output, cache_dir=cache, say=said.append)
+    assert "log-probabilities of the reference: computed" in said
+    assert (output / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    assert (cache / kept.name).read_bytes() == kept.read_bytes()
+
+
+def test_no_flipped_bit_changes_log_probabilities(tmp_path: Path) -> None:
+    cache = ReferenceCache(tmp_path, "weights")
+    rows: Any = [
+        {"name": f"row {number}", "input_ids": [number], "num_prompt_tokens": 1, "num_response_tokens": [1, 1]}
+        for number in range(8)
+    ]
+    logps = [[-number - 0.25, -2.5 * number] for number in range(8)]
+    cache.write(rows, torch.float32, logps)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    for place in range(0, len(content), 3):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        assert cache.read(rows, torch.float32) in (None, logps)
+    path.write_bytes(content)
+    assert cache.read(rows, torch.float32) == logps
+
+
+def test_empty_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead = 2**22 + 1  # no process has this number
+    for name in (f"sinterlm-{dead}-a", f"sinterlm-{dead}-b", f"sinterlm-{os.getppid()}-a", "sinterlm-notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f"sinterlm-{dead}-b" / "file").touch()
+    with temporary_folder() as folder:
+        assert folder.parent == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"sinterlm-{dead}-b",
+        f"sinterlm-{os.getppid()}-a",
+        "sinterlm-notes",
+    }
+
+
 @pytest.mark.parametrize("damage", [zero, flip])
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
@@ -266,7 +330,7 @@ def test_training_resumes_from_the_newest_checkpoint_that_is_not_damaged(
 
 def test_other_settings_are_named_before_checkpoints_are_set_aside(stopped: Path, model: Path, tmp_path: Path) -> None:
     output = shutil.copytree(stopped, tmp_path / "out")
-    changed = {"per_device_train_batch_size": 4, "weight_decay": 0.1}
+    changed: dict[str, Any] = {"per_device_train_batch_size": 4, "weight_decay": 0.1}
     said: list[str] = []
 
     def say(line: str) -> None:

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -142,6 +143,18 @@ def _remove_entry(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder of the system's for temporary files; empty ones that killed processes have left there are removed."""
+    for leftover in Path(tempfile.gettempdir()).glob("sinterlm-*"):
+        pid = leftover.name.split("-")[1]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            with suppress(OSError):  # another user's, or not empty
+                leftover.rmdir()
+    with tempfile.TemporaryDirectory(prefix=f"sinterlm-{os.getpid()}-") as folder:
+        yield Path(folder)
 
 
 def sync_files(paths: Iterable[Path]) -> None:

@@ -24,6 +24,8 @@ from sinterlm.training.logprobs import compute_dtype
 from sinterlm.training.lora import base_weights
 from sinterlm.training.order import fill_up_chunks
 
+_DIGEST = b"digest"
+"""In the file's metadata: names the log-probabilities, so that damage shows."""
 ROWS_AT_ONCE = 256
 """Rows that are collated together, and cut into chunks by their tokens."""
 
@@ -44,18 +46,20 @@ class ReferenceCache:
         return self.folder / f"{digest([self.model_fingerprint, str(dtype), tokens])}.parquet"
 
     def read(self, rows: Sequence[EncodedRow], dtype: torch.dtype) -> list[list[float]] | None:
-        """What is kept of these rows, in their order; None where nothing is."""
-        path = self.path(rows, dtype)
-        if not path.exists():
+        """What is kept of these rows, in their order; None if nothing is, or the file is damaged."""
+        try:
+            table = pq.read_table(self.path(rows, dtype), page_checksum_verification=True)
+            logps: list[list[float]] = table["logps"].to_pylist()
+        except (OSError, pa.ArrowException, KeyError, ValueError):
             return None
-        logps: list[list[float]] = pq.read_table(path)["logps"].to_pylist()
-        return logps
+        written = (table.schema.metadata or {}).get(_DIGEST)
+        return logps if written in (None, digest(logps).encode()) else None  # earlier releases wrote none
 
     def write(self, rows: Sequence[EncodedRow], dtype: torch.dtype, logps: list[list[float]]) -> None:
         """Keep the log-probabilities of these rows' responses."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        table = pa.table({"row": [row["name"] for row in rows], "logps": logps})
         with atomic_write(self.path(rows, dtype)) as temporary:
-            pq.write_table(pa.table({"row": [row["name"] for row in rows], "logps": logps}), temporary)
+            pq.write_table(table.replace_schema_metadata({_DIGEST: digest(logps)}), temporary, write_page_checksum=True)
 
 
 class Referenced(NamedTuple):

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, cast
 
@@ -39,7 +38,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from sinterlm.errors import InputError, memory_advice
-from sinterlm.files import atomic_write, record_files, require_undamaged_model, sync_files
+from sinterlm.files import atomic_write, record_files, require_undamaged_model, sync_files, temporary_folder
 from sinterlm.models import (
     describe_placement,
     fingerprint,
@@ -268,8 +267,8 @@ def check_arguments(
     Raises:
         InputError: an unknown name, a value that is not accepted, or a package that is needed and not installed.
     """
-    with TemporaryDirectory() as folder, _environment_kept():
-        config = build_config(objective, hyperparameters, arguments, output_dir=Path(folder), seed=seed)
+    with temporary_folder() as folder, _environment_kept():
+        config = build_config(objective, hyperparameters, arguments, output_dir=folder, seed=seed)
         try:
             trainer = Trainer(nn.Linear(1, 1), config, train_dataset=[{"input_ids": [0]}])
             trainer.get_train_dataloader()
