@@ -71,6 +71,18 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "the quickstart's SmolLM2": Case("llama", GROUPED),
+    "the quickstart's Gemma": Case(
+        "gemma3_text",
+        {
+            **GROUPED,
+            "num_hidden_layers": 4,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 6,
+            "layer_types": BOTH_LAYERS,
+        },
+    ),
     "latents in the cache": Case("deepseek_v3", LATENT),
     "latents of version 2": Case("deepseek_v2", LATENT),
     "keys of earlier layers, Gemma 3n": Case(
