@@ -242,6 +242,11 @@ def test_prompt_without_an_accepted_answer_is_named(scorer: MathematicsScorer) -
 
 
 def test_accepted_answer_that_cannot_be_read_gives_no_score(scorer: MathematicsScorer) -> None:
+    """But to the same text."""
+    [same] = scorer.score([answered("\\boxed{b > a > c}", "b > a > c")])
+    assert same.passed
+    [score] = scorer.score([answered("\\boxed{a < b}", "b > a > c")])
+    assert score.detail["reason"] == "unreadable-accepted-answer"
     [score] = scorer.score([answered("5", "\\")])
     assert math.isnan(score.value)
     assert score.passed is None

@@ -58,15 +58,20 @@ class Accepted(NamedTuple):
     choice: str | None
     expression: Any | None
     based: tuple[str, int] | None
-    prose: str | None
-    """Formulas with words between them, which are the same where their text is."""
+    text: str | None
+    """Without spaces: what is written alike is equal, even where it cannot be read."""
+    is_readable: bool
+    """Whether an answer that is written otherwise can be compared with it."""
 
 
 def judge(accepted: tuple[str, ...], content: str) -> str:
     """``right``, ``wrong``, ``no-answer`` in the response, or accepted answers that are ``unreadable``."""
     golds = read_accepted(accepted)
-    if not golds:
-        return "unreadable"
+    verdict = _judge(golds, content)
+    return verdict if verdict == "right" or any(gold.is_readable for gold in golds) else "unreadable"
+
+
+def _judge(golds: Sequence[Accepted], content: str) -> str:
     for reading in readings(content):
         verdict = _compare(golds, reading)
         if verdict is not None:
@@ -74,23 +79,23 @@ def judge(accepted: tuple[str, ...], content: str) -> str:
     found = parse(as_prose(content), fallback_mode="no_fallback", parsing_timeout=None)
     if not found:
         return "no-answer"
-    return (
-        "right" if any(_is_equal(gold.expression, own) for gold in golds for own in map(_as_letter, found)) else "wrong"
-    )
+    is_right = any(_is_equal(gold.expression, own) for gold in golds for own in map(_as_letter, found))
+    return "right" if is_right else "wrong"
 
 
 @lru_cache(maxsize=1024)
 def read_accepted(accepted: tuple[str, ...]) -> list[Accepted]:
-    """Those of the accepted answers that can be read; words always can."""
-    golds = []
-    for text in accepted:
-        latex = as_latex(text)
-        words = as_words(text)
-        expression = read(latex) if based(latex) is None else None
-        prose = None if is_expression(latex) else _without_spaces(latex)
-        if expression is not None or based(latex) or words or prose:
-            golds.append(Accepted(words, choice(text), expression, based(latex), prose))
-    return golds
+    """The accepted answers in every form; one of several words can always be read."""
+    return [_read_accepted(text) for text in accepted if text.strip()]
+
+
+def _read_accepted(text: str) -> Accepted:
+    latex = as_latex(text)
+    words, number = as_words(text), based(latex)
+    expression = None if number else read(latex)
+    is_prose = not is_expression(latex) and any(map(str.isalnum, latex))
+    is_readable = expression is not None or number is not None or words is not None or is_prose
+    return Accepted(words, choice(text), expression, number, _without_spaces(latex), is_readable)
 
 
 def _compare(golds: Sequence[Accepted], reading: Reading) -> bool | None:
@@ -101,7 +106,7 @@ def _compare(golds: Sequence[Accepted], reading: Reading) -> bool | None:
         return True
     is_read = reading.is_marked
     own_latex = as_latex(reading.text)
-    if any(gold.prose and gold.prose == _without_spaces(own_latex) for gold in golds):
+    if any(gold.text and gold.text == _without_spaces(own_latex) for gold in golds):
         return True
     others = (with_decimal_comma(own_latex), reading.together and as_latex(reading.together))
     for latex in filter(None, (own_latex, *others)):
@@ -137,7 +142,8 @@ def _value_of(digits: str, base: int) -> int | None:
 
 
 def _without_spaces(latex: str) -> str | None:
-    return "".join(latex.split()).casefold() or None
+    bare = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", latex)  # 1 2 is not 12
+    return (bare if is_expression(latex) else bare.casefold()) or None
 
 
 def read(latex: str) -> Any | None:

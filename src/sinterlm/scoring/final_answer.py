@@ -94,6 +94,8 @@ _REWRITES = [
         (r"(?<![\\A-Za-z])sqrt\s*\(", r"\\sqrt("),
         (r"(?<![\\A-Za-z])(pi|infty)(?![A-Za-z])", r"\\\1 "),
         (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty "),
+        (r"\\([lg]eq)slant(?![A-Za-z])", r"\\\1 "),
+        (r"(?<=\d)\.(?=\s*/)", ""),
         (r"<=", r"\\leq "),
         (r">=", r"\\geq "),
         (r"!=", r"\\neq "),
