@@ -230,6 +230,30 @@ def test_a_server_that_was_sick_is_asked_again(folder: Path, tmp_path: Path) -> 
         assert counts(run_scoring(folder, tmp_path, judge(server)))["scored now"] == 30
 
 
+def test_what_was_judged_before_a_server_fell_sick_is_kept(folder: Path, tmp_path: Path) -> None:
+    """Alone and as a combination's part, behind a policy for thoughts: the last of 30 requests gets nonsense."""
+    is_sick = True
+
+    def script(request: dict[str, Any]) -> Answer:
+        return Answer(body="{}") if is_sick and len(server.requests) == 30 else by_length(request)
+
+    for name in ("alone", "part"):
+        workspace = tmp_path / name
+        workspace.mkdir()
+        with serve(script) as server:
+            scorer = judge(server, concurrency=1)
+            if name == "part":
+                parts = {"quality": scorer, "right": {"kind": "exact-match"}}
+                scorer = {"kind": "combination", "rule": "rank", "parts": parts}
+            is_sick = True
+            with pytest.raises(TryAgainError, match="no reply, though asked 1 times"):
+                run_scoring(folder, workspace, scorer)
+            assert len(scores_in(workspace)) >= 29
+            is_sick = False
+            run_scoring(folder, workspace, scorer)
+            assert len(server.requests) == 31
+
+
 def test_a_judge_that_gives_no_verdict_at_all_says_why(folder: Path, tmp_path: Path) -> None:
     with (
         serve(lambda request: Answer("I like it.")) as server,

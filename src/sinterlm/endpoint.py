@@ -12,7 +12,7 @@ import codecs
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import httpx2
@@ -91,11 +91,12 @@ class Endpoint:
         self._max_retries = max_retries
         self._timeout_seconds = timeout_seconds
 
-    def ask(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
-        """Send chat completion requests, and give the replies in their order.
+    def ask(self, requests: Sequence[Mapping[str, Any]], on_reply: Callable[[int, Reply], None]) -> None:
+        """Send chat completion requests, and hand over each reply as it comes: those before an error count.
 
         Args:
             requests: the arguments of each, as the protocol names them.
+            on_reply: called with a request's position and its reply.
 
         Raises:
             CredentialsError: There is no key, or the server refuses it.
@@ -106,20 +107,25 @@ class Endpoint:
         # The loop has a thread of its own, so that this works where a loop runs already (a notebook), and so that an
         # interrupt arrives here at once and cancels what is under way.
         with start_blocking_portal() as portal:
-            return portal.call(self._ask_all, requests, key)
+            portal.call(self._ask_all, requests, key, on_reply)
 
-    async def _ask_all(self, requests: Sequence[Mapping[str, Any]], key: str) -> list[Reply]:
+    async def _ask_all(
+        self, requests: Sequence[Mapping[str, Any]], key: str, on_reply: Callable[[int, Reply], None]
+    ) -> None:
         free = asyncio.Semaphore(self._concurrency)
 
-        async def ask(request: Mapping[str, Any]) -> Reply:
+        async def ask(position: int, request: Mapping[str, Any]) -> None:
             async with free:
-                try:
-                    response = await client.chat.completions.with_raw_response.create(**request)
-                    return _read(_parse(response.content))
-                except openai.APIStatusError as error:
-                    if not _is_about_one_text(error):
-                        raise
-                    return Reply("", f"the server refuses the request: {_said(error)}")
+                on_reply(position, await reply_to(request))
+
+        async def reply_to(request: Mapping[str, Any]) -> Reply:
+            try:
+                response = await client.chat.completions.with_raw_response.create(**request)
+                return _read(_parse(response.content))
+            except openai.APIStatusError as error:
+                if not _is_about_one_text(error):
+                    raise
+                return Reply("", f"the server refuses the request: {_said(error)}")
 
         async with openai.AsyncOpenAI(
             base_url=self._base_url,
@@ -129,7 +135,7 @@ class Endpoint:
             http_client=_CheckedClient(self._timeout_seconds),
         ) as client:
             try:
-                return await asyncio.gather(*map(ask, requests))
+                await asyncio.gather(*(ask(*numbered) for numbered in enumerate(requests)))
             except openai.OpenAIError as error:
                 problem = self._explain(error)
                 shown = str(problem) if key == NO_KEY else str(problem).replace(key, "***")  # servers repeat keys

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 _PASSWORD = re.compile(r"(?<=://)[^\s/@'\"]+@")
 
@@ -31,6 +32,8 @@ class SinterError(Exception):
     """
 
     exit_code = 1
+    scored: Sequence[tuple[str, Any]] = ()
+    """Of a scorer that failed: what it had by then, as prompt ids and scores, so that nobody pays for it again."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(_PASSWORD.sub("***@", message))

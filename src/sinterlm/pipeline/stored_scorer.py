@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
+from sinterlm.errors import SinterError
 from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import SCORER_FAILED, Answered, Scorer
 from sinterlm.scoring.thought_policy import ThoughtPolicy
@@ -60,19 +61,26 @@ class StoredScorer:
         """Score what the store lacks, and give what it then has; where the scorer failed, the next call tries again."""
         failed: dict[tuple[str, str], Score] = {}
         if missing := self.missing(answered):
-            scored = list(zip(missing, self._scorer.score(missing), strict=True))
+            try:
+                scored = list(zip(missing, self._scorer.score(missing), strict=True))
+            except SinterError as error:
+                had = {(prompt_id, score.response_id): score for prompt_id, score in error.scored}
+                error.scored = ()  # a combination of scorers has not got what its part had
+                self._keep(
+                    (entry, had[key]) for entry in missing if (key := (entry.prompt.id, entry.response.id)) in had
+                )
+                raise
             failed = {
                 (entry.prompt.id, entry.response.id): score
                 for entry, score in scored
                 if score.detail.get("reason") == SCORER_FAILED
             }
-            self._store.add_scores(
-                (entry.prompt, replace(score, scorer=self._name(entry)))
-                for entry, score in scored
-                if (entry.prompt.id, entry.response.id) not in failed
-            )
+            self._keep(pair for pair in scored if (pair[0].prompt.id, pair[0].response.id) not in failed)
         found = [self.stored(entry) or failed.get((entry.prompt.id, entry.response.id)) for entry in answered]
         return [score for score in found if score]
+
+    def _keep(self, scored: Iterable[tuple[Answered, Score]]) -> None:
+        self._store.add_scores((entry.prompt, replace(score, scorer=self._name(entry))) for entry, score in scored)
 
     def _identity(self, answered: Answered) -> str:
         """What decides the score of an answer, besides the answer itself."""

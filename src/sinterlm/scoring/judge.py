@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from sinterlm.endpoint import OPENAI_URL, Endpoint, Reply
-from sinterlm.errors import InputError
+from sinterlm.errors import InputError, SinterError
 from sinterlm.formats import read_recorded
 from sinterlm.records import Score, digest
 from sinterlm.scoring.judge_prompts import (
@@ -241,11 +241,23 @@ class JudgeScorer:
         Raises:
             InputError: There is no baseline answer to a prompt, or the server refuses the request.
             CredentialsError: There is no key, or the server refuses it.
-            TryAgainError: The server cannot be reached, or keeps failing.
+            TryAgainError: The server cannot be reached, or keeps failing. As any error of a server's, it has the scores
+                of the answers that were judged before it (``scored``).
         """
         texts = [self._method.requests(entry) for entry in answered]
         distinct = list(dict.fromkeys(text for pair in texts for text in pair))
-        replies = dict(zip(distinct, self._endpoint.ask(list(map(self._request, distinct))), strict=True))
+        replies: dict[str, Reply] = {}
+        try:
+            self._endpoint.ask(
+                list(map(self._request, distinct)), lambda place, reply: replies.update({distinct[place]: reply})
+            )
+        except SinterError as error:
+            error.scored = [
+                (entry.prompt.id, self._score_one(entry, [replies[text] for text in pair]))
+                for entry, pair in zip(answered, texts, strict=True)
+                if replies.keys() >= set(pair)
+            ]
+            raise
         return [
             self._score_one(entry, [replies[text] for text in pair])
             for entry, pair in zip(answered, texts, strict=True)
