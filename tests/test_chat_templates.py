@@ -54,6 +54,8 @@ TEMPLATES = {
     "opens a thought without a line": template_of(WITHOUT_THOUGHTS, generation="<|im_start|>assistant\n<think>"),
     "normalises white space": template_of("m['content'].split() | join(' ')"),
     "changes words": template_of("m['content'] | replace('Nile', 'NILE') | replace('think', 'THINK')"),
+    "always asks again": template_of(WITHOUT_THOUGHTS).partition("{% if add_generation_prompt")[0]
+    + "{{ '<|im_start|>assistant\n' }}",
     "takes no finished dialogue": template_of()
     + "{% if messages[1:] and not add_generation_prompt and 'probe' not in messages[0]['content'] %}"
     "{{ raise_exception('no') }}{% endif %}",
@@ -110,6 +112,7 @@ def test_every_word_of_an_answer_is_trained(kind: str, answer: str) -> None:
         ("opens a thought", MENTION, f"\n</think>\n\n{MENTION}<|im_end|>\n"),
         ("opens a thought without a line", THOUGHT, f"{THOUGHT.removeprefix('<think>')}<|im_end|>\n"),
         ("takes thoughts off", THOUGHT, f"{THOUGHT}<|im_end|>\n"),
+        ("always asks again", THOUGHT, f"{THOUGHT}<|im_end|>\n"),
         ("takes thoughts off", "The Nile.", "The Nile.<|im_end|>\n"),
         ("cuts at the first closing tag", MENTION, f"{MENTION}<|im_end|>\n"),
     ],

@@ -447,6 +447,7 @@ class _TemplateFacts(NamedTuple):
     before_answer: str
     """White space that it writes between generation prompt and answer."""
     after_answer: str
+    """Up to the end-of-turn, and white space behind it."""
     keeps_system: bool
     """Whether it writes the system prompt at every turn of a conversation."""
 
@@ -490,6 +491,8 @@ def _find_facts(tokenizer: PreTrainedTokenizerBase, template: str, options: Temp
     said = specials | {token for token in turns if not _THOUGHT_TOKEN.fullmatch(token)}
     written = specials | turns | {token for token in others if token in literals}
     end = _any_of(said).search(after_answer)
+    if end:  # some templates always write the header of the next answer
+        after_answer = after_answer[: end.end()] + after_answer[end.end() :][: _num_blanks(after_answer[end.end() :])]
     return _TemplateFacts(
         template,
         options,
@@ -514,6 +517,11 @@ def _keeps_system(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions) 
         )
     except TemplateRefusal:
         return False
+
+
+def _num_blanks(text: str) -> int:
+    """How many characters of white space a text begins with."""
+    return len(text) - len(text.lstrip())
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
