@@ -32,6 +32,7 @@ from sinterlm.models import (
     load_tokenizer,
     load_trainable_model,
     plain_name,
+    resolve_model,
     split_revision,
 )
 from sinterlm.records import Message, Prompt, Response, RowResponse, SamplingSettings, TrainingRow
@@ -533,6 +534,19 @@ class TestStops:
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops} if stops else {}))
         assert read(tune(folder, tmp_path / "out") / "generation_config.json")["eos_token_id"] == expected
 
+    def test_of_a_gguf_file(self, cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        package = tmp_path / "site" / "stopping_package"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        tokenizer = build_tokenizer()
+        write_gguf(package / "tiny.gguf", build_model(tokenizer), tokenizer)
+        monkeypatch.syspath_prepend(tmp_path / "site")
+        name = "gguf:stopping_package/tiny.gguf"
+        own = GenerationConfig.from_pretrained(resolve_model(name)).eos_token_id
+        train(ROWS, model=name, objective="dpo", output_dir=tmp_path / "out", arguments={"max_steps": 1})
+        assert own == tokenizer.eos_token_id
+        assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [own]
+
     def test_without_a_generation_config_the_configs_stops_count(self, tmp_path: Path) -> None:
         folder = save_tiny(tmp_path / "model")
         (folder / "generation_config.json").unlink()
@@ -691,6 +705,14 @@ class TestMemory:
         items = [Item(Prompt("a", (Message("user", "What?"),)), 0)]
         with pytest.raises(OutOfMemoryError, match=r"sampling model .*a lower max_new_tokens"):
             list(engine.sample([items]))
+
+    def test_the_trial_of_shared_prefixes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is not taken for a model that cannot share them."""
+        folder = save_tiny(tmp_path / "model")
+        engine = TransformersEngine(str(folder), few_shot=None, system=None, settings=SamplingSettings(), device="cpu")
+        monkeypatch.setattr("sinterlm.sampling.sharing.compute_prefix", self.fail)
+        with pytest.raises(OutOfMemoryError, match="sampling model"):
+            list(engine.sample([[Item(Prompt("a", (Message("user", "What?"),)), 0)]]))
 
     def test_scoring(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = save_tiny_reward_model(tmp_path / "reward")

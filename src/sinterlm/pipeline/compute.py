@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sinterlm.models import FLOAT32_BYTES, known_weights_bytes
+from sinterlm.models import FLOAT32_BYTES, known_weights_bytes, split_revision
 
 READ_OR_WRITTEN = 2
 TRAINED = 6
@@ -73,7 +73,8 @@ def count_weights(model: str, active_billions: float | None = None) -> float | N
     if known := known_weights_bytes(model):
         return known / FLOAT32_BYTES
     # "8x7B" is none: of a mixture of experts, how many weights work at a token does not follow from the name.
-    size = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", model.rpartition("/")[2].lower())
+    name = split_revision(model)[0].rpartition("/")[2].lower()
+    size = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", name)
     return float(size[1]) * {"b": 1e9, "m": 1e6}[size[2]] if size else None
 
 
