@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,14 @@ from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.stage import Run
+from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.overrides import Override
+from sinterlm.records import Score
+from sinterlm.scoring.protocol import SCORER_FAILED, Answered, no_score
 from sinterlm.store import Store
+from tests.answers import answered
 from tests.chat_server import Answer, ScriptedServer, serve
 from tests.test_pipeline import Lines
 from tests.tiny import save_tiny
@@ -44,6 +49,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_lines(folder / "answers.jsonl", answers)
     return folder
+
+
+class FailsOnce:
+    """Fails on its first answer, and gives 1 to every other."""
+
+    identity, needs_answers = "fails-once", False
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def score(self, answered: Sequence[Answered]) -> list[Score]:
+        scores = []
+        for entry in answered:
+            self.num_asked += 1
+            is_first = self.num_asked == 1
+            failed = no_score(entry, self.identity, SCORER_FAILED, "ours", {})
+            scores.append(failed if is_first else Score(entry.response.id, self.identity, 1.0, True))
+        return scores
+
+    def close(self) -> None:
+        pass
+
+
+def test_failure_of_a_scorer_is_not_stored(tmp_path: Path) -> None:
+    entries = [answered("a", name="a"), answered("b", name="b")]
+    with Store(tmp_path / "store.sqlite") as store:
+        scorer = FailsOnce()
+        stored = StoredScorer(scorer, store)
+        first, second = stored.score(entries)
+        assert (math.isnan(first.value), first.detail["reason"], second.value) == (True, "scorer-failed", 1.0)
+        assert [score.value for score in stored.score(entries)] == [1.0, 1.0]
+        assert scorer.num_asked == 3
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
