@@ -45,6 +45,7 @@ def check_inputs(fusion: Fusion, store: Store | None = None, *, reads_target: bo
     for scorer in fusion.recipe.scorers.values():
         for part in scorers_in(scorer):
             _check_scorer(part, store)
+    _check_tests(fusion)
     if reads_target and fusion.trained:
         _check_training(fusion)
 
@@ -84,10 +85,7 @@ def _check_prompts(fusion: Fusion) -> None:
                 f"{place}: no prompt is of {' or '.join(map(repr, domains))}; the domains of {recipe.prompts.path} are "
                 f"{', '.join(map(repr, sorted(known)))}"
             )
-    scorers = {part: recipe.scorer for part in fusion.training_parts}
-    if recipe.evaluation.held_out:
-        scorers |= dict.fromkeys(("held_out", "development"), recipe.evaluation.held_out.scorer)
-    for part, scorer in scorers.items():
+    for part, scorer in _scorers_of_parts(fusion).items():
         own = {prompt.domain: scorer_for(scorer, prompt.domain) for prompt in parts[part]}
         needing = {domain for domain, config in own.items() if build_scorer(config).needs_answers}
         unanswered = [prompt.id for prompt in parts[part] if not prompt.answers and prompt.domain in needing]
@@ -96,17 +94,26 @@ def _check_prompts(fusion: Fusion) -> None:
                 f"{recipe.prompts.path}: scorer {scorer.kind} needs accepted answers, but {len(unanswered)} prompts "
                 f"of the {part} part have none, e.g. {unanswered[0]!r}; add `answers`, or use another scorer"
             )
-        checks = {
-            domain: [
-                check
-                for config_part in scorers_in(config)
-                if (check := getattr(build_scorer(config_part), "check_prompt", None))
-            ]
-            for domain, config in own.items()
-        }
+
+
+def _check_tests(fusion: Fusion) -> None:
+    """That the scorers can tell answers to their prompts apart; of those that ask."""
+    parts = split_parts(fusion.recipe, read_prompts(fusion.recipe.prompts.path))
+    for part, scorer in _scorers_of_parts(fusion).items():
+        domains = {prompt.domain for prompt in parts[part]}
+        built = {domain: [*map(build_scorer, scorers_in(scorer_for(scorer, domain)))] for domain in domains}
         for prompt in parts[part]:
-            for check in checks[prompt.domain]:
-                check(prompt)
+            for checker in built[prompt.domain]:
+                if check := getattr(checker, "check_prompt", None):
+                    check(prompt)
+
+
+def _scorers_of_parts(fusion: Fusion) -> dict[str, Scorer]:
+    recipe = fusion.recipe
+    scorers = {part: recipe.scorer for part in fusion.training_parts}
+    if recipe.evaluation.held_out:
+        scorers |= dict.fromkeys(("held_out", "development"), recipe.evaluation.held_out.scorer)
+    return scorers
 
 
 def _named_domains(recipe: Recipe) -> Iterator[tuple[str, Sequence[str]]]:
