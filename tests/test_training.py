@@ -324,6 +324,26 @@ def test_rows_of_equal_answers_are_dropped(objective: str, texts: Mapping[Any, s
     )
 
 
+def test_a_row_goes_without_a_pair_of_equal_answers_and_its_gradient_stays() -> None:
+    """The loss of such a pair is a constant (ln 2 times its weight), so that the others must keep their weights."""
+    texts = {"gemma": ("cold", "cold "), "qwen": ("cold", "hot"), "llama": ("cool", "warm")}
+    weights = {"gemma": 0.5, "qwen": 0.3, "llama": 0.2}
+    responses = tuple(
+        RowResponse(text, role, group=group, weight=weights[group])  # type: ignore[arg-type]
+        for group, pair in texts.items()
+        for role, text in zip(("chosen", "rejected"), pair, strict=True)
+    )
+    row, fusepo = TrainingRow("p", (Message("user", "What is hot?"),), responses), resolve_objective("fusepo")
+    encoded = encode_rows([row], build_tokenizer("llama3"), objective=fusepo, max_length=512)
+    (without,) = encode_rows(
+        [replace(row, responses=responses[2:])], build_tokenizer("llama3"), objective=fusepo, max_length=512
+    ).rows
+    assert encoded.rows == [without]
+    assert (without["weights"], without["groups"]) == ([0.3, 0.3, 0.2, 0.2], [0, 0, 1, 1])
+    assert [drop.reason for drop in encoded.dropped] == ["pair-alike"]
+    assert encoded.dropped[0].detail == "row 1, 1 of 3 pairs"
+
+
 def test_truncated_responses_get_no_end_of_turn() -> None:
     tokenizer = build_tokenizer()
     messages = (Message("user", "What is hot?"),)

@@ -43,6 +43,7 @@ EXPLANATIONS = {
     "empty-answer": "the model gave an empty answer, which no policy may choose",
     "no-recorded-answer": "the file of recorded answers has none for this prompt",
     "answers-alike": "the answers of the row's pairs are the same, so that there is nothing to compare",
+    "pair-alike": "the two answers of one of the row's pairs are the same: the row goes without that pair",
     "answers-alike-after-cutting": "cut at max_length tokens, the answers of the row's pairs are the same",
 }
 

@@ -126,7 +126,7 @@ def train_on_file(
             seed=given.seed,
         )
     for reason, count in count_reasons(result.dropped).items():
-        reporter.say(f"dropped {count} rows: {reason}")
+        reporter.say(f"dropped {count}: {reason}")
     if result.num_cut:
         reporter.say(f"{result.num_cut} responses lost their end, and so their end-of-turn, to max_length")
     if result.num_cut_prompts:

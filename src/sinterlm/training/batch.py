@@ -24,13 +24,15 @@ from sinterlm.records import Dropped, RowResponse, TrainingRow
 from sinterlm.template import TemplateOptions, TemplateRefusal
 from sinterlm.thoughts import split_thoughts
 from sinterlm.training.arguments import Thoughts
-from sinterlm.training.members import UnfitRow, find_members
+from sinterlm.training.members import UnfitRow, find_members, with_pairs
 from sinterlm.training.packing import Layout, SequenceBatch, shared
 
 ALIKE = "answers-alike"
 """Why a row is dropped here: both answers of every pair have the same tokens."""
 ALIKE_AFTER_CUTTING = "answers-alike-after-cutting"
 """The same, of a row that was cut at the maximum length."""
+ALIKE_PAIR = "pair-alike"
+"""Why a row goes without one of its pairs: both answers have the same tokens."""
 HOLDS_THOUGHTS = "holds-thoughts"
 """Why a row is dropped under ``thoughts: refuse``."""
 ONLY_A_THOUGHT = "only-a-thought"
@@ -65,6 +67,7 @@ class EncodedRows(NamedTuple):
 
     rows: list[EncodedRow]
     dropped: list[Dropped]
+    """Rows, and pairs that their rows go without."""
     num_cut: int
     """Responses that lost their end, and with it the end-of-turn, to the maximum length."""
     num_cut_prompts: int
@@ -123,6 +126,8 @@ def encode_rows(
 ) -> EncodedRows:
     """Token ids of every row; one with an answer that cannot be trained word for word is dropped.
 
+    So is a pair whose answers are the same tokens, and a row that has no other.
+
     Where prompt and longest answer do not fit, the prompt loses its beginning (but for the BOS) as far as needed and
     no further than ``max_prompt_length``; then every answer that still does not fit, and only that one, loses its end
     and so its end-of-turn.
@@ -161,13 +166,21 @@ def encode_rows(
         longest = max(len(example.response_ids) for example in examples)
         kept = _cut_prompt(prompt_ids, max(max_prompt_length, max_length - longest), tokenizer.bos_token_id)
         room = max_length - len(kept)
-        responses = [example.response_ids[:room] for example in examples]
-        cut = sum(len(example.response_ids) > room for example in examples)
-        if members.pairs and all(_is_alike(responses, pair) for pair in members.pairs):
-            detail = f"{len(prompt_ids)} prompt tokens, max_length {max_length}" if cut else f"row {number}"
-            dropped.append(Dropped(row.prompt_id, "train", ALIKE_AFTER_CUTTING if cut else ALIKE, detail))
+        token_ids = [example.response_ids[:room] for example in examples]
+        num_row_cut = sum(len(example.response_ids) > room for example in examples)
+        pairs = [pair for pair in members.pairs if not _is_alike(token_ids, pair)]
+        if members.pairs and not pairs:
+            reason = ALIKE_AFTER_CUTTING if num_row_cut else ALIKE
+            detail = f"{len(prompt_ids)} prompt tokens, max_length {max_length}" if num_row_cut else f"row {number}"
+            dropped.append(Dropped(row.prompt_id, "train", reason, detail))
             continue
-        num_cut += cut
+        if num_alike := len(members.pairs) - len(pairs):
+            detail = f"row {number}, {num_alike} of {len(members.pairs)} pairs"
+            dropped += [Dropped(row.prompt_id, "train", ALIKE_PAIR, detail)] * num_alike
+            # The other pairs weigh what they did: a pair of equal answers has a constant loss, and so no gradient.
+            members = with_pairs(members, pairs)
+            token_ids = [token_ids[index] for pair in pairs for index in pair.values()]
+        num_cut += num_row_cut
         num_cut_prompts += len(kept) < len(prompt_ids)
         num_as_generated += sum(example.is_as_generated for example in examples)
         weighs, scored = objective.objective.reads_weights, objective.objective.reads_scores
@@ -175,9 +188,9 @@ def encode_rows(
             EncodedRow(
                 name=name,
                 weight=row.weight,
-                input_ids=sum(responses, kept),
+                input_ids=sum(token_ids, kept),
                 num_prompt_tokens=len(kept),
-                num_response_tokens=[len(response_ids) for response_ids in responses],
+                num_response_tokens=[len(response_ids) for response_ids in token_ids],
                 pairs=[dict(pair) for pair in members.pairs],
                 weights=[float(response.weight or 0) for response in members.responses] if weighs else None,
                 scores=[float(response.score or 0) for response in members.responses] if scored else None,

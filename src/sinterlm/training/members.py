@@ -61,6 +61,17 @@ def find_members(row: TrainingRow, objective: ResolvedObjective) -> Members:
     return Members(tuple(responses), tuple({role: next(numbers) for role in pair} for pair in pairs), groups)
 
 
+def with_pairs(members: Members, pairs: Sequence[Mapping[str, int]]) -> Members:
+    """``members`` without the responses that are in none of ``pairs``, which are some of its own."""
+    kept = [index for pair in pairs for index in pair.values()]
+    numbers, groups = iter(range(len(kept))), [members.groups[index] for index in kept]
+    return Members(
+        tuple(members.responses[index] for index in kept),
+        tuple({role: next(numbers) for role in pair} for pair in pairs),
+        tuple(list(dict.fromkeys(groups)).index(group) for group in groups),
+    )
+
+
 def _is_readable(response: RowResponse, objective: ResolvedObjective) -> bool:
     """Whether the objective may read a response, by its role."""
     if objective.objective.per == "group":

@@ -218,7 +218,7 @@ def train(
         card or CardDetails(model), objective=config.resolved_objective, arguments=arguments, rows=rows, seed=seed
     )
     result = TrainingResult(
-        num_rows=len(rows) - len(trainer.dropped),
+        num_rows=trainer.num_rows,
         dropped=tuple(trainer.dropped),
         num_cut=trainer.num_cut,
         num_cut_prompts=trainer.num_cut_prompts,

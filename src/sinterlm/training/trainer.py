@@ -72,7 +72,8 @@ class FusionTrainer(Trainer):
         optimizers: as in Transformers.
 
     Attributes:
-        dropped: records of the rows that no training step sees, with the reason.
+        dropped: records of the rows, and of pairs in other rows, that no training step sees, with the reason.
+        num_rows: rows that are trained on.
         num_cut: responses that lost their end to ``args.max_length``.
         num_cut_prompts: prompts that lost their beginning to it.
         num_as_generated: responses that the chat template would write otherwise than generation, whose form was taken.
@@ -89,6 +90,7 @@ class FusionTrainer(Trainer):
     args: FusionConfig
     objective: ResolvedObjective
     dropped: list[Dropped]
+    num_rows: int
     num_cut: int
     num_cut_prompts: int
     num_as_generated: int
@@ -160,7 +162,7 @@ class FusionTrainer(Trainer):
                 for_router=self._router_coefficient > 0,
             )
         self.data_collator = self._collate
-        self._num_rows = len(rows)
+        self.num_rows = len(rows)
         self.train_dataset = self._rows = self._filled(rows)
         self._reference_cache = reference_cache
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -188,7 +190,7 @@ class FusionTrainer(Trainer):
         with self.accelerator.autocast():
             referenced = with_reference(
                 self.model_wrapped,
-                self._rows[: self._num_rows],
+                self._rows[: self.num_rows],
                 collate=self._collate,
                 accelerator=self.accelerator,
                 cache=self._reference_cache,
@@ -201,13 +203,13 @@ class FusionTrainer(Trainer):
         """The order of the rows that Transformers makes, the same after a resumption and with several processes."""
         args, num_processes = self.args, self.accelerator.num_processes
         is_filled = num_processes > 1 and not args.dataloader_drop_last
-        order = cast(Sampler[int], super()._get_train_sampler(cast(Any, self._rows[: self._num_rows])))
+        order = cast(Sampler[int], super()._get_train_sampler(cast(Any, self._rows[: self.num_rows])))
         return EpochOrder(
             order,
             seed=args.seed if args.data_seed is None else args.data_seed,
             epoch=lambda: int(self.state.epoch or 0),
             multiple=num_processes * self._train_batch_size if is_filled else 1,
-            filler=self._num_rows,
+            filler=self.num_rows,
         )
 
     def get_batch_samples(
