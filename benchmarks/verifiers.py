@@ -19,8 +19,8 @@ from tests.published_data import FOLDER, gsm8k_solutions, humaneval_solutions, m
 from sinterlm.errors import SandboxError
 from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.schema import Code, Mathematics
+from sinterlm.scoring.code.sandbox import check_isolation
 from sinterlm.scoring.protocol import Answered
-from sinterlm.scoring.sandbox import check_isolation
 
 
 def main() -> None:

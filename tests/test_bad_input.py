@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sinterlm import cli
-from sinterlm.scoring import mathematics, sandbox
+from sinterlm.scoring import mathematics
+from sinterlm.scoring.code import sandbox
 from tests.tiny_fusion import write_tiny_fusion
 
 

@@ -14,10 +14,11 @@ from sinterlm.errors import InputError, SandboxError
 from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.schema import Code
 from sinterlm.records import Score
-from sinterlm.scoring import code, sandbox
-from sinterlm.scoring.code import CodeScorer, parse_tests
+from sinterlm.scoring.code import running, sandbox
+from sinterlm.scoring.code.prompt_tests import parse_tests
+from sinterlm.scoring.code.sandbox import check_isolation
+from sinterlm.scoring.code.scorer import CodeScorer
 from sinterlm.scoring.protocol import Answered
-from sinterlm.scoring.sandbox import check_isolation
 from tests.answers import answered
 from tests.cases.right_programs import CASES
 from tests.published_data import humaneval_solutions, mbpp_solutions, needs_published_data
@@ -516,7 +517,7 @@ def test_failure_of_the_scorer_is_no_verdict(monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(code, "_run_apart", fail)
+    monkeypatch.setattr(running, "_run_apart", fail)
     [found] = score([answered(WHOLE, ADDS)])
     assert math.isnan(found.value)
     assert dict(found.detail) == {"reason": "scorer-failed", "problem": "ZeroDivisionError: ours"}
@@ -532,7 +533,7 @@ def test_sandbox_that_does_not_start_is_tried_again(monkeypatch: pytest.MonkeyPa
             raise SandboxError("no room")
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(code, "isolated_python", fail_once)
+    monkeypatch.setattr(running, "isolated_python", fail_once)
     assert reason(WHOLE, ADDS) == "passed"
 
 

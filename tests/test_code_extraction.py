@@ -12,8 +12,8 @@ import pytest
 
 from sinterlm.errors import InputError
 from sinterlm.records import Message
-from sinterlm.scoring.code_extraction import MAX_CHARACTERS, Program, build_program, find_blocks, names_loaded
-from sinterlm.scoring.code_problem import (
+from sinterlm.scoring.code.extraction import MAX_CHARACTERS, Program, build_program, find_blocks
+from sinterlm.scoring.code.problem import (
     Problem,
     common_definitions,
     is_stub,
@@ -23,6 +23,7 @@ from sinterlm.scoring.code_problem import (
     read_problem,
     taken_from,
 )
+from sinterlm.scoring.code.syntax import names_loaded
 from sinterlm.thoughts import split_thoughts
 from tests.cases.code_wrappings import BEGINNINGS, CONTINUATIONS, STUB, WHOLE, WRAPPINGS
 

@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from sinterlm.errors import SandboxError
-from sinterlm.scoring import sandbox
-from sinterlm.scoring.sandbox import check_isolation, isolated_python
+from sinterlm.scoring.code import sandbox
+from sinterlm.scoring.code.sandbox import check_isolation, isolated_python
 
 sandlock = pytest.importorskip("sandlock", reason="the extra `code` is not installed")
 if sandlock.landlock_abi_version() < sandlock.min_landlock_abi():
@@ -338,7 +338,7 @@ def test_time_is_over_for_everyone(house: House, code: str) -> None:
 
 PARENT = """
 import sys
-from sinterlm.scoring.sandbox import isolated_python
+from sinterlm.scoring.code.sandbox import isolated_python
 with isolated_python(sys.argv[1], timeout_seconds=60) as (process, _):
     process.stdout.read(1)
     print(process.pid, flush=True)

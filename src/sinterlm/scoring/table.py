@@ -31,10 +31,10 @@ SCORERS = {
         "sinterlm.scoring.mathematics:RULES",
     ),
     "code": ScorerRow(
-        "sinterlm.scoring.code:CodeScorer",
+        "sinterlm.scoring.code.scorer:CodeScorer",
         "1 where the program in the answer passes the prompt's tests, run in a sandbox; else 0",
-        "sinterlm.scoring.sandbox:check_isolation",
-        "sinterlm.scoring.code:VERSION",
+        "sinterlm.scoring.code.sandbox:check_isolation",
+        "sinterlm.scoring.code.scorer:VERSION",
     ),
     "reward-model": ScorerRow(
         "sinterlm.scoring.reward_model:RewardModelScorer",

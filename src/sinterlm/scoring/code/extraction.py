@@ -18,13 +18,24 @@ from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 
+from sinterlm.scoring.code.syntax import (
+    IMPORTS,
+    Definition,
+    bound_names,
+    has_definition,
+    is_trivial,
+    names_bound_by,
+    names_loaded,
+    names_stored,
+    parse,
+    source_of,
+    statements_of,
+)
+
 MAX_CHARACTERS = 100_000
 """Of an answer: longer ones are not read."""
 MAX_READ_CHARACTERS = 2_000_000
 """Of all readings of an answer: what has not been understood by then, is no program."""
-
-Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-IMPORTS = (ast.Import, ast.ImportFrom)
 
 _MARKDOWN = MarkdownIt("commonmark")
 _MARKDOWN.core.ruler.enableOnly(["normalize", "block"])
@@ -359,7 +370,9 @@ def _with_needed(blocks: Sequence[Block], chosen: Sequence[int]) -> str:
     others = [block.code for place, block in enumerate(blocks) if place not in chosen]
     if not others or not text:
         return text
-    statements = [(source_of(code, node), names_bound_by(node), node) for code in others for node in _body(code)]
+    statements = [
+        (source_of(code, node), names_bound_by(node), node) for code in others for node in statements_of(code)
+    ]
     is_needed = [False] * len(statements)
     missing = names_loaded(text) - names_stored(text)
     while True:
@@ -380,7 +393,7 @@ def _with_needed(blocks: Sequence[Block], chosen: Sequence[int]) -> str:
 
 def unfinished(begun: str) -> str:
     """What the prompt's code only begins: the last function or class of its uppermost level without a body."""
-    stubs = [node for node in _body(begun) if isinstance(node, Definition) and _last_stub(node)]
+    stubs = [node for node in statements_of(begun) if isinstance(node, Definition) and _last_stub(node)]
     return stubs[-1].name if stubs else ""
 
 
@@ -395,7 +408,9 @@ def _continued(begun: str, body: str, budget: _Budget) -> str:
     """The prompt's code with the body of its unfinished function; empty where the text is no such body."""
     name = unfinished(begun)
     stub = next(
-        found for node in reversed(_body(begun)) if getattr(node, "name", "") == name and (found := _last_stub(node))
+        found
+        for node in reversed(statements_of(begun))
+        if getattr(node, "name", "") == name and (found := _last_stub(node))
     )
     lines = begun.split("\n")
     first = stub.body[0]
@@ -437,133 +452,3 @@ def _bodies(text: str) -> Iterator[tuple[str, str]]:
             else:
                 yield textwrap.dedent("\n".join(lines[start:end])), ""
                 yield lines[start].lstrip() + "\n" + textwrap.dedent("\n".join(lines[start + 1 : end])), ""
-
-
-# --- Python as a tree -------------------------------------------------------------------------------------------------
-
-
-def parse(code: str) -> ast.Module | None:
-    """The tree of a program; None for one that is empty or no Python.
-
-    It is not compiled: 20 KB of text, such as a long sum of constants, can cost the compiler minutes and gigabytes. So
-    that is left to the sandbox.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
-        return None
-    return tree if tree.body and not _has_misplaced(tree) else None
-
-
-def source_of(code: str, node: ast.stmt) -> str:
-    """The lines of a statement. A tree is never written out again: that recurses as deep as the tree."""
-    first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", []))])
-    return "\n".join(code.split("\n")[first - 1 : node.end_lineno])
-
-
-def bound_names(code: str) -> set[str]:
-    """What a program defines, imports or assigns on its uppermost level."""
-    return set().union(*map(names_bound_by, _body(code)))
-
-
-def names_bound_by(node: ast.stmt) -> set[str]:
-    """What a statement defines, imports or assigns, outside of functions and classes."""
-    found: set[str] = set()
-    rest: list[ast.AST] = [node]
-    while rest:
-        match rest.pop():
-            case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
-                found.add(name)
-            case ast.Import(names) | ast.ImportFrom(names=names):
-                found |= {(alias.asname or alias.name).partition(".")[0] for alias in names}
-            case ast.Name(name, ast.Store()):
-                found.add(name)
-            case ast.Lambda():
-                pass
-            case other:
-                rest += ast.iter_child_nodes(other)
-    return found
-
-
-def names_loaded(code: str) -> set[str]:
-    """Every name that a program reads."""
-    nodes = ast.walk(parse(code) or ast.Module([], []))
-    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-
-
-def names_stored(code: str) -> set[str]:
-    """Every name that a program gives a value anywhere, arguments too."""
-    found: set[str] = set()
-    for node in ast.walk(parse(code) or ast.Module([], [])):
-        if isinstance(node, ast.stmt):
-            found |= names_bound_by(node) if isinstance(node, Definition | ast.Import | ast.ImportFrom) else set()
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            found.add(node.id)
-        elif isinstance(node, ast.arg):
-            found.add(node.arg)
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            found.add(node.name)
-    return found
-
-
-def has_definition(tree: ast.Module | None) -> bool:
-    """Whether a program defines a function or class on its uppermost level."""
-    return tree is not None and any(isinstance(node, Definition) for node in tree.body)
-
-
-def is_trivial(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a function computes nothing yet: a docstring, ``pass``, ``...``, a value of no account, an error."""
-    return all(map(_is_trivial_statement, node.body))
-
-
-def _is_trivial_statement(node: ast.stmt) -> bool:
-    match node:
-        case ast.Pass() | ast.Import() | ast.ImportFrom():
-            return True
-        case ast.Expr(value):
-            return isinstance(value, ast.Constant)
-        case ast.Return(value) | ast.AnnAssign(ast.Name(), value=value) | ast.Assign([ast.Name()], value):
-            return value is None or _is_trivial_value(value)
-        case ast.Raise(ast.Name("NotImplementedError") | ast.Call(ast.Name("NotImplementedError"))):
-            return True
-    return False
-
-
-def _is_trivial_value(node: ast.expr) -> bool:
-    match node:
-        case ast.Constant() | ast.Name():
-            return True
-        case ast.List(elements) | ast.Tuple(elements) | ast.Set(elements):
-            return all(map(_is_trivial_value, elements))
-        case ast.Dict(keys):
-            return not keys
-        case ast.UnaryOp(operand=operand):
-            return _is_trivial_value(operand)
-        case ast.Call(ast.Name("list" | "dict" | "set" | "tuple" | "str" | "int" | "float"), [], []):
-            return True
-    return False
-
-
-def _body(code: str) -> list[ast.stmt]:
-    tree = parse(code)
-    return tree.body if tree else []
-
-
-_IN_FUNCTIONS = (ast.Return, ast.Yield, ast.YieldFrom, ast.Await)
-_IN_LOOPS = (ast.Break, ast.Continue)
-
-
-def _has_misplaced(tree: ast.Module) -> bool:
-    """Whether a ``return``, ``yield`` or ``await`` stands outside of functions, or a ``break`` outside of loops."""
-    rest: list[tuple[ast.AST, bool, bool]] = [(tree, False, False)]
-    while rest:
-        node, in_function, in_loop = rest.pop()
-        if isinstance(node, (*(() if in_function else _IN_FUNCTIONS), *(() if in_loop else _IN_LOOPS))):
-            return True
-        if isinstance(node, Definition | ast.Lambda):
-            in_function, in_loop = not isinstance(node, ast.ClassDef), False
-        elif isinstance(node, ast.For | ast.AsyncFor | ast.While):
-            in_loop = True
-        rest += [(child, in_function, in_loop) for child in ast.iter_child_nodes(node)]
-    return False

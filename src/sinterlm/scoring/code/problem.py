@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.records import Message
-from sinterlm.scoring.code_extraction import (
+from sinterlm.scoring.code.extraction import Program, find_blocks
+from sinterlm.scoring.code.syntax import (
     IMPORTS,
     Definition,
-    Program,
     bound_names,
-    find_blocks,
     has_definition,
     is_trivial,
     names_bound_by,
@@ -27,6 +26,7 @@ from sinterlm.scoring.code_extraction import (
     names_stored,
     parse,
     source_of,
+    statements_of,
 )
 
 SOLUTION_MODULES = (
@@ -139,7 +139,7 @@ def own_definitions(problem: Problem, taken: Set[str]) -> str:
     hidden = hidden | (problem.asked - problem.replaced)
     kept = [
         source_of(problem.begun, node)
-        for node in _body(problem.begun)
+        for node in statements_of(problem.begun)
         if isinstance(node, Definition | ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign)
         and not names_bound_by(node) & hidden
         and not (isinstance(node, Definition) and is_stub(node, problem.begun))
@@ -193,7 +193,7 @@ def common_definitions(tests: Sequence[str], messages: Sequence[Message]) -> lis
 
     One that asserts something is a test, which the program must not see.
     """
-    nodes = [(test, node) for test in tests for node in _body(test)]
+    nodes = [(test, node) for test in tests for node in statements_of(test)]
     words = set(re.findall(r"\w+", messages[-1].content))
     classes = [
         source_of(test, node)
@@ -208,7 +208,7 @@ def common_definitions(tests: Sequence[str], messages: Sequence[Message]) -> lis
 
 def class_names(code: str) -> set[str]:
     """Classes on the uppermost level of a program."""
-    return {node.name for node in _body(code) if isinstance(node, ast.ClassDef)}
+    return {node.name for node in statements_of(code) if isinstance(node, ast.ClassDef)}
 
 
 def is_stub(node: ast.stmt, code: str) -> bool:
@@ -267,7 +267,7 @@ def _forgotten(code: str, names: Set[str]) -> dict[str, tuple[str, str]]:
 
 def _last(code: str, name: str) -> str:
     """The last definition of a name, as a tree; empty where there is none."""
-    nodes = [node for node in _body(code) if name in names_bound_by(node)]
+    nodes = [node for node in statements_of(code) if name in names_bound_by(node)]
     with suppress(RecursionError):
         return ast.dump(nodes[-1]) if nodes else ""
     return source_of(code, nodes[-1])
@@ -303,16 +303,11 @@ def _commented_classes(code: str, tree: ast.Module) -> str:
     comments = [re.sub(r"^#[ \t]?", "", comment, flags=re.MULTILINE) for comment in _COMMENTED_CLASS.findall(code)]
     alone = [node.value for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
     texts = [node.value for node in alone if isinstance(node.value, str)]
-    found = [(text, node) for text in comments + texts for node in _body(text)]
+    found = [(text, node) for text in comments + texts for node in statements_of(text)]
     classes = [(text, node) for text, node in found if isinstance(node, ast.ClassDef) and not is_stub(node, text)]
     known = {node.name for node in _definitions(code)}
     return "".join(f"{source_of(text, node)}\n\n\n" for text, node in classes if node.name not in known)
 
 
 def _definitions(code: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    return [node for node in _body(code) if isinstance(node, Definition)]
-
-
-def _body(code: str) -> list[ast.stmt]:
-    tree = parse(code)
-    return tree.body if tree else []
+    return [node for node in statements_of(code) if isinstance(node, Definition)]
