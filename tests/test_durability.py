@@ -224,7 +224,7 @@ def test_the_record_of_a_model_names_it_without_reading_it(
 def test_a_damaged_record_of_a_model_is_refused(trained: Path, model: Path, tmp_path: Path) -> None:
     output = shutil.copytree(trained, tmp_path / "out")
     zero(output / FINISHED)
-    with pytest.raises(InputError, match=f"damaged: {FINISHED} is no JSON"):
+    with pytest.raises(InputError, match=f"damaged: {FINISHED} is no record of a model"):
         run(model, output)
 
 

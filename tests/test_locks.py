@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,7 +41,7 @@ LOCKS = {
 
 @contextmanager
 def held(folder: Path, locks: str) -> Iterator[subprocess.Popen[str]]:
-    program = textwrap.dedent(HOLDER).format(change=LOCKS[locks])
+    program = textwrap.dedent(HOLDER).format(change=LOCKS.get(locks, locks))
     command = [sys.executable, "-c", program, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -147,6 +148,51 @@ def test_a_process_of_another_machine_holds_the_folder_as_long_as_it_renews_its_
     started = time.monotonic()
     take(tmp_path)
     assert time.monotonic() - started > 1
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(files, "WATCH_SECONDS", 0.6)
+
+
+QUICK = "import sinterlm.files as files; files.BEAT_SECONDS = 0.1; fcntl.flock = lambda *_: None; "
+
+
+@pytest.mark.usefixtures("without_locks", "quick")
+def test_a_process_that_was_suspended_while_another_machine_took_the_folder_ends(tmp_path: Path) -> None:
+    with held(tmp_path, QUICK + "import socket; socket.gethostname = lambda: 'another'") as process:
+        process.send_signal(signal.SIGSTOP)
+        with folder_lock(tmp_path, Path("runs/second")):
+            process.send_signal(signal.SIGCONT)
+            assert process.wait(10) == TryAgainError.exit_code
+            assert json.loads((tmp_path / ".lock.json").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_a_suspended_process_of_this_machine_holds_its_folder(tmp_path: Path) -> None:
+    with held(tmp_path, QUICK) as process:
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(TryAgainError, match=f"process {process.pid}"):
+            take(tmp_path)
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_a_process_whose_sign_was_removed_ends(tmp_path: Path) -> None:
+    with held(tmp_path, QUICK) as process:
+        (tmp_path / ".lock.json").unlink()
+        assert process.wait(10) == TryAgainError.exit_code
+
+
+@pytest.mark.usefixtures("without_locks", "quick")
+def test_setting_the_clock_frees_no_folder(tmp_path: Path) -> None:
+    """The system tells when a process started by the clock of today."""
+    with held(tmp_path, QUICK + "files._started = lambda pid: 1e9") as process:
+        with pytest.raises(TryAgainError, match=f"process {process.pid}"):
+            take(tmp_path)
+        process.kill()
+        process.wait()
+        take(tmp_path)
 
 
 def test_links_are_never_followed(tmp_path: Path) -> None:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sinterlm.errors import InputError
 from sinterlm.formats import read_rows
+from sinterlm.pipeline.compare import compare_runs
+from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.outcome import rewrite_report
 from sinterlm.pipeline.progress import Reporter, show_counts
 from sinterlm.pipeline.run import Outcome, run_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
-from sinterlm.pipeline.status import print_status
+from sinterlm.pipeline.status import print_status, status_of
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.load import load_recipe
@@ -285,6 +291,71 @@ def test_an_output_that_was_deleted_is_made_again(recipe: Path, tmp_path: Path) 
     assert (copy / "target-sft-dpo" / "model.safetensors").read_bytes() == before
 
 
+def flip(path: Path) -> None:
+    """One bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {stage["name"]: stage["state"] for stage in status_of(folder)["stages"]}
+
+
+def test_damaged_outputs_are_never_shown_and_are_made_again(recipe: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(recipe.parent / "run", copy)
+    evaluation, rows, dpo = copy / "evaluation.json", copy / "rows" / "wrpo.parquet", copy / "rows" / "dpo.parquet"
+    before = {path: path.read_bytes() for path in (evaluation, rows, dpo)}
+    flip(evaluation)
+    for read in (rewrite_report, lambda folder: compare_runs([folder]), partial(export_rows, format_name="trl")):
+        with pytest.raises(InputError, match=r"evaluation\.json is not what was written.*does evaluate again"):
+            read(copy)
+    flip(rows)
+    dpo.write_bytes(before[dpo][:-1])
+    damaged = {"select-dpo": "damaged"}
+    assert states(copy) == {stage: "done" for stage in STAGES} | damaged
+    outcome, said = fuse(recipe, f"output={copy}")
+    assert outcome == (["select-wrpo", "select-dpo", "evaluate"], [])
+    assert "select-wrpo is done again: rows/wrpo.parquet is not what was written (its SHA-256 is another)" in said.lines
+    assert {path: path.read_bytes() for path in before} == before
+    assert states(copy) == {stage: "done" for stage in STAGES}
+
+
+def test_a_damaged_model_is_not_done_and_not_trained_twice_without_a_word(recipe: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(recipe.parent / "run", copy)
+    for name, state in (("training.json", "done"), ("model.safetensors", "done"), ("config.json", "damaged")):
+        path = copy / "target-sft" / name
+        before = path.read_bytes()
+        if name == "training.json":  # still JSON, with another figure
+            path.write_bytes(before.replace(b'"num_steps": 6', b'"num_steps": 7'))
+        elif name == "model.safetensors":
+            path.write_bytes(b"\0" * len(before))
+        else:
+            path.unlink()
+        assert states(copy)["train-sft"] == state
+        with pytest.raises(InputError, match=rf"target-sft: this trained model is damaged: .*{name} is "):
+            fuse(recipe, f"output={copy}")
+        path.write_bytes(before)
+    assert fuse(recipe, f"output={copy}")[0] == ([], [])
+
+
+def test_a_finished_run_and_one_of_an_earlier_release_are_read_once(recipe: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(recipe.parent / "run", copy)
+    connection = sqlite3.connect(copy / "store.sqlite")
+    connection.execute("DROP TABLE outputs")
+    connection.commit()
+    connection.close()
+    assert set(states(copy).values()) == {"done"}
+    assert fuse(recipe, f"output={copy}")[0] == ([], [])
+    with patch("sinterlm.files.file_sha256", side_effect=AssertionError("read")):
+        assert fuse(recipe, f"output={copy}")[0] == ([], [])
+    flip(copy / "rows" / "sft.parquet")
+    assert fuse(recipe, f"output={copy}")[0] == (["select-sft"], [])
+
+
 def test_until_and_only(recipe: Path, tmp_path: Path) -> None:
     fusion = Fusion(load_recipe(recipe, (f"output={tmp_path / 'out'}",)).recipe)
     assert run_fusion(fusion, Lines(), until="score-sources") == (STAGES[:3], STAGES[3:])
@@ -342,6 +413,9 @@ def test_a_report_of_a_training_that_was_killed_within_a_line(recipe: Path, tmp_
     shutil.copytree(recipe.parent / "run", moved)
     metrics = moved / "target-sft" / "metrics.jsonl"
     metrics.write_text(f'{metrics.read_text()}{{"step": 7, "lo')
+    with Store(moved / "store.sqlite") as store:
+        store.forget_stage(".", "train-sft")  # as when it is begun again
+    (moved / "target-sft" / "training.json").unlink()
     rewrite_report(moved)
     assert "sft" in (moved / "report.html").read_text()
     assert len(read_metrics(moved / "target-sft")) == 6

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -23,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import psutil
 from filelock import FileLock, Timeout
@@ -246,7 +247,7 @@ def find_damage(folder: Path, record: Mapping[str, Mapping[str, Any]], *, read: 
         record: As :func:`record_files` made it.
         read: Whether to compare what the files hold, too, and not only their sizes.
     """
-    names = [name for name in record if name != EDITABLE]
+    names = [name for name in record if Path(name).name != EDITABLE]
     for name in names:
         try:
             size = (folder / name).stat().st_size
@@ -264,41 +265,59 @@ def find_damage(folder: Path, record: Mapping[str, Mapping[str, Any]], *, read: 
     return None
 
 
+def describe_state(folder: Path, names: Iterable[str]) -> str:
+    """Names the state of files on the disk: the same text again means that nothing has been written to them since.
+
+    The time of an inode's last change cannot be set, and another file at the same place has another inode.
+    """
+    states = []
+    for name in names:
+        try:
+            status = (folder / name).stat()
+        except OSError:
+            states.append(f"{name}: missing")
+        else:
+            states.append(f"{name}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}")
+    return hashlib.sha256("\n".join(states).encode()).hexdigest()
+
+
 def _num_readers() -> int:
     return min(os.cpu_count() or 1, 8)
 
 
 def find_model_damage(folder: Path, *, read: bool = True) -> str | None:
     """As :func:`find_damage` for the folder of a trained model; None for one that records nothing."""
-    try:
-        record = _recorded_files(folder)
-    except ValueError:
-        return f"{FINISHED} is no JSON"
-    return find_damage(folder, record, read=read) if record else None
+    record = _read_record(folder)
+    if record is None:
+        return f"{FINISHED} is no record of a model"
+    return find_damage(folder, record, read=read)
+
+
+def recorded_files(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    """What the folder of a trained model records of its files; empty if it records nothing."""
+    return _read_record(folder) or {}
 
 
 def recorded_sha256(path: Path) -> str | None:
     """What the folder of a trained model records of a file of it; None if it records nothing."""
-    try:
-        record = _recorded_files(path.parent) or {}
-    except ValueError:
-        return None
+    record = recorded_files(path.parent)
     return record[path.name]["sha256"] if path.name in record else None
 
 
-def _recorded_files(folder: Path) -> Mapping[str, Mapping[str, Any]] | None:
-    try:
-        status = (folder / FINISHED).stat()
-    except OSError:
-        return None
-    return _read_record(folder / FINISHED, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+def _read_record(folder: Path) -> Mapping[str, Mapping[str, Any]] | None:
+    """The record, read once as long as the file stays as it is; None if it is damaged."""
+    path = folder / FINISHED
+    return _parse_record(path, describe_state(folder, [FINISHED])) if path.is_file() else {}
 
 
 @lru_cache(maxsize=64)
-def _read_record(path: Path, *_: int) -> Mapping[str, Mapping[str, Any]] | None:
-    """The record, read once as long as the file stays as it is."""
-    stored = json.loads(path.read_bytes())
-    return stored.get("files") if isinstance(stored, dict) else None
+def _parse_record(path: Path, state: str) -> Mapping[str, Mapping[str, Any]] | None:
+    try:
+        files = json.loads(path.read_bytes()).get("files", {})
+        is_whole = all(isinstance(entry["bytes"], int) and entry["sha256"] for entry in files.values())
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return None
+    return files if is_whole else None
 
 
 def require_undamaged_model(folder: Path, *, read: bool = True) -> None:
@@ -312,11 +331,16 @@ def require_undamaged_model(folder: Path, *, read: bool = True) -> None:
         InputError: which file, and what to do.
     """
     if damage := find_model_damage(folder, read=read):
-        raise InputError(
-            f"{folder}: this trained model is damaged: {damage}. Restore the folder from a copy; or remove it and give "
-            f"the command again that made it, which trains it anew. If you have changed the model yourself, remove its "
-            f"{FINISHED}: it is a model like any other then"
-        )
+        raise damaged_model(folder, damage)
+
+
+def damaged_model(folder: Path, damage: str) -> InputError:
+    """What is said of the folder of a trained model when a file of it is not what training wrote."""
+    return InputError(
+        f"{folder}: this trained model is damaged: {damage}. Restore the folder from a copy; or remove it and give "
+        f"the command again that made it, which trains it anew. If you have changed the model yourself, remove its "
+        f"{FINISHED}: it is a model like any other then"
+    )
 
 
 # --- one process at a time -------------------------------------------------------------------------------------------
@@ -324,7 +348,7 @@ def require_undamaged_model(folder: Path, *, read: bool = True) -> None:
 BEAT_SECONDS = 10.0
 """How often a process that holds a folder says that it lives."""
 WATCH_SECONDS = 35.0
-"""How long the sign of a process of another machine is watched before it is taken for dead."""
+"""How long the sign of a process that cannot be looked up is watched before the process is taken for dead."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 """What file systems answer that have no locks of the kernel."""
 
@@ -352,7 +376,8 @@ def folder_lock(folder: Path, output: Path) -> Iterator[None]:
     Two locks are taken, since neither does everywhere: one of the operating system (``.lock``), which is gone when the
     process is, but which some network file systems accept and ignore; and ``.lock.json``, which names the process. A
     process of this machine that is gone holds nothing. One of another machine is watched: it holds the folder as long
-    as it renews its sign, every :data:`BEAT_SECONDS`.
+    as it renews its sign, every :data:`BEAT_SECONDS`. So a process that was suspended may find its sign gone or
+    another's in its place: it ends at once, as if it had been killed.
 
     Args:
         folder: A workspace, or the output folder itself; made if it is missing.
@@ -409,7 +434,7 @@ def _signed(sign: Path, output: Path) -> Iterator[None]:
     finally:
         ended.set()
         beats.join()
-        if (left := _read_sign(sign)) and left[:-1] == own[:-1]:
+        if not _is_lost(sign, own):
             sign.unlink(missing_ok=True)
 
 
@@ -425,14 +450,38 @@ def _create_sign(sign: Path, holder: _Holder) -> bool:
 
 def _beat(sign: Path, holder: _Holder, ended: threading.Event) -> None:
     beat = 0
+    written = time.monotonic()
     temporary = sign.with_name(f".lock.json.{os.getpid()}.{threading.get_ident()}.tmp")
-    while not ended.wait(BEAT_SECONDS):
+    while not ended.wait(BEAT_SECONDS / 10):
+        if _is_lost(sign, holder):
+            _end_at_once(sign)
+        if time.monotonic() - written < BEAT_SECONDS:
+            continue
         beat += 1
+        written = time.monotonic()
         with suppress(OSError):  # a full disk; the next beat may be written
             with temporary.open("x", encoding="utf-8") as file:
                 file.write(json.dumps(holder._replace(beat=beat)._asdict()))
             temporary.replace(sign)
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _is_lost(sign: Path, own: _Holder) -> bool:
+    """Whether another process has held the folder since; not if the file cannot be read for now."""
+    found = _read_sign(sign)
+    return found[:-1] != own[:-1] if found else not os.path.lexists(sign)
+
+
+def _end_at_once(sign: Path) -> NoReturn:
+    """End the process from any of its threads, before it writes anything else."""
+    print(
+        f"sinterlm: {sign.parent}: this folder is no longer held by process {os.getpid()}: it was suspended, or "
+        f"its {sign.name} was removed. It ends here; what it has stored stays: give the same command again",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(TryAgainError.exit_code)
 
 
 def _read_sign(sign: Path) -> _Holder | None:
@@ -451,7 +500,10 @@ def _read_sign(sign: Path) -> _Holder | None:
 
 def _is_alive(sign: Path, holder: _Holder) -> bool:
     if holder.host == socket.gethostname():
-        return abs(_started(holder.pid) - holder.started) < 5  # the clock may have been set since
+        difference = abs(_started(holder.pid) - holder.started)
+        if difference < 5 or difference == math.inf or holder.pid == os.getpid():
+            return difference < 5
+        # Either its number is another process's now, or the clock was set, by which the system tells when it started.
     until = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < until:
         time.sleep(BEAT_SECONDS / 10)

@@ -47,6 +47,13 @@ _PLACES = """
     ) WITHOUT ROWID
 """
 """Which of the stored answers a file of recorded answers gives to a prompt; stores of earlier releases have none."""
+_OUTPUTS = """
+    IF NOT EXISTS outputs (
+        run TEXT, stage TEXT, files TEXT, seen TEXT, PRIMARY KEY (run, stage)
+    ) WITHOUT ROWID
+"""
+"""What is known of the files that finished stages have left; stores of earlier releases have none."""
+_LATER_TABLES = {"places": _PLACES, "outputs": _OUTPUTS}
 _SCHEMA = """
 CREATE TABLE prompts (
     run TEXT, id TEXT, part TEXT, position INTEGER, content_hash TEXT, messages TEXT, answers TEXT, domain TEXT,
@@ -85,6 +92,11 @@ class FinishedStage:
     counts: Mapping[str, float] = field(default_factory=dict)
     finished_at: float = 0.0
     """Unix time."""
+    outputs: Mapping[str, Mapping[str, Any]] | None = None
+    """Size and hash of every file that it left, by its path in the run's folder (see
+    :func:`sinterlm.files.record_files`); None for a stage of an earlier release."""
+    seen: str = ""
+    """Names the state of these files on the disk when they were last found to be as recorded."""
 
 
 class Merged(NamedTuple):
@@ -152,9 +164,10 @@ class Store:
             if version != SCHEMA_VERSION:
                 hint = "; use a new workspace" if version < SCHEMA_VERSION else ", and so of a newer release: upgrade"
                 raise InputError(f"{path}: store of version {version}, expected {SCHEMA_VERSION}{hint}")
-            has_places = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'places'").fetchone()
-            if not (read_only and has_places):  # a table for this connection alone would hide the store's own
-                self._connection.execute(f"CREATE {'TEMPORARY' if read_only else ''} TABLE {_PLACES}")
+            for name, columns in _LATER_TABLES.items():
+                is_there = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+                if not is_there:  # for a reader it is one of this connection alone
+                    self._connection.execute(f"CREATE {'TEMPORARY' if read_only else ''} TABLE {columns}")
 
     def _connect_read_only(self) -> sqlite3.Connection:
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
@@ -389,6 +402,12 @@ class Store:
                     stage.finished_at or time.time(),
                 ),
             )
+            _set_outputs(connection, run, stage)
+
+    def see_outputs(self, run: str, stage: FinishedStage) -> None:
+        """Keep what is known of the files of a finished stage."""
+        with self._transaction() as connection:
+            _set_outputs(connection, run, stage)
 
     def forget_stage(self, run: str, name: str) -> None:
         """Unmark a stage, before it is done again: what it made is no longer to be trusted until it is finished."""
@@ -397,7 +416,9 @@ class Store:
 
     def finished_stages(self, run: str) -> dict[str, FinishedStage]:
         """The run's finished stages by name."""
-        rows = self._read("SELECT * FROM stages WHERE run = ? ORDER BY finished_at", run)
+        query = """SELECT stages.*, outputs.files, outputs.seen FROM stages
+                   LEFT JOIN outputs ON outputs.run = stages.run AND outputs.stage = stages.name
+                   WHERE stages.run = ? ORDER BY finished_at"""
         return {
             row["name"]: FinishedStage(
                 row["name"],
@@ -406,8 +427,10 @@ class Store:
                 row["peak_memory_bytes"],
                 _parse(row["counts"], dict),
                 row["finished_at"],
+                _parse(row["files"], dict) if row["files"] else None,
+                row["seen"] or "",
             )
-            for row in rows
+            for row in self._read(query, run)
         }
 
     def dropped(self, run: str) -> Iterator[Dropped]:
@@ -448,6 +471,11 @@ class Store:
             raise InputError(
                 f"{self.path}: the store is damaged ({error}); restore it from a backup or use a new workspace"
             ) from error
+
+
+def _set_outputs(connection: sqlite3.Connection, run: str, stage: FinishedStage) -> None:
+    files = None if stage.outputs is None else json.dumps(stage.outputs)
+    connection.execute("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)", (run, stage.name, files, stage.seen))
 
 
 def _create(path: Path) -> None:

@@ -313,7 +313,7 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _parquet_lines(path: Path) -> Iterator[Line]:
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(BATCH):
                 for fields in _plain_rows(batch, path, number):
                     number += 1

@@ -26,7 +26,7 @@ def write_rows(path: Path, rows: Sequence[TrainingRow]) -> None:
     """Write rows as Parquet in the many-responses shape, from which :func:`read_rows` makes the same rows again."""
     table = pa.Table.from_pylist(list(map(dump_row, rows)), schema=RESPONSES.schema)
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def read_rows(path: Path) -> list[TrainingRow]:

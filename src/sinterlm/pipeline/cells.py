@@ -63,11 +63,13 @@ class Cell:
 
     @property
     def result(self) -> CellResult | None:
-        """None for a cell that is not finished."""
-        path = self.folder / "cell.json"
-        if not path.is_file():
+        """None for a cell that is not finished, or whose figures are damaged."""
+        try:
+            stored = json.loads((self.folder / "cell.json").read_bytes())
+            if stored.pop("digest", None) not in (None, digest(stored)):  # earlier releases wrote none
+                return None
+        except (OSError, ValueError, AttributeError):
             return None
-        stored = json.loads(path.read_text())
         dropped = tuple(Dropped(**drop) for drop in stored.pop("dropped"))
         return CellResult(stored.pop("metric"), Rate(**stored.pop("rate")), dropped=dropped, **stored)
 
@@ -77,7 +79,8 @@ class Cell:
             with atomic_write(self.folder / metrics.name) as path:
                 shutil.copy(metrics, path)
         with atomic_write(self.folder / "cell.json") as path:
-            path.write_text(json.dumps({**asdict(result), "rate": result.rate._asdict()}, indent=1))
+            figures = {**asdict(result), "rate": result.rate._asdict()}
+            path.write_text(json.dumps({**figures, "digest": digest(figures)}, indent=1))
 
 
 class Grid:

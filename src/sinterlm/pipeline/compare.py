@@ -15,6 +15,7 @@ from sinterlm.errors import InputError
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.outcome import print_figures, read_only
 from sinterlm.pipeline.report import flatten_rates, read_report
+from sinterlm.pipeline.stage import require_undamaged
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.report import write_report
 from sinterlm.report.browser import describe_prompt
@@ -76,7 +77,9 @@ def compare_runs(folders: Sequence[Path], *, prompt: str = "", page: Path | None
 
 def _read(fusion: Fusion) -> ReportData:
     with closing(Store(fusion.store_path, read_only=True)) as store:
-        return read_report(read_only(fusion, store))
+        run = read_only(fusion, store)
+        require_undamaged(run)
+        return read_report(run)
 
 
 def _name_runs(fusions: Sequence[Fusion]) -> dict[str, Fusion]:

@@ -20,7 +20,7 @@ from sinterlm.formats.table import FORMATS, Format
 from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.progress import Reporter
-from sinterlm.pipeline.stage import Run, count_reasons
+from sinterlm.pipeline.stage import Run, count_reasons, require_undamaged
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.schema import LocalModel
 from sinterlm.records import Dropped, RowResponse, TrainingRow
@@ -124,6 +124,7 @@ def _of_file(path: Path) -> _Origin:
 def _of_run(fusion: Fusion, format_: Format) -> _Origin:
     with closing(Store(fusion.store_path, read_only=True)) as store:
         run = Run(fusion, store, Reporter(Terminal(quiet=True)))
+        require_undamaged(run)
         prompts = [prompt for part in ("sft", "preference") for prompt in store.prompts(fusion.run_name, part)]
         rows = dict(_answers(run) if format_.is_of_answers else _selected(fusion))
     models = "\n".join(f"- source `{source.name}`: {_model_name(source.config)}" for source in fusion.sources)

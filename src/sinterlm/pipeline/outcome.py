@@ -17,7 +17,7 @@ from sinterlm.pipeline.fusion import Fusion, Participant, load_fusion
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.report import greedy_answers, read_summary, write_run_report
 from sinterlm.pipeline.run import Outcome
-from sinterlm.pipeline.stage import Run
+from sinterlm.pipeline.stage import Run, require_undamaged
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.records import Message, Prompt, Scored
@@ -28,7 +28,9 @@ def rewrite_report(folder: Path) -> dict[str, Any]:
     """Write the report of a run again from its folder, and return its summary."""
     fusion = load_fusion(folder)
     with closing(Store(fusion.store_path, read_only=True)) as store:
-        write_run_report(read_only(fusion, store))
+        run = read_only(fusion, store)
+        require_undamaged(run)
+        write_run_report(run)
     return read_summary(fusion)
 
 

@@ -115,9 +115,15 @@ def plan_fusion(fusion: Fusion) -> Plan:
         notes.append("prompts: counted before de-duplication and decontamination")
     if fusion.store_path.exists():
         with closing(Store(fusion.store_path, read_only=True)) as store:
-            finished = {name: past.key for name, past in store.finished_stages(fusion.run_name).items()}
+            finished = store.finished_stages(fusion.run_name)
             planned = [
-                _plan_stage(stage.name, is_done(stage, keys[stage.name], finished), fusion, parts, store)
+                _plan_stage(
+                    stage.name,
+                    is_done(stage, keys[stage.name], finished.get(stage.name), fusion.output),
+                    fusion,
+                    parts,
+                    store,
+                )
                 for stage in stages
             ]
     else:

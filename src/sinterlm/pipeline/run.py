@@ -9,18 +9,26 @@ from functools import partial
 from typing import NamedTuple
 
 from sinterlm.errors import InputError, memory_advice
-from sinterlm.files import FINISHED, atomic_write, folder_lock, require_undamaged_model
+from sinterlm.files import (
+    FINISHED,
+    atomic_write,
+    damaged_model,
+    find_model_damage,
+    folder_lock,
+)
 from sinterlm.models import cached_fingerprint, fingerprint, writes_date
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.launch import require_one_process
 from sinterlm.pipeline.memory import PeakMemory
 from sinterlm.pipeline.progress import Reporter, show_counts
-from sinterlm.pipeline.stage import Run, Stage, count_reasons, is_done, stage_keys
+from sinterlm.pipeline.stage import Run, Stage, count_reasons, find_stage_damage, see_outputs, stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.build import models_in
 from sinterlm.recipe.load import resolve_text
 from sinterlm.store import FinishedStage, Store
+
+NOT_YET = "not done yet, or done under another recipe"
 
 
 class Outcome(NamedTuple):
@@ -66,7 +74,7 @@ def run_fusion(
         stages = build_stages(fusion, fingerprint if reads_target else partial(_known, fusion))
         keys = stage_keys(stages)
         wanted = _wanted(stages, until=until, only=only)
-        pending = [stage for stage in wanted if not _is_done(stage, keys, store, fusion)]
+        pending = [stage for stage in wanted if _why_undone(stage, keys, store, fusion)]
         if any(stage.name not in ("evaluate", "report") for stage in pending):
             check_inputs(fusion, store, reads_target=reads_target)
         _keep_date(fusion, reporter)
@@ -75,14 +83,16 @@ def run_fusion(
         done_now = []
         for stage in wanted:
             # Asked again at each stage: an output that an earlier one removed must be made anew.
-            if _is_done(stage, keys, store, fusion):
-                _require_undamaged(stage)
+            why = _why_undone(stage, keys, store, fusion)
+            if why is None:
                 continue
+            if why != NOT_YET:
+                reporter.say(f"{stage.name} is done again: {why}")
             if only:
-                _check_needs(stage, [other for other in stages if not _is_done(other, keys, store, fusion)])
+                _check_needs(stage, [other for other in stages if _why_undone(other, keys, store, fusion)])
             _do(Run(fusion, store, reporter, keys[stage.name], tuple(keys)), stage)
             done_now.append(stage.name)
-        return Outcome(done_now, [stage.name for stage in stages if not _is_done(stage, keys, store, fusion)])
+        return Outcome(done_now, [stage.name for stage in stages if _why_undone(stage, keys, store, fusion)])
 
 
 def _keep_date(fusion: Fusion, reporter: Reporter) -> None:
@@ -111,16 +121,23 @@ def _known(fusion: Fusion, model: str) -> str | None:
     return fingerprint(model) if is_read else cached_fingerprint(model)
 
 
-def _is_done(stage: Stage, keys: Mapping[str, str], store: Store, fusion: Fusion) -> bool:
-    finished = {name: past.key for name, past in store.finished_stages(fusion.run_name).items()}
-    return is_done(stage, keys[stage.name], finished)
+def _why_undone(stage: Stage, keys: Mapping[str, str], store: Store, fusion: Fusion) -> str | None:
+    """Why the stage is to be done; None if it is done, and what it left is as it was written.
 
-
-def _require_undamaged(stage: Stage) -> None:
-    """A model that was trained earlier counts only if its files are as they were written."""
-    for path in stage.outputs:
-        if path.name == FINISHED:
-            require_undamaged_model(path.parent)
+    Raises:
+        InputError: A model that it trained is damaged. A training is not paid for twice without a word.
+    """
+    past = store.finished_stages(fusion.run_name).get(stage.name)
+    if past is None or past.key != keys[stage.name]:
+        return NOT_YET
+    if damage := find_stage_damage(stage, past, fusion.output, read=True):
+        for path in stage.outputs:
+            if path.name == FINISHED and path.exists():
+                raise damaged_model(path.parent, find_model_damage(path.parent) or damage)
+        return damage
+    if (seen := see_outputs(stage, past, fusion.output)) != past:
+        store.see_outputs(fusion.run_name, seen)
+    return None
 
 
 def _do(run: Run, stage: Stage) -> None:
@@ -134,7 +151,7 @@ def _do(run: Run, stage: Stage) -> None:
         result = stage.work(run)
     seconds = time.monotonic() - started
     finished = FinishedStage(stage.name, run.key, seconds, memory.bytes, result.counts, time.time())
-    run.store.finish_stage(run.fusion.run_name, finished, result.dropped)
+    run.store.finish_stage(run.fusion.run_name, see_outputs(stage, finished, run.fusion.output), result.dropped)
     counts = f" ({show_counts(result.counts)})" if result.counts else ""
     run.reporter.say(f"{stage.name} done in {seconds:.1f} s{counts}")
     for reason, count in count_reasons(result.dropped).items():

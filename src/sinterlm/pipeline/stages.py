@@ -106,6 +106,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
             write_run_report,
             needs=done,
             outputs=(fusion.output / "report.html", fusion.output / "summary.json"),
+            may_change=True,
         )
     )
     return stages

@@ -13,7 +13,7 @@ from sinterlm.models import cached_fingerprint
 from sinterlm.pipeline.cells import Grid
 from sinterlm.pipeline.fusion import load_fusion
 from sinterlm.pipeline.progress import show_counts
-from sinterlm.pipeline.stage import is_done, stage_keys
+from sinterlm.pipeline.stage import find_stage_damage, stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.store import Store
@@ -22,8 +22,8 @@ from sinterlm.store import Store
 def status_of(folder: Path) -> dict[str, Any]:
     """Stages with their state, time and counts, and what was dropped and why.
 
-    A state is ``done``, ``outdated`` (done under another recipe), ``to do``, or ``unknown`` where weights were not read
-    yet on this machine.
+    A state is ``done``, ``damaged`` (a file that it left is missing or has another size), ``outdated`` (done under
+    another recipe), ``to do``, or ``unknown`` if weights were not read yet on this machine.
 
     Raises:
         InputError: ``folder`` holds no run.
@@ -45,15 +45,18 @@ def status_of(folder: Path) -> dict[str, Any]:
         dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for drop in store.dropped(fusion.run_name):
             dropped[drop.stage][drop.reason] += 1
-    finished = {name: stage.key for name, stage in past.items()}
     entries = []
     for stage in stages:
         entry: dict[str, Any] = {"name": stage.name, "state": "to do"}
         if stage.name in past:
             was = past[stage.name]
-            outdated = "unknown" if unknown else "outdated"
+            state = "done"
+            if was.key != keys[stage.name]:
+                state = "unknown" if unknown else "outdated"
+            elif find_stage_damage(stage, was, fusion.output, read=False):
+                state = "damaged"
             entry |= {
-                "state": "done" if is_done(stage, keys[stage.name], finished) else outdated,
+                "state": state,
                 "seconds": round(was.seconds, 2),
                 "peak_memory_bytes": was.peak_memory_bytes,
                 "counts": dict(was.counts),
