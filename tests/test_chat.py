@@ -12,7 +12,10 @@ import trl
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import TemplateError
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 from trl.data_utils import _tokenize, common_prefix_length
 
@@ -231,11 +234,29 @@ def test_an_end_of_turn_written_twice_stands_once() -> None:
     assert decode(tokenizer, encode_example(tokenizer, FRANCE, "Paris").response_ids) == "Paris<|eot_id|>"
 
 
-def test_tokens_that_merge_over_the_boundary_are_an_error() -> None:
-    """The space that ends the prompt and the word that begins the answer make one token, " a"."""
+@pytest.mark.parametrize("blanks", [" ", "\n\n", "\n\n\n"])
+def test_an_answer_follows_the_tokens_of_the_prompt_where_text_would_merge(blanks: str) -> None:
+    """The space that ends the prompt and the word that begins the answer would make one token, " a"; as newlines do."""
     tokenizer = build_tokenizer("chatml")
     tokenizer.chat_template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}"
-    tokenizer.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}assistant:" + blanks + "{% endif %}"
+    for answer in ("answer", "\nanswer"):
+        example = encode_example(tokenizer, FRANCE, answer)
+        assert example.prompt_ids == encode_prompt(tokenizer, FRANCE)
+        assert decode(tokenizer, example.response_ids).lstrip("\n") == f"{answer.strip()}<|im_end|>"
+        assert example.is_as_generated or answer[0] == "\n"
+
+
+def test_a_tokenizer_that_cannot_begin_an_answer_behind_the_prompt_is_an_error() -> None:
+    """One that puts a space before every text."""
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer, backend.decoder = Metaspace(prepend_scheme="always"), MetaspaceDecoder()
+    backend.train_from_iterator(["user: assistant: answer sinterprobe What is the capital of France?"] * 9)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     with pytest.raises(UnfitAnswer, match=r"no token prefix.*Strip white space") as raised:
         encode_example(tokenizer, FRANCE, "answer")
     assert raised.value.reason == "prompt-is-no-prefix"

@@ -106,6 +106,7 @@ def test_every_word_of_an_answer_is_trained(kind: str, answer: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "answer", "response"),
     [
+        ("always asks again", "The Nile.", "The Nile.<|im_end|>\n"),
         ("opens a thought", "The Nile.", "\n</think>\n\nThe Nile.<|im_end|>\n"),
         ("opens a thought", THOUGHT, "Africa, so the longest one.\n</think>\n\nThe Nile.<|im_end|>\n"),
         ("opens a thought", "Africa.</think>The Nile.", "Africa.</think>The Nile.<|im_end|>\n"),
@@ -141,6 +142,28 @@ def test_a_thought_behind_an_empty_one_is_dropped_with_the_reason() -> None:
     assert len(encoded.rows) == 1
     stripped = rows_of(tokenizer, "The Nile.", THOUGHT, thoughts="strip")
     assert [row["input_ids"] for row in stripped.rows] == [encoded.rows[0]["input_ids"]] * 2
+
+
+@pytest.mark.parametrize(
+    "closed", ["<think>\\n\\n</think>\\n", "<|START_THINKING|><|END_THINKING|>", "<|channel>thought\\n<channel|>"]
+)
+def test_a_closed_thought_is_known_in_every_form(closed: str) -> None:
+    """Also where a finished answer has it, too, as SmolLM3 writes it."""
+    written = "('" + closed + "' if m['role'] == 'assistant' else '') + m['content']"
+    for template in (template_of(), template_of(written)):
+        template = template.replace("'<|im_start|>assistant\n'", f"'<|im_start|>assistant\n{closed}'")
+        tokenizer = tokenizer_with(template, "<|START_THINKING|>", "<|END_THINKING|>", "<|channel>", "<channel|>")
+        encoded = rows_of(tokenizer, THOUGHT, "The Nile.")
+        assert [(drop.subject, drop.reason) for drop in encoded.dropped] == [("p0", "thought-after-a-closed-one")]
+        assert len(encoded.rows) == 1
+
+
+def test_an_answer_is_never_trained_inside_the_thought_that_the_prompt_opens() -> None:
+    """Where a template writes the opening tag before every answer, finished ones too."""
+    written = "('<think>' if m['role'] == 'assistant' else '') + m['content']"
+    tokenizer = tokenizer_with(template_of(written, generation="<|im_start|>assistant\n<think>"))
+    _, response = generated(tokenizer, encode_example(tokenizer, RIVER, "The Nile."))
+    assert response == "\n</think>\n\nThe Nile.<|im_end|>\n"
 
 
 def test_thoughts_policies() -> None:

@@ -175,5 +175,38 @@ def test_a_source_that_can_read_no_prompt_is_an_error(tmp_path: Path) -> None:
     write_tiny_fusion(tmp_path, num_questions=16)
     path = tmp_path / "models" / "source" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": 16}))
-    with pytest.raises(ToleranceError, match="source tiny: none of the 14 prompts leaves room for an answer"):
+    with pytest.raises(
+        ToleranceError, match=r"model tiny: none of the 14 prompts can be asked; the first, .*: prompt-too-long, "
+    ):
+        fuse_sources(tmp_path)
+
+
+def test_prompts_that_a_model_refuses_are_dropped_once_and_the_others_answered(tmp_path: Path) -> None:
+    """By the chat template of one source, and by the few-shot prompt of the other, which takes one question."""
+    write_tiny_fusion(tmp_path, num_questions=16)
+    path = next((tmp_path / "models" / "source").glob("chat_template.jinja"))
+    refusal = "{% if messages | length > 2 %}{{ raise_exception('one turn only') }}{% endif %}"
+    path.write_text(refusal + path.read_text())
+    turns = [{"role": role, "content": "why?"} for role in ("user", "assistant", "user")]
+    with (tmp_path / "questions.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "turns", "prompt": turns, "answers": ["x"]}) + "\n")
+    counts = fuse_sources(tmp_path)
+    with Store(tmp_path / "run" / "store.sqlite") as store:
+        dropped = {drop.detail.split(":")[0]: drop for drop in store.dropped(".") if drop.reason == "prompt-refused"}
+        store.forget_stage(".", "sample-sources")
+    assert {drop.subject for drop in dropped.values()} == {"turns"}
+    assert "one turn only" in dropped["tiny"].detail
+    assert "a few-shot prompt holds one question" in dropped["shots"].detail
+    again = fuse_sources(tmp_path)
+    assert (again["tiny sampled now"], again["shots sampled now"]) == (0, 0)
+    assert counts["tiny answers"] == again["tiny answers"] == 2 * 14
+    with Store(tmp_path / "run" / "store.sqlite", read_only=True) as store:
+        assert sum(drop.reason == "prompt-refused" for drop in store.dropped(".")) == 2
+
+
+def test_a_source_that_refuses_every_prompt_is_an_error(tmp_path: Path) -> None:
+    write_tiny_fusion(tmp_path, num_questions=16)
+    path = next((tmp_path / "models" / "source").glob("chat_template.jinja"))
+    path.write_text("{% if ' is ' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + path.read_text())
+    with pytest.raises(ToleranceError, match=r"model tiny: none of the 14 prompts can be asked.* prompt-refused, .*no"):
         fuse_sources(tmp_path)

@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 from sinterlm.errors import InputError
 from sinterlm.records import Message, digest
 from sinterlm.template import TemplateOptions, TemplateRefusal, literals_of, render
-from sinterlm.thoughts import split_thoughts
+from sinterlm.thoughts import closes_thought, is_thought_tag, opened_thought, split_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +70,7 @@ class EncodedExample(NamedTuple):
     prompt_ids: list[int]
     response_ids: list[int]
     is_as_generated: bool = False
-    """Whether the template would write the finished answer otherwise, so that generation's form was taken."""
+    """Whether template or tokenizer would write the finished answer otherwise, so that generation's form was taken."""
 
 
 @dataclass(frozen=True)
@@ -225,17 +225,25 @@ def encode_example(
     prompt = prompt or render_prompt(tokenizer, messages, options)
     marked = _as_text(tokenizer, (*messages, Message("assistant", content)), options)
     answer = marked[-1].content.strip()
+    _check_thought(tokenizer, prompt.text, content)
     whole = _render_or_none(tokenizer, marked, options)
-    is_kept = whole is not None and whole.startswith(prompt.text) and answer in whole[len(prompt.text) :]
-    if whole is None or not is_kept:
+    is_as_generated = False
+    if whole is None or not _continues(whole, prompt.text, answer):
         whole = prompt.text + _continuation(tokenizer, prompt.text, answer, options)
+        is_as_generated = True
+    whole = whole.removesuffix(_template_facts(tokenizer, options).header)
     whole_ids = _tokenise(tokenizer, whole)
-    if whole_ids[: len(prompt.ids)] != prompt.ids:
-        raise UnfitAnswer(NO_PREFIX, _no_prefix(tokenizer, prompt.ids, whole_ids))
     response_ids = whole_ids[len(prompt.ids) :]
+    if whole_ids[: len(prompt.ids)] != prompt.ids:
+        # GPT-2's rules, for one, join the newlines that end a text and split them before a word. Generation begins
+        # behind the tokens of the prompt alone.
+        response_ids = _tokenise(tokenizer, whole[len(prompt.text) :])
+        is_as_generated = True
+        if tokenizer.decode(prompt.ids + response_ids) != tokenizer.decode(whole_ids):
+            raise UnfitAnswer(NO_PREFIX, _no_prefix(tokenizer, prompt.ids, whole_ids))
     _check_words(tokenizer, response_ids, _without_marks(whole[len(prompt.text) :]))
     response_ids = _end_once(tokenizer, response_ids, options, truncated=truncated)
-    return EncodedExample(prompt.ids, response_ids, not is_kept)
+    return EncodedExample(prompt.ids, response_ids, is_as_generated)
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -354,35 +362,35 @@ def _fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 # --- answers ---------------------------------------------------------------------------------------------------------
 
-_THOUGHT = r"(?:think(?:ing)?|thoughts?|reasoning|seed:think|longcat_think)"
-_OPENS_THOUGHT = re.compile(rf"([<\[◁])({_THOUGHT})([>\]▷])\s*\Z", re.IGNORECASE)
-_CLOSES_THOUGHT = re.compile(rf"[<\[◁]/{_THOUGHT}[>\]▷]\s*\Z", re.IGNORECASE)
-_THOUGHT_TOKEN = re.compile(rf"[<\[◁]/?{_THOUGHT}[>\]▷]", re.IGNORECASE)
 
-
-def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, options: TemplateOptions) -> str:
-    """What generation leaves behind the prompt when it gives this answer, end-of-turn included.
-
-    Where the prompt opens a thought, an answer that has one goes on with it, and one that has none closes it first.
-
-    Raises:
-        UnfitAnswer: The prompt closes the thought, and the answer has one.
-    """
-    facts = _template_facts(tokenizer, options)
-    has_thought = split_thoughts(_without_marks(answer)).answer != _without_marks(answer)
-    if opened := _OPENS_THOUGHT.search(prompt):
-        tag = f"{opened[1]}{opened[2]}{opened[3]}"
-        if answer.startswith(tag):
-            answer = answer.removeprefix(tag).lstrip("\n" if prompt.endswith("\n") else "")
-        elif not has_thought:
-            answer = f"\n{opened[1]}/{opened[2]}{opened[3]}\n\n{answer}"
-    elif has_thought and _CLOSES_THOUGHT.search(prompt):
+def _check_thought(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> None:
+    """Refuse a thought behind a prompt that says that there is none."""
+    if closes_thought(prompt) and split_thoughts(answer).answer != answer:
         raise UnfitAnswer(
             THOUGHT_AFTER_CLOSED,
             f"the chat template of {_name(tokenizer)} ends the prompt with an empty thought, and the answer has "
             "another; train without thoughts (thoughts: strip), or have the template leave the thought to the model"
             " (chat_template_kwargs)",
         )
+
+
+def _continues(whole: str, prompt: str, answer: str) -> bool:
+    """Whether a finished dialogue is the prompt and then the answer word for word, outside a thought of the prompt."""
+    return whole.startswith(prompt) and answer in whole[len(prompt) :] and not opened_thought(prompt)
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, options: TemplateOptions) -> str:
+    """What generation leaves behind the prompt when it gives this answer, end-of-turn included.
+
+    Where the prompt opens a thought, an answer that has one continues it, and one that has none closes it first.
+    """
+    facts = _template_facts(tokenizer, options)
+    if opened := opened_thought(prompt):
+        if answer.startswith(opened.opening):
+            answer = answer.removeprefix(opened.opening)
+            answer = answer.lstrip("\n") if prompt.endswith("\n") else answer
+        elif split_thoughts(_without_marks(answer)).answer == _without_marks(answer):
+            answer = f"\n{opened.closing}\n\n{answer}"
     return facts.before_answer + answer + facts.after_answer
 
 
@@ -410,12 +418,12 @@ def _end_once(
 ) -> list[int]:
     """The answer's tokens with exactly one end-of-turn, or with none if the answer was cut."""
     end = _end_of_turn(tokenizer, options)
-    if end in response_ids:
-        first = response_ids.index(end)
-        if truncated:
-            return response_ids[:first]
-        return response_ids if end not in response_ids[first + 1 :] else response_ids[: first + 1]
-    return response_ids if truncated else [*response_ids, end]
+    if end not in response_ids:
+        return response_ids if truncated else [*response_ids, end]
+    first = response_ids.index(end)
+    if truncated:
+        return response_ids[:first]
+    return response_ids if end not in response_ids[first + 1 :] else response_ids[: first + 1]
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions) -> int:
@@ -447,7 +455,9 @@ class _TemplateFacts(NamedTuple):
     before_answer: str
     """White space that it writes between generation prompt and answer."""
     after_answer: str
-    """Up to the end-of-turn, and white space behind it."""
+    """All that it writes behind an answer, with the header below."""
+    header: str
+    """Of the next answer, which some templates write behind every one; empty for others."""
     keeps_system: bool
     """Whether it writes the system prompt at every turn of a conversation."""
 
@@ -488,11 +498,10 @@ def _find_facts(tokenizer: PreTrainedTokenizerBase, template: str, options: Temp
     others = {token.content for token in added if not token.content.isspace()} - specials
     turns = {token for token in others if token in prompt or token in whole}
     literals = literals_of(template, name=name)
-    said = specials | {token for token in turns if not _THOUGHT_TOKEN.fullmatch(token)}
+    said = specials | {token for token in turns if not is_thought_tag(token)}
     written = specials | turns | {token for token in others if token in literals}
     end = _any_of(said).search(after_answer)
-    if end:  # some templates always write the header of the next answer
-        after_answer = after_answer[: end.end()] + after_answer[end.end() :][: _num_blanks(after_answer[end.end() :])]
+    tail = after_answer[end.end() :] if end else ""
     return _TemplateFacts(
         template,
         options,
@@ -501,6 +510,7 @@ def _find_facts(tokenizer: PreTrainedTokenizerBase, template: str, options: Temp
         tokenizer.added_tokens_encoder[end.group()] if end else None,
         between if between.isspace() else "",
         after_answer,
+        tail.lstrip() if end and prompt.endswith(tail) else "",
         _keeps_system(tokenizer, options),
     )
 
@@ -517,11 +527,6 @@ def _keeps_system(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions) 
         )
     except TemplateRefusal:
         return False
-
-
-def _num_blanks(text: str) -> int:
-    """How many characters of white space a text begins with."""
-    return len(text) - len(text.lstrip())
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
 Role = Literal["chosen", "rejected", "chosen_source", "chosen_target", "rejected_source"]
-FinishReason = Literal["stop", "length", "prompt-too-long"]
-"""``length``: the token limit, or the end of the model's context, cut the answer. ``prompt-too-long``: the prompt left
-no room there, and there is no answer."""
+FinishReason = Literal["stop", "length", "prompt-too-long", "prompt-refused"]
+"""``length``: the token limit, or the end of the model's context, cut the answer. The last two: there is no answer,
+because the prompt left no room for one, or because the chat template (or few-shot prompt) refused it."""
 PROMPT_TOO_LONG: Final = "prompt-too-long"
+PROMPT_REFUSED: Final = "prompt-refused"
+NOT_ASKED: Final = (PROMPT_TOO_LONG, PROMPT_REFUSED)
+"""What the store keeps of a prompt that the model cannot be asked, so that it is not tried again."""
 
 
 def digest(content: object) -> str:

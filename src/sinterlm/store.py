@@ -24,7 +24,7 @@ from sinterlm.errors import InputError, TryAgainError
 from sinterlm.files import atomic_write
 from sinterlm.formats.shared import IMPORT
 from sinterlm.records import (
-    PROMPT_TOO_LONG,
+    NOT_ASKED,
     Dropped,
     Message,
     Prompt,
@@ -300,8 +300,8 @@ class Store:
     def mean_tokens(self, identity: str) -> tuple[float, float] | None:
         """Mean prompt and answer tokens of a source identity's responses, for estimates; None where there are none."""
         query = """SELECT AVG(num_prompt_tokens), AVG(num_tokens), COUNT(*) FROM responses
-                   WHERE identity = ? AND finish_reason != ?"""
-        prompt_tokens, tokens, count = self._read(query, identity, PROMPT_TOO_LONG)[0]
+                   WHERE identity = ? AND finish_reason NOT IN (?, ?)"""
+        prompt_tokens, tokens, count = self._read(query, identity, *NOT_ASKED)[0]
         return (prompt_tokens, tokens) if count else None
 
     # -- scores --------------------------------------------------------------------------------------------------

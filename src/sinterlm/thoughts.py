@@ -85,6 +85,10 @@ _OPENING = [_compiled(pair.opening) for pair in _PAIRS]
 _CLOSING = [_compiled(pair.closing) for pair in _PAIRS]
 _TAGS = [number for number, pair in enumerate(_PAIRS) if not pair.is_prose]
 _ANY_CLOSING = _compiled("|".join(_PAIRS[number].closing for number in _TAGS))
+_TAG_NAME = r"(?:think(?:ing)?|thoughts?|reasoning|seed:think|longcat_think)"
+_TAG = _compiled(rf"[<\[◁]/?{_TAG_NAME}[>\]▷]")
+_OPENS = _compiled(rf"[<\[◁]{_TAG_NAME}[>\]▷]\s*\Z")
+_CLOSES = _compiled(rf"(?:{_ANY_CLOSING.pattern})\s*\Z")
 _FRAMED = [re.compile(rf"{start}(.*?)(?:{end}\s*)?\Z", re.IGNORECASE | re.DOTALL) for start, end in _FRAMES]
 
 
@@ -115,6 +119,36 @@ def split_thoughts(content: str) -> Thoughts:
     if not thoughts:
         return Thoughts("", content)
     return Thoughts("\n\n".join(filter(None, thoughts)), _out_of_its_frame(content[start:]))
+
+
+class Opened(NamedTuple):
+    """The tag of a thought that a prompt opens for the answer, and the one that closes it."""
+
+    opening: str
+    closing: str
+
+
+def opened_thought(prompt: str) -> Opened | None:
+    """The thought that a prompt ends in the middle of, if it does.
+
+    >>> opened_thought("<|im_start|>assistant <think>")
+    Opened(opening='<think>', closing='</think>')
+    """
+    found = _OPENS.search(prompt)
+    if found is None:
+        return None
+    opening = found[0].rstrip()
+    return Opened(opening, f"{opening[0]}/{opening[1:]}")
+
+
+def closes_thought(prompt: str) -> bool:
+    """Whether a prompt ends with a thought that is over, as where a model is told not to think."""
+    return _CLOSES.search(prompt) is not None
+
+
+def is_thought_tag(token: str) -> bool:
+    """Whether a token is a tag that models themselves write around a thought."""
+    return _TAG.fullmatch(token) is not None
 
 
 class _Thought(NamedTuple):

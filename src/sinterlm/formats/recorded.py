@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from sinterlm.errors import InputError
 from sinterlm.formats.annotated import ALL_ANSWERS, read_answers
@@ -54,7 +53,7 @@ def read_recorded(path: Path) -> list[RecordedAnswer]:
                 raise line.error(f"answer {index} to this prompt is there already ({places[key]})", "each answer once")
             places[key] = line.place
             counted[prompt_id, content_hash, source] += 1
-            finish_reason: FinishReason = line.choice("finish_reason", get_args(FinishReason)) or "stop"
+            finish_reason: FinishReason = line.choice("finish_reason", ("stop", "length")) or "stop"
             answers.append(RecordedAnswer(prompt_id, content_hash, content, source, index, finish_reason))
     if not answers:
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
 
@@ -14,7 +14,7 @@ from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity
 from sinterlm.recipe.schema import Judge, RecordedScores, Scorer, scorers_in
-from sinterlm.records import PROMPT_TOO_LONG, Dropped, Prompt, Response, Scored, StoredResponse, response_id
+from sinterlm.records import NOT_ASKED, PROMPT_TOO_LONG, Dropped, Prompt, Response, Scored, StoredResponse, response_id
 from sinterlm.sampling.protocol import Engine, Generation, Item
 from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Answered
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
@@ -54,32 +54,34 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
     gives the answers of an uninterrupted one, whatever a batch's composition does to the last bits.
 
     Raises:
-        ToleranceError: ``must_answer``, and every answer of the participant is empty.
+        ToleranceError: ``must_answer``, and the participant can be asked none of the prompts or every answer is empty.
     """
     name, identity, prompts = ask.participant.name, identity_of(ask), ask.asked(prompts)
     with closing(engine_of(run, ask)) as engine:
         batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(ask.num_samples)])
-        tokens_per_second = None
+        tokens_per_second: float | None = None
+        problems: dict[str, str] = {}
         if ask.settings is None:
             recorded = _look_up(engine, batches)
             num_new = run.store.set_recorded(identity, prompts, recorded, num_samples=ask.num_samples)
         else:
             stored = run.store.response_ids(identity)
             pending = [batch for batch in batches if any(_response_id(identity, item) not in stored for item in batch)]
-            tokens_per_second = _answer(run, ask, engine, pending) if pending else None
+            if pending:
+                tokens_per_second, problems = _answer(run, ask, engine, pending)
             num_new = sum(map(len, pending))
     answered = {item.prompt.id for batch in batches for item in batch}
     responses = [response for _, response in _answers_of(run, ask, prompts)]
     empty = [response for response in responses if not response.content]
-    too_long = _too_long(run, ask, prompts)
-    if must_answer and prompts and len(too_long) == len(prompts):
+    not_asked = _not_asked(run, stage, ask, prompts, problems)
+    if must_answer and prompts and len(not_asked) == len(prompts):
         raise ToleranceError(
-            f"source {name}: none of the {len(prompts)} prompts leaves room for an answer in its context; as it is "
-            f"asked, the first has {next(iter(too_long.values()))} tokens; take shorter prompts or another source"
+            f"model {name}: none of the {len(prompts)} prompts can be asked; the first, {not_asked[0].subject!r}: "
+            f"{not_asked[0].reason}, {not_asked[0].detail}; take other prompts or another model"
         )
     if must_answer and prompts and len(empty) == len(responses):
         raise ToleranceError(
-            f"source {name}: all {len(responses)} answers are empty; look at its prompt (chat template or "
+            f"model {name}: all {len(responses)} answers are empty; look at its prompt (chat template or "
             "few-shot file), its stop string and max_new_tokens"
         )
     dropped = [
@@ -92,10 +94,7 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
             Dropped(response.id, stage, "empty-answer", f"{name} on {response.prompt_id}, sample {response.index}")
             for response in empty
         ),
-        *(
-            Dropped(prompt_id, stage, PROMPT_TOO_LONG, f"{num_tokens} tokens as {name} is asked")
-            for prompt_id, num_tokens in too_long.items()
-        ),
+        *not_asked,
     ]
     counts: dict[str, float] = {
         f"{name} answers": len(responses),
@@ -131,11 +130,12 @@ def _look_up(engine: Engine, batches: Sequence[Sequence[Item]]) -> Iterator[Reco
             )
 
 
-def _answer(run: Run, ask: Ask, engine: Engine, batches: Sequence[Sequence[Item]]) -> float:
-    """Sample ``batches`` into the store, batch by batch; tokens a second."""
+def _answer(run: Run, ask: Ask, engine: Engine, batches: Sequence[Sequence[Item]]) -> tuple[float, dict[str, str]]:
+    """Sample ``batches`` into the store, batch by batch; tokens a second, and why prompts were refused, by id."""
     identity = identity_of(ask)
     items = {(item.prompt.id, item.index): item for batch in batches for item in batch}
     started, tokens = time.monotonic(), 0
+    problems: dict[str, str] = {}
     with run.reporter.task(ask.participant.name, len(items), "answers") as task:
         for generations in engine.sample(batches):
             answered = [(items[generation.prompt_id, generation.index], generation) for generation in generations]
@@ -147,8 +147,9 @@ def _answer(run: Run, ask: Ask, engine: Engine, batches: Sequence[Sequence[Item]
                 ],
             )
             tokens += sum(generation.num_tokens for generation in generations)
+            problems |= {generation.prompt_id: generation.problem for generation in generations if generation.problem}
             task.advance(len(generations), f"{tokens / (time.monotonic() - started):.0f} tokens/s")
-    return tokens / (time.monotonic() - started)
+    return tokens / (time.monotonic() - started), problems
 
 
 def _response_id(identity: str, item: Item) -> str:
@@ -181,7 +182,7 @@ def _answers_to(run: Run, ask: Ask) -> Callable[[Prompt], list[Answered]]:
     def answers(prompt: Prompt) -> list[Answered]:
         if not ask.asked([prompt]):
             return []
-        return [Answered(prompt, response) for response in stored(prompt) if response.finish_reason != PROMPT_TOO_LONG]
+        return [Answered(prompt, response) for response in stored(prompt) if response.finish_reason not in NOT_ASKED]
 
     return answers
 
@@ -192,15 +193,21 @@ def _stored(run: Run, ask: Ask) -> Callable[[Prompt], list[Response]]:
     return lambda prompt: run.store.responses(identity, prompt, source=name, num_samples=ask.num_samples)
 
 
-def _too_long(run: Run, ask: Ask, prompts: Iterable[Prompt]) -> dict[str, int]:
-    """The prompts that leave no room for an answer in the participant's context, by id, and their tokens."""
-    stored = _stored(run, ask)
-    return {
-        prompt.id: response.num_prompt_tokens
-        for prompt in prompts
-        for response in stored(prompt)
-        if response.finish_reason == PROMPT_TOO_LONG
-    }
+def _not_asked(run: Run, stage: str, ask: Ask, prompts: Iterable[Prompt], problems: Mapping[str, str]) -> list[Dropped]:
+    """The prompts that the store says the participant cannot be asked; ``problems`` has what this command was told."""
+    stored, name = _stored(run, ask), ask.participant.name
+    found: list[Dropped] = []
+    for prompt in prompts:
+        response = next((response for response in stored(prompt) if response.finish_reason in NOT_ASKED), None)
+        if response is None:
+            continue
+        if response.finish_reason == PROMPT_TOO_LONG:
+            detail = f"{response.num_prompt_tokens} tokens as {name} is asked"
+        else:
+            roles = ", ".join(message.role for message in prompt.messages)
+            detail = f"{name}: {problems.get(prompt.id) or f'refused before, with messages of the roles {roles}'}"
+        found.append(Dropped(prompt.id, stage, response.finish_reason, detail))
+    return found
 
 
 def score(run: Run, stage: str, config: Scorer, asks: Iterable[Ask], prompts: Sequence[Prompt]) -> StageResult:

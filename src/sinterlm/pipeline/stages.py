@@ -244,7 +244,7 @@ def _score_sources(run: Run) -> StageResult:
 def _sample_target(run: Run) -> StageResult:
     prompts = run.store.prompts(run.fusion.run_name, "preference")
     asks = map(run.fusion.for_training, run.fusion.sampled_targets)
-    result = _merge([sample(run, "sample-target", ask, prompts) for ask in asks])
+    result = _merge([sample(run, "sample-target", ask, prompts, must_answer=True) for ask in asks])
     unused = _unused_recorded_answers(run, "sample-target", run.fusion.sampled_targets)
     return StageResult(result.counts, [*result.dropped, *unused])
 

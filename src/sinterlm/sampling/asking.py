@@ -8,9 +8,8 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from sinterlm.chat import PLAIN, FewShot, encode_completion, encode_prompt, with_system
-from sinterlm.errors import InputError
 from sinterlm.records import Prompt
-from sinterlm.template import TemplateOptions
+from sinterlm.template import TemplateOptions, TemplateRefusal
 
 
 class Asking(NamedTuple):
@@ -25,14 +24,18 @@ class Asking(NamedTuple):
     """Of the chat template."""
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids up to where the answer begins; what all prompts begin with is encoded together with the rest."""
+        """Token ids up to where the answer begins; what all prompts begin with is encoded together with the rest.
+
+        Raises:
+            TemplateRefusal: The model cannot be asked this prompt.
+        """
         if self.few_shot is None:
             return encode_prompt(self.tokenizer, with_system(prompt.messages, self.system), self.options)
         if [message.role for message in prompt.messages] != ["user"]:
             roles = ", ".join(message.role for message in prompt.messages)
-            raise InputError(
-                f"prompt {prompt.id}: a few-shot prompt holds one question, but its messages are of {roles}; "
-                "ask this model by its chat template, or leave the prompt out"
+            raise TemplateRefusal(
+                f"a few-shot prompt holds one question, not messages of the roles {roles}; ask this model by its chat "
+                "template, or only the domains that it can be asked (domains)"
             )
         return encode_completion(
             self.tokenizer, self.few_shot.prefix + self.few_shot.render(prompt.messages[0].content)

@@ -33,6 +33,8 @@ class Generation:
     name: tuple[str, int] | None = None
     """What names an answer that was made elsewhere, in place of engine and sample index: what it says, as a hash, and
     which it is of several to the prompt that say the same."""
+    problem: str = ""
+    """Why there is no answer, where the prompt was refused."""
 
 
 class Engine(Protocol):

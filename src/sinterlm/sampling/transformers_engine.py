@@ -17,7 +17,7 @@ from sinterlm.chat import FewShot, end_token_ids
 from sinterlm.context import context_length, length_of_plain_positions
 from sinterlm.errors import InputError, first_line, memory_advice, out_of_memory
 from sinterlm.models import describe_placement, load_model, load_tokenizer
-from sinterlm.records import PROMPT_TOO_LONG, FinishReason, Message, Prompt, SamplingSettings
+from sinterlm.records import PROMPT_REFUSED, PROMPT_TOO_LONG, FinishReason, Message, Prompt, SamplingSettings
 from sinterlm.sampling.asking import Asking
 from sinterlm.sampling.decoding import decode
 from sinterlm.sampling.nucleus import draw_uniforms
@@ -26,7 +26,7 @@ from sinterlm.sampling.prefix_attention import CannotShareError, Prefix, attend_
 from sinterlm.sampling.protocol import Generation, Item
 from sinterlm.sampling.rows import compute_prefix, count_shared
 from sinterlm.sampling.sharing import share_prefixes
-from sinterlm.template import TemplateOptions
+from sinterlm.template import TemplateOptions, TemplateRefusal
 
 BATCH_TOKENS = 16_384
 CHARACTERS_PER_TOKEN = 3
@@ -54,7 +54,8 @@ class TransformersEngine:
     count includes the token that ended it.
 
     Prompt and answer together have as many tokens as the model's context at most. A prompt that leaves no room there
-    for one token of an answer is not answered: its generation is empty, for the reason ``prompt-too-long``.
+    for one token of an answer is not answered: its generation is empty, for the reason ``prompt-too-long``. So it is
+    with a prompt that the template refuses, for the reason ``prompt-refused``.
 
     What prompts begin with is computed once, if a check with a few tokens finds the same logits so as by the library's
     own attention. Any other model is sampled by Transformers' own generate, prompt by prompt.
@@ -157,9 +158,14 @@ class TransformersEngine:
 
     def _answer(self, loaded: _Loaded, batch: Sequence[Item]) -> list[Generation]:
         asking = loaded.asking
-        prompts = {item.prompt.id: item.prompt for item in batch}
-        encoded = {name: asking.encode(prompt) for name, prompt in prompts.items()}
-        fitting = [item for item in batch if len(encoded[item.prompt.id]) < loaded.context]
+        encoded: dict[str, list[int]] = {}
+        problems: dict[str, str] = {}
+        for name, prompt in {item.prompt.id: item.prompt for item in batch}.items():
+            try:
+                encoded[name] = asking.encode(prompt)
+            except TemplateRefusal as refusal:
+                problems[name] = str(refusal)
+        fitting = [item for item in batch if 0 < len(encoded.get(item.prompt.id, ())) < loaded.context]
         with self._understood_errors(loaded.model):
             answers = dict(zip(fitting, self._sample(loaded, fitting, encoded), strict=True))
         return [
@@ -167,9 +173,10 @@ class TransformersEngine:
                 prompt_id=item.prompt.id,
                 index=item.index,
                 content=asking.read(answers.get(item, ())),
-                finish_reason=_finish_reason(asking, answers.get(item)),
-                num_prompt_tokens=len(encoded[item.prompt.id]),
+                finish_reason=_finish_reason(asking, answers.get(item), problems.get(item.prompt.id)),
+                num_prompt_tokens=len(encoded.get(item.prompt.id, ())),
                 num_tokens=len(answers.get(item, ())),
+                problem=problems.get(item.prompt.id, ""),
             )
             for item in batch
         ]
@@ -230,9 +237,9 @@ class TransformersEngine:
             ) from error
 
 
-def _finish_reason(asking: Asking, tokens: Sequence[int] | None) -> FinishReason:
+def _finish_reason(asking: Asking, tokens: Sequence[int] | None, problem: str | None) -> FinishReason:
     if tokens is None:
-        return PROMPT_TOO_LONG
+        return PROMPT_REFUSED if problem else PROMPT_TOO_LONG
     return "stop" if asking.is_finished(tokens) else "length"
 
 
