@@ -47,6 +47,14 @@ def test_reasoning_is_put_before_the_answer(name: str, tmp_path: Path) -> None:
     assert read_recorded(write(tmp_path, recorded))[0].content == THOUGHT
 
 
+def test_the_last_answer_alone_is_trained(tmp_path: Path) -> None:
+    turns = [ASK, {**ANSWER, "weight": 0}, ASK, {**ANSWER, "weight": 1}]
+    (row,) = read_training_file(write(tmp_path, {"messages": turns}), ("chosen",))
+    assert ([message.role for message in row.messages], len(row.responses)) == (["user", "assistant", "user"], 1)
+    (prompt,) = read_prompts(write(tmp_path, {"prompt": [ASK, {**ANSWER, "weight": 1}, ASK]}))
+    assert len(prompt.messages) == 3
+
+
 def test_fields_that_say_nothing_are_no_trouble(tmp_path: Path) -> None:
     empty: dict[str, Any] = {"tool_calls": [], "name": None, "reasoning_content": "", "weight": 1, "info": {"a": None}}
     row = {"messages": [{**ASK, "weight": 0}, {**ANSWER, **empty}], "tools": "[]", "documents": None}
@@ -74,6 +82,11 @@ CALL = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
         ({"messages": [ASK, {**ANSWER, "loss": 0.5}]}, r"`messages\[1\].loss`"),
         ({"messages": [ASK, {**ANSWER, "weight": 0}]}, r"`messages\[1\].weight` is 0.*leave the row out"),
         ({"messages": [ASK, {**ANSWER, "weight": 0.5}]}, "expected 0 or 1"),
+        ({"messages": [ASK, {**ANSWER, "weight": 1}, ASK, ANSWER]}, r"`messages\[1\].weight` is 1.*only the last answer"),
+        (
+            {"prompt": [ASK], "chosen": [ASK, {**ANSWER, "weight": 1}, ASK, ANSWER], "rejected": [ANSWER]},
+            r"`chosen\[1\].weight` is 1",
+        ),
         ({"messages": [ASK, {**ANSWER, "thinking": "a", "reasoning": "b"}]}, "several thoughts"),
         ({"messages": [ASK, {"role": "assistant", "content": THOUGHT, "thinking": "a"}]}, "several thoughts"),
         ({"messages": [ASK, ANSWER], "tools": CALL}, "`tools` is .*a conversation without tools"),

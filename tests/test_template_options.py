@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,30 @@ def test_a_training_resumed_on_another_day_takes_the_first_ones_date(
     at(monkeypatch, "2026-12-02")
     go("killed")  # finished: nothing is done again
     assert (tmp_path / "killed" / "training.json").read_text() == result
+
+
+def test_of_several_processes_one_decides_the_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts_seen: list[list[int]]
+) -> None:
+    """A process that looks at the clock after midnight takes the date of the one that looked before."""
+    model = change_template(save_tiny(tmp_path / "model"), before=DATED)
+
+    def go(output: str) -> None:
+        train(ROWS, model=str(model), objective="dpo", output_dir=tmp_path / output, arguments=CPU)
+
+    at(monkeypatch, "2026-11-30")
+    go("before")
+    before = list(prompts_seen)
+    prompts_seen.clear()
+    at(monkeypatch, "2026-12-01")
+    monkeypatch.setattr(
+        "sinterlm.training.train.broadcast_object_list",
+        lambda objects: ["2026-11-30" if item == "2026-12-01" else item for item in objects],
+    )
+    go("after")
+    assert prompts_seen == before
+    settings = [json.loads((tmp_path / name / "training.json").read_text())["settings"] for name in ("before", "after")]
+    assert settings[0] == settings[1]
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------

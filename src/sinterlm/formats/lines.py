@@ -129,8 +129,9 @@ class Line:
         if not isinstance(turns, list) or not turns:
             raise self.error(f"`{key}` is {_describe(value)}", "text or a list of messages")
         self.check_beside_messages()
-        last = len(turns) - 1
-        return tuple(self._message(f"{key}[{number}]", turn, number == last) for number, turn in enumerate(turns))
+        has_answer = isinstance(turns[-1], Mapping) and turns[-1].get("role") == "assistant"
+        last = len(turns) - 1 if has_answer else None
+        return tuple(self._message(f"{key}[{number}]", turn, number, last) for number, turn in enumerate(turns))
 
     def check_beside_messages(self) -> None:
         """Refuse what stands beside a conversation and would change it, such as tools, and is not read."""
@@ -140,14 +141,17 @@ class Line:
                     f"`{name}` is {_describe(self.fields[name])}, which is not read", f"a conversation without {name}"
                 )
 
-    def check_turn(self, key: str, turn: Mapping[str, Any], known: Sequence[str], *, is_answer: bool) -> None:
+    def check_turn(
+        self, key: str, turn: Mapping[str, Any], known: Sequence[str], *, is_answer: bool, is_earlier_answer: bool
+    ) -> None:
         """Refuse what a turn says in fields that are not read: it would be left out of what is trained.
 
         Args:
             key: where the turn stands.
             turn: one message.
             known: the fields that are read.
-            is_answer: whether the turn is the answer that is trained; of the others a weight says nothing.
+            is_answer: whether the turn is the answer that is trained.
+            is_earlier_answer: whether it is an answer before that one, which is part of the prompt and not trained.
         """
         weight = turn.get("weight")
         if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
@@ -156,6 +160,11 @@ class Line:
             raise self.error(
                 f"`{key}.weight` is 0, and this is the answer that would be trained",
                 "an answer that is trained: leave the row out, or give the row itself `weight: 0`",
+            )
+        if is_earlier_answer and weight == 1:
+            raise self.error(
+                f"`{key}.weight` is 1, and only the last answer of a conversation is trained",
+                "`weight: 0`, or none, on earlier answers; make a row of its own of each answer that is to be trained",
             )
         for name, value in turn.items():
             if name not in (*known, "weight") and not _says_nothing(value):
@@ -192,7 +201,8 @@ class Line:
             raise self.error(f"`{key}` is {_describe(value)}", "a list of objects")
         return [Line(f"{self.place}, `{key}[{number}]`", _present(item)) for number, item in enumerate(value)]
 
-    def _message(self, key: str, turn: object, is_last: bool) -> Message:
+    def _message(self, key: str, turn: object, number: int, answer: int | None) -> Message:
+        """One message of a conversation of which the one numbered ``answer``, if any, is trained."""
         if not isinstance(turn, Mapping):
             raise self.error(f"`{key}` is {_describe(turn)}", "a message with `role` and `content`")
         role, content = turn.get("role"), turn.get("content")
@@ -200,7 +210,8 @@ class Line:
             raise self.error(f"`{key}.role` is {_describe(role)}", " or ".join(ROLES))
         is_said = role == "assistant"
         known = ("role", "content", *(REASONING_FIELDS if is_said else ()))
-        self.check_turn(key, turn, known, is_answer=is_said and is_last)
+        is_earlier_answer = is_said and answer is not None and number < answer
+        self.check_turn(key, turn, known, is_answer=number == answer, is_earlier_answer=is_earlier_answer)
         if not isinstance(content, str):
             raise self.error(f"`{key}.content` is {_describe(content)}", "text")
         if is_said:

@@ -62,8 +62,14 @@ def read_turns(line: Line, key: str) -> tuple[Message, ...]:
         speaker = turn.text("from")
         if speaker not in _ROLES:
             raise turn.error(f"`from` is {json.dumps(speaker)}", f"one of {', '.join(_ROLES)}")
-        is_answer = _ROLES[speaker] == "assistant" and number == len(turns) - 1
-        line.check_turn(f"{key}[{number}]", turn.fields, ("from", "value"), is_answer=is_answer)
+        is_said, is_last = _ROLES[speaker] == "assistant", number == len(turns) - 1
+        line.check_turn(
+            f"{key}[{number}]",
+            turn.fields,
+            ("from", "value"),
+            is_answer=is_said and is_last,
+            is_earlier_answer=is_said and not is_last,
+        )
         messages.append(Message(_ROLES[speaker], turn.text("value")))
     return tuple(messages)
 

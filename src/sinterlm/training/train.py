@@ -148,6 +148,11 @@ def train(
     if asks_date := writes_date(model):
         _choose_date(arguments, output_dir, say)
     config = build_config(objective, hyperparameters, arguments, output_dir=checkpoints, seed=seed)
+    processes = PartialState()
+    if asks_date:
+        # One process decides: others may have looked at the clock after midnight, or at the folder later.
+        [arguments["template_date"]] = broadcast_object_list([arguments["template_date"]])
+        config.template_date = arguments["template_date"]
     identity = digest(
         [model_fingerprint, objective, config.resolved_objective.values, arguments, seed, [asdict(row) for row in rows]]
     )
@@ -156,7 +161,6 @@ def train(
             remove_checkpoints(output_dir)  # a kill may have come between the result and their removal
         return finished
     started = perf_counter()
-    processes = PartialState()
     settings = {
         "model": model,
         "the model's content": model_fingerprint,
