@@ -6,8 +6,8 @@ What is trained must be what was scored: every word of the answer, behind the pr
 from __future__ import annotations
 
 import datetime
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -369,11 +369,11 @@ DOUBLING = "{% set s = namespace(t='aaaaaaaa') %}{% for i in range(99) %}{% set 
         (LOOPS, "computes for more than"),
         ("{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}", "computes for"),
         ("{{ 10 ** (10 ** 9) }}", "computes for more than"),
-        ("{{ 'a' * 4000000000 }}", "takes more than 1,024 MiB"),
-        ("{% set n = 4000000000 %}{{ 'a' * n }}", "takes more than 1,024 MiB"),
-        (DOUBLING, "takes more than 1,024 MiB"),
+        ("{{ 'a' * 4000000000 }}", "takes more than 64 MiB"),
+        ("{% set n = 4000000000 %}{{ 'a' * n }}", "takes more than 64 MiB"),
+        (DOUBLING, "takes more than 64 MiB"),
         ("{{ 'a' * 2000000 }}", "makes 2,000,000 characters of a conversation"),
-        ("{# " + "a" * 300_000 + " #}", "has 300,006 characters"),
+        ("{# " + "a" * 70_000 + " #}", "has 70,006 characters"),
         # harmless but for certain conversations
         (
             template_of() + "{% if 'river' in messages[0]['content'] %}" + LOOPS + "{% endif %}",
@@ -383,7 +383,8 @@ DOUBLING = "{% set s = namespace(t='aaaaaaaa') %}{% for i in range(99) %}{% set 
     ids=lambda value: value[:40],
 )
 def test_a_template_without_end_is_stopped(source: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_module, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(template_module, "MAX_SECONDS", 0.1)
+    monkeypatch.setattr(template_module, "MAX_BYTES", 2**26)
     started = time.monotonic()
     with pytest.raises(InputError, match="chat template of tokenizer") as raised:
         rows_of(tokenizer_with(source), "Yes.")
@@ -397,16 +398,24 @@ def test_long_conversations_are_no_flood() -> None:
                                       special_tokens={})) > 2_400_000  # fmt: skip
 
 
-def test_rendering_works_in_another_thread_and_leaves_no_limit_behind() -> None:
+def test_rendering_in_another_thread_has_the_same_limits_and_leaves_none_behind() -> None:
     import resource
 
     tokenizer = tokenizer_with(template_of())
     before = resource.getrlimit(resource.RLIMIT_AS)
-    found: list[list[int]] = []
-    thread = threading.Thread(target=lambda: found.append(encode_prompt(tokenizer, RIVER)))
-    thread.start()
-    thread.join()
-    assert found == [encode_prompt(tokenizer, RIVER)]
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(encode_prompt, tokenizer, RIVER).result() == encode_prompt(tokenizer, RIVER)
+        refusing = tokenizer_with(template_of() + "{% if 'Nile' in messages[-1].content %}{{ 1 / 0 }}{% endif %}")
+        thread.submit(encode_prompt, refusing, RIVER).result()
+        with pytest.raises(TemplateRefusal, match="ZeroDivisionError"):
+            thread.submit(encode_prompt, refusing, (Message("user", "The Nile?"),)).result()
+        for bomb, message in (
+            (LOOPS, "computes for more than"),
+            ("{{ 'a' * 4000000000 }}", "takes more than 1,024 MiB"),
+        ):
+            with pytest.raises(InputError, match=message) as raised:
+                thread.submit(encode_prompt, tokenizer_with(bomb), RIVER).result()
+            assert not isinstance(raised.value, TemplateRefusal)
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 

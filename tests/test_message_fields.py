@@ -82,7 +82,7 @@ CALL = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
         ({"messages": [ASK, {**ANSWER, "loss": 0.5}]}, r"`messages\[1\].loss`"),
         ({"messages": [ASK, {**ANSWER, "weight": 0}]}, r"`messages\[1\].weight` is 0.*leave the row out"),
         ({"messages": [ASK, {**ANSWER, "weight": 0.5}]}, "expected 0 or 1"),
-        ({"messages": [ASK, {**ANSWER, "weight": 1}, ASK, ANSWER]}, r"`messages\[1\].weight` is 1.*only the last answer"),
+        ({"messages": [ASK, {**ANSWER, "weight": 1}, ASK, ANSWER]}, r"`messages\[1\].weight` is 1.*only the last"),
         (
             {"prompt": [ASK], "chosen": [ASK, {**ANSWER, "weight": 1}, ASK, ANSWER], "rejected": [ANSWER]},
             r"`chosen\[1\].weight` is 1",

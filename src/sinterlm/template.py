@@ -11,8 +11,10 @@ Nothing here imports torch or Transformers before a template is rendered.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 if sys.platform != "win32":
     import resource
@@ -30,7 +32,8 @@ from jinja2 import Template, meta, nodes
 from sinterlm.errors import InputError
 from sinterlm.records import Message
 
-MAX_TEMPLATE_CHARACTERS = 2**18
+MAX_TEMPLATE_CHARACTERS = 2**16
+"""Three times the longest of 120 published templates."""
 MAX_SECONDS = 2.0
 """Of computing, for one rendering; real templates take less than a thousandth of it."""
 MAX_BYTES = 2**30
@@ -105,6 +108,17 @@ def render(
         InputError: It takes too long or too much memory, writes too much, draws at random, does not read one of the
             variables, or asks for the date and has none.
     """
+    if not _can_limit():
+        return _Child.ask(
+            "render",
+            source=source,
+            messages=messages,
+            variables=dict(options.variables),
+            date=options.date.isoformat() if options.date else None,
+            name=name,
+            add_generation_prompt=add_generation_prompt,
+            special_tokens=dict(special_tokens),
+        )
     try:
         with _limits():
             program = _compile(source)
@@ -141,6 +155,8 @@ def literals_of(source: str, *, name: str) -> str:
     Raises:
         InputError: It cannot be compiled.
     """
+    if not _can_limit():
+        return _Child.ask("literals_of", source=source, name=name)
     try:
         with _limits():
             return _compile(source).literals
@@ -208,14 +224,19 @@ class _OutOfTime(BaseException):
     """A rendering that has computed for too long; no Exception, which Jinja would catch where it folds constants."""
 
 
+def _can_limit() -> bool:
+    """Whether this is the main thread, which alone gets signals."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def _limits() -> Iterator[None]:
-    """Bound what happens inside in computing time and, on Linux, in memory; in the main thread only.
+    """Bound what happens inside in computing time and, on Linux, in memory; for the main thread.
 
     A timer and a limit of the process rather than a process of its own: they cost some microseconds, and hold for every
     conversation, also for one that makes a harmless template run wild.
     """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGVTALRM"):
+    if not hasattr(signal, "SIGVTALRM"):
         yield
         return
     _handle_timer()
@@ -262,3 +283,61 @@ def _statm(process: int) -> int:
 
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+# --- other threads ---------------------------------------------------------------------------------------------------
+
+
+class _Child:
+    """A process that renders for threads other than the main one: in its own main thread, where the limits hold.
+
+    It answers one line of JSON with another, and ends with the process that started it.
+    """
+
+    _lock = threading.Lock()
+    _running: ClassVar[dict[int, subprocess.Popen[str]]] = {}
+    """By the process that started it: a fork must not use that of its parent."""
+
+    @classmethod
+    def ask(cls, function: str, *, name: str, **arguments: Any) -> str:
+        """What a function of this module returns there.
+
+        Raises:
+            InputError: As the function.
+        """
+        request = json.dumps({"function": function, "name": name, **arguments})
+        with cls._lock:
+            child = cls._running.get(os.getpid())
+            if child is None or child.poll() is not None:
+                command = [sys.executable, "-c", "from sinterlm.template import serve; serve()"]
+                child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                cls._running[os.getpid()] = child
+            assert child.stdin is not None and child.stdout is not None  # noqa: PT018
+            child.stdin.write(f"{request}\n")
+            child.stdin.flush()
+            reply = child.stdout.readline()
+        if not reply:
+            raise InputError(f"{name} ended the process that rendered it; {_ANOTHER}")
+        kind, text = json.loads(reply)
+        if kind == "text":
+            return str(text)
+        raise (TemplateRefusal if kind == "refusal" else InputError)(text)
+
+
+def serve() -> None:
+    """Answer the requests on standard input, until it ends."""
+    for line in sys.stdin:
+        print(json.dumps(_answer(**json.loads(line))), flush=True)
+
+
+def _answer(function: str, **arguments: Any) -> tuple[str, str]:
+    try:
+        if function == "literals_of":
+            return "text", literals_of(**arguments)
+        messages = [Message(*message) for message in arguments.pop("messages")]
+        options = TemplateOptions.of(arguments.pop("variables"), arguments.pop("date"))
+        return "text", render(messages=messages, options=options, **arguments)
+    except TemplateRefusal as refusal:
+        return "refusal", str(refusal)
+    except InputError as error:
+        return "error", str(error)
