@@ -33,7 +33,7 @@ from sinterlm.errors import InputError
 from sinterlm.records import Message
 
 MAX_TEMPLATE_CHARACTERS = 2**16
-"""Three times the longest of 120 published templates."""
+"""Three times the longest of 114 published templates."""
 MAX_SECONDS = 2.0
 """Of computing, for one rendering; real templates take less than a thousandth of it."""
 MAX_BYTES = 2**30
