@@ -325,6 +325,36 @@ def test_training_resumes_from_the_newest_checkpoint_that_is_not_damaged(
     assert (output / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("damage", [zero, flip, Path.unlink])
+def test_damaged_metrics_of_an_interrupted_training_are_those_of_its_checkpoint(
+    damage: Callable[[Path], None], stopped: Path, trained: Path, model: Path, tmp_path: Path
+) -> None:
+    def read(folder: Path) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{name: line[name] for name in line if "second" not in name} for line in lines]
+
+    output = shutil.copytree(stopped, tmp_path / "out")
+    damage(output / "metrics.jsonl")
+    run(model, output)
+    assert read(output) == read(trained)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"\xff{", b"[]"])
+def test_a_damaged_marker_loses_no_checkpoints_without_a_word(
+    content: bytes, stopped: Path, model: Path, tmp_path: Path
+) -> None:
+    output = shutil.copytree(stopped, tmp_path / "out")
+    (output / "checkpoints" / "identity").write_bytes(content)
+    said: list[str] = []
+    with (
+        patch("sinterlm.training.train.CheckpointManifest", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        run(model, output, say=said.append)
+    assert "is of a training with other rows or settings, interrupted after step 4" in said[0]
+    assert newest_whole_checkpoint(output / "checkpoints-aside") is not None
+
+
 # --- other settings --------------------------------------------------------------------------------------------------
 
 

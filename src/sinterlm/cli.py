@@ -36,7 +36,14 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-DISK_FULL_MESSAGES = ("No space left on device", "PytorchStreamWriter failed", "inline_container.cc", "iostream error")
+DISK_FULL_MESSAGES = (
+    "No space left on device",
+    "File too large",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+    "inline_container.cc",
+    "iostream error",
+)
 """What safetensors and torch's writer say of a full disk, in errors of their own without an error number."""
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinterlm.errors import InputError
 from sinterlm.files import folder_lock, move_whole, remove
 from sinterlm.formats import read_rows, read_training_file
 from sinterlm.models import plain_name
@@ -54,10 +55,19 @@ def read_metrics(model: Path) -> list[dict[str, float | None]]:
     """The metrics of a model, one optimizer step after the other; empty without any.
 
     The last line of a training at work, or of one that was killed, may be half written: it does not count.
+
+    Raises:
+        InputError: The file is damaged.
     """
     path = model / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    try:
+        return [dict(json.loads(line)) for line in lines if line.endswith(b"\n")]
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: is damaged ({error}). Give the command again that trains this model; if it is finished, remove "
+            "its folder first"
+        ) from error
 
 
 def _adopt(model: Path, output: Path) -> None:

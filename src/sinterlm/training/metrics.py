@@ -53,7 +53,7 @@ class StepMetrics:
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every step's metrics to a JSON Lines file; a resumed run goes on behind its checkpoint's step."""
+    """Appends every step's metrics to a JSON Lines file; a resumed run begins with those that its checkpoint holds."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -61,12 +61,11 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Cut what an interrupted run wrote after the checkpoint that training starts from."""
+        """Write the lines up to the checkpoint that training starts from."""
         if state.is_world_process_zero:
-            lines = self._path.read_text().splitlines() if self._path.exists() else []
-            kept = [line for line in lines if _is_up_to(line, state.global_step)]
+            logged = [entry for entry in state.log_history if "loss" in entry]
             with atomic_write(self._path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept))
+                temporary.write_text("".join(_line(entry["step"], entry) for entry in logged))
 
     def on_log(
         self,
@@ -79,7 +78,7 @@ class MetricsFile(TrainerCallback):
         """Write a training step's line."""
         if state.is_world_process_zero and logs and "loss" in logs:
             with self._path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(_line(state.global_step, logs))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Have the lines up to a checkpoint on the disk before that counts."""
@@ -87,9 +86,5 @@ class MetricsFile(TrainerCallback):
             sync_files([self._path])
 
 
-def _is_up_to(line: str, step: int) -> bool:
-    """Whether a line is whole and belongs to a step up to ``step``."""
-    try:
-        return bool(json.loads(line)["step"] <= step)
-    except ValueError:
-        return False
+def _line(step: float, logs: Mapping[str, float]) -> str:
+    return json.dumps({"step": step} | {name: value for name, value in logs.items() if name != "step"}) + "\n"

@@ -132,10 +132,10 @@ def _change_checkpoints(checkpoints: Path, aside: Path, identity: str, *, keep: 
 
 
 def _read_claim(path: Path) -> Claim | None:
-    """Whose a folder is, by its marker or its result; None if neither says so."""
+    """Whose a folder is, by its marker or its result, which may be damaged; None if there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        text = path.read_bytes().decode(errors="replace")
+    except OSError:
         return None
     try:
         stored = json.loads(text)
