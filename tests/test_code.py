@@ -401,6 +401,28 @@ def test_forgery_does_not_pass(forged: dict[str, Score], name: str) -> None:
     assert forged[name].detail["reason"] in ("wrong", "error", "killed", "time-limit")
 
 
+CASE = (
+    "import unittest\nclass TestAdd(unittest.TestCase):\n    def test_sum(self):\n"
+    "        self.assertEqual(add(1, 2), 3)\n        self.assertEqual(add(2, 2), 4)"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return a + b", "passed"),
+        ("raise unittest.SkipTest('no')", "error"),
+        ("raise type('Mine', (unittest.SkipTest,), {})('no')", "error"),
+        ("raise unittest.case._ShouldStop", "error"),
+        ("raise SystemExit(0)", "error"),
+    ],
+)
+def test_program_does_not_steer_unittest(body: str, expected: str) -> None:
+    found = reason(f"import unittest, unittest.case\ndef add(a, b):\n    {body}", CASE)
+    assert (found == "passed") == (expected == "passed")
+    assert found in ("passed", "wrong", "error")
+
+
 def test_helper_of_the_prompt_is_the_tests_own() -> None:
     """The test checks the answer by `area`; a program that redefines `area` would make any side the right one."""
     forged = f"```python\n{SIDE_PROMPT}    return 0.0\n\ndef area(side):\n    return 9.0\n```"
@@ -464,9 +486,20 @@ SLOW = "Make this faster.\n```python\ndef total(n):\n    return sum(range(n + 1)
 SKELETON = "```python\ndef f(x):\n    result = []\n    # your code here\n    return result\n```"
 
 
+RACE = "Make `fast` fast.\n```python\ndef slow(n):\n    return sum(range(n))\n\ndef fast(n):\n    return slow(n)\n```"
+FAST = "def fast(n):\n    return n * (n - 1) // 2\n"
+FORGED = "```python\ndef slow(n): return 7\ndef fast(n): return 7\n```"
+
+
 @pytest.mark.parametrize(
     ("prompt", "test", "answer", "expected"),
     [
+        (RACE, "assert fast(9) == slow(9)", f"```python\n{FAST}```", "passed"),
+        (RACE, "assert fast(9) == slow(9)", f"```python\n{FAST}def slow(n):\n    return fast(n)\n```", "passed"),
+        (RACE, "assert fast(9) == slow(9)", FORGED, "wrong"),
+        (RACE, "assert slow(9) == fast(9)", FORGED, "wrong"),
+        (RACE, "for n in range(9):\n    want = slow(n)\n    got = fast(n)\n    assert got == want", FORGED, "wrong"),
+        (RACE.replace("`fast`", "it"), "assert fast(9) == slow(9)", FORGED, "wrong"),
         (MEND, "assert median([3, 1, 2]) == 2", MENDED, "passed"),
         (MEND, "assert median([3, 1, 2]) == 2", "return 42", "no-program"),
         (SLOW, "assert total(3) == 6", "```python\ndef total(n):\n    return n * (n + 1) // 2\n```", "passed"),
@@ -488,6 +521,17 @@ SKELETON = "```python\ndef f(x):\n    result = []\n    # your code here\n    ret
 )
 def test_what_is_tested_is_the_answer(prompt: str, test: str, answer: str, expected: str) -> None:
     assert reason(answer, test, prompt=prompt) == expected
+
+
+MANY_CALLS = "for i in range(10**5):\n    assert add(i, 1) == i + 1"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"), [("return a + b", "harness-limit"), ("while a > 2000: pass\n    return a + b", "time-limit")]
+)
+def test_time_that_the_calls_take_is_not_the_program_s(body: str, expected: str) -> None:
+    """The calls cost two seconds, the program's own computing a tenth of a second."""
+    assert reason(f"def add(a, b):\n    {body}", MANY_CALLS, timeout_seconds=0.5) == expected
 
 
 def test_prompt_with_a_long_sum() -> None:

@@ -169,7 +169,7 @@ class Solution:
         ...
 print("no definition")
 '''
-    problem = Problem(code, frozenset({"add", "later", "Solution"}), frozenset(), {}, [])
+    problem = Problem(code, frozenset({"add", "later", "Solution"}), frozenset(), frozenset(), {}, [])
     namespace: dict[str, object] = {}
     exec(own_definitions(problem, {"add"}), namespace)
     assert namespace.keys() - {"__builtins__"} == {"math", "LIMIT", "encode", "List", "Node"}
@@ -275,7 +275,7 @@ def test_classes_that_the_program_needs_of_its_tests() -> None:
 
 def test_methods_to_write_are_those_of_classes_without_bodies() -> None:
     code = "class A:\n    def f(self): return 1\nclass B:\n    def g(self): ...\n    def h(self): return 1"
-    assert methods_to_write(Problem(code, frozenset({"B"}), frozenset(), {}, [])) == {"g", "h"}
+    assert methods_to_write(Problem(code, frozenset({"B"}), frozenset(), frozenset(), {}, [])) == {"g", "h"}
 
 
 def test_blocks() -> None:

@@ -122,6 +122,19 @@ WRAPPINGS = {
     "a draft in a thought": f"<think>\n```python\nresult = compute(x)\n```\nNo.\n</think>\n{FENCED}",
     "a wrong draft in a thought": f"<think>\n```python\ndef add(a, b): return 0\n```\n</think>\n\n{FENCED}",
     "a fence that a thought never closes": f"<think>\n```python\ndef add(a, b):\n</think>\n{FENCED}",
+    # Further ones of today's models.
+    "a recap of the header": f"{FENCED}\n\nIts shape:\n\n```python\ndef add(a, b):\n    ...\n```",
+    "the header behind, with a docstring": f'{FENCED}\n\n```python\ndef add(a, b):\n    """Add."""\n    pass\n```',
+    "numbered lines before a bar": "```python\n 1 | def add(a, b):\n 2 |     return a + b\n```",
+    "an artifact": f'<antArtifact type="application/vnd.ant.code" language="python">\n{WHOLE}</antArtifact>',
+    "a token that ends a turn": f"{FENCED}<|im_end|>",
+    "a token that ends a text, no fence closed": f"```python\n{WHOLE}<|endoftext|>",
+    "a walk through single lines": (
+        f"```python\nc = a + b\n```\nthen\n\n```python\nreturn c\n```\n\nAll of it:\n\n{FENCED}\n\n```python\nreturn a + b\n```"
+    ),
+    "a fence never closed, then prose": f"```python\n{WHOLE}\n### Explanation\nIt's the sum, isn't it?",
+    "another language before": f"```cpp\nint add(int a, int b) {{ return 0; }}\n```\n\n{FENCED}",
+    "a cell of a table": f"<table><tr><td>\n\n{FENCED}\n\n</td></tr></table>",
 }
 
 STUB = '''from typing import List

@@ -896,4 +896,10 @@ CASES: dict[str, Case] = {
         "False and",
     ),
     **_v("a sum of all", "assert sum([V(1, 2), V(3, 4)], V(0, 0)) == V(4, 6)", "V(self.x + other.x", "V(self.x"),
+    "a slice of an object": Case(
+        "class Deck:\n    def __init__(self):\n        self.cards = [*range(52)]\n    def __getitem__(self, place):\n        return self.cards[place]\n    def __len__(self):\n        return len(self.cards)",
+        ("d = Deck()\nassert d[1:3] == [1, 2] and d[::-1][0] == 51 and d[-1] == 51 and len(d) == 52",),
+        "range(52)",
+        "range(51)",
+    ),
 }

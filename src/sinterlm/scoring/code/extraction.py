@@ -76,7 +76,7 @@ _TYPOGRAPHY = str.maketrans(
 _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: |$)", re.MULTILINE)
 _CELL = re.compile(r"^(?:In|Out)[ \t]*\[[ \d*]*\]:[ \t]?", re.MULTILINE)
 _MAGIC = re.compile(r"^[ \t]*[%!].*$", re.MULTILINE)
-_LINE_NUMBER = re.compile(r"^[ \t]*\d+(?:[.:|)][ \t]?|[ \t]|$)", re.MULTILINE)
+_LINE_NUMBER = re.compile(r"^[ \t]*\d+(?:[ \t]*[.:|)][ \t]?|[ \t]|$)", re.MULTILINE)
 _CODE_ON_FENCE = re.compile(r"\w*[ \t]+((?:async def|def|class|import|from)\b.*|@.*)")
 _READS_INPUT = re.compile(r"\binput\(|\bstdin\b|\bopen\(0")
 _MAX_TRIES = 40
@@ -357,11 +357,27 @@ def _script(blocks: Sequence[Block]) -> str:
 
 def _definers(blocks: Sequence[Block], wanted: Set[str]) -> str:
     """The blocks that define something of what is wanted; empty where none does."""
-    defining = [bound_names(block.code) for block in blocks]
+    sketched = [_sketched(block.code) for block in blocks]
+    defining = [bound_names(block.code) - names for block, names in zip(blocks, sketched, strict=True)]
+    if not wanted & set().union(*defining):  # of a sketch the prompt's tests will say what it is
+        defining = [bound_names(block.code) for block in blocks]
     chosen = [place for place, names in enumerate(defining) if names & wanted]
     if not wanted:
         chosen = [place for place, block in enumerate(blocks) if has_definition(parse(block.code))]
     return _with_needed(blocks, chosen or ([] if wanted else [*range(len(blocks))]))
+
+
+def _sketched(code: str) -> set[str]:
+    """The functions of which a text shows only the header: ``...`` or ``pass`` is all of their body."""
+    return {
+        node.name
+        for node in statements_of(code)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and all(
+            isinstance(part, ast.Pass) or (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+            for part in node.body
+        )
+    }
 
 
 def _with_needed(blocks: Sequence[Block], chosen: Sequence[int]) -> str:

@@ -30,7 +30,7 @@ PACKAGES = {
 """Well-known packages: they are not in the sandbox, which says nothing about a program that uses one."""
 _SUSPICIOUS = re.compile(
     r"__\w+__|\b(?:_getframe|modules|gc|ctypes|inspect|os|builtins|settrace|setprofile|atexit|globals|eval|exec|exit|quit"
-    r"|SystemExit|importlib|setattr|_thread|signal|BaseException)\b"
+    r"|SystemExit|SkipTest|_ShouldStop|importlib|setattr|_thread|signal|BaseException)\b"
 )
 _HARMLESS = re.compile(
     r"__(?:init|name|main|str|repr|len|iter|next|enter|exit|call|post_init|slots|future|all|doc|init_subclass|aenter"

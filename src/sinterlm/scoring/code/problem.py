@@ -83,6 +83,8 @@ class Problem(NamedTuple):
     """What of the tests' names the answer has to define."""
     replaced: frozenset[str]
     """Those of them that the prompt defines in full: a function to mend, for example."""
+    yardsticks: frozenset[str]
+    """Those of these with which the tests compare others of them, such as the slow function beside the fast one."""
     provided: dict[str, tuple[str, str]]
     """Names of the standard library that the tests forgot to import: module, and what of it (empty for all of it)."""
     given: list[str]
@@ -116,21 +118,29 @@ def read_problem(tests: Sequence[str], messages: Sequence[Message]) -> Problem:
             "the tests use nothing that an answer could define, so that every answer would pass or fail alike; "
             "expected tests that call a function or class which the prompt asks for"
         )
-    return Problem(begun, frozenset(asked), frozenset(replaced), provided, common_definitions(tests, messages))
+    return Problem(
+        begun,
+        frozenset(asked),
+        frozenset(replaced),
+        frozenset(_yardsticks(code, replaced, _prose(messages, begun))),
+        provided,
+        common_definitions(tests, messages),
+    )
 
 
 def taken_from(problem: Problem, program: Program) -> set[str]:
     """Which of the tests' names come from the program; all others are the tests' own.
 
-    Of what the prompt defines in full, that is what the answer defines otherwise. An answer that defines nothing of
-    what it was asked for gives nothing, even where the prompt's code before it would.
+    Of what the prompt defines in full, that is what the answer defines otherwise; but never both sides of a comparison,
+    which would be equal as the program wants. An answer that defines nothing of what it was asked for gives nothing,
+    even where the prompt's code before it would.
     """
     in_prompt = bound_names(problem.begun)
     defined = problem.asked & program.defined
     if not problem.replaced:
         return set(problem.asked if defined else problem.asked - in_prompt)
     changed = {name for name in defined if _last(problem.begun, name) != _last(program.text, name)}
-    return changed or set(defined)
+    return changed - problem.yardsticks or changed or set(defined)
 
 
 def own_definitions(problem: Problem, taken: Set[str]) -> str:
@@ -238,6 +248,46 @@ def _free_names(code: str, in_prompt: Set[str]) -> set[str]:
             case ast.Attribute(ast.Name(name), attribute) if name in SOLUTION_MODULES and name in hard:
                 imported.add(attribute)
     return loaded | imported
+
+
+def _yardsticks(code: str, names: Set[str], prose: str) -> set[str]:
+    """The side of every comparison of two of these names that is not to be written.
+
+    The prompt says that it wants ``fast`` before it says that it must equal ``slow``; where it says neither, what is
+    expected is on the right.
+    """
+    nodes = [*ast.walk(parse(code) or ast.Module([], []))]
+    behind: dict[str, set[str]] = {}  # what the value of a variable was made with
+
+    def used(node: ast.AST) -> set[str]:
+        loaded = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        return set().union(loaded & names, *(behind.get(name, ()) for name in loaded))
+
+    for node in nodes:
+        match node:
+            case ast.Assign([ast.Name(variable)], value):
+                behind.setdefault(variable, set()).update(used(value))
+    found: set[str] = set()
+    for node in nodes:
+        match node:
+            case ast.Compare(left, _, [right]) | ast.Call(ast.Attribute(), [left, right, *_]):
+                sides = [used(right), used(left)]
+                if all(sides) and not sides[0] & sides[1]:
+                    found |= max(
+                        sides, key=lambda side: min(_place(name, prose) for name in side)
+                    )  # the first, if equal
+    return found
+
+
+def _place(name: str, prose: str) -> int:
+    said = re.search(rf"\b{re.escape(name)}\b", prose)
+    return said.start() if said else len(prose)
+
+
+def _prose(messages: Sequence[Message], begun: str) -> str:
+    """The last message without its code."""
+    code = {line.strip() for line in begun.split("\n")}
+    return "\n".join(line for line in messages[-1].content.splitlines() if line.strip() not in code)
 
 
 def _called_builtins(code: str) -> set[str]:

@@ -27,7 +27,7 @@ from sinterlm.scoring.code.running import HARNESS_LIMIT, Job, Verdict, run_scrip
 from sinterlm.scoring.code.sandbox import POLICY, check_isolation
 from sinterlm.scoring.protocol import SCORER_FAILED, Answered, no_score
 
-RULES = 3
+RULES = 4
 """Goes up with every change of how code is found and tested, so that older scores are not used."""
 
 VERSION = f"{RULES}:{POLICY}:python{'.'.join(platform.python_version_tuple()[:2])}"

@@ -26,6 +26,7 @@ SCALARS: dict[str, Callable[[Any], Any]] = {"int": int.__int__, "float": float._
 WRITTEN: dict[str, tuple[str, Callable[[Any], list[Any]], str]] = {
     "complex": ("builtins", lambda value: [value.real, value.imag], ""),
     "range": ("builtins", lambda value: [value.start, value.stop, value.step], ""),
+    "slice": ("builtins", lambda value: [value.start, value.stop, value.step], ""),
     "bytes": ("builtins", lambda value: [bytes.hex(value)], "fromhex"),
     "Decimal": ("decimal", lambda value: [str(value)], ""),
     "Fraction": ("fractions", lambda value: [value.numerator, value.denominator], ""),

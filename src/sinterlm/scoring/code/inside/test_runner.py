@@ -80,12 +80,21 @@ def call_test(function: Any) -> None:
             __import__("asyncio").run(found)
 
 
+def is_of_test_runner(error: Any) -> bool:
+    """Whether an exception says something to ``unittest`` itself, such as that a test is to be skipped."""
+    return any(cls.__module__.partition(".")[0] == "unittest" for cls in type(error).__mro__)
+
+
 def run_cases(namespace: dict[str, Any]) -> None:
     """Run the tests of all classes of ``unittest``."""
     unittest = sys.modules["unittest"]
     for value in namespace.values():
         if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == "tests":
             result = unittest.TestResult()
+            ended: list[Any] = []
+            result.addSuccess = ended.append
             unittest.defaultTestLoader.loadTestsFromTestCase(value).run(result)
             for _, trace in (*result.failures, *result.errors):
                 raise AssertionError(trace.strip().rpartition("\n")[2])
+            if len(ended) + len(result.skipped) + len(result.expectedFailures) < result.testsRun:
+                raise AssertionError("a test came to no end")

@@ -22,7 +22,7 @@ from sinterlm.scoring.code.inside.bridge import (
 from sinterlm.scoring.code.inside.operations import next_of
 from sinterlm.scoring.code.inside.program_side import load
 from sinterlm.scoring.code.inside.stand_ins import LOCAL, Remote, RemoteClass, carried_attribute, carried_text
-from sinterlm.scoring.code.inside.test_runner import carry_out
+from sinterlm.scoring.code.inside.test_runner import carry_out, is_of_test_runner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -183,6 +183,8 @@ class TestsSide:
         parcel.unpack(reply["objects"])
         if "error" in reply:
             error = parcel.decode(reply["error"])
+            if is_of_test_runner(error):  # it would have the tests skipped
+                raise ProgramError(f"{type(error).__name__}: {error}")
             if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit)):
                 # The end of an iteration, raised by a function, would end that of the tests.
                 self.limits.append(f"{type(error).__name__} raised by the program")
