@@ -22,11 +22,15 @@ from sinterlm.chat import (
     encode_conversation,
     encode_example,
     encode_prompt,
+    end_token_ids,
+    thought_token_ids,
 )
 from sinterlm.errors import InputError
 from sinterlm.objectives.table import resolve_objective
-from sinterlm.records import Message, RowResponse, TrainingRow
+from sinterlm.records import Message, Prompt, RowResponse, TrainingRow
+from sinterlm.sampling.asking import Asking
 from sinterlm.template import TemplateOptions, TemplateRefusal
+from sinterlm.thoughts import split_thoughts
 from sinterlm.training.batch import EncodedRows, encode_rows
 from tests.tiny import build_tokenizer
 
@@ -164,6 +168,31 @@ def test_an_answer_is_never_trained_inside_the_thought_that_the_prompt_opens() -
     tokenizer = tokenizer_with(template_of(written, generation="<|im_start|>assistant\n<think>"))
     _, response = generated(tokenizer, encode_example(tokenizer, RIVER, "The Nile."))
     assert response == "\n</think>\n\nThe Nile.<|im_end|>\n"
+
+
+@pytest.mark.parametrize("is_special", [False, True])
+def test_a_sampled_thought_is_read_and_trained_as_one(is_special: bool) -> None:
+    """Where its tags are special tokens, and where the prompt opens it and the limit cuts it."""
+    template = template_of(WITHOUT_THOUGHTS, generation="<|im_start|>assistant\n<think>\n")
+    tokenizer = build_tokenizer("chatml")
+    tokenizer.add_tokens([AddedToken(tag, special=is_special, normalized=False) for tag in ("<think>", "</think>")])
+    tokenizer.chat_template = template
+    asking = Asking(tokenizer, None, None, end_token_ids(tokenizer), thought_tokens=thought_token_ids(tokenizer))
+    prompt = asking.encode(Prompt("p", RIVER))
+
+    def sampled(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    whole = sampled("Africa.\n</think>\n\nThe Nile.<|im_end|>")
+    assert asking.read(whole, prompt) == "Africa.\n</think>\n\nThe Nile."
+    assert encode_example(tokenizer, RIVER, asking.read(whole, prompt)).response_ids[: len(whole)] == whole
+    cut = sampled("Africa, so the")
+    assert asking.read(cut, prompt) == "<think>\nAfrica, so the"
+    assert split_thoughts(asking.read(cut, prompt)).answer == ""
+    assert encode_example(tokenizer, RIVER, asking.read(cut, prompt), truncated=True).response_ids == cut
+    cut = sampled("Africa.\n</think>\n\nThe")
+    assert asking.read(cut, prompt) == "Africa.\n</think>\n\nThe"
+    assert asking.read((), prompt) == ""
 
 
 def test_thoughts_policies() -> None:

@@ -253,6 +253,12 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
     return bos + list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
+def thought_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Special tokens that are tags of a thought: no text without them tells thought and answer apart."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(number for number, token in added if token.special and is_thought_tag(token.content))
+
+
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions = PLAIN) -> frozenset[int]:
     """Tokens that end an answer: the template's end-of-turn and the tokenizer's eos."""
     ends = {tokenizer.eos_token_id}
@@ -498,7 +504,7 @@ def _find_facts(tokenizer: PreTrainedTokenizerBase, template: str, options: Temp
     others = {token.content for token in added if not token.content.isspace()} - specials
     turns = {token for token in others if token in prompt or token in whole}
     literals = literals_of(template, name=name)
-    said = specials | {token for token in turns if not is_thought_tag(token)}
+    said = {token for token in specials | turns if not is_thought_tag(token)}
     written = specials | turns | {token for token in others if token in literals}
     end = _any_of(said).search(after_answer)
     tail = after_answer[end.end() :] if end else ""

@@ -85,9 +85,7 @@ _OPENING = [_compiled(pair.opening) for pair in _PAIRS]
 _CLOSING = [_compiled(pair.closing) for pair in _PAIRS]
 _TAGS = [number for number, pair in enumerate(_PAIRS) if not pair.is_prose]
 _ANY_CLOSING = _compiled("|".join(_PAIRS[number].closing for number in _TAGS))
-_TAG_NAME = r"(?:think(?:ing)?|thoughts?|reasoning|seed:think|longcat_think)"
-_TAG = _compiled(rf"[<\[◁]/?{_TAG_NAME}[>\]▷]")
-_OPENS = _compiled(rf"[<\[◁]{_TAG_NAME}[>\]▷]\s*\Z")
+_OPENS = _compiled(r"[<\[◁](?:think(?:ing)?|thoughts?|reasoning|seed:think|longcat_think)[>\]▷]\s*\Z")
 _CLOSES = _compiled(rf"(?:{_ANY_CLOSING.pattern})\s*\Z")
 _FRAMED = [re.compile(rf"{start}(.*?)(?:{end}\s*)?\Z", re.IGNORECASE | re.DOTALL) for start, end in _FRAMES]
 
@@ -148,7 +146,7 @@ def closes_thought(prompt: str) -> bool:
 
 def is_thought_tag(token: str) -> bool:
     """Whether a token is a tag that models themselves write around a thought."""
-    return _TAG.fullmatch(token) is not None
+    return any(tag.fullmatch(token) for number in _TAGS for tag in (_OPENING[number], _CLOSING[number]))
 
 
 class _Thought(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from sinterlm.chat import PLAIN, FewShot, encode_completion, encode_prompt, with_system
 from sinterlm.records import Prompt
 from sinterlm.template import TemplateOptions, TemplateRefusal
+from sinterlm.thoughts import opened_thought, split_thoughts
+
+_NUM_TAG_TOKENS = 16
+"""Of a prompt's last tokens, in which the tag of a thought is."""
 
 
 class Asking(NamedTuple):
@@ -22,6 +27,8 @@ class Asking(NamedTuple):
     end_tokens: frozenset[int]
     options: TemplateOptions = PLAIN
     """Of the chat template."""
+    thought_tokens: frozenset[int] = frozenset()
+    """Special tokens that stay in an answer's text."""
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids up to where the answer begins; what all prompts begin with is encoded together with the rest.
@@ -52,10 +59,23 @@ class Asking(NamedTuple):
         last = tokens[-len(self.few_shot.stop.encode()) - 1 :]
         return self.few_shot.stop in self._decode(last)
 
-    def read(self, tokens: Sequence[int]) -> str:
-        """The answer's text, up to the stop text: without special tokens, and stripped of white space."""
+    def read(self, tokens: Sequence[int], prompt_tokens: Sequence[int] = ()) -> str:
+        """The answer's text, up to the stop text: without special tokens, and stripped of white space.
+
+        A thought that the prompt opened and the limit cut gets the opening tag, without which it would pass for an
+        answer.
+        """
         text = self._decode(tokens)
-        return (text if self.few_shot is None else text.split(self.few_shot.stop)[0]).strip()
+        if self.few_shot is not None:
+            return text.split(self.few_shot.stop)[0].strip()
+        text = text.strip()
+        opened = opened_thought(str(self.tokenizer.decode(list(prompt_tokens[-_NUM_TAG_TOKENS:]))))
+        is_cut = opened and tokens and not self.is_finished(tokens) and split_thoughts(text).answer == text
+        return f"{opened.opening}\n{text}" if opened and is_cut else text
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        runs = groupby(tokens, key=self.thought_tokens.__contains__)
+        return "".join(
+            str(self.tokenizer.decode(list(run), skip_special_tokens=not is_tag, clean_up_tokenization_spaces=False))
+            for is_tag, run in runs
+        )

@@ -13,7 +13,7 @@ from accelerate.utils import release_memory
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from sinterlm.chat import FewShot, end_token_ids
+from sinterlm.chat import FewShot, end_token_ids, thought_token_ids
 from sinterlm.context import context_length, length_of_plain_positions
 from sinterlm.errors import InputError, first_line, memory_advice, out_of_memory
 from sinterlm.models import describe_placement, load_model, load_tokenizer
@@ -50,8 +50,8 @@ class TransformersEngine:
     """Samples a causal language model, asked by its chat template or by a few-shot completion prompt.
 
     An answer ends at the template's end-of-turn or an eos, a few-shot answer also where the text that follows
-    ``{answer}`` in the template begins. Its content has neither special tokens nor white space around it; its token
-    count includes the token that ended it.
+    ``{answer}`` in the template begins. Its content has neither special tokens (but tags of a thought) nor white space
+    around it; its token count includes the token that ended it.
 
     Prompt and answer together have as many tokens as the model's context at most. A prompt that leaves no room there
     for one token of an answer is not answered: its generation is empty, for the reason ``prompt-too-long``. So it is
@@ -135,7 +135,9 @@ class TransformersEngine:
             model = load_model(self._name, device=self._device, dtype=self._dtype)
             tokenizer = load_tokenizer(self._name)
             end_tokens = end_token_ids(tokenizer, self._options) | _generation_ends(model)
-            asking = Asking(tokenizer, self._few_shot, self._system, end_tokens, self._options)
+            asking = Asking(
+                tokenizer, self._few_shot, self._system, end_tokens, self._options, thought_token_ids(tokenizer)
+            )
             probes = [asking.encode(Prompt("", (Message("user", probe),))) for probe in PROBES]
             placement, prefix = describe_placement(model), None
             with self._understood_errors(model):
@@ -172,7 +174,7 @@ class TransformersEngine:
             Generation(
                 prompt_id=item.prompt.id,
                 index=item.index,
-                content=asking.read(answers.get(item, ())),
+                content=asking.read(answers.get(item, ()), encoded.get(item.prompt.id, ())),
                 finish_reason=_finish_reason(asking, answers.get(item), problems.get(item.prompt.id)),
                 num_prompt_tokens=len(encoded.get(item.prompt.id, ())),
                 num_tokens=len(answers.get(item, ())),
