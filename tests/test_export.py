@@ -30,10 +30,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from sinterlm import cli
 from sinterlm.errors import InputError, ToleranceError, TryAgainError
-from sinterlm.files import atomic_folder, folder_lock
+from sinterlm.files import atomic_folder
 from sinterlm.formats import read_rows, read_training_file, write_rows
 from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
 from sinterlm.formats.table import FORMATS
+from sinterlm.locks import folder_lock
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import Reporter

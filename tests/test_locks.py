@@ -19,15 +19,15 @@ from typing import Any
 import psutil
 import pytest
 
-from sinterlm import files
+from sinterlm import locks as locks_module
 from sinterlm.errors import TryAgainError
-from sinterlm.files import folder_lock
+from sinterlm.locks import folder_lock
 
 HOLDER = """
     import fcntl, os, sys
     from pathlib import Path
     {change}
-    from sinterlm.files import folder_lock
+    from sinterlm.locks import folder_lock
     with folder_lock(Path(sys.argv[1]), Path("runs/first")):
         print("held", flush=True)
         sys.stdin.read()
@@ -134,14 +134,14 @@ def test_a_sign_that_says_nothing_holds_nothing(content: str, tmp_path: Path) ->
 def test_a_process_of_another_machine_holds_the_folder_as_long_as_it_renews_its_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(files, "WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(locks_module, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(locks_module, "WATCH_SECONDS", 1.0)
     monkeypatch.setattr(socket, "gethostname", lambda: "another")
     with folder_lock(tmp_path, Path("runs/first")):
         monkeypatch.undo()
         monkeypatch.setattr("fcntl.flock", lambda *_: None)
-        monkeypatch.setattr(files, "BEAT_SECONDS", 0.1)
-        monkeypatch.setattr(files, "WATCH_SECONDS", 1.0)
+        monkeypatch.setattr(locks_module, "BEAT_SECONDS", 0.1)
+        monkeypatch.setattr(locks_module, "WATCH_SECONDS", 1.0)
         with pytest.raises(TryAgainError, match=r"on another since .*; if it is gone, remove .*\.lock\.json"):
             take(tmp_path)
     sign(tmp_path, host="another", pid=1)
@@ -152,11 +152,11 @@ def test_a_process_of_another_machine_holds_the_folder_as_long_as_it_renews_its_
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(files, "WATCH_SECONDS", 0.6)
+    monkeypatch.setattr(locks_module, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(locks_module, "WATCH_SECONDS", 0.6)
 
 
-QUICK = "import sinterlm.files as files; files.BEAT_SECONDS = 0.1; fcntl.flock = lambda *_: None; "
+QUICK = "import sinterlm.locks as locks; locks.BEAT_SECONDS = 0.1; fcntl.flock = lambda *_: None; "
 
 
 @pytest.mark.usefixtures("without_locks", "quick")
@@ -187,7 +187,7 @@ def test_a_process_whose_sign_was_removed_ends(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("without_locks", "quick")
 def test_setting_the_clock_frees_no_folder(tmp_path: Path) -> None:
     """The system tells when a process started by the clock of today."""
-    with held(tmp_path, QUICK + "files._started = lambda pid: 1e9") as process:
+    with held(tmp_path, QUICK + "locks._started = lambda pid: 1e9") as process:
         with pytest.raises(TryAgainError, match=f"process {process.pid}"):
             take(tmp_path)
         process.kill()

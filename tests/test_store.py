@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinterlm.errors import InputError, TryAgainError
-from sinterlm.files import folder_lock
+from sinterlm.locks import folder_lock
 from sinterlm.records import Dropped, Message, Prompt, Response, SamplingSettings, Score, StoredResponse, response_id
 from sinterlm.store import FinishedStage, RecordedResponse, Store
 
@@ -281,7 +281,7 @@ def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from sinterlm.files import folder_lock
+        from sinterlm.locks import folder_lock
         with folder_lock(Path(sys.argv[1]), Path("runs/first")):
             print("held", flush=True)
             sys.stdin.read()

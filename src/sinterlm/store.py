@@ -1,6 +1,6 @@
 """The workspace's store: prompts, responses, scores, drops and finished stages in one SQLite file.
 
-Owned by one process at a time (see :func:`sinterlm.files.folder_lock`), written in transactions: what a method has
+Owned by one process at a time (see :func:`sinterlm.locks.folder_lock`), written in transactions: what a method has
 returned from survives ``kill -9`` and a power cut, and writing the same record again changes nothing. Answers and
 scores belong to the workspace and are shared by its recipes; split, drops and stages belong to a *run*, named by
 its output folder.

@@ -14,8 +14,8 @@ from sinterlm.files import (
     atomic_write,
     damaged_model,
     find_model_damage,
-    folder_lock,
 )
+from sinterlm.locks import folder_lock
 from sinterlm.models import cached_fingerprint, fingerprint, writes_date
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from sinterlm.errors import InputError
-from sinterlm.files import folder_lock
 from sinterlm.formats.dataset import Card, Records, write_dataset
 from sinterlm.formats.shared import (
     RESPONSE_SCHEMA,
@@ -20,6 +19,7 @@ from sinterlm.formats.shared import (
     read_shared_scores,
 )
 from sinterlm.formats.table import ANSWERS
+from sinterlm.locks import folder_lock
 from sinterlm.pipeline.export import Exported
 from sinterlm.pipeline.fusion import STORE, load_fusion
 from sinterlm.pipeline.stage import count_reasons

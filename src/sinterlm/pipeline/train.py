@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinterlm.errors import InputError
-from sinterlm.files import folder_lock, move_whole, remove
+from sinterlm.files import move_whole, remove
 from sinterlm.formats import read_rows, read_training_file
+from sinterlm.locks import folder_lock
 from sinterlm.models import plain_name
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.pipeline.cells import describe_grid, read_search, settle
