@@ -401,6 +401,29 @@ def test_forgery_does_not_pass(forged: dict[str, Score], name: str) -> None:
     assert forged[name].detail["reason"] in ("wrong", "error", "killed", "time-limit")
 
 
+CLASS_FOR_A_FUNCTION = {
+    "in place of a function": "add = Equal",
+    "a subclass in place of a function": "class Add(Equal): pass\nadd = Add",
+    "in place of a method": "class Solution:\n    add = Equal",
+    "a class within": "class Solution:\n    class Add(Equal): pass\n    add = Add",
+    "by a property": "class Solution:\n    @property\n    def add(self): return Equal",
+    "by any attribute": "class Solution:\n    def __getattr__(self, name): return Equal",
+}
+
+
+def test_class_does_not_pass_for_a_function_of_a_prompt_that_says_class() -> None:
+    """Objects of the classes that were asked for decide by themselves what they equal; these were not asked for."""
+    called = [("Solution()." if "Solution" in code else "") + "add(1, 2)" for code in CLASS_FOR_A_FUNCTION.values()]
+    equal = ALWAYS_EQUAL + "    def __init__(self, *_): pass\n    def __sub__(self, other): return 0\n"
+    entries = [
+        answered(
+            f"```python\n{equal}{code}\n```", f"assert {call} == 3 and {call} - 3 == 0", prompt="Complete the class."
+        )
+        for code, call in zip(CLASS_FOR_A_FUNCTION.values(), called, strict=True)
+    ]
+    assert not any(found.passed for found in score(entries))
+
+
 CASE = (
     "import unittest\nclass TestAdd(unittest.TestCase):\n    def test_sum(self):\n"
     "        self.assertEqual(add(1, 2), 3)\n        self.assertEqual(add(2, 2), 4)"

@@ -42,7 +42,9 @@ def run_tests(channel: Channel, definitions: str, classes: list[str], methods: l
         object.__setattr__(program, name, value)
 
     def borrow(name: str) -> Any:
-        return program._ask("borrow", program, name)
+        found = program._ask("borrow", program, name)
+        side.note_borrowed(name, found)
+        return found
 
     side.is_plain = True
     verdict = carry_out(side.namespace, borrow, **job)
@@ -81,6 +83,7 @@ class TestsSide:
         self._classes = set(classes)
         self._methods = methods
         self._asks_for_classes = asks_for_classes
+        self._asked_classes: set[Any] = set()
         self._remotes: dict[int, Any] = {}
         self._remote_classes: dict[int, type] = {}
         self._local_numbers: dict[int, int] = {}
@@ -153,9 +156,17 @@ class TestsSide:
         """As :class:`Side` has it."""
         return self._tuples.setdefault((name, fields), namedtuple(name, fields))
 
+    def note_borrowed(self, name: str, value: Any) -> None:
+        """What the tests use under a name: a class, where that is what was asked for and how the tests name it.
+
+        A class that the program gives for a function or a method is none of these, whatever its own name.
+        """
+        if self._asks_for_classes and isinstance(value, RemoteClass) and name.lstrip("_")[:1].isupper():
+            self._asked_classes.add(value)
+
     def may_be_made(self, cls: Any) -> bool:
-        """Whether what the tests make of a class is theirs: a function may not pass for a class by its name."""
-        return self._asks_for_classes and cls.__name__.lstrip("_")[:1].isupper()
+        """Whether what the tests make of a class is theirs."""
+        return cls in self._asked_classes
 
     def ask(self, operation: str, *arguments: Any, **keywords: Any) -> Any:
         """Have the program do something."""
