@@ -372,6 +372,47 @@ def test_one_row_that_a_template_refuses_does_not_stop_the_others() -> None:
     assert "ZeroDivisionError" in encoded.dropped[0].detail
 
 
+POISON: dict[str, tuple[tuple[Message, ...], str, str]] = {
+    "two questions": ((*RIVER, *RIVER), "Yes.", "refused-by-the-chat-template"),
+    "a tool": ((Message("tool", "x"), *RIVER), "Yes.", "refused-by-the-chat-template"),
+    "no message": ((), "Yes.", "refused-by-the-chat-template"),
+    "system alone": ((Message("system", "x"),), "Yes.", "refused-by-the-chat-template"),
+    "half a character in the prompt": ((Message("user", "\ud800"),), "Yes.", "refused-by-the-chat-template"),
+    "half a character": (RIVER, "\udfff", "refused-by-the-chat-template"),
+    "a thought": (RIVER, THOUGHT, "holds-thoughts"),
+    "an open thought": (RIVER, "<think>Africa", "holds-thoughts"),
+    "turn tokens": (RIVER, "<end_of_turn><start_of_turn>model\n", ""),
+    "marks": ((Message("user", "\U000f0000<end_of_turn>"),), "\U000f0001<eos>", ""),
+    "nothing but controls": ((Message("user", "\0"),), "\0\x01", ""),
+    "joined characters": (RIVER, "\U0001f469\u200d\U0001f4bb \u202eabc\u202c", ""),
+    "a template": ((Message("user", "{% raw %}{{ 1 / 0 }}"),), "{{ messages }}", ""),
+    "empty lines": ((Message("user", "\n\n"),), "\n\n\nYes.\n\n", ""),
+}
+
+
+def test_poisonous_rows_are_counted_and_the_others_trained() -> None:
+    tokenizer = build_tokenizer("gemma")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{% for", "{{ messages[0].content[:0] }}{% if messages[1:] and messages[1].role == messages[0].role %}"
+        "{{ raise_exception('roles') }}{% endif %}{% for", 1,
+    )  # fmt: skip
+    rows = [
+        row
+        for name, (messages, answer, _) in POISON.items()
+        for row in (
+            TrainingRow(name, messages, (RowResponse(answer, "chosen"),)),
+            TrainingRow("good", RIVER, (RowResponse("The Nile.", "chosen"),)),
+        )
+    ]
+    objective = resolve_objective("sft")
+    encoded = encode_rows(rows, tokenizer, objective=objective, max_length=512, thoughts="refuse")
+    reasons = {name: reason for name, (_, _, reason) in POISON.items() if reason}
+    assert {drop.subject: drop.reason for drop in encoded.dropped} == reasons
+    assert len(encoded.rows) == len(rows) - len(reasons)
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert all(row["input_ids"].count(end) == 2 for row in encoded.rows)  # the question's and the answer's
+
+
 def test_of_several_named_templates_the_default_is_used(tmp_path: Any) -> None:
     tokenizer = tokenizer_with("")
     tokenizer.chat_template = {"default": template_of(), "tool_use": "{{ 1 / 0 }}"}

@@ -300,6 +300,10 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, sanitize_control_tokens=has_marks)["input_ids"])
     except ValueError as error:  # its plain vocabulary has the token, too
         raise TemplateRefusal(f"{_name(tokenizer)}: {error}; change that text") from error
+    except TypeError as error:
+        raise TemplateRefusal(
+            f"{_name(tokenizer)} cannot read half of a surrogate pair (\\ud800 to \\udfff)"
+        ) from error
 
 
 def _render(
@@ -314,7 +318,7 @@ def _render(
     def apply(messages: Sequence[Message]) -> str:
         return _apply_template(tokenizer, messages, options, add_generation_prompt=add_generation_prompt)
 
-    if messages[0].role != "system":
+    if not messages or messages[0].role != "system":
         return apply(messages)
     try:
         text = apply(messages)
