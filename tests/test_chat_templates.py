@@ -409,7 +409,7 @@ def test_poisonous_rows_are_counted_and_the_others_trained() -> None:
     reasons = {name: reason for name, (_, _, reason) in POISON.items() if reason}
     assert {drop.subject: drop.reason for drop in encoded.dropped} == reasons
     assert len(encoded.rows) == len(rows) - len(reasons)
-    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    end = tokenizer.get_added_vocab()["<end_of_turn>"]
     assert all(row["input_ids"].count(end) == 2 for row in encoded.rows)  # the question's and the answer's
 
 

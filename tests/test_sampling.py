@@ -478,8 +478,11 @@ def test_wrong_prompt_formats_are_refused(folders: dict[str, Path]) -> None:
         build(folders["chatml"], GREEDY, FEW_SHOT, system="Answer.")
     turns = Prompt("talk", (Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
     engine = build(folders["chatml"], GREEDY, FEW_SHOT)
-    with pytest.raises(InputError, match=r"prompt talk: .* user, assistant, user"):
-        run(engine, [Item(turns, 0)])
+    question = Prompt("question", (Message("user", "What is the opposite of hot?"),))
+    ((refused, answered),) = engine.sample([[Item(turns, 0), Item(question, 0)]])
+    assert (refused.content, refused.finish_reason, refused.num_tokens) == ("", "prompt-refused", 0)
+    assert "one question, not messages of the roles user, assistant, user" in refused.problem
+    assert answered == next(engine.sample([[Item(question, 0)]]))[0]
 
 
 # --- recorded answers ------------------------------------------------------------------------------------------------
