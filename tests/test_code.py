@@ -637,7 +637,7 @@ def test_prompt_without_proper_tests_is_named(answers: tuple[str, ...], found: s
     with pytest.raises(InputError, match=f"prompt q: {found}"):
         score([answered(WHOLE, *answers)])
     with pytest.raises(InputError, match=f"prompt q: {found}"):
-        CodeScorer(timeout_seconds=1, num_workers=1).check_prompt(answered("", *answers).prompt)
+        CodeScorer(timeout_seconds=1, num_workers=1).check_prompts([answered("", *answers).prompt])
 
 
 def test_forms_of_tests() -> None:

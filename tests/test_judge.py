@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,9 @@ def test_exchanging_answer_and_baseline_turns_the_score_round(ours: str, theirs:
 # --- the baseline ----------------------------------------------------------------------------------------------------
 
 
+BASELINE = "<think>\nLong and wrong.\n</think>\n\nFive."
+
+
 def write_baseline(folder: Path, **responses: str) -> Path:
     path = folder / "baseline.jsonl"
     lines = [json.dumps({"prompt_id": name, "response": response}) for name, response in responses.items()]
@@ -184,6 +188,15 @@ def test_a_baseline_is_found_by_id_or_by_content(tmp_path: Path) -> None:
     assert not scorer.needs_answers
     (first,) = {text for text in server.texts if marked_texts(text)["answer A"] == "x"}
     assert "[reference answer" in first, "the accepted answer is not the baseline, so it is a reference"
+
+
+@pytest.mark.parametrize(("ours", "are_shown"), [("It is 5.", False), ("<think>2 + 3</think>It is 5.", True)])
+def test_thoughts_of_the_baseline_are_shown_beside_thoughts_only(ours: str, are_shown: bool, tmp_path: Path) -> None:
+    with serve(longer_wins) as server:
+        score_one(server.url, ours, OPEN, mode="pairwise", baseline=write_baseline(tmp_path, poem=BASELINE))
+        score_one(server.url, ours, replace(OPEN, answers=(BASELINE,)), mode="pairwise")
+    assert ["Long and wrong." in text for text in server.texts] == [are_shown] * 4
+    assert all("Five." in text for text in server.texts)
 
 
 def test_what_is_wrong_with_a_baseline_is_said(tmp_path: Path) -> None:

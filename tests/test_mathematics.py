@@ -156,8 +156,8 @@ def test_a_lost_worker_is_no_verdict_and_is_asked_once_more(monkeypatch: pytest.
     scorer = MathematicsScorer(timeout_seconds=5, num_workers=1)
     asked: list[list[str]] = []
 
-    def ask(entries: list[Answered]) -> list[str]:
-        asked.append([entry.response.content for entry in entries])
+    def ask(question: object, all_arguments: list[tuple[tuple[str, ...], str]]) -> list[str]:
+        asked.append([content for _, content in all_arguments])
         return [{"a": "right", "b": "lost", "c": "lost" if len(asked) == 1 else "wrong"}[name] for name in asked[-1]]
 
     monkeypatch.setattr(scorer, "_ask", ask)
@@ -243,14 +243,40 @@ def test_prompt_without_an_accepted_answer_is_named(scorer: MathematicsScorer) -
 
 def test_accepted_answer_that_cannot_be_read_gives_no_score(scorer: MathematicsScorer) -> None:
     """But to the same text."""
-    [same] = scorer.score([answered("\\boxed{b > a > c}", "b > a > c")])
+    [same] = scorer.score([answered("\\boxed{t(0, 4]}", "t(0,4]")])
     assert same.passed
-    [score] = scorer.score([answered("\\boxed{a < b}", "b > a > c")])
+    [score] = scorer.score([answered("\\boxed{a < b}", "t(0,4]")])
     assert score.detail["reason"] == "unreadable-accepted-answer"
     [score] = scorer.score([answered("5", "\\")])
     assert math.isnan(score.value)
     assert score.passed is None
     assert score.detail["reason"] == "unreadable-accepted-answer"
+
+
+def test_accepted_answers_that_cannot_be_read_are_refused_before_sampling(scorer: MathematicsScorer) -> None:
+    readable = ["5", "1,072 dollars", "\\frac{1}{2}", "Evelyn", "\\text{east}", "C", "44 (apples)", "b > a > c", "17_8"]
+    prompts = [answered("", answer).prompt for answer in readable]
+    scorer.check_prompts([*prompts, answered("", "t(0,4]", "5").prompt])
+    with pytest.raises(
+        InputError, match=r"cannot read the accepted answers of 1 of 10 prompts, e\.g\. 'q' \('t\(0,4\]'"
+    ):
+        scorer.check_prompts([*prompts, answered("", "t(0,4]").prompt])
+
+
+def test_numbers_and_words_are_read_without_workers() -> None:
+    scorer = MathematicsScorer(timeout_seconds=1, num_workers=1)
+    scorer.check_prompts([answered("", answer).prompt for answer in ("-1,072.5", "$3", "a", "(B)", "no solution")])
+    assert scorer._pool is None
+
+
+@pytest.mark.parametrize(
+    "text", ["7" * 60_000, "1," * 30_000, "(" * 60_000, "**x " * 15_000, "$" * 60_000, "\\boxed" * 9000]
+)
+def test_long_lines_end_fast(scorer: MathematicsScorer, text: str) -> None:
+    started = time.monotonic()
+    [score] = scorer.score([answered(text, "42")])
+    assert score.detail["outcome"] in ("wrong", "no-answer")
+    assert time.monotonic() - started < 3
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

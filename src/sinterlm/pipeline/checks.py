@@ -100,12 +100,14 @@ def _check_tests(fusion: Fusion) -> None:
     """That the scorers can tell answers to their prompts apart; of those that ask."""
     parts = split_parts(fusion.recipe, read_prompts(fusion.recipe.prompts.path))
     for part, scorer in _scorers_of_parts(fusion).items():
-        domains = {prompt.domain for prompt in parts[part]}
-        built = {domain: [*map(build_scorer, scorers_in(scorer_for(scorer, domain)))] for domain in domains}
-        for prompt in parts[part]:
-            for checker in built[prompt.domain]:
-                if check := getattr(checker, "check_prompt", None):
-                    check(prompt)
+        for domain in {prompt.domain: None for prompt in parts[part]}:
+            prompts = [prompt for prompt in parts[part] if prompt.domain == domain]
+            for config in scorers_in(scorer, domain=domain):
+                if check := getattr(build_scorer(config), "check_prompts", None):
+                    try:
+                        check(prompts)
+                    except InputError as error:
+                        raise InputError(f"{fusion.recipe.prompts.path}: {error}") from None
 
 
 def _scorers_of_parts(fusion: Fusion) -> dict[str, Scorer]:

@@ -380,11 +380,14 @@ def parts_of(scorer: Scorer) -> Iterator[tuple[tuple[str, ...], Scorer]]:
         yield ("other",), scorer.other
 
 
-def scorers_in(scorer: Scorer) -> Iterator[Scorer]:
-    """The scorer and, where it is made of others, all of them."""
+def scorers_in(scorer: Scorer, *, domain: str | None = None) -> Iterator[Scorer]:
+    """The scorer and, where it is made of others, all of them; with a domain, those that score its prompts."""
     yield scorer
-    for _, part in parts_of(scorer):
-        yield from scorers_in(part)
+    parts = [part for _, part in parts_of(scorer)]
+    if domain is not None and isinstance(scorer, ByDomain):
+        parts = [scorer_for(scorer, domain)]
+    for part in parts:
+        yield from scorers_in(part, domain=domain)
 
 
 def files_of(scorer: Scorer) -> Iterator[tuple[str, Path]]:

@@ -13,16 +13,35 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from latex2sympy2_extended import NormalizationConfig, latex2sympy
 from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy, convert_to_pct, normalize_latex
+from latex2sympy2_extended.logic import And
+from latex2sympy2_extended.sets import FiniteSet
 from math_verify import grader, parse, verify
 from math_verify.parser import equation_split_regex
-from sympy import Basic, EulerGamma, Float, Integer, MatrixBase, Rational, Symbol
+from sympy import (
+    Basic,
+    Eq,
+    EulerGamma,
+    Float,
+    Ge,
+    Gt,
+    Integer,
+    Intersection,
+    Le,
+    Lt,
+    MatrixBase,
+    Rational,
+    Set,
+    Symbol,
+    Union,
+)
 
 from sinterlm.scoring.final_answer import (
     Reading,
@@ -31,7 +50,9 @@ from sinterlm.scoring.final_answer import (
     as_words,
     based,
     choice,
+    holds_words,
     is_expression,
+    only_letter,
     readings,
     with_decimal_comma,
     without_reasons,
@@ -45,6 +66,10 @@ MIN_DIGITS = 6
 """Of a decimal that stands for one with more digits."""
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,400}|\d{0,100}\.\d{1,100})")
+_TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}[ap]m")
+_OR = re.compile(r"\\(?:lor|vee)(?![A-Za-z])")
+_AND = re.compile(r"\\(?:land|wedge)(?![A-Za-z])")
+_ORDER = re.compile(r"\s*(<|>|\\[lg]eq?(?![A-Za-z]))\s*")
 _PERCENT = re.compile(r"(?![-+.\d\s]*\\?%)(.*?)\s*\\?%", re.DOTALL)
 _NORMALISATION = NormalizationConfig(
     basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
@@ -78,8 +103,9 @@ def _judge(golds: Sequence[Accepted], content: str) -> str:
             return "right" if verdict else "wrong"
     found = parse(as_prose(content), fallback_mode="no_fallback", parsing_timeout=None)
     if not found:
-        return "no-answer"
-    is_right = any(_is_equal(gold.expression, own) for gold in golds for own in map(_as_letter, found))
+        letter = only_letter(content)
+        return "right" if letter and any(gold.choice == letter for gold in golds) else "no-answer"
+    is_right = any(_is_equal(gold.expression, own) for gold in golds for own in map(_canonical, found))
     return "right" if is_right else "wrong"
 
 
@@ -94,8 +120,9 @@ def _read_accepted(text: str) -> Accepted:
     words, number = as_words(text), based(latex)
     expression = None if number else read(latex)
     is_prose = not is_expression(latex) and any(map(str.isalnum, latex))
-    is_readable = expression is not None or number is not None or words is not None or is_prose
-    return Accepted(words, choice(text), expression, number, _without_spaces(latex), is_readable)
+    letter = choice(text)
+    is_readable = is_prose or any(form is not None for form in (words, letter, expression, number))
+    return Accepted(words, letter, expression, number, _without_spaces(latex), is_readable)
 
 
 def _compare(golds: Sequence[Accepted], reading: Reading) -> bool | None:
@@ -108,7 +135,11 @@ def _compare(golds: Sequence[Accepted], reading: Reading) -> bool | None:
     own_latex = as_latex(reading.text)
     if any(gold.text and gold.text == _without_spaces(own_latex) for gold in golds):
         return True
-    others = (with_decimal_comma(own_latex), reading.together and as_latex(reading.together))
+    others = (
+        with_decimal_comma(own_latex),
+        reading.together and as_latex(reading.together),
+        own_latex[:-2] if _TIME_OF_DAY.fullmatch(own_latex) else None,
+    )
     for latex in filter(None, (own_latex, *others)):
         if number := based(latex):
             is_read = True
@@ -155,12 +186,14 @@ def read(latex: str) -> Any | None:
     """
     if _NUMBER.fullmatch(latex):
         return Float(latex) if "." in latex else Integer(int(latex))
+    if _TIME_OF_DAY.fullmatch(latex):
+        return Symbol(latex)
     if percent := _PERCENT.fullmatch(latex):
         inner = read(percent[1].rpartition("=")[2])
         return None if inner is None else convert_to_pct(inner)
-    if not is_expression(latex) and not _is_text(latex):
+    if holds_words(latex) and not _is_text(latex):
         latex = latex.rpartition("=")[2]
-        if not is_expression(latex):
+        if holds_words(latex):
             return None
     try:
         normalised = normalize_latex(latex, config=_NORMALISATION)
@@ -172,12 +205,73 @@ def read(latex: str) -> Any | None:
     for text in (normalised, last) if len(chain) > 1 else (normalised,):
         try:
             is_real = not grader.should_treat_as_complex(text)
-            return _as_letter(latex2sympy(text, is_real=is_real, convert_degrees=False, normalization_config=None))
+            return _canonical(latex2sympy(text, is_real=is_real, convert_degrees=False, normalization_config=None))
         except (MemoryError, RecursionError):
             raise
         except Exception:  # and a parser
             continue
+    return _read_in_parts(latex)
+
+
+def _read_in_parts(latex: str) -> Any | None:
+    """What latex2sympy reads one by one only: several answers, plus and minus, relations that are joined or chained."""
+    for sign, combine in ((_OR, Union), (_AND, Intersection)):
+        if len(parts := sign.split(latex)) > 1:
+            relations = [read(part) for part in parts]
+            letters = {letter for part in relations for letter in getattr(part, "free_symbols", ())}
+            if len(letters) <= 1:
+                return _together(combine, list(map(_as_set, relations)))
+            return _together(_set_of, relations) if combine is Intersection else None
+    if len(parts := _split(latex)) > 1:
+        return _together(_set_of, [read(part) for part in parts])
+    if r"\pm" in latex:
+        signs = (("+", "-"), ("-", "+"))
+        return _together(_set_of, [read(latex.replace(r"\pm", a).replace(r"\mp", b)) for a, b in signs])
+    first, *rest = _ORDER.split(latex)
+    if len(rest) > 2 and len(set(rest[::2])) == 1:
+        sides = [read(first), *map(read, rest[1::2])]
+        pairs = pairwise(sides if rest[0] in ("<", r"\leq", r"\le") else sides[::-1])
+        relation = Lt if rest[0] in "<>" else Le
+        return None if None in sides else _canonical(And(*(relation(one, other) for one, other in pairs)))
     return None
+
+
+def _together(combine: Callable[..., Any], parts: Sequence[Any | None]) -> Any | None:
+    if any(part is None for part in parts):
+        return None
+    try:
+        return combine(*parts)
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+
+
+def _set_of(*values: Any) -> Any:
+    """Values as one set; of what is said of one letter, its values."""
+    letters = {value.lhs for value in values if isinstance(value, Eq)}
+    if len(letters) == 1:
+        values = tuple(value.rhs if isinstance(value, Eq) else value for value in values)
+    return FiniteSet(*(item for value in values for item in (value if isinstance(value, FiniteSet) else (value,))))
+
+
+def _as_set(relation: Any | None) -> Any | None:
+    if relation is None or isinstance(relation, Set):
+        return relation
+    try:
+        return relation.as_set()
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return None
+
+
+def _split(latex: str) -> list[str]:
+    """A text at its commas and semicolons outside brackets."""
+    parts, depth = [""], 0
+    for character in latex:
+        depth += (character in "([{") - (character in ")]}")
+        if character in ",;" and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in map(str.strip, parts) if part]
 
 
 def _is_text(latex: str) -> bool:
@@ -189,7 +283,10 @@ def _sides(latex: str) -> list[str]:
     return [latex] if "," in latex or ";" in latex else equation_split_regex.split(latex)
 
 
-def _as_letter(expression: Any) -> Any:
+def _canonical(expression: Any) -> Any:
+    if isinstance(expression, And) and all(isinstance(part, Lt | Le | Gt | Ge) for part in expression.args):
+        relations = (part.reversed if isinstance(part, Gt | Ge) else part for part in expression.args)
+        expression = And(*sorted(relations, key=str))  # math-verify compares them one by one
     if isinstance(expression, (Basic, MatrixBase)) and expression.has(EulerGamma):
         return expression.subs(EulerGamma, Symbol("gamma", real=True))
     return expression

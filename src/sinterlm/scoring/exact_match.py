@@ -165,7 +165,7 @@ def _strip_punctuation(text: str) -> str:
     start, end = 0, len(text)
     while start < end and _is_stripped(text[start]) and not _is_signed(text, start):
         start += 1
-    while end > start and _is_stripped(text[end - 1]) and not _NAME_END.search(text[start:end]):
+    while end > start and _is_stripped(text[end - 1]) and not _NAME_END.search(text[max(start, end - 40) : end]):
         end -= 1
     return text[start:end] or text
 

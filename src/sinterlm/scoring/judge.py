@@ -38,7 +38,7 @@ from sinterlm.scoring.judge_prompts import (
     grading_request,
 )
 from sinterlm.scoring.protocol import INVALID_VERDICT, Answered, no_score
-from sinterlm.thoughts import split_thoughts
+from sinterlm.thoughts import has_thoughts, split_thoughts
 
 MAX_SHOWN = 300
 """Characters of an invalid reply that are kept."""
@@ -92,7 +92,10 @@ class Grading:
 
 
 class Comparison:
-    """Two games against a baseline answer: once the answer is A, once it is B."""
+    """Two games against a baseline answer: once the answer is A, once it is B.
+
+    Thoughts of the baseline are shown only beside an answer that comes with its own.
+    """
 
     def __init__(self, baseline: Path | None, *, explain: bool) -> None:
         self._baseline = baseline
@@ -102,6 +105,8 @@ class Comparison:
     def requests(self, answered: Answered) -> list[str]:
         """Two: the answer first, then the baseline first."""
         prompt, ours, theirs = answered.prompt, answered.response.content, self._baseline_of(answered)
+        if not has_thoughts(ours):
+            theirs = split_thoughts(theirs).answer
         return [
             comparison_request(prompt, *pair, with_reference=self._baseline is not None, explain=self._explain)
             for pair in ((ours, theirs), (theirs, ours))
@@ -128,6 +133,11 @@ class Comparison:
             f"{self._baseline}: no baseline answer to prompt {prompt.id}; expected a line with its `prompt_id` or "
             "`prompt`, and `response`"
         )
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether any answer of the baseline file has thoughts."""
+        return self._baseline is not None and any(map(has_thoughts, self._baseline_answers.values()))
 
     @cached_property
     def _baseline_answers(self) -> dict[tuple[str | None, str | None], str]:
@@ -227,8 +237,13 @@ class JudgeScorer:
                 "explain": self._explain,
                 "words": WORDING,
                 "settings": self._settings,
+                **({"baseline_thoughts": "beside thoughts"} if self._baseline_thinks else {}),
             }
         )
+
+    @property
+    def _baseline_thinks(self) -> bool:
+        return isinstance(self._method, Comparison) and self._method.thinks
 
     @property
     def needs_answers(self) -> bool:

@@ -13,9 +13,9 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from multiprocessing import connection, forkserver, parent_process, spawn
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -26,11 +26,11 @@ if TYPE_CHECKING or find_spec("pebble") is not None:
     from pebble import ProcessExpired, ProcessPool
 
 from sinterlm.errors import InputError
-from sinterlm.records import Score
-from sinterlm.scoring.final_answer import final_answer
+from sinterlm.records import Prompt, Score
+from sinterlm.scoring.final_answer import final_answer, is_plain
 from sinterlm.scoring.protocol import Answered, no_score
 
-RULES = 2
+RULES = 3
 """Goes up with every change of the rules, and with a version of math-verify that judges differently."""
 
 MEMORY_BYTES = 4 * 2**30
@@ -39,6 +39,9 @@ WAITING_FACTOR = 4
 """How much longer than it may compute an answer may wait for a processor."""
 STOPPED = "comparison-stopped"
 """Reason of an answer without a score: comparing it met a limit of ours, which says nothing of the answer."""
+
+NUM_SHOWN, MAX_SHOWN = 5, 80
+"""Accepted answers that an error shows, and characters of each."""
 
 _STARTING = Lock()
 _PREPARATION = spawn.get_preparation_data
@@ -71,6 +74,29 @@ class MathematicsScorer:
         """Accepted answers decide every score."""
         return True
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts with accepted answers that cannot be read, before anything is sampled.
+
+        Numbers and words are seen at once; other answers are read in the workers.
+
+        Raises:
+            InputError: No accepted answer of a prompt can be read, or math-verify is not installed.
+        """
+        accepted = [(prompt.id, tuple(map(final_answer, prompt.answers))) for prompt in prompts]
+        doubtful = [(prompt, answers) for prompt, answers in accepted if not any(map(is_plain, answers))]
+        if not doubtful:
+            return
+        outcomes = self._ask(can_be_read_in_time, [(answers,) for _, answers in doubtful])
+        self.close()
+        bad = [found for found, outcome in zip(doubtful, outcomes, strict=True) if outcome in ("unreadable", "stopped")]
+        if bad:
+            shown = ", ".join(f"{prompt!r} ({answers[0][:MAX_SHOWN]!r})" for prompt, answers in bad[:NUM_SHOWN])
+            raise InputError(
+                f"the scorer mathematics cannot read the accepted answers of {len(bad)} of {len(prompts)} prompts, "
+                f"e.g. {shown}; expected a number, a formula in LaTeX, words, or the letter of a choice: "
+                "write them so, or leave these prompts out"
+            )
+
     def score(self, answered: Sequence[Answered]) -> list[Score]:
         """Compare every response's final answer with its prompt's accepted ones.
 
@@ -79,10 +105,12 @@ class MathematicsScorer:
         Raises:
             InputError: A prompt has no accepted answer, or math-verify is not installed.
         """
-        outcomes = self._ask(answered)
+        questions = [(_accepted(entry), entry.response.content) for entry in answered]
+        outcomes = self._ask(judge_in_time, questions)
         lost = [place for place, outcome in enumerate(outcomes) if outcome == "lost"]
         if lost:
-            for place, outcome in zip(lost, self._ask([answered[place] for place in lost]), strict=True):
+            again = self._ask(judge_in_time, [questions[place] for place in lost])
+            for place, outcome in zip(lost, again, strict=True):
                 outcomes[place] = outcome
         return [self._score_one(entry, outcome) for entry, outcome in zip(answered, outcomes, strict=True)]
 
@@ -93,15 +121,12 @@ class MathematicsScorer:
             self._pool.join()
             self._pool = None
 
-    def _ask(self, answered: Sequence[Answered]) -> list[str]:
+    def _ask(self, question: Callable[..., str], all_arguments: Sequence[tuple[Any, ...]]) -> list[str]:
+        """What the workers find."""
         pool, seconds = self._started_pool(), self._timeout_seconds
         futures = [
-            pool.schedule(
-                judge_in_time,
-                args=[_accepted(entry), entry.response.content, seconds],
-                timeout=WAITING_FACTOR * seconds,
-            )
-            for entry in answered
+            pool.schedule(question, args=[seconds, *arguments], timeout=WAITING_FACTOR * seconds)
+            for arguments in all_arguments
         ]
         return [_outcome(future) for future in futures]
 
@@ -142,13 +167,27 @@ def check_packages() -> None:
             )
 
 
-def judge_in_time(accepted: tuple[str, ...], content: str, seconds: float) -> str:
-    """In a worker: as :func:`sinterlm.scoring.equality.judge`; the worker ends after so many seconds of computing."""
+def judge_in_time(seconds: float, accepted: tuple[str, ...], content: str) -> str:
+    """In a worker: as :func:`sinterlm.scoring.equality.judge`; the worker ends after this many seconds of computing."""
     from sinterlm.scoring.equality import judge  # noqa: PLC0415  # an extra, and a second of imports: workers only
 
+    with _time_limit(seconds):
+        return judge(accepted, content)
+
+
+def can_be_read_in_time(seconds: float, accepted: tuple[str, ...]) -> str:
+    """In a worker: ``readable`` or ``unreadable``; as :func:`judge_in_time`."""
+    from sinterlm.scoring.equality import read_accepted  # noqa: PLC0415  # as above
+
+    with _time_limit(seconds):
+        return "readable" if any(gold.is_readable for gold in read_accepted(accepted)) else "unreadable"
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        return judge(accepted, content)
+        yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 

@@ -56,14 +56,14 @@ class ThoughtPolicy:
         """As the scorer itself."""
         return self._scorer.needs_answers
 
-    def check_prompt(self, prompt: Prompt) -> None:
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """As the scorer itself, where it checks prompts before they are answered.
 
         Raises:
-            InputError: The scorer could not tell one answer to this prompt from another.
+            InputError: The scorer could not tell one answer to a prompt from another.
         """
-        if check := getattr(self._scorer, "check_prompt", None):
-            check(prompt)
+        if check := getattr(self._scorer, "check_prompts", None):
+            check(prompts)
 
     def score(self, answered: Sequence[Answered]) -> list[Score]:
         """Score what is left of every answer; under ``refuse``, an answer with thoughts has no score.

@@ -59,20 +59,21 @@ class CodeScorer:
         """The prompt's ``answers`` are the tests."""
         return True
 
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Refuse a prompt whose tests could not tell one answer from another.
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts whose tests could not tell one answer from another.
 
         Raises:
-            InputError: It has no tests, one that is neither Python nor an input with its output, or none that uses what
-                an answer could define.
+            InputError: One has no tests, a test that is neither Python nor an input with its output, or none that uses
+                what an answer could define.
         """
-        _read(prompt)
+        for prompt in prompts:
+            _read(prompt)
 
     def score(self, answered: Sequence[Answered]) -> list[Score]:
         """Run every program against its prompt's tests.
 
         Raises:
-            InputError: As :meth:`check_prompt`.
+            InputError: As :meth:`check_prompts`.
             SandboxError: There is no sandbox on this machine.
         """
         jobs = [_prepare(entry) for entry in answered]
