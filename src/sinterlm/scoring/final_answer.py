@@ -6,7 +6,8 @@ Where it stands, the first of these that there is:
 2. the last ``<answer>``;
 3. behind the last "answer is", "Answer:" or their like in some other languages, where an expression follows;
 4. the last line, where it is nothing but an expression;
-5. anywhere: the last formula or number, as math-verify finds it.
+5. what is bold in the last line;
+6. anywhere near the end: the last formula or number, as math-verify finds it.
 """
 
 # ruff: noqa: RUF001  # characters that look alike are what this is about
