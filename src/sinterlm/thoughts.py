@@ -75,6 +75,8 @@ _FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 _PUNCTUATION = re.compile(r"[.,;:!?)\u3002\uff0c\u3001](?!\w)")
 _PARAGRAPH_OR_ANSWER = re.compile(r"[ \t\r]*\n[ \t\r]*\n\s*\S|\s*<(?:answer|response)>")
 _MAX_CANDIDATES, _MAX_LOOK = 100, 1000
+_MAX_THOUGHTS = 20
+"""Looked for one after the other, each to the end of the text: more in one text are a model's loop."""
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -109,7 +111,7 @@ def split_thoughts(content: str) -> Thoughts:
     """
     thoughts: list[str] = []
     start = _skip_blanks(content, 0)
-    while (found := _opened_thought(content, start) or _lone_thought(content, start)) is not None:
+    while len(thoughts) < _MAX_THOUGHTS and (found := _opened_thought(content, start) or _lone_thought(content, start)):
         thoughts.append(content[found.start : found.end].strip(_BLANK))
         start = _skip_blanks(content, found.next)
         if start == len(content):
