@@ -757,7 +757,7 @@ def test_training_arguments_are_those_of_transformers() -> None:
         ("num_train_epochs", -1, "found -1, expected a number, at least 0"),
         ("max_steps", 0, "found 0, expected a whole number, at least 1"),
         ("max_steps", -1, None),
-        ("max_length", 1, "found 1, expected a whole number, at least 2"),
+        ("max_length", 1, "found 1, expected a whole number or null, at least 2"),
         ("data_seed", None, None),
         ("data_seed", 2**32 - 1, None),
         ("data_seed", 2**32, "found 4294967296, expected a whole number or null, at least 0 and at most 4294967295"),
