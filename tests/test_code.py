@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ from sinterlm.errors import InputError, SandboxError
 from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.schema import Code
 from sinterlm.records import Score
-from sinterlm.scoring.code import running, sandbox
+from sinterlm.scoring.code import inside, running, sandbox
 from sinterlm.scoring.code.prompt_tests import parse_tests
 from sinterlm.scoring.code.sandbox import check_isolation
 from sinterlm.scoring.code.scorer import CodeScorer
@@ -659,3 +663,29 @@ def test_identity_names_what_decides() -> None:
     assert base == CodeScorer(timeout_seconds=5.0, num_workers=8).identity
     assert base != CodeScorer(timeout_seconds=1, num_workers=1).identity
     assert CodeScorer(timeout_seconds=5, num_workers=1).needs_answers
+
+
+def test_threads_may_ask_for_the_script_at_once() -> None:
+    """In CPython 3.11 a garbage collection within `ast.parse` lets another thread in, and one of two gets an error."""
+    switching, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    arrived = Barrier(4)
+
+    def ask(_: int) -> str:
+        arrived.wait()
+        return inside.script()
+
+    def let_others_in(*_: object) -> None:
+        time.sleep(0)
+
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(50)
+    gc.callbacks.append(let_others_in)
+    try:
+        for _ in range(3):
+            inside.script.cache_clear()
+            with ThreadPoolExecutor(4) as pool:
+                assert len(set(pool.map(ask, range(4)))) == 1
+    finally:
+        gc.callbacks.remove(let_others_in)
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(switching)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 _MODULES = (
     "bridge",
@@ -30,13 +31,17 @@ _MODULES = (
     "main",
 )
 """Each needs only what is before it."""
+_JOINING = Lock()
+"""Answers are judged in several threads, and in CPython 3.11 two that call ``ast.parse`` at once may get a SystemError
+(python/cpython#106905): the first answers had no score."""
 
 
 @cache
 def script() -> str:
     """All modules in one text, without what they import of each other."""
-    texts = [Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8") for module in _MODULES]
-    return "from __future__ import annotations\n" + "\n".join(map(_without_own_imports, texts))
+    with _JOINING:
+        texts = [Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8") for module in _MODULES]
+        return "from __future__ import annotations\n" + "\n".join(map(_without_own_imports, texts))
 
 
 def _without_own_imports(text: str) -> str:
