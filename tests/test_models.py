@@ -24,6 +24,7 @@ from sinterlm.models import (
     describe_placement,
     fingerprint,
     gguf,
+    hashes,
     known_weights_bytes,
     load,
     load_model,
@@ -256,6 +257,37 @@ class TestFingerprint:
             entry.write_text("{half")
         assert cached_fingerprint(folder) is None
         assert fingerprint(folder) == before
+
+    @pytest.mark.parametrize(
+        "environment",
+        [{"HOME": "/dev/null"}, {"XDG_CACHE_HOME": "/dev/null"}, {"XDG_CACHE_HOME": "/proc/none"}],
+        ids=str,
+    )
+    def test_without_a_cache_it_is_the_same_and_that_is_said_once(
+        self,
+        environment: dict[str, str],
+        package: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Converting a GGUF file needs the cache, and says how to have one."""
+        models = [str(save_tiny(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
+        expected = [fingerprint(model) for model in models]
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        hashes._say_without_cache.cache_clear()
+        assert [cached_fingerprint(model) for model in models] == [None, None]
+        for _ in range(2):
+            assert [fingerprint(model) for model in models] == expected
+        load_model(models[0], device="cpu")
+        assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+            "hashes of weights cannot be kept"
+        ]
+        assert "set XDG_CACHE_HOME to a folder of yours" in caplog.text
+        with pytest.raises(InputError, match=r"cannot write .*; set XDG_CACHE_HOME to a folder of yours"):
+            resolve_model(TINY)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_weights_bytes_are_those_of_float32(self, tmp_path: Path, dtype: torch.dtype) -> None:

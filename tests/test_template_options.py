@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from transformers import AutoTokenizer
 
 from sinterlm.errors import InputError
@@ -21,6 +22,7 @@ from sinterlm.pipeline.stages import build_stages
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity, template_options
 from sinterlm.recipe.load import load_recipe, read_train_settings, resolve_text
+from sinterlm.recipe.schema import Scorer
 from sinterlm.records import Message, Prompt, Response, RowResponse, SamplingSettings, TrainingRow
 from sinterlm.scoring.dialogues import encode_dialogue
 from sinterlm.scoring.protocol import Answered
@@ -111,6 +113,57 @@ def test_settings_of_train_reach_the_tokens_and_the_references_key(
     assert "Today is 01 December 2026." in texts[1]
     assert texts[2] == texts[0] + "<think>\n\n</think>\n\n"
     assert len(keys) == 3
+
+
+THINKING = [
+    TrainingRow(name, QUESTION.messages, (RowResponse(text),))
+    for name, text in [("thinking", "<think>\n1 and 2\n</think>\n\nthree"), ("bare", "three")]
+]
+
+
+def responses_trained(rows: list[Any], tokenizer: Any) -> list[str]:
+    return [tokenizer.decode(row["input_ids"][row["num_prompt_tokens"] :]).split("<")[0] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ([], ["", "three"]),
+        (["thoughts=keep"], ["", "three"]),
+        (["thoughts=strip"], ["three", "three"]),
+        (["thoughts=refuse"], ["three"]),
+    ],
+)
+def test_thoughts_of_train_and_of_a_recipe_reach_the_tokens(
+    setting: list[str], expected: list[str], recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kept thought begins with is its tag."""
+    from sinterlm.pipeline import train as stage
+
+    class Enough(Exception):
+        pass
+
+    seen: list[Any] = []
+
+    def noting(*arguments: Any, **settings: Any) -> EncodedRows:
+        seen.append(encode_rows(*arguments, **settings))
+        raise Enough
+
+    monkeypatch.setattr(trainer_module, "encode_rows", noting)
+    target = recipe_path.parent / "models" / "target"
+    arguments = {**CPU, **read_train_settings("sft", [*setting, "template_date=2026-11-30"]).arguments}
+    with pytest.raises(Enough):
+        train(THINKING, model=str(target), objective="sft", output_dir=tmp_path / "out", arguments=arguments)
+    overrides = ["template_date=2026-11-30", *(f"sft.train.{key}" for key in setting)]
+    fusion = Fusion(load_recipe(recipe_path, overrides).recipe)
+    monkeypatch.setattr(stage, "read_rows", lambda path: THINKING)
+    run = Run(fusion, None, Reporter(Terminal(quiet=True)))  # type: ignore[arg-type]  # a training asks no store
+    with pytest.raises(Enough):
+        stage.fit(run, "sft", fusion.recipe.sft, output=tmp_path / "trained", label="sft")  # type: ignore[arg-type]
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    assert [responses_trained(encoded.rows, tokenizer) for encoded in seen] == [expected] * 2
+    dropped = [[(drop.subject, drop.reason) for drop in encoded.dropped] for encoded in seen]
+    assert dropped == [[("thinking", "holds-thoughts")] if len(expected) == 1 else []] * 2
 
 
 @pytest.mark.parametrize("setting", ["template_date=tomorrow", "thoughts=drop", "chat_template_kwargs=none"])
@@ -264,6 +317,29 @@ def test_reward_models_read_the_given_date_and_the_whole_answer(tmp_path: Path) 
     assert "Today is 30 November 2026." in tokenizer.decode(found.tokens)  # type: ignore[union-attr]
 
 
+def test_keys_of_a_recipes_scorer_decide_its_scores(tmp_path: Path) -> None:
+    """The number is that of the dialogue that its template writes with them."""
+    folder = change_template(
+        save_tiny_reward_model(tmp_path / "reward"),
+        before=DATED,
+        after="{% if short is defined %}{{ short }}{% endif %}",
+    )
+    entry = Answered(QUESTION, Response("r", "p", "s", 0, "three", "stop", 1, 1))
+    config: dict[str, Any] = {"kind": "reward-model", "model": str(folder), "max_length": 500}
+    scores, names = [], []
+    for keys in (
+        {"template_date": "2026-11-30"},
+        {"template_date": "2026-11-30"},
+        {"template_date": "2026-12-01"},
+        {"template_date": "2026-11-30", "chat_template_kwargs": {"short": "Be short."}},
+    ):
+        scorer = build_scorer(TypeAdapter(Scorer).validate_python(config | keys))
+        scores += [round(score.value, 5) for score in scorer.score([entry])]
+        names.append(scorer.identity)
+    assert (scores[0], names[0]) == (scores[1], names[1])
+    assert len(set(scores)) == len(set(names)) == 3
+
+
 def test_an_answer_that_a_reward_models_template_cuts_has_no_score(tmp_path: Path) -> None:
     from sinterlm.scoring.reward_model import RewardModelScorer
 
@@ -304,8 +380,10 @@ def test_the_date_is_that_of_the_first_command(recipe_path: Path, monkeypatch: p
     at(monkeypatch, "2026-11-30")
     first, reporter = fusion(), Listening()
     first.workspace.mkdir(parents=True, exist_ok=True)
-    run_module._keep_date(first, reporter)
-    assert [line.partition(" takes ")[2] for line in reporter.lines] == ["2026-11-30 for today (template_date)"] * 2
+    run_module.run_fusion(first, reporter, until="prompts")
+    assert [line.partition(" takes ")[2] for line in reporter.lines if " takes " in line] == [
+        "2026-11-30 for today (template_date)"
+    ] * 2
     at(monkeypatch, "2026-12-01")
     assert keys_of(fusion()) == keys_of(first)
     (recipe_path.parent / "resolved.yaml").write_text(resolve_text(first.recipe))
@@ -313,8 +391,8 @@ def test_the_date_is_that_of_the_first_command(recipe_path: Path, monkeypatch: p
     reporter.lines.clear()
     other = fusion("template_date=2026-12-24")
     assert other.recipe.target.template_date == "2026-12-24"
-    run_module._keep_date(other, reporter)
-    assert reporter.lines[-1].startswith("the date was 2026-11-30 before")
+    run_module.run_fusion(other, reporter, until="prompts")
+    assert any(line.startswith("the date was 2026-11-30 before") for line in reporter.lines)
     assert fusion().recipe.target.template_date == "2026-12-24"
 
 

@@ -96,6 +96,27 @@ def test_errors_pass_through_the_same_place(tmp_path: Path) -> None:
     assert "\x1b[2J" not in said
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        "logging.getLogger('sinterlm.models').warning('a weight %s', hostile)",
+        "(logging.getLogger('its').addHandler(logging.StreamHandler()), logging.getLogger('its').error(hostile))[0]",
+        "warnings.warn(hostile)",
+        "(_ for _ in ()).throw(ValueError(hostile))",
+    ],
+    ids=["our log", "a library's log", "a warning", "a traceback"],
+)
+def test_what_libraries_print_is_shown_and_never_obeyed(act: str) -> None:
+    """Names of weights reach the log, servers' and files' words the errors; none of these is a ``Terminal``'s."""
+    program = (
+        "import logging, sys, warnings; from sinterlm import cli\n"
+        f"hostile = {HOSTILE['title'][0]!r}\ncli.app = lambda **_: {act}\ncli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert HOSTILE["title"][1] in done.stderr
+    assert done.stderr == show_controls(done.stderr)
+
+
 def test_a_terminal_without_utf8_shows_what_it_can(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     for arguments in (["list", "objectives"], ["status", "/nowhere/é漢"]):

@@ -7,15 +7,18 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import TypeAdapter
 
+from sinterlm.errors import SandboxError
 from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.schema import Scorer
+from sinterlm.scoring.code.sandbox import check_isolation
 from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
+from sinterlm.scoring.table import SCORERS
 from sinterlm.store import Store
 from tests.answers import answered
 from tests.chat_server import serve
@@ -50,6 +53,36 @@ def test_a_number_in_the_thoughts_is_no_answer() -> None:
     assert value(answered("<think>It is 5, or not", "5"), kind="exact-match") == 0.0
     [score] = scorer(kind="exact-match").score([answered("<think>5</think>It is 6.", "5")])
     assert score.detail == {"contains": 0.0}
+
+
+@pytest.mark.parametrize(("thoughts", "expected"), [({}, 1.0), ({"thoughts": "keep"}, 0.0)])
+def test_a_box_in_the_thoughts_is_no_answer(thoughts: dict[str, str], expected: float) -> None:
+    assert value(answered(BOXED, "5"), kind="mathematics", **thoughts) == expected
+
+
+DRAFT = "<think>\n```python\ndef add(a, b):\n    return a + b\n```\n</think>\n\n"
+
+
+def test_a_program_in_the_thoughts_is_no_answer() -> None:
+    """A right draft before a wrong program, and alone; no program of it is run where thoughts are refused."""
+    try:
+        check_isolation()
+    except SandboxError as error:
+        pytest.skip(str(error))
+    wrong, right = (f"```python\ndef add(a, b):\n    return a {sign} b\n```" for sign in "-+")
+    tests = "assert add(1, 2) == 3"
+    assert [value(answered(DRAFT + text, tests), kind="code") for text in (wrong, right, "")] == [0.0, 1.0, 0.0]
+    assert value(answered(DRAFT, tests), kind="code", thoughts="keep") == 1.0
+    assert math.isnan(value(answered(DRAFT + right, tests), kind="code", thoughts="refuse"))
+
+
+def test_every_scorer_that_reads_answers_has_the_key() -> None:
+    """All but what puts others' scores together, and scores that are looked up."""
+    [union, _] = get_args(Scorer)
+    kinds = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(union)}
+    assert kinds.keys() == SCORERS.keys()
+    without = {name for name, kind in kinds.items() if "thoughts" not in kind.model_fields}
+    assert without == {"recorded", "combination", "by-domain"}
 
 
 def test_a_refused_answer_says_why() -> None:

@@ -280,7 +280,9 @@ def _print_json(value: Any) -> None:
 def main() -> NoReturn:
     """Run the command and end with the exit code that the design gives its outcome."""
     from sinterlm.pipeline.launch import leave_launch
+    from sinterlm.pipeline.terminal import guard_standard_error
 
+    guard_standard_error()
     signal.signal(signal.SIGTERM, _raise_terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

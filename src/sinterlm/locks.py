@@ -152,7 +152,7 @@ def _is_lost(sign: Path, own: _Holder) -> bool:
 def _end_at_once(sign: Path) -> NoReturn:
     """End the process from any of its threads, before it writes anything else."""
     print(
-        f"sinterlm: {sign.parent}: this folder is no longer held by process {os.getpid()}: it was suspended, or "
+        f"sinterlm: {str(sign.parent)!r}: this folder is no longer held by process {os.getpid()}: it was suspended, or "
         f"its {sign.name} was removed. It ends here; what it has stored stays: give the same command again",
         file=sys.stderr,
         flush=True,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
+import traceback
+import warnings
 from collections.abc import Iterable
+from types import TracebackType
 from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -58,3 +63,23 @@ class Terminal(Console):
     def say(self, text: str) -> None:
         """Print lines that are not to be wrapped."""
         self.print(text, soft_wrap=True)
+
+
+class _PrintableRecord(logging.LogRecord):
+    def getMessage(self) -> str:
+        return show_controls(super().getMessage())
+
+
+def guard_standard_error() -> None:
+    """Make printable what passes through no ``Terminal``: log messages, warnings and tracebacks, our libraries' too."""
+    plain_warning = warnings.formatwarning
+
+    def format_warning(*arguments: Any, **named: Any) -> str:
+        return show_controls(plain_warning(*arguments, **named))
+
+    def print_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(show_controls("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+    logging.setLogRecordFactory(_PrintableRecord)
+    warnings.formatwarning = format_warning
+    sys.excepthook = print_error
