@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner
 
-from sinterlm import FusionConfig, cli, errors
+from sinterlm import FusionConfig, chat, cli, errors
 from sinterlm.formats import read_prompts, read_recorded, read_training_file
 from sinterlm.models import load_tokenizer
 from sinterlm.objectives import (
@@ -45,6 +45,7 @@ from sinterlm.objectives import (
 from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters
 from sinterlm.pipeline.compute import GPUS
 from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.report import EXPLANATIONS
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe import schema
@@ -53,14 +54,17 @@ from sinterlm.recipe.extension import EXTENDS
 from sinterlm.recipe.load import load_few_shot, load_recipe, read_train_settings
 from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
 from sinterlm.recipe.yaml_file import dump_yaml, read_yaml
-from sinterlm.records import Candidates, Message, Prompt, Response, SamplingSettings, Score, Scored
+from sinterlm.records import NOT_ASKED, Candidates, Message, Prompt, Response, SamplingSettings, Score, Scored
 from sinterlm.sampling.protocol import Item
 from sinterlm.sampling.table import ENGINES
+from sinterlm.scoring import mathematics
 from sinterlm.scoring.armorm import OBJECTIVES as OBJECTIVES_OF_ARMORM
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.code.running import HARNESS_LIMIT
+from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, SCORER_FAILED, Answered
 from sinterlm.scoring.table import SCORERS
 from sinterlm.selection.choices import REASONS
 from sinterlm.selection.table import POLICIES
+from sinterlm.training import batch
 from sinterlm.training.arguments import DEFAULT_MAX_LENGTH, FusionArguments
 from sinterlm.training.batch import ALIKE_AFTER_CUTTING
 from sinterlm.training.checkpoints import MAX_STEPS, MIN_STEPS
@@ -433,6 +437,22 @@ def test_recipes_md_lists_every_reason_for_a_dropped_prompt() -> None:
     assert {row[0] for row in tables(DOCS / "recipes.md")["select"]} & REASON_CELLS == REASON_CELLS
 
 
+REASONS_OF_ROWS = {
+    *(chat.REFUSED, chat.NO_PREFIX, chat.OTHER_WORDS, chat.THOUGHT_AFTER_CLOSED),
+    *(batch.HOLDS_THOUGHTS, batch.ONLY_A_THOUGHT, batch.ALIKE, batch.ALIKE_AFTER_CUTTING, batch.ALIKE_PAIR),
+}
+
+
+def test_recipes_md_lists_every_reason_for_a_row_that_is_not_trained() -> None:
+    rows = tables(DOCS / "recipes.md")["Chat templates and thoughts"]
+    assert {unquote(row[0]) for row in rows} >= REASONS_OF_ROWS
+
+
+def test_the_report_explains_every_reason() -> None:
+    of_answers = {NO_SCORE, INVALID_VERDICT, SCORER_FAILED, HARNESS_LIMIT, mathematics.STOPPED}
+    assert EXPLANATIONS.keys() >= {*NOT_ASKED, *of_answers, *REASONS_OF_ROWS}
+
+
 def test_recipes_md_lists_the_defaults_that_differ_from_transformers() -> None:
     from transformers import TrainingArguments
 
@@ -615,11 +635,13 @@ def test_data_flow_md_names_the_stages(load_text: LoadText) -> None:
         ("sources", "sources.large.sampling.num_samples=6"),
         ("sources", "sources.older.num_samples=2"),
         ("sources", "sources.large.domains=[poems]"),
+        ("sources", "sources.large.chat_template_kwargs={enable_thinking: false}"),
         ("scorer", "scorer={kind: exact-match}"),
         ("sft.select", "sft.select.ties=first"),
         ("sft.train", "sft.train.num_train_epochs=2"),
         ("target.prompt", "target.prompt={system: x}"),
         ("target.model", "target.model=org/other"),
+        ("target.chat_template_kwargs", "target.chat_template_kwargs={enable_thinking: false}"),
         ("target.sampling", "target.sampling.temperature=1"),
         ("target.samples", "target.samples={engine: recorded, path: other.jsonl}"),
         ("preference.METHOD.select", "preference.wrpo.select.ties=first"),

@@ -27,7 +27,7 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def length_of_plain_positions(config: PreTrainedConfig) -> int | None:
-    """Up to so many tokens a row's positions do not depend on how long other rows are; None: always."""
+    """The most tokens of a row whose positions depend on no other row's length; None where none ever does."""
     config = config.get_text_config(decoder=True)
     lengths = [
         scaling.get("original_max_position_embeddings")
@@ -60,13 +60,13 @@ def _stretched_positions(config: PreTrainedConfig) -> int | None:
 
 
 def _rotary_scalings(config: PreTrainedConfig) -> Iterator[Mapping[str, Any]]:
-    """One for all layers, or one for each kind of layers."""
+    """The settings of rotary embeddings: one for all layers, or one for each kind of layer."""
     found = getattr(config, "rope_parameters", None) or {}
     yield from [found] if "rope_type" in found else [each for each in found.values() if isinstance(each, Mapping)]
 
 
 def _table_lengths(model: PreTrainedModel) -> Iterator[int]:
-    """Of tables of learned positions that begin behind the one of padding, as RoBERTa's do."""
+    """The lengths of tables of learned positions that begin behind the position of padding, as RoBERTa's do."""
     from torch import nn  # noqa: PLC0415  # the command line must not wait for torch
 
     for name, module in model.named_modules():

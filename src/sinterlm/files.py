@@ -209,7 +209,7 @@ def _full_disk_said(path: Path) -> Iterator[None]:
 # --- what files hold -------------------------------------------------------------------------------------------------
 
 _hashes: dict[tuple[object, ...], str] = {}
-"""Of the files that this process has read, by path, inode, size and times."""
+"""Hashes of the files that this process has read, by path, inode, size and times."""
 
 
 def file_sha256(path: Path) -> str:

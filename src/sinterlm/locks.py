@@ -49,8 +49,8 @@ class _Holder(NamedTuple):
 def folder_lock(folder: Path, output: Path) -> Iterator[None]:
     """Hold a folder for one writing process.
 
-    Two locks are taken, since neither does everywhere: one of the operating system (``.lock``), which is gone when the
-    process is, but which some network file systems accept and ignore; and ``.lock.json``, which names the process. A
+    Two locks are taken, since neither is enough everywhere. One of the operating system (``.lock``) ends with the
+    process, but some network file systems accept and ignore it. The other (``.lock.json``) names the process. A
     process of this machine that is gone holds nothing. One of another machine is watched: it holds the folder as long
     as it renews its sign, every :data:`BEAT_SECONDS`. So a process that was suspended may find its sign gone or
     another's in its place: it ends at once, as if it had been killed.

@@ -35,16 +35,16 @@ from sinterlm.records import Message
 MAX_TEMPLATE_CHARACTERS = 2**16
 """Three times the longest of 114 published templates."""
 MAX_SECONDS = 2.0
-"""Of computing, for one rendering; real templates take less than a thousandth of it."""
+"""Most computing time of one rendering; published templates need less than three milliseconds."""
 MAX_BYTES = 2**30
-"""By which one rendering may grow the process."""
+"""Most memory by which one rendering may grow the process."""
 MAX_OUTPUT_CHARACTERS = 2**20
-"""Beyond 16 times what the messages hold."""
+"""Of one rendering, beside 16 for each character of the messages."""
 
 _OWN_VARIABLES = {"messages", "add_generation_prompt", "tools", "documents", "strftime_now"}
 """What Sinter itself gives a template."""
 DATE_FUNCTION = "strftime_now"
-"""By which templates ask for the date."""
+"""The function by which templates ask for the date."""
 _ANOTHER = "such a template cannot be used: give the model another one (chat_template.jinja in its folder)"
 
 
@@ -66,7 +66,7 @@ class TemplateOptions:
         """Options as settings name them, the date in the form ``2026-11-30``.
 
         Raises:
-            InputError: The date is none.
+            InputError: ``date`` is not a date.
         """
         try:
             return cls(dict(variables or {}), datetime.date.fromisoformat(date) if date else None)
@@ -81,7 +81,7 @@ class _Program(NamedTuple):
     variables: frozenset[str]
     """Names that it reads and does not define."""
     literals: str
-    """All text that stands in it, separated by null characters."""
+    """All text in it, separated by null characters."""
 
 
 def render(
@@ -150,7 +150,7 @@ def render(
 
 
 def literals_of(source: str, *, name: str) -> str:
-    """All text that stands in a template, which it may write; separated by null characters.
+    """All text in a template, which it may write; separated by null characters.
 
     Raises:
         InputError: It cannot be compiled.
@@ -278,7 +278,7 @@ def _address_space() -> int:
 
 @cache
 def _statm(process: int) -> int:
-    """The open file that tells it, of this process: opening it takes longer than a rendering."""
+    """An open file that tells it for this process: opening one takes longer than a rendering."""
     return os.open("/proc/self/statm", os.O_RDONLY)
 
 
@@ -300,7 +300,7 @@ class _Child:
 
     @classmethod
     def ask(cls, function: str, *, name: str, **arguments: Any) -> str:
-        """What a function of this module returns there.
+        """Call a function of this module in that process.
 
         Raises:
             InputError: As the function.

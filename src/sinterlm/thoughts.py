@@ -129,7 +129,7 @@ class Opened(NamedTuple):
 
 
 def opened_thought(prompt: str) -> Opened | None:
-    """The thought that a prompt ends in the middle of, if it does.
+    """The thought that a prompt leaves open at its end; None where it leaves none open.
 
     >>> opened_thought("<|im_start|>assistant <think>")
     Opened(opening='<think>', closing='</think>')

@@ -24,7 +24,7 @@ NUM_PREFIX = 32
 NUM_STEPS = 2
 """Tokens that it reads one by one."""
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Of the logits' distance, relative to their spread: rounding lies far below, another attention far above."""
+"""Most distance of the logits, relative to their spread: rounding lies far below, another attention far above."""
 HALF_TOLERANCE = 0.25
 """In half precision rounding alone moves logits by some hundredths, more where it makes a token meet another expert."""
 
@@ -60,7 +60,7 @@ def share_prefixes(model: PreTrainedModel, tokens: Sequence[int]) -> None:
 
 @contextmanager
 def _library_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The one in plain PyTorch: alone among the library's it bounds scores where a model does."""
+    """Attend as the library does in plain PyTorch: no other of its ways bounds scores where a model does."""
     ours = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

@@ -54,11 +54,11 @@ class TransformersEngine:
     around it; its token count includes the token that ended it.
 
     Prompt and answer together have as many tokens as the model's context at most. A prompt that leaves no room there
-    for one token of an answer is not answered: its generation is empty, for the reason ``prompt-too-long``. So it is
-    with a prompt that the template refuses, for the reason ``prompt-refused``.
+    for one token of an answer is not answered: its generation is empty, with the finish reason ``prompt-too-long``.
+    So is that of a prompt that the template refuses, with ``prompt-refused``.
 
-    What prompts begin with is computed once, if a check with a few tokens finds the same logits so as by the library's
-    own attention. Any other model is sampled by Transformers' own generate, prompt by prompt.
+    What prompts begin with is computed once, if a check with a few tokens finds the logits that the library's own
+    attention gives. Any other model is sampled by Transformers' own generate, prompt by prompt.
 
     Args:
         model: hub name, folder or ``gguf:PACKAGE/FILE.gguf``.

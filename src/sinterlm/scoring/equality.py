@@ -1,6 +1,6 @@
-r"""Whether two answers have one value: math-verify's comparison, with what it takes for equal and is not kept out.
+r"""Whether two answers have the same value: math-verify's comparison, without what it wrongly takes for equal.
 
-What math-verify 0.9 does otherwise, and why it is not left to it:
+Three habits of math-verify 0.9 are mended here:
 
 - It rounds to six decimals, so that 0.0000004 is 0.0000001. Here numbers are equal by their relative difference.
 - latex2sympy reads as far as it can and drops the rest, so that ``10^-3`` is 10. Here a text is read whole or not.
@@ -59,11 +59,11 @@ from sinterlm.scoring.final_answer import (
 )
 
 EXACT_DIGITS = 50
-"""To which constants are computed that are compared with each other."""
+"""Digits to which constants are computed when they are compared with each other."""
 MAX_RELATIVE_ERROR = 1e-5
-"""Of a decimal that stands for another number, such as 0.333333 for 1/3; it must give that number's digits, too."""
+"""By which a decimal may miss the number it is written for, such as 0.333333 for 1/3; it must give its digits, too."""
 MIN_DIGITS = 6
-"""Of a decimal that stands for one with more digits."""
+"""Digits that a decimal must have to equal one with more digits."""
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,400}|\d{0,100}\.\d{1,100})")
 _TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}[ap]m")
@@ -375,7 +375,7 @@ def _differ_by(one: Any, other: Any, *, digits: int) -> float:
 
 
 def _gives_the_digits_of(one: Any, other: Any) -> bool:
-    """Whether a decimal stands for a number that has no end of digits, or for a decimal with more of them."""
+    """Whether a decimal is written for a number without an end of digits, or for a decimal with more of them."""
     a, b = (_decimal(number) if isinstance(number, Float) else None for number in (one, other))
     if a is not None and b is not None:
         shorter, longer = sorted((a, b), key=_num_decimals)

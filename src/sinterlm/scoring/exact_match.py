@@ -60,7 +60,7 @@ _NAME_BEFORE = re.compile(r"(?:\w&|(?<![\w.])\.)$")
 class ExactMatchScorer:
     """Gives 1 to an answer that equals an accepted one after normalisation, else 0.
 
-    ``contains`` in the detail is 1 where a normalised accepted answer stands in the normalised answer as whole words,
+    ``contains`` in the detail is 1 where a normalised accepted answer is in the normalised answer as whole words,
     and numbers as whole numbers: ``5`` is not in ``15``, ``1.5`` or ``-5``.
     """
 
@@ -112,7 +112,7 @@ def normalise(text: str) -> str:
 
 
 def is_within(answer: str, text: str) -> bool:
-    """Whether a normalised answer stands in a normalised text as whole words, or as a whole number.
+    """Whether a normalised answer is in a normalised text as whole words, or as a whole number.
 
     Between letters of a script that is written without spaces a word may begin and end anywhere, but within a run of
     Katakana; a Korean word may have a particle behind it.

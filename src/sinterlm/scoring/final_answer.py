@@ -1,6 +1,6 @@
-r"""The final answer in a text: where it stands, and how it is written as LaTeX.
+r"""The final answer in a text: where it is, and how it is written as LaTeX.
 
-Where it stands, the first of these that there is:
+It is the first of these that exists:
 
 1. the last ``\boxed`` or ``\fbox``;
 2. the last ``<answer>``;
@@ -192,7 +192,7 @@ def _without_long_gaps(text: str) -> str:
 
 
 class Box(NamedTuple):
-    """What stands in a box, and where the box lies in its text."""
+    """What is in a box, and where the box lies in its text."""
 
     text: str
     start: int
@@ -332,7 +332,7 @@ def _as_fraction(repeating: re.Match[str]) -> str:
 
 
 def with_decimal_comma(latex: str) -> str | None:
-    """The number that ``2,74`` is where a comma stands before decimals; None where it can be none."""
+    """The number that ``2,74`` is if its comma is a decimal one; None where it cannot be one."""
     return latex.replace(",", ".") if _DECIMAL_COMMA.match(latex) else None
 
 
@@ -349,7 +349,7 @@ def as_words(text: str) -> str | None:
 
 
 def without_reasons(text: str) -> str:
-    """What stands before "because", and a yes or no before what explains it."""
+    """The text up to "because", and a yes or no without what explains it."""
     return _REASONS.sub("", _STYLE.sub(r"\1", _EMPHASIS.sub(r"\1", text)))
 
 

@@ -1,6 +1,6 @@
 r"""Mathematics: whether the final answer of a response equals an accepted one.
 
-Where the final answer stands, ``final_answer.py`` says; math-verify compares by value, as ``equality.py`` has it:
+``final_answer.py`` finds the final answer; math-verify compares by value, as mended by ``equality.py``:
 ``1/2``, ``0.5`` and ``\frac{1}{2}`` are equal. That is symbolic algebra on text that a model wrote, which may take any
 time and memory. So it runs in worker processes; one that exceeds its limit is replaced, and there is no verdict.
 """

@@ -33,9 +33,9 @@ from sinterlm.scoring.code.syntax import (
 )
 
 MAX_CHARACTERS = 100_000
-"""Of an answer: longer ones are not read."""
+"""Most characters of an answer; a longer one is not read."""
 MAX_READ_CHARACTERS = 2_000_000
-"""Of all readings of an answer: what has not been understood by then, is no program."""
+"""Most characters of all readings of one answer: what is not understood by then is no program."""
 
 _MARKDOWN = MarkdownIt("commonmark")
 _MARKDOWN.core.ruler.enableOnly(["normalize", "block"])

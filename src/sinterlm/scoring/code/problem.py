@@ -80,15 +80,15 @@ class Problem(NamedTuple):
     begun: str
     """The prompt's code, which the program begins with; empty where it has none."""
     asked: frozenset[str]
-    """What of the tests' names the answer has to define."""
+    """Which of the tests' names the answer has to define."""
     replaced: frozenset[str]
     """Those of them that the prompt defines in full: a function to mend, for example."""
     yardsticks: frozenset[str]
-    """Those of these with which the tests compare others of them, such as the slow function beside the fast one."""
+    """Those of the replaced names that the tests compare the others with, such as a slow function beside a fast one."""
     provided: dict[str, tuple[str, str]]
     """Names of the standard library that the tests forgot to import: module, and what of it (empty for all of it)."""
     given: list[str]
-    """What of the tests the program needs."""
+    """Parts of the tests that the program needs."""
 
 
 def read_problem(tests: Sequence[str], messages: Sequence[Message]) -> Problem:
@@ -144,7 +144,7 @@ def taken_from(problem: Problem, program: Program) -> set[str]:
 
 
 def own_definitions(problem: Problem, taken: Set[str]) -> str:
-    """What of the prompt's code is the tests' own: all that defines something, but for what the answer has to write."""
+    """The part of the prompt's code that is the tests' own: all definitions but those that the answer has to write."""
     hidden = problem.asked if problem.replaced and not taken else taken
     hidden = hidden | (problem.asked - problem.replaced)
     kept = [
@@ -199,7 +199,7 @@ def prompt_code(messages: Sequence[Message]) -> str:
 
 
 def common_definitions(tests: Sequence[str], messages: Sequence[Message]) -> list[str]:
-    """What of the tests the program needs: the classes that the last message names, and imports for these.
+    """The parts of the tests that the program needs: the classes that the last message names, and imports for these.
 
     One that asserts something is a test, which the program must not see.
     """

@@ -19,9 +19,9 @@ from sinterlm.scoring.code.prompt_tests import InputOutput, compares_identity
 from sinterlm.scoring.code.sandbox import isolated_python, write_all
 
 MAX_OUTPUT_BYTES = 2**20
-"""Of a script."""
+"""Most output of a script."""
 MAX_TRAFFIC_BYTES = 2**26
-"""Of all that a program answers to its tests."""
+"""Most that program or tests say to the other, for one answer."""
 MAX_VERDICT_BYTES = 2**16
 _QUIET_PARTS, _QUIET_BYTES = 2000, 2**20
 """What costs either side less than 0.1 s of computing (40 microseconds a call, 50 nanoseconds a byte): where this much
@@ -36,7 +36,8 @@ class Verdict(NamedTuple):
     """What came of an answer."""
 
     reason: str
-    """``passed``, ``no-program``, ``wrong``, ``error``, ``time-limit``, ``killed``; no verdict: ``harness-limit``."""
+    """``passed``, ``no-program``, ``wrong``, ``error``, ``time-limit``, ``killed``; no score:
+    ``harness-limit``, ``scorer-failed``."""
     test: int | None = None
     """The first test that did not pass, from 0; None where it came to none."""
     message: str = ""
@@ -46,7 +47,7 @@ class Job(NamedTuple):
     """One answer, ready to be run."""
 
     program: Program | None
-    """None where the answer holds none that compiles."""
+    """None where the answer holds no Python."""
     common: dict[str, Any]
     """For the role ``serve``, beside the program: what it has in common with its tests."""
     tests: dict[str, Any]

@@ -50,10 +50,10 @@ POLICY = 2
 
 MEMORY_BYTES = 512 * 2**20
 ADDRESS_SLACK_BYTES = 512 * 2**20
-"""Of addresses, beyond the memory: what threads and libraries reserve and do not use."""
+"""Addresses beyond the memory: what threads and libraries reserve and do not use."""
 MAX_OPEN_FILES = 64
 WALL_FACTOR = 4
-"""By the wall clock a program has so many times the computing time that it may use."""
+"""By the wall clock, a program has this many times its computing time."""
 
 _WATCH_SECONDS = 0.1
 _DENIED_CALLS = (

@@ -123,7 +123,7 @@ _IN_LOOPS = (ast.Break, ast.Continue)
 
 
 def _has_misplaced(tree: ast.Module) -> bool:
-    """Whether a ``return``, ``yield`` or ``await`` stands outside of functions, or a ``break`` outside of loops."""
+    """Whether a ``return``, ``yield`` or ``await`` is outside of functions, or a ``break`` outside of loops."""
     rest: list[tuple[ast.AST, bool, bool]] = [(tree, False, False)]
     while rest:
         node, in_function, in_loop = rest.pop()

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
             """An object that stays, as JSON."""
 
         def dereference(self, tag: str, content: Any, parcel: Parcel, *, is_inside: bool) -> Any:
-            """What stands for the other side's object, alone or inside of an object of a common class."""
+            """What represents the other side's object, alone or inside of an object of a common class."""
 
         def note_loss(self, value: Any) -> None:
             """A value of a class of its own is copied as plain data."""
@@ -144,7 +144,7 @@ class Parcel:
                     self._fill(value, entry[2], is_inside)
 
     def decode(self, encoded: Any, *, is_inside: bool = False) -> Any:
-        """The value that was encoded: of types that this side knows, or what stands here for a reference."""
+        """The value that was encoded: of types that this side knows, or what represents a reference here."""
         if not isinstance(encoded, list):
             return encoded
         tag, content = encoded

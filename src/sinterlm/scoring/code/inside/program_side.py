@@ -32,7 +32,7 @@ MAX_PRINTED = 2**20
 def load(source: str, namespace: dict[str, Any]) -> list[str]:
     """Run a program's statements one by one, so that one that fails (its example, its plot) decides nothing.
 
-    What the whole of it needs to be, Python, it must be.
+    The whole of it must be Python.
 
     Returns:
         What the statements raised that failed.

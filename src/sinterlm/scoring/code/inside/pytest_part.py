@@ -24,7 +24,7 @@ def _fail(reason: str = "") -> None:
 
 
 class Raises:
-    """As of pytest: what is within must raise this."""
+    """As pytest's ``raises``: the block must raise this."""
 
     def __init__(self, kinds: Any, *arguments: Any, match: str | None = None) -> None:
         self.kinds, self.match = kinds, match
@@ -49,7 +49,7 @@ class Raises:
 
 
 class Approximately:
-    """As of pytest: equal but for one part in a million."""
+    """As pytest's ``approx``: equal within one part in a million."""
 
     def __init__(self, expected: Any, rel: float | None = None, abs: float | None = None) -> None:
         self.expected, self.rel, self.abs = expected, rel, abs
@@ -80,7 +80,7 @@ abs_of = abs
 
 
 class Mark:
-    """As of pytest: marks say nothing, but for a test's cases."""
+    """As pytest's ``mark``: of all marks only ``parametrize``, which gives a test's cases, does anything."""
 
     def __getattr__(self, name: str) -> Any:
         def mark(*arguments: Any, **_: Any) -> Any:

@@ -1,4 +1,4 @@
-"""In the tests, what stands for an object or class of the program: whatever is done with it, is done there."""
+"""In the tests, what represents an object or class of the program: whatever is done with it is done there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Remote:
-    """In the tests, an object of the program. What is done with it, is done there.
+    """In the tests, an object of the program. What is done with it is done there.
 
     Operators that bring in a value of the tests are refused: an answer to these is for the tests to compute. But two
     objects of the program may be compared and combined, and so may one that the tests made with anything.

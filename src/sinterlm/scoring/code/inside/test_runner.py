@@ -33,7 +33,7 @@ def carry_out(
         provided: names that the tests forgot to import, each with its module and what of it.
         modules: from these the tests import what is the program's.
         functions: for each test the functions that it defines and nobody calls.
-        asks_for_classes: of no account here.
+        asks_for_classes: not used here.
     """
     own = {}
     for name in names:
