@@ -50,6 +50,13 @@ _PHRASE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=[\s*_`)\"']|\Z)|[\u3002\uff01\uff1f]|;\s|\n|\"\s*[,}]")
+_HEDGE = re.compile(
+    r"(?:(?:(?:most )?(?:likely|probably)|(?:almost )?(?:certainly|definitely|surely)|clearly|obviously|simply"
+    r"|undoubtedly|actually|indeed|just|then|thus|hence|therefore|of course|for sure|without (?:a )?doubt),?\s+)+"
+    r"(?=not\b|(?:(?:option|choice|letter)\s+)?(?-i:\(?[A-J](?![\w'])))",
+    re.IGNORECASE,
+)
+"""Words before the letter of a choice, or before a "not", that say nothing of the answer."""
 _NOT_BUT = re.compile(r"not\b[^.\n]*?\bbut\s+", re.IGNORECASE)
 _EMPHASIS = re.compile(r"(?<![\w*\\)}])\*\*(?=[^\s*])([^*\n]{1,400})(?<=\S)\*\*(?![\w*({])")
 _NUMBERING = re.compile(r"\W*\d+[.:)]")
@@ -251,8 +258,9 @@ def _behind_a_phrase(content: str, start: int) -> str | None:
         return None
     found = all_found.pop()
     rest = _EMPHASIS.sub(r"\1", content[found.end() : found.end() + MAX_LINE]).lstrip(' \t:\uff1a*_`"')
-    if corrected := _NOT_BUT.match(rest):
-        rest = rest[corrected.end() :]
+    for idle in (_HEDGE, _NOT_BUT):
+        if skipped := idle.match(rest):
+            rest = rest[skipped.end() :]
     end = _SENTENCE_END.search(rest)
     return (rest[: end.start()] if end else rest).strip(' \t\r*_`"') or None
 
