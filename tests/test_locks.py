@@ -22,6 +22,9 @@ import pytest
 from sinterlm import locks as locks_module
 from sinterlm.errors import TryAgainError
 from sinterlm.locks import folder_lock
+from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.terminal import Terminal
+from sinterlm.pipeline.train import train_on_file
 
 HOLDER = """
     import fcntl, os, sys
@@ -82,6 +85,24 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(locks: str, tm
         process.kill()
         process.wait()
         take(tmp_path)
+
+
+def test_a_second_training_into_one_folder_is_refused(locks: str, tmp_path: Path) -> None:
+    """Before it reads its model."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "What is hot?", "chosen": "cold", "rejected": "hot"}))
+    with (
+        held(tmp_path / "out", locks) as process,
+        pytest.raises(TryAgainError, match=f"in use by process {process.pid}"),
+    ):
+        train_on_file(
+            objective="dpo",
+            model=str(tmp_path / "unread"),
+            data=rows,
+            output=tmp_path / "out",
+            settings=[],
+            reporter=Reporter(Terminal(quiet=True)),
+        )
 
 
 def test_a_second_holder_in_the_same_process_is_refused(locks: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
@@ -20,7 +20,7 @@ from sinterlm import FusionConfig, FusionTrainer
 from sinterlm.chat import EncodedExample
 from sinterlm.errors import InputError
 from sinterlm.records import TrainingRow
-from sinterlm.training.logprobs import response_logps_and_router_loss
+from sinterlm.training.logprobs import response_logps_and_router_loss, router_coefficient
 from sinterlm.training.packing import one_to_a_line, shared
 from tests.test_trl_parity import SHARED, WHOLE_BATCH, Run, answers, conversations, finish, pairs, wrpo_rows
 from tests.tiny import build_model, build_tokenizer
@@ -144,6 +144,19 @@ def test_sharing_and_checkpointing_change_no_number(checkpointing: bool) -> None
     for ours, plain in zip(found[0][2], found[1][2], strict=True):
         assert (ours is None) == (plain is None)
         assert ours is None or plain is None or torch.allclose(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize(("given", "expected"), [(None, 0.001), (0.0, 0.0), (0.2, 0.2)])
+def test_what_it_is_weighed_with(model_type: str, given: float | None, expected: float) -> None:
+    """By default what the model's configuration says, as in TRL; also where it asks for no router's logits."""
+    experts = "num_local_experts" if model_type == "mixtral" else "num_experts"
+    widths = {"intermediate_size": 48, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+    attention = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_experts_per_tok": 2, experts: 4, **widths, **attention}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
+    rows = [[EncodedExample([20, 21], [40, 41])]]
+    assert router_coefficient(model, rows, given=given) == expected
 
 
 def test_a_coefficient_for_a_model_without_routers_is_refused(tmp_path: Path) -> None:
