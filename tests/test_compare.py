@@ -35,6 +35,8 @@ from tests.pages import needs_browser, open_page, parse
 from tests.test_pipeline import fuse
 from tests.tiny_fusion import write_tiny_fusion
 
+pytestmark = pytest.mark.xdist_group("compare")  # what the tests share is made once, in one process
+
 # --- two runs that a reader can count ---
 
 

@@ -24,6 +24,8 @@ from tests import processes
 from tests.processes import GLOBAL_BATCH, NUM_ROWS, TRAININGS, keep_gradients
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.xdist_group("distributed")  # what the tests share is made once, in one process
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "src" / "sinterlm" / "recipes" / "accelerate"
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -112,7 +112,8 @@ class StrictDisk:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            self._names[status.st_ino] = [(entry.name, entry.stat()) for entry in os.scandir(path)]
+            with os.scandir(path) as entries:
+                self._names[status.st_ino] = [(entry.name, entry.stat()) for entry in entries]
             self.on_names(path)
         else:
             self._bytes[status.st_ino] = path.read_bytes()

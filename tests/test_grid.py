@@ -31,6 +31,8 @@ from sinterlm.training.trainer import FusionTrainer
 from tests.test_pipeline import Lines
 from tests.tiny_fusion import write_tiny_fusion
 
+pytestmark = pytest.mark.xdist_group("grid")  # what the tests share is made once, in one process
+
 SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "wrpo" / "llama3-8b-search.yaml"
 GRID = "[{train.learning_rate: [2e-2, 5e-2]}, {objective.alpha: [0.5, 0.0], train.max_steps: [4]}]"
 CELLS = [

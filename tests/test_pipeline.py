@@ -35,6 +35,8 @@ from sinterlm.recipe.load import load_recipe
 from sinterlm.store import Store
 from tests.tiny_fusion import write_tiny_fusion
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # what the tests share is made once, in one process
+
 STAGES = [
     "prompts", "sample-sources", "score-sources", "select-sft", "train-sft", "sample-target", "score-target",
     "select-wrpo", "train-wrpo", "select-dpo", "train-dpo", "sample-held-out", "score-held-out", "evaluate", "report",

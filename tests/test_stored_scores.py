@@ -458,7 +458,7 @@ MATHEMATICS, EXACT_MATCH = {"kind": "mathematics"}, {"kind": "exact-match"}
     [
         (EXACT_MATCH, "exact_match.NORMALISATION"),
         (MATHEMATICS, "mathematics.RULES"),
-        ({"kind": "code"}, "code.VERSION"),
+        ({"kind": "code"}, "code.scorer.VERSION"),
         ({"kind": "judge", "model": "m", "base_url": "http://127.0.0.1:1/v1"}, "judge_prompts.WORDING"),
         ({"kind": "combination", "rule": "gate", "parts": {"a": EXACT_MATCH, "b": MATHEMATICS}}, "mathematics.RULES"),
         ({"kind": "by-domain", "domains": {"x": MATHEMATICS}, "other": EXACT_MATCH}, "exact_match.NORMALISATION"),
