@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner
 
-from sinterlm import FusionConfig, chat, cli, errors
+from sinterlm import FusionConfig, chat, cli, errors, thoughts
 from sinterlm.formats import read_prompts, read_recorded, read_training_file
 from sinterlm.models import load_tokenizer
 from sinterlm.objectives import (
@@ -439,7 +439,7 @@ def test_recipes_md_lists_every_reason_for_a_dropped_prompt() -> None:
 
 REASONS_OF_ROWS = {
     *(chat.REFUSED, chat.NO_PREFIX, chat.OTHER_WORDS, chat.THOUGHT_AFTER_CLOSED),
-    *(batch.HOLDS_THOUGHTS, batch.ONLY_A_THOUGHT, batch.ALIKE, batch.ALIKE_AFTER_CUTTING, batch.ALIKE_PAIR),
+    *(thoughts.HOLDS_THOUGHTS, batch.ONLY_A_THOUGHT, batch.ALIKE, batch.ALIKE_AFTER_CUTTING, batch.ALIKE_PAIR),
 }
 
 

@@ -15,7 +15,12 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+ThoughtRule = Literal["keep", "strip", "refuse"]
+"""What becomes of the thoughts of an answer: read or trained with it, taken off first, or a reason to drop it."""
+HOLDS_THOUGHTS = "holds-thoughts"
+"""Reason of an answer or a row that is dropped under ``refuse``."""
 
 
 class Thoughts(NamedTuple):

@@ -71,9 +71,11 @@ def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_an
                 tokens_per_second, problems = _answer(run, ask, engine, pending)
             num_new = sum(map(len, pending))
     answered = {item.prompt.id for batch in batches for item in batch}
-    responses = [response for _, response in _answers_of(run, ask, prompts)]
+    stored_to = _stored(run, ask)
+    kept = [Answered(prompt, response) for prompt in prompts for response in stored_to(prompt)]
+    responses = [response for _, response in kept if response.finish_reason not in NOT_ASKED]
     empty = [response for response in responses if not response.content]
-    not_asked = _not_asked(run, stage, ask, prompts, problems)
+    not_asked = _not_asked(stage, name, kept, problems)
     if must_answer and prompts and len(not_asked) == len(prompts):
         raise ToleranceError(
             f"model {name}: none of the {len(prompts)} prompts can be asked; the first, {not_asked[0].subject!r}: "
@@ -193,21 +195,19 @@ def _stored(run: Run, ask: Ask) -> Callable[[Prompt], list[Response]]:
     return lambda prompt: run.store.responses(identity, prompt, source=name, num_samples=ask.num_samples)
 
 
-def _not_asked(run: Run, stage: str, ask: Ask, prompts: Iterable[Prompt], problems: Mapping[str, str]) -> list[Dropped]:
-    """The prompts that the store says the participant cannot be asked; ``problems`` has what this command was told."""
-    stored, name = _stored(run, ask), ask.participant.name
-    found: list[Dropped] = []
-    for prompt in prompts:
-        response = next((response for response in stored(prompt) if response.finish_reason in NOT_ASKED), None)
-        if response is None:
+def _not_asked(stage: str, name: str, kept: Iterable[Answered], problems: Mapping[str, str]) -> list[Dropped]:
+    """The prompts that the store says a participant cannot be asked; ``problems`` has what this command was told."""
+    found: dict[str, Dropped] = {}
+    for prompt, response in kept:
+        if response.finish_reason not in NOT_ASKED or prompt.id in found:
             continue
         if response.finish_reason == PROMPT_TOO_LONG:
             detail = f"{response.num_prompt_tokens} tokens as {name} is asked"
         else:
             roles = ", ".join(message.role for message in prompt.messages)
             detail = f"{name}: {problems.get(prompt.id) or f'refused before, with messages of the roles {roles}'}"
-        found.append(Dropped(prompt.id, stage, response.finish_reason, detail))
-    return found
+        found[prompt.id] = Dropped(prompt.id, stage, response.finish_reason, detail)
+    return list(found.values())
 
 
 def score(run: Run, stage: str, config: Scorer, asks: Iterable[Ask], prompts: Sequence[Prompt]) -> StageResult:

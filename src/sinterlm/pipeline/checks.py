@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from sinterlm.chat import encode_prompt
 from sinterlm.errors import InputError
@@ -24,7 +24,7 @@ from sinterlm.recipe.schema import (
     scorer_for,
     scorers_in,
 )
-from sinterlm.records import Message
+from sinterlm.records import Message, Prompt
 from sinterlm.store import Store
 from sinterlm.template import TemplateOptions
 
@@ -37,7 +37,8 @@ def check_inputs(fusion: Fusion, store: Store | None = None, *, reads_target: bo
         CredentialsError: There is no key for the server of a judge.
         SandboxError: Programs in answers are to be scored, and there is no sandbox to run them in.
     """
-    _check_prompts(fusion)
+    parts = split_parts(fusion.recipe, read_prompts(fusion.recipe.prompts.path))
+    _check_prompts(fusion, parts)
     for participant in (*fusion.sources, fusion.answering_for(fusion.target)):
         config = participant.config
         if isinstance(config, RecordedSource) and not config.path.is_file():
@@ -45,7 +46,7 @@ def check_inputs(fusion: Fusion, store: Store | None = None, *, reads_target: bo
     for scorer in fusion.recipe.scorers.values():
         for part in scorers_in(scorer):
             _check_scorer(part, store)
-    _check_tests(fusion)
+    _check_tests(fusion, parts)
     if reads_target and fusion.trained:
         _check_training(fusion)
 
@@ -63,9 +64,8 @@ def _check_scorer(scorer: Scorer, store: Store | None) -> None:
     check_scorer(scorer)
 
 
-def _check_prompts(fusion: Fusion) -> None:
+def _check_prompts(fusion: Fusion, parts: Mapping[str, Sequence[Prompt]]) -> None:
     recipe = fusion.recipe
-    parts = split_parts(recipe, read_prompts(recipe.prompts.path))
     used = {
         "sft": recipe.needs_sft_part,
         "preference": recipe.preference,
@@ -96,9 +96,8 @@ def _check_prompts(fusion: Fusion) -> None:
             )
 
 
-def _check_tests(fusion: Fusion) -> None:
+def _check_tests(fusion: Fusion, parts: Mapping[str, Sequence[Prompt]]) -> None:
     """That the scorers can tell answers to their prompts apart; of those that ask."""
-    parts = split_parts(fusion.recipe, read_prompts(fusion.recipe.prompts.path))
     for part, scorer in _scorers_of_parts(fusion).items():
         for domain in {prompt.domain: None for prompt in parts[part]}:
             prompts = [prompt for prompt in parts[part] if prompt.domain == domain]

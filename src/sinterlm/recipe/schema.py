@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from sinterlm.models import absolute_name, plain_name
 from sinterlm.recipe.train_arguments import MAX_SEED
+from sinterlm.thoughts import ThoughtRule
 
 
 class Strict(BaseModel):
@@ -239,7 +240,7 @@ class Target(LocalModel):
 class AnswerReader(Strict):
     """A scorer that reads answers."""
 
-    thoughts: Literal["keep", "strip", "refuse"] = "strip"
+    thoughts: ThoughtRule = "strip"
     """What becomes of a model's thoughts before its answer: read with it, taken off first, or a reason for no score."""
 
 

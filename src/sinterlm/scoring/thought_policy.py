@@ -16,10 +16,7 @@ from typing import Literal
 
 from sinterlm.records import Prompt, Score
 from sinterlm.scoring.protocol import Answered, Scorer, no_score
-from sinterlm.thoughts import split_thoughts
-
-HOLDS_THOUGHTS = "holds-thoughts"
-"""Reason of an answer without a score where thoughts are refused."""
+from sinterlm.thoughts import HOLDS_THOUGHTS, split_thoughts
 
 
 class ThoughtPolicy:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, get_args
 
-Thoughts = Literal["keep", "strip", "refuse"]
-"""What becomes of an answer that begins with a thought."""
+from sinterlm.thoughts import ThoughtRule
 
 DEFAULT_MAX_LENGTH = 1024
 
@@ -63,7 +62,7 @@ class FusionArguments:
         default="keep",
         metadata={
             "help": "Answers that begin with a thought: trained with it, without it, or dropped.",
-            "choices": ("keep", "strip", "refuse"),
+            "choices": get_args(ThoughtRule),
         },
     )
     chat_template_kwargs: dict[str, Any] | None = field(

@@ -22,8 +22,7 @@ from sinterlm.objectives.responses import Responses, SequenceLogps
 from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import Dropped, RowResponse, TrainingRow
 from sinterlm.template import TemplateOptions, TemplateRefusal
-from sinterlm.thoughts import split_thoughts
-from sinterlm.training.arguments import Thoughts
+from sinterlm.thoughts import HOLDS_THOUGHTS, ThoughtRule, split_thoughts
 from sinterlm.training.members import UnfitRow, find_members, with_pairs
 from sinterlm.training.packing import Layout, SequenceBatch, shared
 
@@ -33,8 +32,6 @@ ALIKE_AFTER_CUTTING = "answers-alike-after-cutting"
 """The same, of a row that was cut at the maximum length."""
 ALIKE_PAIR = "pair-alike"
 """Why a row goes without one of its pairs: both answers have the same tokens."""
-HOLDS_THOUGHTS = "holds-thoughts"
-"""Why a row is dropped under ``thoughts: refuse``."""
 ONLY_A_THOUGHT = "only-a-thought"
 """Why a row is dropped under ``thoughts: strip``: nothing is left of an answer."""
 
@@ -121,7 +118,7 @@ def encode_rows(
     objective: ResolvedObjective,
     max_length: int,
     max_prompt_length: int | None = None,
-    thoughts: Thoughts = "keep",
+    thoughts: ThoughtRule = "keep",
     options: TemplateOptions = PLAIN,
 ) -> EncodedRows:
     """Token ids of every row; one with an answer that cannot be trained word for word is dropped.
@@ -206,7 +203,7 @@ def _encode_responses(
     row: TrainingRow,
     responses: Sequence[RowResponse],
     tokenizer: PreTrainedTokenizerBase,
-    thoughts: Thoughts,
+    thoughts: ThoughtRule,
     options: TemplateOptions,
 ) -> list[EncodedExample]:
     """The prompt, encoded once, with each response.
@@ -236,7 +233,7 @@ def _encode_responses(
         raise InputError(f"{place}: {error}") from error
 
 
-def _apply_policy(content: str, thoughts: Thoughts) -> str:
+def _apply_policy(content: str, thoughts: ThoughtRule) -> str:
     """What is trained of an answer that may begin with a thought."""
     own = split_thoughts(content)
     if thoughts == "refuse" and own.thoughts:

@@ -34,7 +34,8 @@ from sinterlm.errors import InputError, SinterError, ToleranceError
 from sinterlm.objectives.losses import objective_losses
 from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import Dropped, TrainingRow
-from sinterlm.training.arguments import DEFAULT_MAX_LENGTH, Thoughts
+from sinterlm.thoughts import ThoughtRule
+from sinterlm.training.arguments import DEFAULT_MAX_LENGTH
 from sinterlm.training.batch import (
     EncodedRow,
     RowBatch,
@@ -115,7 +116,7 @@ class FusionTrainer(Trainer):
             objective=self.objective,
             max_length=_max_length(args, model),
             max_prompt_length=args.max_prompt_length,
-            thoughts=cast(Thoughts, args.thoughts),
+            thoughts=cast(ThoughtRule, args.thoughts),
             options=args.template_options,
         )
         rows, self.dropped = encoded.rows, encoded.dropped
