@@ -34,6 +34,7 @@ from typer.testing import CliRunner
 from sinterlm import FusionConfig, chat, cli, errors, thoughts
 from sinterlm.formats import read_prompts, read_recorded, read_training_file
 from sinterlm.models import load_tokenizer
+from sinterlm.models.flops import GPUS
 from sinterlm.objectives import (
     Responses,
     SequenceLogps,
@@ -43,7 +44,6 @@ from sinterlm.objectives import (
     wrpo_loss,
 )
 from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters
-from sinterlm.pipeline.compute import GPUS
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.report import EXPLANATIONS
 from sinterlm.pipeline.stage import stage_keys

@@ -17,7 +17,7 @@ from sinterlm import cli
 from sinterlm.errors import InputError
 from sinterlm.formats import read_rows
 from sinterlm.models import cached_fingerprint
-from sinterlm.pipeline.compute import GPUS, count_weights
+from sinterlm.models.flops import GPUS, count_weights
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.plan import plan_fusion
 from sinterlm.pipeline.stages import build_stages

@@ -12,20 +12,20 @@ from rich.table import Table
 
 from sinterlm.formats import read_prompts
 from sinterlm.models import FLOAT32_BYTES, cached_fingerprint
+from sinterlm.models.flops import GPUS, Flops, add_flops, count_weights
 from sinterlm.pipeline.cells import Grid
-from sinterlm.pipeline.compute import GPUS, Work, add_work, count_weights
+from sinterlm.pipeline.cost import (
+    USUAL_ANSWER_TOKENS,
+    USUAL_PROMPT_TOKENS,
+    cost_of_sampling,
+    cost_of_scoring,
+    cost_of_training,
+    usual_tokens,
+)
 from sinterlm.pipeline.fusion import Ask, Fusion
 from sinterlm.pipeline.stage import is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages, held_out_asks, split_parts
 from sinterlm.pipeline.terminal import Terminal
-from sinterlm.pipeline.work import (
-    USUAL_ANSWER_TOKENS,
-    USUAL_PROMPT_TOKENS,
-    usual_tokens,
-    work_of_sampling,
-    work_of_scoring,
-    work_of_training,
-)
 from sinterlm.recipe.build import build_few_shot, engine_identity
 from sinterlm.recipe.schema import AskedModel, DialogueReader, ExtraPrompts, LocalModel, Scorer, files_of, scorers_in
 from sinterlm.records import Prompt, response_id
@@ -344,7 +344,7 @@ def _plan_search(name: str, fusion: Fusion, parts: Mapping[str, Part], store: St
 def _plan_sampling(name: str, asked: Sequence[tuple[Ask, Part]], store: Store | None) -> StagePlan:
     calls = prompt_tokens = new_tokens = disk_bytes = 0
     texts_are_known = True
-    work: list[Work | None] = []
+    work: list[Flops | None] = []
     for ask, part in asked:
         config = ask.participant.config
         if not isinstance(config, AskedModel):
@@ -377,9 +377,9 @@ def _plan_sampling(name: str, asked: Sequence[tuple[Ask, Part]], store: Store | 
         new_tokens += round(missing * per_answer)
         disk_bytes += round(missing * (BYTES_PER_ANSWER + per_answer * CHARACTERS_PER_TOKEN))
         usual = per_answer if means else min(per_answer, USUAL_ANSWER_TOKENS)
-        work.append(work_of_sampling(config, prompt_tokens=missing * per_prompt, new_tokens=missing * usual))
+        work.append(cost_of_sampling(config, prompt_tokens=missing * per_prompt, new_tokens=missing * usual))
     known_tokens = prompt_tokens if texts_are_known else None
-    return StagePlan(name, False, SAMPLING, calls, known_tokens, new_tokens, disk_bytes, _hours(add_work(work)))
+    return StagePlan(name, False, SAMPLING, calls, known_tokens, new_tokens, disk_bytes, _hours(add_flops(work)))
 
 
 def _plan_scoring(name: str, scorer: Scorer, asked: Sequence[tuple[Ask, Part]]) -> StagePlan:
@@ -390,14 +390,14 @@ def _plan_scoring(name: str, scorer: Scorer, asked: Sequence[tuple[Ask, Part]]) 
         return StagePlan(name, False, SCORING, note=note)
     calls = sum(_count(part) * ask.num_samples for ask, part in known)
     tokens = sum(ask.num_samples * (_prompt_tokens(part) + _count(part) * usual_tokens(ask)) for ask, part in known)
-    return StagePlan(name, False, SCORING, calls, gpu_hours=_hours(work_of_scoring(scorer, tokens=tokens)), note=note)
+    return StagePlan(name, False, SCORING, calls, gpu_hours=_hours(cost_of_scoring(scorer, tokens=tokens)), note=note)
 
 
 def _training_hours(fusion: Fusion, name: str, parts: Mapping[str, Part]) -> dict[str, float] | None:
     part = _selected_from(fusion, name, parts)
     if part is None:
         return None
-    return _hours(work_of_training(fusion, name, num_prompts=_count(part), prompt_tokens=_prompt_tokens(part)))
+    return _hours(cost_of_training(fusion, name, num_prompts=_count(part), prompt_tokens=_prompt_tokens(part)))
 
 
 def _show_count(part: Part) -> str:
@@ -421,7 +421,7 @@ def _add(values: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _hours(work: Work | None) -> dict[str, float] | None:
+def _hours(work: Flops | None) -> dict[str, float] | None:
     return None if work is None else {gpu.name: work.hours(gpu) for gpu in GPUS}
 
 

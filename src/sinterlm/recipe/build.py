@@ -22,7 +22,6 @@ from sinterlm.recipe.schema import (
     Sampling,
     Scorer,
     Source,
-    Strict,
 )
 from sinterlm.records import Candidates, SamplingSettings, Selection
 from sinterlm.sampling.identity import Fingerprint
@@ -32,8 +31,9 @@ from sinterlm.scoring.protocol import Scorer as ScorerComponent
 from sinterlm.scoring.table import SCORERS
 from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.selection.table import POLICIES
+from sinterlm.settings import Settings
 
-StrictT = TypeVar("StrictT", bound=Strict)
+SettingsT = TypeVar("SettingsT", bound=Settings)
 Policy = Callable[[Iterable[Candidates]], Selection]
 
 
@@ -105,14 +105,14 @@ def models_in(config: Any) -> Iterator[LocalModel | DialogueReader]:
     """Every model with a chat template that is part of a recipe, or of a part of one."""
     if isinstance(config, LocalModel | DialogueReader):
         yield config
-    if isinstance(config, Strict):
+    if isinstance(config, Settings):
         config = dict(config)
     if isinstance(config, dict):
         for value in config.values():
             yield from models_in(value)
 
 
-def with_template_date(config: StrictT, date: str) -> StrictT:
+def with_template_date(config: SettingsT, date: str) -> SettingsT:
     """The mapping with a date for every model in it that has none, and whose chat template may ask for one."""
     changed = {name: value for name, value in _dated(dict(config), date).items() if value is not getattr(config, name)}
     model = config if isinstance(config, LocalModel | DialogueReader) else None
@@ -125,7 +125,7 @@ def _dated(mapping: dict[str, Any], date: str) -> dict[str, Any]:
     """A mapping whose parts have dates; itself where that changes nothing."""
     changed: dict[str, Any] = {}
     for name, value in mapping.items():
-        if isinstance(value, Strict):
+        if isinstance(value, Settings):
             changed[name] = with_template_date(value, date)
         elif isinstance(value, dict):
             changed[name] = _dated(value, date)
@@ -188,7 +188,7 @@ def check_scorer(config: Scorer) -> None:
         _component(check)()
 
 
-def build_policy(config: Strict, *, seed: int, stage: str) -> Policy:
+def build_policy(config: Settings, *, seed: int, stage: str) -> Policy:
     """The selection policy of a ``select:`` mapping, as a function of the candidates alone."""
     arguments = _arguments(config)
     kind = config.kind  # type: ignore[attr-defined]  # every select mapping has one
@@ -201,7 +201,7 @@ def build_hyperparameters(objective: Objective) -> dict[str, Any]:
     return dict(resolve_objective(objective.kind, given).values)
 
 
-def _arguments(config: Strict) -> dict[str, Any]:
+def _arguments(config: Settings) -> dict[str, Any]:
     return {name: getattr(config, name) for name in type(config).model_fields if name not in ("kind", "engine")}
 
 

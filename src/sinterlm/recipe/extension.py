@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sinterlm.recipe.explain import Problem, refuse, unknown_name
-from sinterlm.recipe.yaml_file import Document, KeyPath
+from sinterlm.explain import KeyPath, Problem, unknown_name
+from sinterlm.recipe.document import Document, refuse
 
 EXTENDS = "extends"
 """The key that names the other recipe, relative to the folder of the one that has the key."""

@@ -19,9 +19,10 @@ from pydantic import Field
 
 from sinterlm.chat import FewShot
 from sinterlm.errors import InputError
+from sinterlm.explain import KeyPath, Problem, describe, found_but_expected, show_path, unknown_name
 from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters
 from sinterlm.recipe import train_arguments
-from sinterlm.recipe.explain import Problem, describe, found_but_expected, refuse, unknown_name, validate
+from sinterlm.recipe.document import Document, refuse, validate
 from sinterlm.recipe.extension import EXTENDS, extend
 from sinterlm.recipe.overrides import PLACE, Override, apply_overrides
 from sinterlm.recipe.schema import (
@@ -35,14 +36,13 @@ from sinterlm.recipe.schema import (
     Scorer,
     SelectAmongSources,
     Sft,
-    Strict,
     Training,
     name_own_sft,
     parts_of,
 )
-from sinterlm.recipe.train_arguments import MAX_SEED
-from sinterlm.recipe.yaml_file import Document, KeyPath, dump_yaml, read_yaml, show_path
+from sinterlm.recipe.yaml_file import dump_yaml, read_yaml
 from sinterlm.selection.table import POLICIES, Policy
+from sinterlm.settings import MAX_SEED, Settings
 
 TrainingT = TypeVar("TrainingT", Sft, Preference)
 
@@ -81,12 +81,12 @@ class Option(NamedTuple):
         return self.path[:-1] if self.is_searched else self.path
 
 
-class _Example(Strict):
+class _Example(Settings):
     question: Annotated[str, Field(min_length=1)]
     answer: Annotated[str, Field(min_length=1)]
 
 
-class _FewShotFile(Strict):
+class _FewShotFile(Settings):
     template: str
     examples: Annotated[list[_Example], Field(min_length=1)]
 
@@ -302,7 +302,7 @@ def _find_training_problems(path: KeyPath, training: Training, recipe: Recipe) -
 
 
 def _find_fit_problems(
-    path: KeyPath, kind: str, options: Mapping[str, Sequence[Option]], select: Strict
+    path: KeyPath, kind: str, options: Mapping[str, Sequence[Option]], select: Settings
 ) -> Iterator[Problem]:
     """Where the rows of a policy do not hold what an objective reads, for some of its hyper-parameters' values."""
     objective = OBJECTIVES[kind]
@@ -354,7 +354,7 @@ def _find_scorer_problems(path: KeyPath, scorer: Scorer) -> Iterator[Problem]:
         yield from _find_scorer_problems((*path, *place), part)
 
 
-def _find_unread_keys(path: KeyPath, config: Strict, choice: str, keys: Mapping[str, str]) -> Iterator[Problem]:
+def _find_unread_keys(path: KeyPath, config: Settings, choice: str, keys: Mapping[str, str]) -> Iterator[Problem]:
     """Keys that are given, though only another choice (of a mode, of a rule) reads them."""
     chosen = getattr(config, choice)
     for key, reader in keys.items():

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError
-from sinterlm.recipe.explain import describe
-from sinterlm.recipe.yaml_file import Document, KeyPath, parse_value
+from sinterlm.explain import KeyPath, describe
+from sinterlm.recipe.document import Document
+from sinterlm.recipe.yaml_file import parse_value
 
 PLACE = "command line"
 """Where messages say that an override stands; its value may be long, or a secret."""

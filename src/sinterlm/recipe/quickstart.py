@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sinterlm.errors import InputError
-from sinterlm.recipe.explain import unknown_name
+from sinterlm.explain import unknown_name
 from sinterlm.recipe.overrides import Override
 from sinterlm.recipe.yaml_file import read_yaml
 

@@ -6,37 +6,25 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import datetime
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from sinterlm.models import absolute_name, plain_name
-from sinterlm.recipe.train_arguments import MAX_SEED
+from sinterlm.models import plain_name
+from sinterlm.models.settings import Dtype, ModelName, TemplateDate, TemplateVariables
+from sinterlm.settings import Domains, InputPath, OutputPath, Positive, Seed, Settings, expected
 from sinterlm.thoughts import ThoughtRule
-
-
-class Strict(BaseModel):
-    """Refuses unknown keys and silent conversions; immutable once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _expected(expectation: str) -> PydanticCustomError:
-    """An error whose message says what was expected."""
-    return PydanticCustomError("expected", "{expectation}", {"expectation": expectation})
 
 
 def _check_size(size: object) -> object:
     is_count = isinstance(size, int) and not isinstance(size, bool) and size >= 0
     is_fraction = isinstance(size, float) and 0 <= size <= 1
     if not (is_count or is_fraction):
-        raise _expected("a count (0, 1, 2, ...) or a fraction with a point (0.0 to 1.0)")
+        raise expected("a count (0, 1, 2, ...) or a fraction with a point (0.0 to 1.0)")
     return size
 
 
@@ -45,7 +33,7 @@ def _check_size_or_rest(size: object) -> object:
         try:
             _check_size(size)
         except PydanticCustomError as error:
-            raise _expected(f"rest, {error.message()}") from None
+            raise expected(f"rest, {error.message()}") from None
     return size
 
 
@@ -59,55 +47,33 @@ def _check_window(window: object) -> object:
             return window
         case [int() | float() as low, int() | float() as high] if low <= high:
             return window
-    raise _expected("[LOW, HIGH], the lowest and the highest margin of scores, LOW first, or none")
+    raise expected("[LOW, HIGH], the lowest and the highest margin of scores, LOW first, or none")
 
 
 def _check_source_name(name: str) -> str:
     if not name or name.startswith("target") or "/" in name:
-        raise _expected("a source's name that neither begins with 'target' nor holds a '/'")
+        raise expected("a source's name that neither begins with 'target' nor holds a '/'")
     return name
 
 
 def _check_method_name(name: str) -> str:
     if name == "sft" or not re.fullmatch("[a-z0-9-]+", name):
-        raise _expected("a method's name of a-z, 0-9 and '-', other than 'sft': it becomes the name of files")
+        raise expected("a method's name of a-z, 0-9 and '-', other than 'sft': it becomes the name of files")
     return name
 
 
 def _check_url(url: str) -> str:
     if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", url):
-        raise _expected("http:// or https://, a host, and a path such as /v1, without a key or password")
+        raise expected("http:// or https://, a host, and a path such as /v1, without a key or password")
     return url.rstrip("/")
 
 
 def _check_criterion(name: str) -> str:
     if not name.strip() or name == "explanation" or '"' in name:
-        raise _expected("a criterion's name without quotes, other than 'explanation', which holds the reasons")
+        raise expected("a criterion's name without quotes, other than 'explanation', which holds the reasons")
     return name
 
 
-def _check_date(text: str) -> str:
-    try:
-        return datetime.date.fromisoformat(text).isoformat()
-    except ValueError:
-        raise _expected("a date such as 2026-11-30") from None
-
-
-def _find_input(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder") or Path()
-    return Path(folder, os.path.expanduser(path))
-
-
-def _find_output(path: Path) -> Path:
-    return Path(os.path.expanduser(path)).absolute()
-
-
-InputPath = Annotated[Path, Field(strict=False), AfterValidator(_find_input)]
-"""A file to read; in a recipe file relative to that file's folder."""
-OutputPath = Annotated[Path, Field(strict=False), AfterValidator(_find_output)]
-"""A folder to write; relative to the current working directory, and absolute once read."""
-ModelName = Annotated[str, AfterValidator(absolute_name)]
-"""As in :func:`~sinterlm.models.resolve_model`; where it names a folder, absolute once read."""
 Size = Annotated[int | float, BeforeValidator(_check_size)]
 """A count, or a fraction: ``1`` is one prompt, ``1.0`` all of them."""
 SizeOrRest = Annotated[int | float | Literal["rest"], BeforeValidator(_check_size_or_rest)]
@@ -115,18 +81,9 @@ Window = Annotated[list[float] | Literal["none"], BeforeValidator(_check_window)
 """The lowest and the highest margin between two scores."""
 SourceName = Annotated[str, AfterValidator(_check_source_name)]
 MethodName = Annotated[str, AfterValidator(_check_method_name)]
-Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Domains = Annotated[list[str], Field(min_length=1)] | None
-"""Those of the prompts that are meant; all unless they are given."""
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-TemplateVariables = dict[str, Any]
-"""Variables of a chat template, beside the conversation."""
-TemplateDate = Annotated[str, AfterValidator(_check_date)] | None
-"""What a chat template takes for today; by default the recipe's, and else the day of the run's first command."""
 
 
-class Split(Strict):
+class Split(Settings):
     """Which prompt serves what. Each prompt is in exactly one part."""
 
     held_out: Size = 0
@@ -139,7 +96,7 @@ class Split(Strict):
     preference: SizeOrRest = "rest"
 
 
-class Deduplicate(Strict):
+class Deduplicate(Settings):
     """The first of prompts that are alike is kept."""
 
     ngram: Positive | Literal["none"] = 5
@@ -148,7 +105,7 @@ class Deduplicate(Strict):
     """From this Jaccard similarity of their n-grams on, two prompts are alike."""
 
 
-class Decontaminate(Strict):
+class Decontaminate(Settings):
     """Prompts that hold a benchmark's question, or a part of it, are dropped."""
 
     against: Annotated[list[InputPath], BeforeValidator(_as_list), Field(min_length=1)]
@@ -159,7 +116,7 @@ class Decontaminate(Strict):
     """The share of the words of a question's turn that shared n-grams must cover; at 0 one n-gram is enough."""
 
 
-class Prompts(Strict):
+class Prompts(Settings):
     path: InputPath
     """JSON Lines or Parquet with ``prompt`` or ``messages``, and optional ``id``, ``answers``, ``domain``."""
     sizes: dict[str, Positive] | None = None
@@ -169,7 +126,7 @@ class Prompts(Strict):
     split: Split = Split()
 
 
-class Sampling(Strict):
+class Sampling(Settings):
     """How one model is sampled for training data."""
 
     num_samples: Positive = 5
@@ -182,7 +139,7 @@ class Sampling(Strict):
     """The recipe's own seed unless given."""
 
 
-class PromptFormat(Strict):
+class PromptFormat(Settings):
     """How a model is asked: its chat template (with a system prompt, if any), or a few-shot completion prompt."""
 
     system: str | None = None
@@ -190,7 +147,7 @@ class PromptFormat(Strict):
     """A YAML file with ``template`` and ``examples``."""
 
 
-class AskedModel(Strict):
+class AskedModel(Settings):
     """What every model has that is asked for its answers, wherever it runs."""
 
     prompt: PromptFormat = PromptFormat()
@@ -217,7 +174,7 @@ class LocalModel(AskedModel):
         return hash(self.model)
 
 
-class RecordedSource(Strict):
+class RecordedSource(Settings):
     """Answers made elsewhere, joined to the prompts by id or text."""
 
     engine: Literal["recorded"]
@@ -237,7 +194,7 @@ class Target(LocalModel):
     """Answers that stand for its own in preference rows, in place of sampling it."""
 
 
-class AnswerReader(Strict):
+class AnswerReader(Settings):
     """A scorer that reads answers."""
 
     thoughts: ThoughtRule = "strip"
@@ -332,7 +289,7 @@ class Judge(AnswerReader):
     """The keys that decide no score."""
 
 
-class RecordedScores(Strict):
+class RecordedScores(Settings):
     """Scores made elsewhere, joined to the answers by prompt and text, or by prompt, source and index."""
 
     kind: Literal["recorded"]
@@ -340,7 +297,7 @@ class RecordedScores(Strict):
     missing: Literal["error", "drop"] = "error"
 
 
-class Combination(Strict):
+class Combination(Settings):
     """Several scorers as one."""
 
     kind: Literal["combination"]
@@ -355,7 +312,7 @@ class Combination(Strict):
     """For a rank: scores between the same two multiples of it are alike."""
 
 
-class ByDomain(Strict):
+class ByDomain(Settings):
     """A scorer for every domain of the prompts."""
 
     kind: Literal["by-domain"]
@@ -421,7 +378,7 @@ Temperature = Annotated[float, Field(ge=0)]
 Margin = Annotated[float, Field(ge=0)]
 
 
-class SelectAmongSources(Strict):
+class SelectAmongSources(Settings):
     """What every policy has that looks at the sources' answers."""
 
     sources: Annotated[list[str], Field(min_length=1)] | None = None
@@ -490,7 +447,7 @@ class FuseChat3(SelectAmongSources):
     truncated: Truncated = "drop"
 
 
-class OnPolicy(Strict):
+class OnPolicy(Settings):
     """The target's own best against its own worst."""
 
     kind: Literal["on-policy"]
@@ -499,7 +456,7 @@ class OnPolicy(Strict):
     truncated: Truncated = "drop"
 
 
-class Rloo(Strict):
+class Rloo(Settings):
     """All of the target's own answers (RLOO, arXiv 2402.14740)."""
 
     kind: Literal["rloo"]
@@ -510,7 +467,7 @@ SftSelect = Annotated[BestOfSources | FuseSft, Field(discriminator="kind")]
 PreferenceSelect = Annotated[Wrpo | FusePo | FusePoRloo | FuseChat3 | OnPolicy | Rloo, Field(discriminator="kind")]
 
 
-class Objective(Strict):
+class Objective(Settings):
     """Kind and hyper-parameters; what is not given comes from the objective's row in ``objectives/table.py``.
 
     Which of them an objective has, and within which bounds, that table says; it is asked when the recipe is read.
@@ -538,7 +495,7 @@ GridEntry = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Fiel
 """Settings as ``train.NAME`` or ``objective.NAME``, and the values that each may take."""
 
 
-class ExtraPrompts(Strict):
+class ExtraPrompts(Settings):
     """Prompts of the preference part that SFT learns from, because a preference method has no row of them."""
 
     dropped_by: str
@@ -547,7 +504,7 @@ class ExtraPrompts(Strict):
     """Of these domains only; of all unless they are given."""
 
 
-class Sft(Strict):
+class Sft(Settings):
     select: SftSelect
     extra_prompts: ExtraPrompts | None = None
     objective: Objective = Objective(kind="sft")
@@ -556,7 +513,7 @@ class Sft(Strict):
     """As that of a preference method; of ``train.NAME`` only."""
 
 
-class Preference(Strict):
+class Preference(Settings):
     select: PreferenceSelect
     objective: Objective
     target_samples: Literal["target", "target-sft"] | None = None
@@ -577,7 +534,7 @@ def name_own_sft(method: str) -> str:
     return f"{method}-sft"
 
 
-class HeldOut(Strict):
+class HeldOut(Settings):
     """Greedy answers of every model to the held-out prompts."""
 
     scorer: Scorer
@@ -585,11 +542,11 @@ class HeldOut(Strict):
     """Each model's own sampling limit unless given."""
 
 
-class Evaluation(Strict):
+class Evaluation(Settings):
     held_out: HeldOut | None = None
 
 
-class Recipe(Strict):
+class Recipe(Settings):
     """One fusion."""
 
     output: OutputPath

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError
-from sinterlm.recipe.explain import found_but_expected, unknown_name
+from sinterlm.explain import found_but_expected, unknown_name
+from sinterlm.settings import MAX_SEED
 from sinterlm.training.arguments import FusionArguments, choices_in_words
 
 OWNED = {
@@ -38,9 +39,6 @@ OWNED = {
     "hub_token": "secrets do not belong in recipes; set HF_TOKEN in the environment",
 }
 """Arguments that Sinter sets itself, and why."""
-
-MAX_SEED = 2**32 - 1
-"""The largest that NumPy's generator takes, which Transformers seeds beside torch's."""
 
 _AT_MOST: Mapping[str, float] = {"data_seed": MAX_SEED}
 _AT_LEAST: Mapping[str, float] = {

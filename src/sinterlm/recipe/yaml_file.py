@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sinterlm.errors import InputError
+from sinterlm.explain import KeyPath, show_path
+from sinterlm.recipe.document import Document
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
-
-KeyPath = tuple[str | int, ...]
-"""Keys and list positions from the root, e.g. ``("sources", "gemma", "model")``."""
 
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -35,23 +33,6 @@ _CORE_SCHEMA: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
     (re.compile(r"[-+]?(\.[0-9]+|[0-9]{1,400}(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
     (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), lambda text: float(text.replace(".", ""))),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A file's content and where each part of it stands."""
-
-    name: str
-    """The file's path, as messages name it."""
-    value: Any
-    places: dict[KeyPath, str]
-    """``FILE:LINE`` of every key and list item, or the override that set it."""
-
-    def place(self, path: KeyPath) -> str:
-        """Where ``path`` stands; for a part that is missing, where the mapping stands that lacks it."""
-        while path and path not in self.places:
-            path = path[:-1]
-        return self.places.get(path, self.name)
 
 
 def read_yaml(path: Path) -> Document:
@@ -91,12 +72,6 @@ def parse_value(text: str, name: str) -> Any:
 def dump_yaml(value: Any) -> str:
     """``value`` as YAML that :func:`read_yaml` reads back unchanged."""
     return yaml.dump(value, Dumper=_CoreSchemaDumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-def show_path(path: KeyPath) -> str:
-    """``path`` as messages write it, e.g. ``examples[2].answer``."""
-    dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
-    return dotted.removeprefix(".")
 
 
 class _NodeLoader(yaml.BaseLoader):

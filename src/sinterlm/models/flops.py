@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sinterlm.models import FLOAT32_BYTES, known_weights_bytes, split_revision
+from sinterlm.models.fingerprints import FLOAT32_BYTES, known_weights_bytes
+from sinterlm.models.locate import split_revision
 
 READ_OR_WRITTEN = 2
 TRAINED = 6
@@ -39,7 +40,7 @@ GPUS = (
 )
 
 
-class Work(NamedTuple):
+class Flops(NamedTuple):
     """Floating-point operations, by what they are for."""
 
     reading: float = 0.0
@@ -52,13 +53,13 @@ class Work(NamedTuple):
         return seconds / 3600
 
 
-def add_work(parts: Iterable[Work | None]) -> Work | None:
+def add_flops(parts: Iterable[Flops | None]) -> Flops | None:
     """All of it together; None where a part is not known."""
-    total = Work()
+    total = Flops()
     for part in parts:
         if part is None:
             return None
-        total = Work(*map(sum, zip(total, part, strict=True)))
+        total = Flops(*map(sum, zip(total, part, strict=True)))
     return total
 
 
@@ -78,18 +79,18 @@ def count_weights(model: str, active_billions: float | None = None) -> float | N
     return float(size[1]) * {"b": 1e9, "m": 1e6}[size[2]] if size else None
 
 
-def sampling_work(weights: float, *, prompt_tokens: float, new_tokens: float) -> Work:
+def sampling_flops(weights: float, *, prompt_tokens: float, new_tokens: float) -> Flops:
     """Of reading prompts and writing answers."""
-    return Work(reading=READ_OR_WRITTEN * weights * prompt_tokens, writing=READ_OR_WRITTEN * weights * new_tokens)
+    return Flops(reading=READ_OR_WRITTEN * weights * prompt_tokens, writing=READ_OR_WRITTEN * weights * new_tokens)
 
 
-def scoring_work(weights: float, *, tokens: float) -> Work:
+def scoring_flops(weights: float, *, tokens: float) -> Flops:
     """Of reading dialogues."""
-    return Work(reading=READ_OR_WRITTEN * weights * tokens)
+    return Flops(reading=READ_OR_WRITTEN * weights * tokens)
 
 
-def training_work(weights: float, *, tokens: float, epochs: float, needs_reference: bool, recomputes: bool) -> Work:
+def training_flops(weights: float, *, tokens: float, epochs: float, needs_reference: bool, recomputes: bool) -> Flops:
     """Of training on ``tokens`` tokens, ``epochs`` times; the reference reads them once."""
     trained = (TRAINED + (COMPUTED_AGAIN if recomputes else 0)) * epochs
     reference = READ_OR_WRITTEN if needs_reference else 0
-    return Work(training=(trained + reference) * weights * tokens)
+    return Flops(training=(trained + reference) * weights * tokens)

@@ -1,7 +1,7 @@
-"""From what is wrong with a file to messages that a person can act on.
+"""From what pydantic finds wrong with a value to messages that a person can act on.
 
-Every line names file and line (or the command line), the dotted key, what was found, what was expected, and the nearest
-valid name.
+Every message names the dotted key, what was found, what was expected, and the nearest valid name; whoever read the
+value adds the file and line.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sinterlm.errors import InputError
-from sinterlm.recipe.yaml_file import Document, KeyPath, show_path
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
+KeyPath = tuple[str | int, ...]
+"""Keys and list positions from the root, e.g. ``("sources", "gemma", "model")``."""
 
 _DISCRIMINATORS = ("kind", "engine")
 _MAX_SHOWN = 60
@@ -54,32 +52,15 @@ class Problem(NamedTuple):
     text: str
 
 
-def validate(document: Document, model: type[ModelT], *, folder: Path | None = None) -> ModelT:
-    """``document`` as an instance of ``model``.
-
-    Args:
-        document: what a file says.
-        model: what it should say.
-        folder: what its relative paths of input files are relative to.
-
-    Raises:
-        InputError: one line for everything that is wrong.
-    """
-    try:
-        return model.model_validate(document.value, context={"folder": folder})
-    except ValidationError as error:
-        problems = [_explain(details, model) for details in error.errors(include_url=False)]
-        raise refuse(document, problems) from None
+def show_path(path: KeyPath) -> str:
+    """``path`` as messages write it, e.g. ``examples[2].answer``."""
+    dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    return dotted.removeprefix(".")
 
 
-def refuse(document: Document, problems: Iterable[Problem]) -> InputError:
-    """The error that lists ``problems``, one a line."""
-    return InputError(
-        "\n".join(
-            ": ".join(filter(None, (document.place(problem.path), show_path(problem.path), problem.text)))
-            for problem in problems
-        )
-    )
+def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """Everything that is wrong with a value that should have been a ``model``, in pydantic's order."""
+    return [_explain(details, model) for details in error.errors(include_url=False)]
 
 
 def found_but_expected(found: object, expected: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sinterlm.models.flops import Flops, add_flops, count_weights, sampling_flops, scoring_flops, training_flops
 from sinterlm.objectives.table import resolve_objective
-from sinterlm.pipeline.compute import Work, add_work, count_weights, sampling_work, scoring_work, training_work
 from sinterlm.pipeline.fusion import Ask, Fusion
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.schema import (
@@ -41,23 +41,23 @@ def usual_tokens(ask: Ask) -> int:
     return min(ask.settings.max_new_tokens, USUAL_ANSWER_TOKENS) if ask.settings else USUAL_ANSWER_TOKENS
 
 
-def work_of_sampling(config: AskedModel, *, prompt_tokens: float, new_tokens: float) -> Work | None:
+def cost_of_sampling(config: AskedModel, *, prompt_tokens: float, new_tokens: float) -> Flops | None:
     """What one model computes for its answers; nothing where another machine does."""
     if not isinstance(config, LocalModel):
-        return Work()
+        return Flops()
     weights = count_weights(config.model, config.active_billions)
-    return None if weights is None else sampling_work(weights, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    return None if weights is None else sampling_flops(weights, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
 
 
-def work_of_scoring(scorer: Scorer, *, tokens: float) -> Work | None:
+def cost_of_scoring(scorer: Scorer, *, tokens: float) -> Flops | None:
     """What the reward models of a scorer compute to read ``tokens`` tokens; other scorers compute next to nothing."""
     # A model that stands there several times, for several domains, reads every answer once.
     models = {config.model for config in scorers_in(scorer) if isinstance(config, DialogueReader)}
     sizes = map(count_weights, models)
-    return add_work(None if size is None else scoring_work(size, tokens=tokens) for size in sizes)
+    return add_flops(None if size is None else scoring_flops(size, tokens=tokens) for size in sizes)
 
 
-def work_of_training(fusion: Fusion, name: str, *, num_prompts: int, prompt_tokens: float) -> Work | None:
+def cost_of_training(fusion: Fusion, name: str, *, num_prompts: int, prompt_tokens: float) -> Flops | None:
     """What one training computes where every prompt of its part gives a row.
 
     Args:
@@ -78,7 +78,7 @@ def work_of_training(fusion: Fusion, name: str, *, num_prompts: int, prompt_toke
         batch = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
         epochs = arguments["max_steps"] * batch / max(num_prompts, 1)
     objective = resolve_objective(training.objective.kind, build_hyperparameters(training.objective))
-    return training_work(
+    return training_flops(
         weights,
         tokens=prompt_tokens + num_prompts * answer * responses_in_row(fusion, training),
         epochs=epochs,

@@ -1,0 +1,56 @@
+"""Tables of components: those that come with Sinter, and those that installed packages add by entry points.
+
+A component is named in a recipe by its ``kind`` (an engine by ``engine``). Its settings are a pydantic class that
+declares the name as a literal; a table maps the names to these classes, and the recipe's schema is the union of a
+table's classes. A package adds one by an entry point of the table's group, whose name is the component's:
+
+    [project.entry-points."sinterlm.scorers"]
+    word-limit = "my_package.word_limit:WordLimit"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from importlib.metadata import entry_points
+from operator import or_
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import Field
+
+from sinterlm.errors import InputError
+
+RowT = TypeVar("RowT")
+
+
+def with_installed(group: str, built_in: Mapping[str, RowT], expected: type[Any]) -> dict[str, RowT]:
+    """A table of built-in components and those that installed packages offer under ``group``.
+
+    Args:
+        group: Of entry points, e.g. ``sinterlm.scorers``.
+        built_in: The table's own rows.
+        expected: What a row must be: an instance of this class, or a class derived from it.
+
+    Raises:
+        InputError: A package's component cannot be imported, is no component of this kind, or takes another's name.
+    """
+    table = dict(built_in)
+    for point in sorted(entry_points(group=group), key=lambda point: point.name):
+        package = point.dist.name if point.dist else point.value
+        offer = f"the installed package {package} offers {point.name!r} ({group}: {point.value})"
+        if point.name in table:
+            raise InputError(f"{offer}, but there is one of this name already; uninstall one of them")
+        try:
+            row = point.load()
+        except Exception as error:  # whatever a package's own code raises
+            problem = f"{type(error).__name__}: {error}"
+            raise InputError(f"{offer}, which cannot be imported ({problem}); mend or uninstall the package") from error
+        if not (isinstance(row, expected) or (isinstance(row, type) and issubclass(row, expected))):
+            raise InputError(f"{offer}, which is no {expected.__name__}; mend or uninstall the package")
+        table[point.name] = cast("RowT", row)
+    return table
+
+
+def union_of(table: Mapping[str, type[Any]], discriminator: str) -> Any:
+    """The type of a recipe's mapping that is one of the table's classes, picked by its key ``discriminator``."""
+    return Annotated[reduce(or_, table.values()), Field(discriminator=discriminator)]
