@@ -9,7 +9,7 @@ from contextlib import closing
 from itertools import chain
 
 from sinterlm.errors import InputError, ToleranceError
-from sinterlm.pipeline.fusion import Ask
+from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity
@@ -23,7 +23,7 @@ from sinterlm.store import RecordedResponse
 SCORING_BATCH = 64
 
 
-def engine_of(run: Run, ask: Ask) -> Engine:
+def engine_of(run: Run, ask: SamplingRequest) -> Engine:
     """The participant's engine, which says where its weights went once they are loaded."""
     participant = ask.participant
     return build_engine(
@@ -34,7 +34,7 @@ def engine_of(run: Run, ask: Ask) -> Engine:
     )
 
 
-def identity_of(ask: Ask) -> str:
+def identity_of(ask: SamplingRequest) -> str:
     """What names the answers in the store.
 
     Raises:
@@ -47,7 +47,9 @@ def identity_of(ask: Ask) -> str:
     return identity
 
 
-def sample(run: Run, stage: str, ask: Ask, prompts: Sequence[Prompt], *, must_answer: bool = False) -> StageResult:
+def sample(
+    run: Run, stage: str, ask: SamplingRequest, prompts: Sequence[Prompt], *, must_answer: bool = False
+) -> StageResult:
     """Sample one participant for every prompt, as often as asked, except what the store has.
 
     A batch of which a part is stored is sampled again whole, and only its missing items are written: so a resumed run
@@ -132,7 +134,9 @@ def _look_up(engine: Engine, batches: Sequence[Sequence[Item]]) -> Iterator[Reco
             )
 
 
-def _answer(run: Run, ask: Ask, engine: Engine, batches: Sequence[Sequence[Item]]) -> tuple[float, dict[str, str]]:
+def _answer(
+    run: Run, ask: SamplingRequest, engine: Engine, batches: Sequence[Sequence[Item]]
+) -> tuple[float, dict[str, str]]:
     """Sample ``batches`` into the store, batch by batch; tokens a second, and why prompts were refused, by id."""
     identity = identity_of(ask)
     items = {(item.prompt.id, item.index): item for batch in batches for item in batch}
@@ -158,7 +162,7 @@ def _response_id(identity: str, item: Item) -> str:
     return response_id(identity, item.prompt.content_hash, item.index)
 
 
-def _response(generation: Generation, key: str, ask: Ask) -> Response:
+def _response(generation: Generation, key: str, ask: SamplingRequest) -> Response:
     return Response(
         id=key,
         prompt_id=generation.prompt_id,
@@ -172,12 +176,12 @@ def _response(generation: Generation, key: str, ask: Ask) -> Response:
     )
 
 
-def _answers_of(run: Run, ask: Ask, prompts: Sequence[Prompt]) -> Iterator[Answered]:
+def _answers_of(run: Run, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[Answered]:
     """The stored answers of one participant, prompt by prompt."""
     return chain.from_iterable(map(_answers_to(run, ask), prompts))
 
 
-def _answers_to(run: Run, ask: Ask) -> Callable[[Prompt], list[Answered]]:
+def _answers_to(run: Run, ask: SamplingRequest) -> Callable[[Prompt], list[Answered]]:
     """The stored answers of one participant to a prompt; what names them is found out once."""
     stored = _stored(run, ask)
 
@@ -189,7 +193,7 @@ def _answers_to(run: Run, ask: Ask) -> Callable[[Prompt], list[Answered]]:
     return answers
 
 
-def _stored(run: Run, ask: Ask) -> Callable[[Prompt], list[Response]]:
+def _stored(run: Run, ask: SamplingRequest) -> Callable[[Prompt], list[Response]]:
     """What the store holds of one participant on a prompt: answers, or that it cannot be answered."""
     name, identity = ask.participant.name, identity_of(ask)
     return lambda prompt: run.store.responses(identity, prompt, source=name, num_samples=ask.num_samples)
@@ -210,7 +214,9 @@ def _not_asked(stage: str, name: str, kept: Iterable[Answered], problems: Mappin
     return list(found.values())
 
 
-def score(run: Run, stage: str, config: Scorer, asks: Iterable[Ask], prompts: Sequence[Prompt]) -> StageResult:
+def score(
+    run: Run, stage: str, config: Scorer, asks: Iterable[SamplingRequest], prompts: Sequence[Prompt]
+) -> StageResult:
     """Score every answer that the store has no score of, in batches that are the same whatever is stored.
 
     Raises:
@@ -284,7 +290,9 @@ def stored_scorer(run: Run, config: Scorer) -> StoredScorer:
     return wrapped
 
 
-def scored_answers_to(run: Run, scorer: StoredScorer, asks: Sequence[Ask]) -> Callable[[Prompt], tuple[Scored, ...]]:
+def scored_answers_to(
+    run: Run, scorer: StoredScorer, asks: Sequence[SamplingRequest]
+) -> Callable[[Prompt], tuple[Scored, ...]]:
     """The stored answers of several participants to a prompt, with their stored scores; one without is left out."""
     answers = [_answers_to(run, ask) for ask in asks]
 
@@ -295,7 +303,9 @@ def scored_answers_to(run: Run, scorer: StoredScorer, asks: Sequence[Ask]) -> Ca
     return scored
 
 
-def scored_answers(run: Run, config: Scorer, ask: Ask, prompts: Sequence[Prompt]) -> dict[str, tuple[Scored, ...]]:
+def scored_answers(
+    run: Run, config: Scorer, ask: SamplingRequest, prompts: Sequence[Prompt]
+) -> dict[str, tuple[Scored, ...]]:
     """The stored answers of one participant with their stored scores, by prompt id; a prompt without is missing."""
     with closing(stored_scorer(run, config)) as scorer:
         scored = scored_answers_to(run, scorer, [ask])

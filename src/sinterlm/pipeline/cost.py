@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sinterlm.models.flops import Flops, add_flops, count_weights, sampling_flops, scoring_flops, training_flops
 from sinterlm.objectives.table import resolve_objective
-from sinterlm.pipeline.fusion import Ask, Fusion
+from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.schema import (
     AskedModel,
@@ -36,7 +36,7 @@ TRAINING_DEFAULTS = {
 """Of Transformers and our own arguments, of those that say how much is trained."""
 
 
-def usual_tokens(ask: Ask) -> int:
+def usual_tokens(ask: SamplingRequest) -> int:
     """Of one answer, before there is any."""
     return min(ask.settings.max_new_tokens, USUAL_ANSWER_TOKENS) if ask.settings else USUAL_ANSWER_TOKENS
 

@@ -41,7 +41,7 @@ class Participant:
         return self.location is None or Path(self.location, "training.json").is_file()
 
 
-class Ask(NamedTuple):
+class SamplingRequest(NamedTuple):
     """Who is asked, how, and how often each prompt."""
 
     participant: Participant
@@ -172,21 +172,21 @@ class Fusion:
         used = {"sft": self.recipe.fine_tunings, "preference": self.recipe.preference}
         return tuple(part for part in used if used[part]) or tuple(used)
 
-    def for_training(self, participant: Participant) -> Ask:
+    def for_training(self, participant: Participant) -> SamplingRequest:
         """How the participant is asked for training data."""
         config = participant.config
         if not isinstance(config, AskedModel):
-            return Ask(participant, None, config.num_samples)
+            return SamplingRequest(participant, None, config.num_samples)
         settings = build_settings(config.sampling, seed=self.recipe.seed)
-        return Ask(participant, settings, config.sampling.num_samples)
+        return SamplingRequest(participant, settings, config.sampling.num_samples)
 
-    def for_evaluation(self, participant: Participant) -> Ask:
+    def for_evaluation(self, participant: Participant) -> SamplingRequest:
         """How the participant is asked for the one answer that evaluation looks at: greedily."""
         config, held_out = participant.config, self.recipe.evaluation.held_out
         if not isinstance(config, AskedModel):
-            return Ask(participant, None, 1)
+            return SamplingRequest(participant, None, 1)
         limit = held_out.max_new_tokens if held_out else None
-        return Ask(participant, greedy(build_settings(config.sampling, seed=0), max_new_tokens=limit), 1)
+        return SamplingRequest(participant, greedy(build_settings(config.sampling, seed=0), max_new_tokens=limit), 1)
 
     def rows_path(self, name: str) -> Path:
         """The training rows of ``sft`` or a preference method."""

@@ -22,7 +22,7 @@ from sinterlm.pipeline.cost import (
     cost_of_training,
     usual_tokens,
 )
-from sinterlm.pipeline.fusion import Ask, Fusion
+from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.stage import is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages, held_out_asks, split_parts
 from sinterlm.pipeline.terminal import Terminal
@@ -299,7 +299,7 @@ def _plan_stage(name: str, done: bool, fusion: Fusion, parts: Mapping[str, Part]
     return StagePlan(name, False)
 
 
-def _asked_in(stage: str, fusion: Fusion, parts: Mapping[str, Part]) -> list[tuple[Ask, Part]]:
+def _asked_in(stage: str, fusion: Fusion, parts: Mapping[str, Part]) -> list[tuple[SamplingRequest, Part]]:
     """Who is asked in a stage that samples, and which prompts."""
     asks, used = {
         "sample-sources": (map(fusion.for_training, fusion.sources), fusion.training_parts),
@@ -312,7 +312,7 @@ def _asked_in(stage: str, fusion: Fusion, parts: Mapping[str, Part]) -> list[tup
     return [(ask, None if together is None else ask.asked(together)) for ask in asks]
 
 
-def _share(ask: Ask, sizes: Mapping[str, int] | None) -> float:
+def _share(ask: SamplingRequest, sizes: Mapping[str, int] | None) -> float:
     """Which share of the prompts the participant is asked, by the sizes of the domains."""
     domains = ask.participant.config.domains
     if domains is None or sizes is None:
@@ -341,7 +341,7 @@ def _plan_search(name: str, fusion: Fusion, parts: Mapping[str, Part], store: St
     )
 
 
-def _plan_sampling(name: str, asked: Sequence[tuple[Ask, Part]], store: Store | None) -> StagePlan:
+def _plan_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], store: Store | None) -> StagePlan:
     calls = prompt_tokens = new_tokens = disk_bytes = 0
     texts_are_known = True
     work: list[Flops | None] = []
@@ -382,7 +382,7 @@ def _plan_sampling(name: str, asked: Sequence[tuple[Ask, Part]], store: Store | 
     return StagePlan(name, False, SAMPLING, calls, known_tokens, new_tokens, disk_bytes, _hours(add_flops(work)))
 
 
-def _plan_scoring(name: str, scorer: Scorer, asked: Sequence[tuple[Ask, Part]]) -> StagePlan:
+def _plan_scoring(name: str, scorer: Scorer, asked: Sequence[tuple[SamplingRequest, Part]]) -> StagePlan:
     """All answers to be scored, whatever scores the store has."""
     note = "at most: what has a score keeps it"
     known = [(ask, part) for ask, part in asked if part is not None]

@@ -18,7 +18,7 @@ from sinterlm.formats import read_rows
 from sinterlm.models import plain_name
 from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import describe_choice, read_search, settle
-from sinterlm.pipeline.fusion import Ask, Fusion, Participant
+from sinterlm.pipeline.fusion import Fusion, Participant, SamplingRequest
 from sinterlm.pipeline.rows import candidates_of, count_name
 from sinterlm.pipeline.stage import Run, StageResult
 from sinterlm.pipeline.train import read_metrics
@@ -297,7 +297,7 @@ def _rates(metrics: Mapping[str, Any]) -> dict[str, Rate]:
     return {metric: Rate(**rate) for metric, rate in metrics.items()}
 
 
-def greedy_answers(run: Run, ask: Ask, prompts: list[Prompt]) -> list[Scored]:
+def greedy_answers(run: Run, ask: SamplingRequest, prompts: list[Prompt]) -> list[Scored]:
     """One model's scored evaluation answers."""
     held_out = run.fusion.recipe.evaluation.held_out
     assert held_out is not None

@@ -10,7 +10,7 @@ from sinterlm.chat import with_system
 from sinterlm.errors import ToleranceError
 from sinterlm.formats import read_row_ids, write_rows
 from sinterlm.pipeline.answers import scored_answers_to, stored_scorer
-from sinterlm.pipeline.fusion import Ask
+from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.stage import Run, StageResult, count_reasons
 from sinterlm.recipe.build import build_policy
 from sinterlm.recipe.schema import ExtraPrompts, Scorer
@@ -19,7 +19,12 @@ from sinterlm.selection.split import hand_over
 
 
 def candidates_of(
-    run: Run, prompts: Sequence[Prompt], scorer: Scorer, *, sources: Sequence[Ask], targets: Sequence[Ask] = ()
+    run: Run,
+    prompts: Sequence[Prompt],
+    scorer: Scorer,
+    *,
+    sources: Sequence[SamplingRequest],
+    targets: Sequence[SamplingRequest] = (),
 ) -> Iterator[Candidates]:
     """Every prompt with all its scored answers; the prompt as the target is asked it, its system prompt included.
 

@@ -16,7 +16,7 @@ from functools import partial
 from sinterlm.pipeline.answers import sample, score
 from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.evaluate import evaluate
-from sinterlm.pipeline.fusion import Ask, Fusion, Participant
+from sinterlm.pipeline.fusion import Fusion, Participant, SamplingRequest
 from sinterlm.pipeline.prompts import describe_prompts, read_distinct_prompts, write_matches
 from sinterlm.pipeline.report import write_run_report
 from sinterlm.pipeline.rows import select
@@ -36,7 +36,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
     recipe = fusion.recipe
     held_out = recipe.evaluation.held_out
 
-    def described(ask: Ask) -> object:
+    def described(ask: SamplingRequest) -> object:
         return _describe_ask(ask, fingerprint)
 
     weights = fingerprint(recipe.target.model)
@@ -271,7 +271,7 @@ def evaluation_prompts(run: Run) -> list[Prompt]:
     return [prompt for part in ("held_out", "development") for prompt in run.store.prompts(run.fusion.run_name, part)]
 
 
-def held_out_asks(fusion: Fusion) -> list[Ask]:
+def held_out_asks(fusion: Fusion) -> list[SamplingRequest]:
     """Every model once, greedily; sources and start as in training too, to measure internal rewards on quadruples."""
     asks = [fusion.for_evaluation(participant) for participant in fusion.participants]
     if fusion.recipe.preference:
@@ -299,7 +299,7 @@ def _merge(results: Sequence[StageResult]) -> StageResult:
     return StageResult(counts, [drop for result in results for drop in result.dropped])
 
 
-def _describe_ask(ask: Ask, fingerprint: Fingerprint) -> object:
+def _describe_ask(ask: SamplingRequest, fingerprint: Fingerprint) -> object:
     participant = ask.participant
     identity = engine_identity(
         participant.config, location=participant.location, settings=ask.settings, fingerprint=fingerprint

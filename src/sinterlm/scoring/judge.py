@@ -251,7 +251,7 @@ class JudgeScorer:
         return self._mode == "pairwise" and self._baseline is None
 
     def score(self, answered: Sequence[Answered]) -> list[Score]:
-        """Ask the judge about every answer; about equal answers to one prompt once.
+        """SamplingRequest the judge about every answer; about equal answers to one prompt once.
 
         Raises:
             InputError: There is no baseline answer to a prompt, or the server refuses the request.
