@@ -19,7 +19,7 @@ from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.run import run_fusion
-from sinterlm.pipeline.stage import Run
+from sinterlm.pipeline.stage import RunContext
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.load import load_recipe
@@ -387,7 +387,7 @@ def test_recorded_scores_follow_the_places_of_answers(folder: Path, tmp_path: Pa
         fusion = Fusion(load_recipe(recipe, overrides).recipe)
         run_fusion(fusion, Lines(), until="score-sources")
         with Store(fusion.store_path) as store:
-            run = Run(fusion, store, Lines())
+            run = RunContext(fusion, store, Lines())
             ask = fusion.for_training(fusion.sources[0])
             prompts = [prompt for part in fusion.training_parts for prompt in store.prompts(fusion.run_name, part)]
             found = scored_answers(run, fusion.recipe.scorer, ask, prompts)

@@ -10,7 +10,7 @@ from itertools import chain
 
 from sinterlm.errors import InputError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
-from sinterlm.pipeline.stage import Run, StageResult
+from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity
 from sinterlm.recipe.schema import Judge, RecordedScores, Scorer, scorers_in
@@ -23,7 +23,7 @@ from sinterlm.store import RecordedResponse
 SCORING_BATCH = 64
 
 
-def engine_of(run: Run, ask: SamplingRequest) -> Engine:
+def engine_of(run: RunContext, ask: SamplingRequest) -> Engine:
     """The participant's engine, which says where its weights went once they are loaded."""
     participant = ask.participant
     return build_engine(
@@ -48,7 +48,7 @@ def identity_of(ask: SamplingRequest) -> str:
 
 
 def sample(
-    run: Run, stage: str, ask: SamplingRequest, prompts: Sequence[Prompt], *, must_answer: bool = False
+    run: RunContext, stage: str, ask: SamplingRequest, prompts: Sequence[Prompt], *, must_answer: bool = False
 ) -> StageResult:
     """Sample one participant for every prompt, as often as asked, except what the store has.
 
@@ -135,7 +135,7 @@ def _look_up(engine: Engine, batches: Sequence[Sequence[Item]]) -> Iterator[Reco
 
 
 def _answer(
-    run: Run, ask: SamplingRequest, engine: Engine, batches: Sequence[Sequence[Item]]
+    run: RunContext, ask: SamplingRequest, engine: Engine, batches: Sequence[Sequence[Item]]
 ) -> tuple[float, dict[str, str]]:
     """Sample ``batches`` into the store, batch by batch; tokens a second, and why prompts were refused, by id."""
     identity = identity_of(ask)
@@ -176,12 +176,12 @@ def _response(generation: Generation, key: str, ask: SamplingRequest) -> Respons
     )
 
 
-def _answers_of(run: Run, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[Answered]:
+def _answers_of(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[Answered]:
     """The stored answers of one participant, prompt by prompt."""
     return chain.from_iterable(map(_answers_to(run, ask), prompts))
 
 
-def _answers_to(run: Run, ask: SamplingRequest) -> Callable[[Prompt], list[Answered]]:
+def _answers_to(run: RunContext, ask: SamplingRequest) -> Callable[[Prompt], list[Answered]]:
     """The stored answers of one participant to a prompt; what names them is found out once."""
     stored = _stored(run, ask)
 
@@ -193,7 +193,7 @@ def _answers_to(run: Run, ask: SamplingRequest) -> Callable[[Prompt], list[Answe
     return answers
 
 
-def _stored(run: Run, ask: SamplingRequest) -> Callable[[Prompt], list[Response]]:
+def _stored(run: RunContext, ask: SamplingRequest) -> Callable[[Prompt], list[Response]]:
     """What the store holds of one participant on a prompt: answers, or that it cannot be answered."""
     name, identity = ask.participant.name, identity_of(ask)
     return lambda prompt: run.store.responses(identity, prompt, source=name, num_samples=ask.num_samples)
@@ -215,7 +215,7 @@ def _not_asked(stage: str, name: str, kept: Iterable[Answered], problems: Mappin
 
 
 def score(
-    run: Run, stage: str, config: Scorer, asks: Iterable[SamplingRequest], prompts: Sequence[Prompt]
+    run: RunContext, stage: str, config: Scorer, asks: Iterable[SamplingRequest], prompts: Sequence[Prompt]
 ) -> StageResult:
     """Score every answer that the store has no score of, in batches that are the same whatever is stored.
 
@@ -278,7 +278,7 @@ def _check_verdicts(config: Scorer, dropped: Sequence[Dropped], num_answers: int
         )
 
 
-def stored_scorer(run: Run, config: Scorer) -> StoredScorer:
+def stored_scorer(run: RunContext, config: Scorer) -> StoredScorer:
     """The scorer of a ``scorer:`` mapping, which keeps its scores in the store; so do the parts of a combination."""
 
     def wrap(scorer: ScorerComponent, config: Scorer) -> StoredScorer:
@@ -291,7 +291,7 @@ def stored_scorer(run: Run, config: Scorer) -> StoredScorer:
 
 
 def scored_answers_to(
-    run: Run, scorer: StoredScorer, asks: Sequence[SamplingRequest]
+    run: RunContext, scorer: StoredScorer, asks: Sequence[SamplingRequest]
 ) -> Callable[[Prompt], tuple[Scored, ...]]:
     """The stored answers of several participants to a prompt, with their stored scores; one without is left out."""
     answers = [_answers_to(run, ask) for ask in asks]
@@ -304,7 +304,7 @@ def scored_answers_to(
 
 
 def scored_answers(
-    run: Run, config: Scorer, ask: SamplingRequest, prompts: Sequence[Prompt]
+    run: RunContext, config: Scorer, ask: SamplingRequest, prompts: Sequence[Prompt]
 ) -> dict[str, tuple[Scored, ...]]:
     """The stored answers of one participant with their stored scores, by prompt id; a prompt without is missing."""
     with closing(stored_scorer(run, config)) as scorer:

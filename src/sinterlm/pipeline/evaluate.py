@@ -19,7 +19,7 @@ from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import settle
 from sinterlm.pipeline.fusion import Fusion, Participant
 from sinterlm.pipeline.rows import candidates_of
-from sinterlm.pipeline.stage import Run, StageResult
+from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.recipe.build import build_hyperparameters, build_policy
 from sinterlm.recipe.schema import Wrpo
 from sinterlm.records import Dropped, Prompt, Role, Score, TrainingRow
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 QUADRUPLE_ROLES: tuple[Role, ...] = ("chosen_source", "chosen_target", "rejected")
 
 
-def evaluate(run: Run) -> StageResult:
+def evaluate(run: RunContext) -> StageResult:
     """Compute every figure of the held-out part and write ``evaluation.json``."""
     fusion = run.fusion
     prompts = run.store.prompts(fusion.run_name, "held_out")
@@ -50,7 +50,7 @@ def evaluate(run: Run) -> StageResult:
     return StageResult({"questions": len(prompts), "models": len(figures["models"])}, dropped)
 
 
-def _figures(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def _figures(run: RunContext, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Rates of every model on ``prompts``, by domain too, and paired differences."""
     fusion = run.fusion
     scores = {participant.name: held_out_scores(run, prompts, participant) for participant in fusion.participants}
@@ -69,7 +69,7 @@ def _figures(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
     }
 
 
-def held_out_scores(run: Run, prompts: Sequence[Prompt], participant: Participant) -> dict[str, Score]:
+def held_out_scores(run: RunContext, prompts: Sequence[Prompt], participant: Participant) -> dict[str, Score]:
     """The score of the model's one evaluation answer, by prompt id; unanswered prompts are missing."""
     held_out = run.fusion.recipe.evaluation.held_out
     assert held_out is not None
@@ -77,7 +77,7 @@ def held_out_scores(run: Run, prompts: Sequence[Prompt], participant: Participan
     return {prompt_id: answers[0].score for prompt_id, answers in scored.items()}
 
 
-def _quadruples(run: Run, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingRow], Sequence[Dropped]]:
+def _quadruples(run: RunContext, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingRow], Sequence[Dropped]]:
     """Quadruples of the held-out questions, selected as the recipe selects them for training; for measurement only."""
     fusion = run.fusion
     policies = [preference.select for preference in fusion.recipe.preference.values()]
@@ -95,7 +95,7 @@ def _quadruples(run: Run, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingR
     return selection.rows, selection.dropped
 
 
-def _internal_figures(run: Run, examples: Sequence[Sequence[EncodedExample]]) -> dict[str, Any]:
+def _internal_figures(run: RunContext, examples: Sequence[Sequence[EncodedExample]]) -> dict[str, Any]:
     """Log-probabilities of the quadruples' answers under every form of the target, and what follows from them."""
     fusion = run.fusion
     models = (fusion.target, *fusion.trained)

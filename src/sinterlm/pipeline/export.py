@@ -20,7 +20,7 @@ from sinterlm.formats.table import FORMATS, Format
 from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.progress import Reporter
-from sinterlm.pipeline.stage import Run, count_reasons, require_undamaged
+from sinterlm.pipeline.stage import RunContext, count_reasons, require_undamaged
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.schema import LocalModel
 from sinterlm.records import Dropped, RowResponse, TrainingRow
@@ -123,7 +123,7 @@ def _of_file(path: Path) -> _Origin:
 
 def _of_run(fusion: Fusion, format_: Format) -> _Origin:
     with closing(Store(fusion.store_path, read_only=True)) as store:
-        run = Run(fusion, store, Reporter(Terminal(quiet=True)))
+        run = RunContext(fusion, store, Reporter(Terminal(quiet=True)))
         require_undamaged(run)
         prompts = [prompt for part in ("sft", "preference") for prompt in store.prompts(fusion.run_name, part)]
         rows = dict(_answers(run) if format_.is_of_answers else _selected(fusion))
@@ -141,7 +141,7 @@ def _selected(fusion: Fusion) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
             yield name, read_rows(fusion.rows_path(name))
 
 
-def _answers(run: Run) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
+def _answers(run: RunContext) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
     """All scored training answers of every model, one configuration a model."""
     fusion = run.fusion
     asked = [(source, fusion.training_parts) for source in fusion.sources]

@@ -17,7 +17,7 @@ from sinterlm.pipeline.fusion import Fusion, Participant, load_fusion
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.report import greedy_answers, read_summary, write_run_report
 from sinterlm.pipeline.run import Outcome
-from sinterlm.pipeline.stage import Run, require_undamaged
+from sinterlm.pipeline.stage import RunContext, require_undamaged
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.records import Message, Prompt, Scored
@@ -34,10 +34,10 @@ def rewrite_report(folder: Path) -> dict[str, Any]:
     return read_summary(fusion)
 
 
-def read_only(fusion: Fusion, store: Store) -> Run:
+def read_only(fusion: Fusion, store: Store) -> RunContext:
     """A run that is only looked at."""
     stages = tuple(stage.name for stage in build_stages(fusion, lambda model: None))
-    return Run(fusion, store, Reporter(Terminal(quiet=True)), stages=stages)
+    return RunContext(fusion, store, Reporter(Terminal(quiet=True)), stages=stages)
 
 
 def print_outcome(fusion: Fusion, outcome: Outcome, console: Terminal) -> None:
@@ -117,7 +117,7 @@ def _interval(figures: Mapping[str, float], metric: str, num_questions: int) -> 
     return f"{figures[metric]:.3f} [{figures[f'{prefix}low']:.3f}, {figures[f'{prefix}high']:.3f}]{of}"
 
 
-def _model_lines(run: Run, fused: Participant) -> Iterator[str]:
+def _model_lines(run: RunContext, fused: Participant) -> Iterator[str]:
     """Two questions with the answers before and after, and how to load the fused model and ask it the first of them."""
     fusion = run.fusion
     examples = _examples(run, fused)
@@ -134,7 +134,7 @@ def _model_lines(run: Run, fused: Participant) -> Iterator[str]:
     yield f'  print(model({json.dumps(messages)})[0]["generated_text"][-1]["content"])'
 
 
-def _examples(run: Run, fused: Participant) -> list[tuple[Prompt, Scored, Scored]]:
+def _examples(run: RunContext, fused: Participant) -> list[tuple[Prompt, Scored, Scored]]:
     """Two held-out questions, the one that gained most and the one that gained least or lost, with both answers."""
     fusion = run.fusion
     if fusion.recipe.evaluation.held_out is None:

@@ -20,7 +20,7 @@ from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import describe_choice, read_search, settle
 from sinterlm.pipeline.fusion import Fusion, Participant, SamplingRequest
 from sinterlm.pipeline.rows import candidates_of, count_name
-from sinterlm.pipeline.stage import Run, StageResult
+from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.schema import AskedModel, scorer_title
@@ -59,7 +59,7 @@ EXPLANATIONS = {
 }
 
 
-def write_run_report(run: Run) -> StageResult:
+def write_run_report(run: RunContext) -> StageResult:
     """Write ``summary.json`` and ``report.html`` from the store and the run's folder."""
     fusion = run.fusion
     summary = summarise(run)
@@ -71,7 +71,7 @@ def write_run_report(run: Run) -> StageResult:
     return StageResult({"bytes": report.stat().st_size})
 
 
-def _require_scores(run: Run, data: page.ReportData) -> None:
+def _require_scores(run: RunContext, data: page.ReportData) -> None:
     """Refuse to show a run without its scores where it has some, but this release would not find them.
 
     Raises:
@@ -99,7 +99,7 @@ def read_summary(fusion: Fusion) -> dict[str, Any]:
     return _read_json(fusion.output / "summary.json")
 
 
-def summarise(run: Run) -> dict[str, Any]:
+def summarise(run: RunContext) -> dict[str, Any]:
     """The figures of ``summary.json``."""
     fusion = run.fusion
     finished = run.store.finished_stages(fusion.run_name)
@@ -135,7 +135,7 @@ def summarise(run: Run) -> dict[str, Any]:
     }
 
 
-def read_report(run: Run) -> page.ReportData:
+def read_report(run: RunContext) -> page.ReportData:
     """All that the report of a run shows."""
     return _report_data(run, summarise(run))
 
@@ -173,7 +173,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _report_data(run: Run, summary: Mapping[str, Any]) -> page.ReportData:
+def _report_data(run: RunContext, summary: Mapping[str, Any]) -> page.ReportData:
     fusion = run.fusion
     recipe = fusion.recipe
     figures = _figures(fusion)
@@ -231,7 +231,7 @@ def _handed_over(fusion: Fusion, stages: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _selections(run: Run) -> dict[str, Selection]:
+def _selections(run: RunContext) -> dict[str, Selection]:
     """The rows of every training that has any, and what its selection dropped."""
     fusion = run.fusion
     dropped = list(run.store.dropped(fusion.run_name))
@@ -242,7 +242,7 @@ def _selections(run: Run) -> dict[str, Selection]:
     }
 
 
-def _candidates(run: Run, part: str) -> Iterator[Candidates]:
+def _candidates(run: RunContext, part: str) -> Iterator[Candidates]:
     """The part's prompts with what was sampled for them, for training or (held out) to measure quadruples."""
     fusion = run.fusion
     prompts = run.store.prompts(fusion.run_name, part)
@@ -262,7 +262,7 @@ def _candidates(run: Run, part: str) -> Iterator[Candidates]:
     )
 
 
-def _held_out(run: Run, figures: Mapping[str, Any]) -> page.HeldOut | None:
+def _held_out(run: RunContext, figures: Mapping[str, Any]) -> page.HeldOut | None:
     fusion = run.fusion
     held_out = fusion.recipe.evaluation.held_out
     if held_out is None or not figures.get("models"):
@@ -297,7 +297,7 @@ def _rates(metrics: Mapping[str, Any]) -> dict[str, Rate]:
     return {metric: Rate(**rate) for metric, rate in metrics.items()}
 
 
-def greedy_answers(run: Run, ask: SamplingRequest, prompts: list[Prompt]) -> list[Scored]:
+def greedy_answers(run: RunContext, ask: SamplingRequest, prompts: list[Prompt]) -> list[Scored]:
     """One model's scored evaluation answers."""
     held_out = run.fusion.recipe.evaluation.held_out
     assert held_out is not None

@@ -11,7 +11,7 @@ from sinterlm.errors import ToleranceError
 from sinterlm.formats import read_row_ids, write_rows
 from sinterlm.pipeline.answers import scored_answers_to, stored_scorer
 from sinterlm.pipeline.fusion import SamplingRequest
-from sinterlm.pipeline.stage import Run, StageResult, count_reasons
+from sinterlm.pipeline.stage import RunContext, StageResult, count_reasons
 from sinterlm.recipe.build import build_policy
 from sinterlm.recipe.schema import ExtraPrompts, Scorer
 from sinterlm.records import Candidates, Prompt
@@ -19,7 +19,7 @@ from sinterlm.selection.split import hand_over
 
 
 def candidates_of(
-    run: Run,
+    run: RunContext,
     prompts: Sequence[Prompt],
     scorer: Scorer,
     *,
@@ -46,7 +46,7 @@ def count_name(extra: ExtraPrompts) -> str:
     return f"prompts from {extra.dropped_by}"
 
 
-def select(run: Run, name: str) -> StageResult:
+def select(run: RunContext, name: str) -> StageResult:
     """Select the rows of one training (``sft`` or a preference method) and write them to ``rows/NAME.parquet``.
 
     A fine-tuning with ``extra_prompts`` learns from those too, and no other preference method that starts from it does.

@@ -22,7 +22,7 @@ from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.launch import require_one_process
 from sinterlm.pipeline.memory import PeakMemory
 from sinterlm.pipeline.progress import Reporter, show_counts
-from sinterlm.pipeline.stage import Run, Stage, count_reasons, find_stage_damage, see_outputs, stage_keys
+from sinterlm.pipeline.stage import RunContext, Stage, count_reasons, find_stage_damage, see_outputs, stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.build import models_in
 from sinterlm.recipe.load import resolve_text
@@ -90,7 +90,7 @@ def run_fusion(
                 reporter.say(f"{stage.name} is done again: {why}")
             if only:
                 _check_needs(stage, [other for other in stages if _why_undone(other, keys, store, fusion)])
-            _do(Run(fusion, store, reporter, keys[stage.name], tuple(keys)), stage)
+            _do(RunContext(fusion, store, reporter, keys[stage.name], tuple(keys)), stage)
             done_now.append(stage.name)
         return Outcome(done_now, [stage.name for stage in stages if _why_undone(stage, keys, store, fusion)])
 
@@ -140,7 +140,7 @@ def _why_undone(stage: Stage, keys: Mapping[str, str], store: Store, fusion: Fus
     return None
 
 
-def _do(run: Run, stage: Stage) -> None:
+def _do(run: RunContext, stage: Stage) -> None:
     run.reporter.say(f"{stage.name} ...")
     run.store.forget_stage(run.fusion.run_name, stage.name)
     started = time.monotonic()

@@ -12,11 +12,11 @@ from sinterlm.pipeline.answers import sample, score
 from sinterlm.pipeline.cells import Cell, CellResult, Grid, best_of, describe_choice, write_search
 from sinterlm.pipeline.evaluate import held_out_scores
 from sinterlm.pipeline.fusion import Participant
-from sinterlm.pipeline.stage import Run, StageResult
+from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.train import fit, read_metrics
 
 
-def search(run: Run, name: str) -> StageResult:
+def search(run: RunContext, name: str) -> StageResult:
     """Find the best settings of one training, an entry of its grid after the other."""
     fusion = run.fusion
     grid = Grid(fusion, name, run.store.prompts(fusion.run_name, "development"), fingerprint)
@@ -42,7 +42,7 @@ def search(run: Run, name: str) -> StageResult:
     )
 
 
-def _carry_out(run: Run, name: str, grid: Grid, cell: Cell) -> None:
+def _carry_out(run: RunContext, name: str, grid: Grid, cell: Cell) -> None:
     """Train a cell, have its model answer the development prompts greedily, and score the answers."""
     fusion, stage = run.fusion, f"search-{name}"
     held_out = fusion.recipe.evaluation.held_out

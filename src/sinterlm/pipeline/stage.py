@@ -19,7 +19,7 @@ FORMAT = 1
 """Part of every stage's key: raised when stages come to mean something else."""
 
 
-class Run(NamedTuple):
+class RunContext(NamedTuple):
     """What every stage works with."""
 
     fusion: Fusion
@@ -49,7 +49,7 @@ class Stage:
     name: str
     configuration: object
     """JSON-able: whatever besides ``needs`` decides the result, weights by fingerprint and files by content."""
-    work: Callable[[Run], StageResult]
+    work: Callable[[RunContext], StageResult]
     needs: tuple[str, ...] = ()
     outputs: tuple[Path, ...] = field(default=())
     """Files and folders without which the stage does not count as done."""
@@ -104,7 +104,7 @@ def see_outputs(stage: Stage, past: FinishedStage, output: Path) -> FinishedStag
     return replace(past, outputs=files, seen=describe_state(output, files))
 
 
-def require_undamaged(run: Run) -> None:
+def require_undamaged(run: RunContext) -> None:
     """Refuse to show or export what damaged files of the run say: rows, figures, metrics; weights are not looked at.
 
     Raises:

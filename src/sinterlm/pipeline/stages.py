@@ -21,7 +21,7 @@ from sinterlm.pipeline.prompts import describe_prompts, read_distinct_prompts, w
 from sinterlm.pipeline.report import write_run_report
 from sinterlm.pipeline.rows import select
 from sinterlm.pipeline.search import search
-from sinterlm.pipeline.stage import Run, Stage, StageResult
+from sinterlm.pipeline.stage import RunContext, Stage, StageResult
 from sinterlm.pipeline.train import train_model
 from sinterlm.recipe.build import build_hyperparameters, engine_identity, template_options
 from sinterlm.recipe.schema import Recipe, RecordedSource
@@ -202,7 +202,7 @@ def split_parts(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, tuple[Pr
     return parts._asdict()
 
 
-def _prompts(run: Run) -> StageResult:
+def _prompts(run: RunContext) -> StageResult:
     recipe = run.fusion.recipe
     distinct = read_distinct_prompts(recipe.prompts)
     parts = split_parts(recipe, distinct.prompts)
@@ -212,12 +212,12 @@ def _prompts(run: Run) -> StageResult:
     return StageResult({part: len(prompts) for part, prompts in parts.items() if prompts}, distinct.dropped("prompts"))
 
 
-def _training_prompts(run: Run) -> list[Prompt]:
+def _training_prompts(run: RunContext) -> list[Prompt]:
     parts = run.fusion.training_parts
     return [prompt for part in parts for prompt in run.store.prompts(run.fusion.run_name, part)]
 
 
-def _sample_sources(run: Run) -> StageResult:
+def _sample_sources(run: RunContext) -> StageResult:
     prompts = _training_prompts(run)
     asks = [run.fusion.for_training(source) for source in run.fusion.sources]
     result = _merge([sample(run, "sample-sources", ask, prompts, must_answer=True) for ask in asks])
@@ -225,7 +225,7 @@ def _sample_sources(run: Run) -> StageResult:
     return StageResult(result.counts, [*result.dropped, *unused])
 
 
-def _unused_recorded_answers(run: Run, stage: str, participants: Sequence[Participant]) -> Iterator[Dropped]:
+def _unused_recorded_answers(run: RunContext, stage: str, participants: Sequence[Participant]) -> Iterator[Dropped]:
     prompts = [prompt for part in Parts._fields for prompt in run.store.prompts(run.fusion.run_name, part)]
     for participant in participants:
         if isinstance(participant.config, RecordedSource):
@@ -235,13 +235,13 @@ def _unused_recorded_answers(run: Run, stage: str, participants: Sequence[Partic
                 yield Dropped(subject, stage, reason, f"{participant.name}, index {answer.index}")
 
 
-def _score_sources(run: Run) -> StageResult:
+def _score_sources(run: RunContext) -> StageResult:
     prompts = _training_prompts(run)
     asks = [run.fusion.for_training(source) for source in run.fusion.sources]
     return score(run, "score-sources", run.fusion.recipe.scorer, asks, prompts)
 
 
-def _sample_target(run: Run) -> StageResult:
+def _sample_target(run: RunContext) -> StageResult:
     prompts = run.store.prompts(run.fusion.run_name, "preference")
     asks = map(run.fusion.for_training, run.fusion.sampled_targets)
     result = _merge([sample(run, "sample-target", ask, prompts, must_answer=True) for ask in asks])
@@ -249,24 +249,24 @@ def _sample_target(run: Run) -> StageResult:
     return StageResult(result.counts, [*result.dropped, *unused])
 
 
-def _score_target(run: Run) -> StageResult:
+def _score_target(run: RunContext) -> StageResult:
     prompts = run.store.prompts(run.fusion.run_name, "preference")
     asks = map(run.fusion.for_training, run.fusion.sampled_targets)
     return score(run, "score-target", run.fusion.recipe.scorer, asks, prompts)
 
 
-def _sample_held_out(run: Run) -> StageResult:
+def _sample_held_out(run: RunContext) -> StageResult:
     prompts = evaluation_prompts(run)
     return _merge([sample(run, "sample-held-out", ask, prompts) for ask in held_out_asks(run.fusion)])
 
 
-def _score_held_out(run: Run) -> StageResult:
+def _score_held_out(run: RunContext) -> StageResult:
     held_out = run.fusion.recipe.evaluation.held_out
     assert held_out is not None
     return score(run, "score-held-out", held_out.scorer, held_out_asks(run.fusion), evaluation_prompts(run))
 
 
-def evaluation_prompts(run: Run) -> list[Prompt]:
+def evaluation_prompts(run: RunContext) -> list[Prompt]:
     """The prompts that no training sees: the held-out ones, and those set apart for choosing settings."""
     return [prompt for part in ("held_out", "development") for prompt in run.store.prompts(run.fusion.run_name, part)]
 

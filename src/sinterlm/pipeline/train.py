@@ -19,7 +19,7 @@ from sinterlm.objectives.table import resolve_objective
 from sinterlm.pipeline.cells import describe_grid, read_search, settle
 from sinterlm.pipeline.launch import is_main_process
 from sinterlm.pipeline.progress import Reporter, Task
-from sinterlm.pipeline.stage import Run, StageResult, count_reasons
+from sinterlm.pipeline.stage import RunContext, StageResult, count_reasons
 from sinterlm.recipe.build import build_hyperparameters, template_options
 from sinterlm.recipe.load import read_train_settings
 from sinterlm.recipe.schema import Training, scorer_title
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sinterlm.training.train import TrainingResult
 
 
-def train_model(run: Run, name: str) -> StageResult:
+def train_model(run: RunContext, name: str) -> StageResult:
     """Train one model of a fusion: fine-tune the target (``sft``), or optimise its start by a preference method.
 
     After a search, the settings are those that it has chosen, and its best cell's model is taken as it is.
@@ -79,7 +79,7 @@ def _adopt(model: Path, output: Path) -> None:
         move_whole(model, output)
 
 
-def fit(run: Run, name: str, training: Training, *, output: Path, label: str) -> TrainingResult:
+def fit(run: RunContext, name: str, training: Training, *, output: Path, label: str) -> TrainingResult:
     """Train on the rows of ``sft`` or a preference method, from its start, by the settings of ``training``."""
     fusion = run.fusion
     start = fusion.start_of(name).weights
@@ -170,7 +170,7 @@ def _with_progress(reporter: Reporter, label: str, **arguments: Any) -> Training
         return result
 
 
-def _card(run: Run, training: Training) -> CardDetails:
+def _card(run: RunContext, training: Training) -> CardDetails:
     """Where the model comes from, for its card."""
     from sinterlm.training.card import CardDetails  # brings torch in
 
