@@ -1,14 +1,18 @@
-"""The fields of settings that name a model and say how it is loaded and asked."""
+"""Settings that name a model and say how it is loaded and asked."""
 
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator
 
 from sinterlm.models.locate import absolute_name
-from sinterlm.settings import expected
+from sinterlm.models.templates import describe_options, writes_date
+from sinterlm.settings import Settings, expected
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def _check_date(text: str) -> str:
@@ -25,3 +29,52 @@ TemplateVariables = dict[str, Any]
 """Variables of a chat template, beside the conversation."""
 TemplateDate = Annotated[str, AfterValidator(_check_date)] | None
 """What a chat template takes for today; by default the recipe's, and else the day of the run's first command."""
+
+
+class ChatModel(Settings):
+    """A model on this machine that answers, or reads, through its own chat template."""
+
+    model: ModelName
+    """A hub name, a folder, or ``gguf:PACKAGE/FILE.gguf`` for a GGUF file inside an installed package."""
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    chat_template_kwargs: TemplateVariables = {}
+    template_date: TemplateDate = None
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """The options that decide the text of the chat template; see ``describe_options``."""
+        return describe_options(self.model, self.chat_template_kwargs, self.template_date)
+
+
+def chat_models_in(value: Any) -> Iterator[ChatModel]:
+    """Every model with a chat template in a recipe, or in a part of one."""
+    if isinstance(value, ChatModel):
+        yield value
+    if isinstance(value, Settings):
+        value = dict(value)
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from chat_models_in(part)
+
+
+def with_template_date(settings: SettingsT, date: str) -> SettingsT:
+    """The settings with a date for every model in them that has none, and whose chat template may ask for one."""
+    changed = {
+        name: value for name, value in _dated(dict(settings), date).items() if value is not getattr(settings, name)
+    }
+    model = settings if isinstance(settings, ChatModel) else None
+    if model and not model.template_date and writes_date(model.model) is not False:
+        changed["template_date"] = date
+    return settings.model_copy(update=changed) if changed else settings
+
+
+def _dated(mapping: dict[str, Any], date: str) -> dict[str, Any]:
+    """The mapping with dates in its parts; the mapping itself if that changes nothing."""
+    changed: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if isinstance(value, Settings):
+            changed[name] = with_template_date(value, date)
+        elif isinstance(value, dict):
+            changed[name] = _dated(value, date)
+    return mapping if all(value is mapping[name] for name, value in changed.items()) else {**mapping, **changed}

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sinterlm.errors import InputError
-from sinterlm.recipe.build import build_settings, greedy, with_template_date
+from sinterlm.models.settings import with_template_date
+from sinterlm.recipe.build import build_settings, greedy
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import AskedModel, ExtraPrompts, LocalModel, Recipe, Source, Training
 from sinterlm.records import Prompt, SamplingSettings

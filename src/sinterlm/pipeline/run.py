@@ -17,6 +17,7 @@ from sinterlm.files import (
 )
 from sinterlm.locks import folder_lock
 from sinterlm.models import cached_fingerprint, fingerprint, writes_date
+from sinterlm.models.settings import chat_models_in
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.launch import require_one_process
@@ -24,7 +25,6 @@ from sinterlm.pipeline.memory import PeakMemory
 from sinterlm.pipeline.progress import Reporter, show_counts
 from sinterlm.pipeline.stage import RunContext, Stage, count_reasons, find_stage_damage, see_outputs, stage_keys
 from sinterlm.pipeline.stages import build_stages
-from sinterlm.recipe.build import models_in
 from sinterlm.recipe.load import resolve_text
 from sinterlm.store import FinishedStage, Store
 
@@ -99,7 +99,7 @@ def _keep_date(fusion: Fusion, reporter: Reporter) -> None:
     """Keep the date that chat templates take for today, so that another day's command takes the same one."""
     asking = {
         model.model: model.template_date
-        for model in models_in(fusion.recipe)
+        for model in chat_models_in(fusion.recipe)
         if model.template_date and writes_date(model.model)
     }
     if not asking:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from sinterlm.chat import FewShot
-from sinterlm.models import describe_options, fingerprint, writes_date
+from sinterlm.models import fingerprint
+from sinterlm.models.settings import ChatModel
 from sinterlm.objectives.table import resolve_objective
 from sinterlm.recipe.load import load_few_shot
 from sinterlm.recipe.schema import (
     AskedModel,
     ByDomain,
     Combination,
-    DialogueReader,
-    LocalModel,
     Objective,
     PromptFormat,
     Sampling,
@@ -33,7 +32,6 @@ from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.selection.table import POLICIES
 from sinterlm.settings import Settings
 
-SettingsT = TypeVar("SettingsT", bound=Settings)
 Policy = Callable[[Iterable[Candidates]], Selection]
 
 
@@ -96,40 +94,7 @@ def engine_identity(
 
 def template_options(config: Scorer | Source) -> dict[str, Any]:
     """What a model's mapping says of its chat template, as far as it decides the text; see ``describe_options``."""
-    if not isinstance(config, LocalModel | DialogueReader):
-        return {}
-    return describe_options(config.model, config.chat_template_kwargs, config.template_date)
-
-
-def models_in(config: Any) -> Iterator[LocalModel | DialogueReader]:
-    """Every model with a chat template that is part of a recipe, or of a part of one."""
-    if isinstance(config, LocalModel | DialogueReader):
-        yield config
-    if isinstance(config, Settings):
-        config = dict(config)
-    if isinstance(config, dict):
-        for value in config.values():
-            yield from models_in(value)
-
-
-def with_template_date(config: SettingsT, date: str) -> SettingsT:
-    """The mapping with a date for every model in it that has none, and whose chat template may ask for one."""
-    changed = {name: value for name, value in _dated(dict(config), date).items() if value is not getattr(config, name)}
-    model = config if isinstance(config, LocalModel | DialogueReader) else None
-    if model and not model.template_date and writes_date(model.model) is not False:
-        changed["template_date"] = date
-    return config.model_copy(update=changed) if changed else config
-
-
-def _dated(mapping: dict[str, Any], date: str) -> dict[str, Any]:
-    """A mapping whose parts have dates; itself where that changes nothing."""
-    changed: dict[str, Any] = {}
-    for name, value in mapping.items():
-        if isinstance(value, Settings):
-            changed[name] = with_template_date(value, date)
-        elif isinstance(value, dict):
-            changed[name] = _dated(value, date)
-    return mapping if all(value is mapping[name] for name, value in changed.items()) else {**mapping, **changed}
+    return config.template_options if isinstance(config, ChatModel) else {}
 
 
 _NOT_THE_ENGINES = ("prompt", "sampling", "num_samples", "samples", "active_billions", "domains")

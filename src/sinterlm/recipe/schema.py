@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from sinterlm.models import plain_name
-from sinterlm.models.settings import Dtype, ModelName, TemplateDate, TemplateVariables
+from sinterlm.models.settings import ChatModel, TemplateDate
 from sinterlm.settings import Domains, InputPath, OutputPath, Positive, Seed, Settings, expected
 from sinterlm.thoughts import ThoughtRule
 
@@ -156,18 +156,12 @@ class AskedModel(Settings):
     """A source is asked about prompts of these domains only."""
 
 
-class LocalModel(AskedModel):
+class LocalModel(AskedModel, ChatModel):
     """A model that runs in this process."""
 
     engine: Literal["transformers"] = "transformers"
-    model: ModelName
-    """A hub name, a folder, or ``gguf:PACKAGE/FILE.gguf`` for a GGUF file inside an installed package."""
     active_billions: Annotated[float, Field(gt=0)] | None = None
     """Weights that a token passes through: for a plan, where the files are not here and the name does not say."""
-    device: str = "auto"
-    dtype: Dtype = "auto"
-    chat_template_kwargs: TemplateVariables = {}
-    template_date: TemplateDate = None
 
     def __hash__(self) -> int:
         """By the model's name: variables of a template may hold lists, which have no hash."""
@@ -227,19 +221,14 @@ class Code(AnswerReader):
     placement: ClassVar = {"num_workers"}
 
 
-class DialogueReader(AnswerReader):
+class DialogueReader(AnswerReader, ChatModel):
     """A model on this machine that reads the whole dialogue, with its own chat template and tokenizer."""
 
-    model: ModelName
     max_length: Positive = 4096
     truncate: Literal["end", "middle"] = "end"
     """What an answer loses that does not fit."""
     batch_tokens: Positive = 16_384
     float32_head: bool = True
-    device: str = "auto"
-    dtype: Dtype = "auto"
-    chat_template_kwargs: TemplateVariables = {}
-    template_date: TemplateDate = None
 
     placement: ClassVar = {"batch_tokens", "device"}
 
