@@ -33,7 +33,7 @@ from sinterlm.errors import InputError, ToleranceError, TryAgainError
 from sinterlm.files import atomic_folder
 from sinterlm.formats import read_rows, read_training_file, write_rows
 from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
-from sinterlm.formats.table import FORMATS
+from sinterlm.formats.row_formats import FORMATS
 from sinterlm.locks import folder_lock
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.fusion import Fusion

@@ -33,8 +33,8 @@ from sinterlm.formats import (
 )
 from sinterlm.formats.pairs import CHOSEN
 from sinterlm.formats.questions import read_questions
+from sinterlm.formats.row_formats import FORMATS
 from sinterlm.formats.shape import Misfit, Shape
-from sinterlm.formats.table import FORMATS
 from sinterlm.records import Message, Prompt, Role, RowResponse, TrainingRow
 
 SFT: tuple[Role, ...] = ("chosen",)

@@ -163,7 +163,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's rows as a data set for other trainers, or its answers and scores for another workspace."""
-    from sinterlm.formats.table import ANSWERS
+    from sinterlm.formats.row_formats import ANSWERS
     from sinterlm.pipeline.export import export_rows, print_exported
     from sinterlm.pipeline.share import export_answers
 

@@ -2,7 +2,7 @@
 
 from sinterlm.formats.prompts import read_prompts
 from sinterlm.formats.recorded import RecordedAnswer, read_recorded
-from sinterlm.formats.rows import (
+from sinterlm.formats.row_files import (
     parse_rows,
     read_row_ids,
     read_rows,

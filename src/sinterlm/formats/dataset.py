@@ -114,10 +114,19 @@ def _check_replaceable(folder: Path) -> None:
     """Whether nothing is lost where ``folder`` is replaced: it is not there, empty, or a data set of ours."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    card = folder / "README.md"
-    head = card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0] if card.is_file() else ""
-    if f"- {TAG}\n" not in f"{head}\n":
+    if TAG not in _tags_of(folder / "README.md"):
         raise InputError(f"{folder}: holds files that are no export; give --output a new or empty folder")
+
+
+def _tags_of(card: Path) -> Sequence[str]:
+    """The tags of a data set's card; none where the file is missing or no card."""
+    from huggingface_hub import metadata_load
+
+    try:
+        metadata = metadata_load(card) or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return ()
+    return metadata.get("tags") or ()
 
 
 def _write_parquet(path: Path, part: Records) -> _Written:
@@ -139,14 +148,16 @@ def _chunks(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, 
 
 
 def _render(card: Card, written: Mapping[str, _Written]) -> str:
-    metadata = {
-        "pretty_name": card.title,
-        "tags": [TAG, *card.tags],
-        "task_categories": ["text-generation"],
-        "configs": [
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    metadata = DatasetCardData(
+        pretty_name=card.title,
+        tags=[TAG, *card.tags],
+        task_categories=["text-generation"],
+        configs=[
             {"config_name": name, "data_files": [{"split": SPLIT, "path": f"{name}/{FILE_NAME}"}]} for name in written
         ],
-        "dataset_info": [
+        dataset_info=[
             {
                 "config_name": name,
                 "features": describe_features(part.schema),
@@ -156,13 +167,14 @@ def _render(card: Card, written: Mapping[str, _Written]) -> str:
             }
             for name, part in written.items()
         ],
-    }
-    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    )
     sizes = "\n".join(
         f"| `{name}` | {part.num_records:,} | {', '.join(f'`{key}`' for key in part.schema.names)} |"
         for name, part in written.items()
     )
-    return (
-        f"---\n{head}---\n\n# {card.title}\n\n{card.text}\n\n"
-        f"| configuration | rows | columns |\n| --- | --- | --- |\n{sizes}\n"
+    return str(
+        DatasetCard(
+            f"---\n{metadata.to_yaml()}\n---\n\n# {card.title}\n\n{card.text}\n\n"
+            f"| configuration | rows | columns |\n| --- | --- | --- |\n{sizes}\n"
+        )
     )

@@ -21,7 +21,7 @@ from sinterlm.formats.conversations import (
     row_of_conversations,
 )
 from sinterlm.formats.lines import Line
-from sinterlm.formats.pairs import Answer, Pair, chosen_of, each, pairs_of
+from sinterlm.formats.pairs import Answer, PreferencePair, chosen_of, each, pairs_of
 from sinterlm.formats.shape import Misfit, Shape
 from sinterlm.formats.sharegpt import TURNS, dump_turns, row_of_turns
 from sinterlm.records import Message, Role, TrainingRow
@@ -46,7 +46,7 @@ def _sft_record(row: TrainingRow, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _pairs_of_one_source(row: TrainingRow) -> Sequence[Pair] | Misfit:
+def _pairs_of_one_source(row: TrainingRow) -> Sequence[PreferencePair] | Misfit:
     pairs = pairs_of(row)
     if isinstance(pairs, Misfit):
         return pairs
@@ -58,7 +58,7 @@ def _pairs_of_one_source(row: TrainingRow) -> Sequence[Pair] | Misfit:
     return pairs
 
 
-def _dpo_record(row: TrainingRow, pair: Pair) -> dict[str, Any]:
+def _dpo_record(row: TrainingRow, pair: PreferencePair) -> dict[str, Any]:
     return {
         "prompt_id": row.prompt_id,
         "source_model": pair.chosen.source,

@@ -29,7 +29,7 @@ PAIR_COLUMNS: Mapping[str, pa.DataType] = {
 PartT = TypeVar("PartT")
 
 
-class Pair(NamedTuple):
+class PreferencePair(NamedTuple):
     """A chosen and a rejected response, and what the pair counts."""
 
     chosen: RowResponse
@@ -63,7 +63,7 @@ def answer_columns(answer: Answer) -> dict[str, Any]:
     return {"weight": answer.weight, "source": response.source, "score_chosen": response.score}
 
 
-def pair_columns(pair: Pair) -> dict[str, Any]:
+def pair_columns(pair: PreferencePair) -> dict[str, Any]:
     """The values of :data:`PAIR_COLUMNS`."""
     return {
         "weight": pair.weight,
@@ -98,7 +98,7 @@ def chosen_of(row: TrainingRow) -> list[Answer] | Misfit:
     return [answer for answer in answers if answer.is_chosen] or Misfit("no-chosen-response", _describe(row))
 
 
-def pairs_of(row: TrainingRow) -> list[Pair] | Misfit:
+def pairs_of(row: TrainingRow) -> list[PreferencePair] | Misfit:
     """Every pair of the row.
 
     A quadruple is two pairs: the target's chosen answer against the target's rejected one, and the source's against
@@ -116,7 +116,7 @@ def pairs_of(row: TrainingRow) -> list[Pair] | Misfit:
             if len(rejected) != 1:
                 reason = "several-rejected-responses" if rejected else "no-rejected-response"
                 return Misfit(reason, _describe(row))
-            pairs.append(Pair(response, rejected[0], _weight(row, response)))
+            pairs.append(PreferencePair(response, rejected[0], _weight(row, response)))
     return pairs or Misfit("no-chosen-response", _describe(row))
 
 

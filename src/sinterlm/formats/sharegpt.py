@@ -19,7 +19,7 @@ from sinterlm.formats.pairs import (
     ANSWER_COLUMNS,
     PAIR_COLUMNS,
     Answer,
-    Pair,
+    PreferencePair,
     answer_columns,
     chosen_of,
     each,
@@ -95,7 +95,7 @@ def _answers(row: TrainingRow) -> Sequence[Answer] | Misfit:
     return _misfit_of(row) or chosen_of(row)
 
 
-def _pairs(row: TrainingRow) -> Sequence[Pair] | Misfit:
+def _pairs(row: TrainingRow) -> Sequence[PreferencePair] | Misfit:
     return _misfit_of(row) or pairs_of(row)
 
 
@@ -115,7 +115,7 @@ def _supervised_record(row: TrainingRow, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _ranking_record(row: TrainingRow, pair: Pair) -> dict[str, Any]:
+def _ranking_record(row: TrainingRow, pair: PreferencePair) -> dict[str, Any]:
     system, turns = _split_system(row)
     return {
         "prompt_id": row.prompt_id,

@@ -28,7 +28,7 @@ from sinterlm.formats.pairs import (
     ANSWER_COLUMNS,
     PAIR_COLUMNS,
     Answer,
-    Pair,
+    PreferencePair,
     answer_columns,
     answers_of,
     chosen_of,
@@ -68,7 +68,7 @@ def _single(line: Line, role: Role, conversation: tuple[Message, ...]) -> Traini
     return row_of_conversations(line, {role: conversation}, {role: line.text("source", default="")})
 
 
-def _preference_record(row: TrainingRow, pair: Pair) -> dict[str, Any]:
+def _preference_record(row: TrainingRow, pair: PreferencePair) -> dict[str, Any]:
     return {
         "prompt_id": row.prompt_id,
         "prompt": dump_messages(row.messages),

@@ -15,8 +15,8 @@ import pyarrow as pa
 from sinterlm.errors import InputError, ToleranceError
 from sinterlm.formats import read_rows, read_rows_of_others
 from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
+from sinterlm.formats.row_formats import FORMATS, Format
 from sinterlm.formats.shape import Misfit, Shape
-from sinterlm.formats.table import FORMATS, Format
 from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.progress import Reporter
@@ -59,7 +59,7 @@ def export_rows(path: Path, output: Path | None = None, *, format_name: str, nam
     Args:
         path: The output folder of a run, or a file of rows in any format.
         output: Where the data set goes; ``export/FORMAT`` in the run's folder unless given.
-        format_name: A row of :data:`~sinterlm.formats.table.FORMATS`.
+        format_name: A row of :data:`~sinterlm.formats.row_formats.FORMATS`.
         names: The rows to export, e.g. ``sft``; all unless given.
 
     Raises:

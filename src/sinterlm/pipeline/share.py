@@ -8,6 +8,7 @@ from typing import Any
 
 from sinterlm.errors import InputError
 from sinterlm.formats.dataset import Card, Records, write_dataset
+from sinterlm.formats.row_formats import ANSWERS
 from sinterlm.formats.shared import (
     RESPONSE_SCHEMA,
     RESPONSES,
@@ -18,7 +19,6 @@ from sinterlm.formats.shared import (
     read_shared_responses,
     read_shared_scores,
 )
-from sinterlm.formats.table import ANSWERS
 from sinterlm.locks import folder_lock
 from sinterlm.pipeline.export import Exported
 from sinterlm.pipeline.fusion import STORE, load_fusion

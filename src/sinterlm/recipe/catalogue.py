@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sinterlm.errors import InputError
-from sinterlm.formats.table import FORMATS
+from sinterlm.formats.row_formats import FORMATS
 from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters, resolve_objective
 from sinterlm.sampling.table import ENGINES
 from sinterlm.scoring.table import SCORERS

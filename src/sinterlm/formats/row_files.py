@@ -1,4 +1,4 @@
-"""Training rows in files: Sinter's own, and those that other tools write, in any format of ``table.py``.
+"""Training rows in files: Sinter's own, and those that other tools write, in any format of ``row_formats.py``.
 
 All rows may have ``weight`` and an id (``prompt_id`` or ``id``).
 """
@@ -16,7 +16,7 @@ from sinterlm.errors import InputError
 from sinterlm.files import atomic_write
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.formats.responses import RESPONSES, dump_row, read_responses
-from sinterlm.formats.table import FORMATS, reader_of
+from sinterlm.formats.row_formats import FORMATS, reader_of
 from sinterlm.records import TrainingRow
 
 _ANY_KEYS = "`prompt` and `chosen`, `completion` or `responses`, or `messages`"
