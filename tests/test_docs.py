@@ -33,6 +33,7 @@ from typer.testing import CliRunner
 
 from sinterlm import FusionConfig, chat, cli, errors, thoughts
 from sinterlm.formats import read_prompts, read_recorded, read_training_file
+from sinterlm.formats.yaml_file import dump_yaml, read_yaml
 from sinterlm.models import load_tokenizer
 from sinterlm.models.flops import GPUS
 from sinterlm.objectives import (
@@ -53,7 +54,6 @@ from sinterlm.recipe.build import build_policy, build_scorer
 from sinterlm.recipe.extension import EXTENDS
 from sinterlm.recipe.load import load_few_shot, load_recipe, read_train_settings
 from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
-from sinterlm.recipe.yaml_file import dump_yaml, read_yaml
 from sinterlm.records import NOT_ASKED, Candidates, Message, Prompt, Response, SamplingSettings, Score, Scored
 from sinterlm.sampling.protocol import Item
 from sinterlm.sampling.table import ENGINES

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinterlm.errors import InputError
-from sinterlm.recipe.document import Document
+from sinterlm.formats.document import Document
 from sinterlm.recipe.extension import extend
 from sinterlm.recipe.load import load_recipe, resolve_text
 from sinterlm.recipe.schema import LocalModel, Recipe, RecordedSource

@@ -20,8 +20,8 @@ from sinterlm import cli
 from sinterlm.errors import InputError
 from sinterlm.formats import read_prompts, read_recorded, read_scores
 from sinterlm.formats.lines import Line, read_lines
+from sinterlm.formats.yaml_file import parse_value, read_yaml
 from sinterlm.recipe.load import load_recipe
-from sinterlm.recipe.yaml_file import parse_value, read_yaml
 from sinterlm.report.charts import score_chart
 from sinterlm.report.tallies import ScoreTally
 

@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from sinterlm.chat import FewShot
 from sinterlm.errors import InputError
+from sinterlm.formats.yaml_file import dump_yaml, parse_value, read_yaml
 from sinterlm.objectives.table import OBJECTIVES, resolve_objective
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.build import build_hyperparameters, build_policy
@@ -26,7 +27,6 @@ from sinterlm.recipe.overrides import Override
 from sinterlm.recipe.quickstart import quickstart_recipe
 from sinterlm.recipe.schema import LocalModel, Objective, Recipe, RecordedSource, Training
 from sinterlm.recipe.train_arguments import OWNED, find_problems
-from sinterlm.recipe.yaml_file import dump_yaml, parse_value, read_yaml
 from sinterlm.records import Scored
 from sinterlm.training.members import find_members
 from tests.answers import Case, candidates

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from sinterlm.errors import InputError
+from sinterlm.formats.yaml_file import read_yaml
 from sinterlm.objectives.table import OBJECTIVES, resolve_objective
 from sinterlm.recipe.load import load_recipe, read_train_settings
-from sinterlm.recipe.yaml_file import read_yaml
 from tests.test_recipe import RECIPE
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "objectives"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sinterlm.explain import KeyPath, Problem, unknown_name
-from sinterlm.recipe.document import Document, refuse
+from sinterlm.formats.document import Document, refuse
 
 EXTENDS = "extends"
 """The key that names the other recipe, relative to the folder of the one that has the key."""

@@ -20,9 +20,10 @@ from pydantic import Field
 from sinterlm.chat import FewShot
 from sinterlm.errors import InputError
 from sinterlm.explain import KeyPath, Problem, describe, found_but_expected, show_path, unknown_name
+from sinterlm.formats.document import Document, refuse, validate
+from sinterlm.formats.yaml_file import dump_yaml, read_yaml
 from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters
 from sinterlm.recipe import train_arguments
-from sinterlm.recipe.document import Document, refuse, validate
 from sinterlm.recipe.extension import EXTENDS, extend
 from sinterlm.recipe.overrides import PLACE, Override, apply_overrides
 from sinterlm.recipe.schema import (
@@ -40,7 +41,6 @@ from sinterlm.recipe.schema import (
     name_own_sft,
     parts_of,
 )
-from sinterlm.recipe.yaml_file import dump_yaml, read_yaml
 from sinterlm.selection.table import POLICIES, Policy
 from sinterlm.settings import MAX_SEED, Settings
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.explain import KeyPath, describe
-from sinterlm.recipe.document import Document
-from sinterlm.recipe.yaml_file import parse_value
+from sinterlm.formats.document import Document
+from sinterlm.formats.yaml_file import parse_value
 
 PLACE = "command line"
 """Where messages say that an override stands; its value may be long, or a secret."""

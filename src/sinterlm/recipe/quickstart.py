@@ -12,8 +12,8 @@ from typing import Any
 
 from sinterlm.errors import InputError
 from sinterlm.explain import unknown_name
+from sinterlm.formats.yaml_file import read_yaml
 from sinterlm.recipe.overrides import Override
-from sinterlm.recipe.yaml_file import read_yaml
 
 _FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "quickstart"
 

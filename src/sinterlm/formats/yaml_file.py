@@ -16,7 +16,7 @@ import yaml
 
 from sinterlm.errors import InputError
 from sinterlm.explain import KeyPath, show_path
-from sinterlm.recipe.document import Document
+from sinterlm.formats.document import Document
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
