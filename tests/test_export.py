@@ -35,11 +35,11 @@ from sinterlm.formats import read_rows, read_training_file, write_rows
 from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
 from sinterlm.formats.row_formats import FORMATS
 from sinterlm.locks import folder_lock
+from sinterlm.pipeline.exchange import export_answers, import_answers
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.pipeline.run import run_fusion
-from sinterlm.pipeline.share import export_answers, import_answers
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.load import load_recipe
 from sinterlm.records import (

@@ -15,10 +15,10 @@ import pytest
 
 from sinterlm import cli
 from sinterlm.errors import CredentialsError, InputError, ToleranceError, TryAgainError
-from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.run import run_fusion
+from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_scorer

@@ -164,8 +164,8 @@ def export(
 ) -> None:
     """Write a run's rows as a data set for other trainers, or its answers and scores for another workspace."""
     from sinterlm.formats.row_formats import ANSWERS
+    from sinterlm.pipeline.exchange import export_answers
     from sinterlm.pipeline.export import export_rows, print_exported
-    from sinterlm.pipeline.share import export_answers
 
     if format_name == ANSWERS:
         if rows:
@@ -186,7 +186,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take over answers and scores, so that nothing is sampled or scored twice; again changes nothing."""
-    from sinterlm.pipeline.share import describe_merged, import_answers, print_merged
+    from sinterlm.pipeline.exchange import describe_merged, import_answers, print_merged
 
     merged = import_answers(folder, workspace)
     if as_json:

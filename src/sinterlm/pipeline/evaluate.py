@@ -15,10 +15,10 @@ from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
 from sinterlm.files import atomic_write
 from sinterlm.models import load_model, load_tokenizer
 from sinterlm.objectives.table import ResolvedObjective, resolve_objective
-from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import settle
 from sinterlm.pipeline.fusion import Fusion, Participant
 from sinterlm.pipeline.rows import candidates_of
+from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.recipe.build import build_hyperparameters, build_policy
 from sinterlm.recipe.schema import Wrpo

@@ -17,9 +17,9 @@ from sinterlm.formats import read_rows, read_rows_of_others
 from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
 from sinterlm.formats.row_formats import FORMATS, Format
 from sinterlm.formats.shape import Misfit, Shape
-from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, count_reasons, require_undamaged
 from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.schema import LocalModel

@@ -16,10 +16,10 @@ from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.files import atomic_write
 from sinterlm.formats import read_rows
 from sinterlm.models import plain_name
-from sinterlm.pipeline.answers import scored_answers
 from sinterlm.pipeline.cells import describe_choice, read_search, settle
 from sinterlm.pipeline.fusion import Fusion, Participant, SamplingRequest
 from sinterlm.pipeline.rows import candidates_of, count_name
+from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.build import build_hyperparameters

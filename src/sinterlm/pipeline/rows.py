@@ -9,8 +9,8 @@ from dataclasses import replace
 from sinterlm.chat import with_system
 from sinterlm.errors import ToleranceError
 from sinterlm.formats import read_row_ids, write_rows
-from sinterlm.pipeline.answers import scored_answers_to, stored_scorer
 from sinterlm.pipeline.fusion import SamplingRequest
+from sinterlm.pipeline.score import scored_answers_to, stored_scorer
 from sinterlm.pipeline.stage import RunContext, StageResult, count_reasons
 from sinterlm.recipe.build import build_policy
 from sinterlm.recipe.schema import ExtraPrompts, Scorer

@@ -8,10 +8,11 @@ from __future__ import annotations
 from sinterlm.errors import SinterError
 from sinterlm.evaluation.rates import compute_rates
 from sinterlm.models import fingerprint
-from sinterlm.pipeline.answers import sample, score
 from sinterlm.pipeline.cells import Cell, CellResult, Grid, best_of, describe_choice, write_search
 from sinterlm.pipeline.evaluate import held_out_scores
 from sinterlm.pipeline.fusion import Participant
+from sinterlm.pipeline.sample import sample
+from sinterlm.pipeline.score import score
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.train import fit, read_metrics
 

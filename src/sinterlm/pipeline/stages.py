@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from sinterlm.pipeline.answers import sample, score
 from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.evaluate import evaluate
 from sinterlm.pipeline.fusion import Fusion, Participant, SamplingRequest
 from sinterlm.pipeline.prompts import describe_prompts, read_distinct_prompts, write_matches
 from sinterlm.pipeline.report import write_run_report
 from sinterlm.pipeline.rows import select
+from sinterlm.pipeline.sample import sample
+from sinterlm.pipeline.score import score
 from sinterlm.pipeline.search import search
 from sinterlm.pipeline.stage import RunContext, Stage, StageResult
 from sinterlm.pipeline.train import train_model

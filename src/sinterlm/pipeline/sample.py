@@ -1,8 +1,7 @@
-"""Sampling and scoring into the store: only what is missing is asked for, every batch is one transaction."""
+"""Sampling into the store: only what is missing is asked for, and every batch is one transaction."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -11,16 +10,11 @@ from itertools import chain
 from sinterlm.errors import InputError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.stage import RunContext, StageResult
-from sinterlm.pipeline.stored_scorer import StoredScorer
-from sinterlm.recipe.build import build_engine, build_scorer, engine_identity
-from sinterlm.recipe.schema import Judge, RecordedScores, Scorer, scorers_in
-from sinterlm.records import NOT_ASKED, PROMPT_TOO_LONG, Dropped, Prompt, Response, Scored, StoredResponse, response_id
+from sinterlm.recipe.build import build_engine, engine_identity
+from sinterlm.records import NOT_ASKED, PROMPT_TOO_LONG, Dropped, Prompt, Response, StoredResponse, response_id
 from sinterlm.sampling.protocol import Engine, Generation, Item
-from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Answered
-from sinterlm.scoring.protocol import Scorer as ScorerComponent
+from sinterlm.scoring.protocol import Answered
 from sinterlm.store import RecordedResponse
-
-SCORING_BATCH = 64
 
 
 def engine_of(run: RunContext, ask: SamplingRequest) -> Engine:
@@ -176,12 +170,12 @@ def _response(generation: Generation, key: str, ask: SamplingRequest) -> Respons
     )
 
 
-def _answers_of(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[Answered]:
+def answers_of(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[Answered]:
     """The stored answers of one participant, prompt by prompt."""
-    return chain.from_iterable(map(_answers_to(run, ask), prompts))
+    return chain.from_iterable(map(answers_to(run, ask), prompts))
 
 
-def _answers_to(run: RunContext, ask: SamplingRequest) -> Callable[[Prompt], list[Answered]]:
+def answers_to(run: RunContext, ask: SamplingRequest) -> Callable[[Prompt], list[Answered]]:
     """The stored answers of one participant to a prompt; what names them is found out once."""
     stored = _stored(run, ask)
 
@@ -212,101 +206,3 @@ def _not_asked(stage: str, name: str, kept: Iterable[Answered], problems: Mappin
             detail = f"{name}: {problems.get(prompt.id) or f'refused before, with messages of the roles {roles}'}"
         found[prompt.id] = Dropped(prompt.id, stage, response.finish_reason, detail)
     return list(found.values())
-
-
-def score(
-    run: RunContext, stage: str, config: Scorer, asks: Iterable[SamplingRequest], prompts: Sequence[Prompt]
-) -> StageResult:
-    """Score every answer that the store has no score of, in batches that are the same whatever is stored.
-
-    Raises:
-        ToleranceError: No answer got a number, or a judge gave no verdict on more answers than the recipe tolerates.
-    """
-    answered = [entry for ask in asks for entry in _answers_of(run, ask, prompts)]
-    # Answers of like length side by side, so that a model that computes by token budget has full batches; the longest
-    # first, so that what is too much for the memory shows at once.
-    by_length = sorted(answered, key=_length, reverse=True)
-    with closing(stored_scorer(run, config)) as scorer:
-        batches = [by_length[start : start + SCORING_BATCH] for start in range(0, len(by_length), SCORING_BATCH)]
-        pending = [(batch, len(missing)) for batch in batches if (missing := scorer.missing(batch))]
-        num_missing = sum(count for _, count in pending)
-        if pending:
-            with run.reporter.task(config.kind, num_missing, "answers") as task:
-                for batch, count in pending:
-                    scorer.score(batch)
-                    task.advance(count)
-        scores = scorer.score(answered)
-    values = [score.value for score in scores if not math.isnan(score.value)]
-    unscored = [(item, score) for item, score in zip(answered, scores, strict=True) if math.isnan(score.value)]
-    dropped = [
-        Dropped(
-            item.response.id,
-            stage,
-            score.detail.get("reason", NO_SCORE),
-            f"{item.response.source} on {item.prompt.id}: {score.detail.get('problem', NOT_A_NUMBER)}",
-        )
-        for item, score in unscored
-    ]
-    if answered and not values:
-        raise ToleranceError(
-            f"scorer {config.kind}: none of the {len(answered)} answers got a number for a score; the first: "
-            f"{dropped[0].reason}, {dropped[0].detail}"
-        )
-    _check_verdicts(config, dropped, len(answered))
-    counts: dict[str, float] = {"answers": len(answered), "scored now": num_missing}
-    if dropped:
-        counts |= {"without a score": len(dropped)}
-    if invalid := sum(drop.reason == INVALID_VERDICT for drop in dropped):
-        counts |= {"invalid verdicts": invalid}
-    if values:
-        counts["mean score"] = round(sum(values) / len(values), 4)
-    return StageResult(counts, dropped)
-
-
-def _length(answered: Answered) -> int:
-    return sum(len(message.content) for message in answered.prompt.messages) + len(answered.response.content)
-
-
-def _check_verdicts(config: Scorer, dropped: Sequence[Dropped], num_answers: int) -> None:
-    tolerated = min((part.max_invalid for part in scorers_in(config) if isinstance(part, Judge)), default=1.0)
-    invalid = [drop for drop in dropped if drop.reason == INVALID_VERDICT]
-    if len(invalid) > tolerated * num_answers:
-        raise ToleranceError(
-            f"the judge gave no valid verdict on {len(invalid)} of {num_answers} answers, more than max_invalid "
-            f"({tolerated:g}) tolerates; the first: {invalid[0].detail}; raise max_tokens or max_invalid, or take "
-            "another response_format or judge"
-        )
-
-
-def stored_scorer(run: RunContext, config: Scorer) -> StoredScorer:
-    """The scorer of a ``scorer:`` mapping, which keeps its scores in the store; so do the parts of a combination."""
-
-    def wrap(scorer: ScorerComponent, config: Scorer) -> StoredScorer:
-        by_place = any(isinstance(part, RecordedScores) for part in scorers_in(config))
-        return StoredScorer(scorer, run.store, by_place=by_place)
-
-    wrapped = build_scorer(config, wrap=wrap)
-    assert isinstance(wrapped, StoredScorer)
-    return wrapped
-
-
-def scored_answers_to(
-    run: RunContext, scorer: StoredScorer, asks: Sequence[SamplingRequest]
-) -> Callable[[Prompt], tuple[Scored, ...]]:
-    """The stored answers of several participants to a prompt, with their stored scores; one without is left out."""
-    answers = [_answers_to(run, ask) for ask in asks]
-
-    def scored(prompt: Prompt) -> tuple[Scored, ...]:
-        entries = (entry for answers_to in answers for entry in answers_to(prompt))
-        return tuple(Scored(entry.response, score) for entry in entries if (score := scorer.stored(entry)))
-
-    return scored
-
-
-def scored_answers(
-    run: RunContext, config: Scorer, ask: SamplingRequest, prompts: Sequence[Prompt]
-) -> dict[str, tuple[Scored, ...]]:
-    """The stored answers of one participant with their stored scores, by prompt id; a prompt without is missing."""
-    with closing(stored_scorer(run, config)) as scorer:
-        scored = scored_answers_to(run, scorer, [ask])
-        return {prompt.id: answers for prompt in prompts if (answers := scored(prompt))}
