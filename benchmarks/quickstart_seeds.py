@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from rich.console import Console
-
 from sinterlm.evaluation.rates import (
     Difference,
     Rate,
@@ -26,14 +24,16 @@ from sinterlm.evaluation.rates import (
 )
 from sinterlm.pipeline.evaluate import held_out_scores
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.report import read_summary
 from sinterlm.pipeline.run import run_fusion
-from sinterlm.pipeline.stage import Run
+from sinterlm.pipeline.stage import RunContext
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.quickstart import quickstart_recipe
 from sinterlm.records import Score
 from sinterlm.store import Store
+from sinterlm.terminal.progress import TerminalReporter
+from sinterlm.terminal.terminal import Terminal
 
 SEEDS = (0, 1, 2)
 METRICS = ("exact_match", "contains")
@@ -45,7 +45,7 @@ Scores = Mapping[str, Mapping[str, Score]]
 def read_scores(fusion: Fusion) -> dict[str, dict[str, Score]]:
     """Every model's held-out scores in one run."""
     with closing(Store(fusion.store_path, read_only=True)) as store:
-        run = Run(fusion, store, Reporter(Console(quiet=True)))
+        run = RunContext(fusion, store, SilentReporter())
         prompts = store.prompts(fusion.run_name, "held_out")
         return {each.name: held_out_scores(run, prompts, each) for each in fusion.participants}
 
@@ -65,11 +65,11 @@ def show(value: Rate | Difference, *, sign: str = "") -> str:
 def main(folder: Path, overrides: list[str]) -> None:
     """Carry out and print."""
     runs: list[Scores] = []
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     for seed in SEEDS:
         settings = [f"output={folder / f'seed-{seed}'}", f"seed={seed}", *overrides]
         fusion = Fusion(load_recipe(quickstart_recipe(), settings).recipe)
-        run_fusion(fusion, Reporter(console))
+        run_fusion(fusion, TerminalReporter(console))
         scores, summary = read_scores(fusion), read_summary(fusion)
         runs.append(scores)
         sources = [source.name for source in fusion.sources]

@@ -10,9 +10,9 @@ import pytest
 from sinterlm import cli
 from sinterlm.errors import InputError
 from sinterlm.objectives.table import OBJECTIVES, resolve_objective
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.catalogue import TABLES, catalogue
 from sinterlm.selection.table import POLICIES
+from sinterlm.terminal.terminal import Terminal
 
 WIDTH = 100
 

@@ -19,11 +19,10 @@ from safetensors.torch import load_file
 from sinterlm.errors import InputError
 from sinterlm.evaluation.rates import Rate, compare_models
 from sinterlm.formats import read_rows
-from sinterlm.pipeline.compare import Compared, compare_runs, print_comparison
+from sinterlm.pipeline.compare import Compared, compare_runs
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.quickstart import choose_quickstart_methods, list_quickstart_methods, quickstart_recipe
 from sinterlm.records import Candidates, Dropped, Message, Prompt, Response, RowResponse, Score, Scored, TrainingRow
@@ -31,6 +30,8 @@ from sinterlm.report import write_report
 from sinterlm.report.data import HeldOut, ReportData, Run, TrainingRun
 from sinterlm.report.merge import merge_reports
 from sinterlm.selection.tally import tally_selection
+from sinterlm.terminal.comparison import print_comparison
+from sinterlm.terminal.terminal import Terminal
 from tests.pages import needs_browser, open_page, parse
 from tests.test_pipeline import fuse
 from tests.tiny_fusion import write_tiny_fusion

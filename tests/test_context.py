@@ -23,9 +23,8 @@ from sinterlm.context import context_length, length_of_plain_positions
 from sinterlm.errors import ToleranceError
 from sinterlm.models import load_model
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.run import run_fusion
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.load import load_recipe
 from sinterlm.store import Store
 from tests.test_architectures import (
@@ -149,7 +148,7 @@ def fuse_sources(folder: Path, *questions: str) -> dict[str, float]:
             for number, question in enumerate(questions):
                 file.write(json.dumps({"id": f"more-{number}", "prompt": question, "answers": ["x"]}) + "\n")
     overrides = ["prompts.split={held_out: 2, sft: 0.5, preference: rest}"]
-    run_fusion(Fusion(load_recipe(recipe, overrides).recipe), Reporter(Terminal(quiet=True)), until="score-sources")
+    run_fusion(Fusion(load_recipe(recipe, overrides).recipe), SilentReporter(), until="score-sources")
     with Store(folder / "run" / "store.sqlite", read_only=True) as store:
         return dict(store.finished_stages(".")["sample-sources"].counts)
 

@@ -38,9 +38,8 @@ from sinterlm.locks import folder_lock
 from sinterlm.pipeline.exchange import export_answers, import_answers
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.run import run_fusion
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.load import load_recipe
 from sinterlm.records import (
     Message,
@@ -297,7 +296,7 @@ def test_what_there_is_not_is_said(tmp_path: Path, arguments: dict[str, Any], me
 def run(recipe: Path, *overrides: str, until: str) -> dict[str, Any]:
     """Carry a recipe out; the counts of its stages."""
     fusion = Fusion(load_recipe(recipe, overrides).recipe)
-    run_fusion(fusion, Reporter(Terminal(quiet=True)), until=until)
+    run_fusion(fusion, SilentReporter(), until=until)
     with closing(Store(fusion.store_path, read_only=True)) as store:
         return {name: dict(stage.counts) for name, stage in store.finished_stages(fusion.run_name).items()}
 

@@ -17,16 +17,17 @@ from sinterlm.formats import read_rows
 from sinterlm.pipeline import search, train
 from sinterlm.pipeline.cells import Cell, Grid
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.plan import StagePlan, plan_fusion, print_plan
+from sinterlm.pipeline.plan import StagePlan, plan_fusion
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.pipeline.status import status_of
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.grid import apply_choice, count_cells, list_choices
 from sinterlm.recipe.load import load_recipe, resolve_text
 from sinterlm.recipe.schema import Preference, Recipe
 from sinterlm.store import Store
+from sinterlm.terminal.plan import print_plan
+from sinterlm.terminal.terminal import Terminal
 from sinterlm.training.trainer import FusionTrainer
 from tests.test_pipeline import Lines
 from tests.tiny_fusion import write_tiny_fusion

@@ -22,8 +22,7 @@ import pytest
 from sinterlm import locks as locks_module
 from sinterlm.errors import TryAgainError
 from sinterlm.locks import folder_lock
-from sinterlm.pipeline.progress import Reporter
-from sinterlm.pipeline.terminal import Terminal
+from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.train import train_on_file
 
 HOLDER = """
@@ -101,7 +100,7 @@ def test_a_second_training_into_one_folder_is_refused(locks: str, tmp_path: Path
             data=rows,
             output=tmp_path / "out",
             settings=[],
-            reporter=Reporter(Terminal(quiet=True)),
+            reporter=SilentReporter(),
         )
 
 

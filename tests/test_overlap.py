@@ -16,9 +16,8 @@ from sinterlm.errors import InputError
 from sinterlm.formats.questions import read_questions
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.plan import plan_fusion
-from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.run import run_fusion
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.load import load_recipe
 from sinterlm.records import Dropped, Message, Prompt
 from sinterlm.selection.overlap import (
@@ -269,7 +268,7 @@ def test_it_is_what_the_definition_says(words: Sequence[str], question: Sequence
 
 def fuse(recipe: Path, *overrides: str) -> tuple[Fusion, dict[str, float], list[Dropped]]:
     fusion = Fusion(load_recipe(recipe, overrides).recipe)
-    run_fusion(fusion, Reporter(Terminal(quiet=True)), until="prompts")
+    run_fusion(fusion, SilentReporter(), until="prompts")
     store = Store(fusion.store_path, read_only=True)
     return fusion, dict(store.finished_stages(fusion.run_name)["prompts"].counts), list(store.dropped(fusion.run_name))
 

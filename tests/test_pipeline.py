@@ -24,15 +24,16 @@ from sinterlm.pipeline.compare import compare_runs
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.outcome import rewrite_report
-from sinterlm.pipeline.progress import Reporter, show_counts
+from sinterlm.pipeline.progress import SilentReporter, show_counts
 from sinterlm.pipeline.run import Outcome, run_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
-from sinterlm.pipeline.status import print_status, status_of
-from sinterlm.pipeline.terminal import Terminal
+from sinterlm.pipeline.status import status_of
 from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.load import load_recipe
 from sinterlm.store import Store
+from sinterlm.terminal.status import print_status
+from sinterlm.terminal.terminal import Terminal
 from tests.tiny_fusion import write_tiny_fusion
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # what the tests share is made once, in one process
@@ -44,11 +45,10 @@ STAGES = [
 MODELS = ["tiny", "shots", "old-answers", "target", "target-sft", "target-sft-wrpo", "target-sft-dpo"]
 
 
-class Lines(Reporter):
+class Lines(SilentReporter):
     """Keeps what a run says."""
 
     def __init__(self) -> None:
-        super().__init__(Terminal(quiet=True))
         self.lines: list[str] = []
 
     def say(self, text: str) -> None:

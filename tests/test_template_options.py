@@ -16,10 +16,9 @@ from sinterlm.errors import InputError
 from sinterlm.models import cached_fingerprint, fingerprint, writes_date
 from sinterlm.pipeline import run as run_module
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.stage import RunContext, stage_keys
 from sinterlm.pipeline.stages import build_stages
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.build import build_engine, build_scorer, engine_identity, template_options
 from sinterlm.recipe.load import load_recipe, read_train_settings, resolve_text
 from sinterlm.recipe.schema import Scorer
@@ -157,7 +156,7 @@ def test_thoughts_of_train_and_of_a_recipe_reach_the_tokens(
     overrides = ["template_date=2026-11-30", *(f"sft.train.{key}" for key in setting)]
     fusion = Fusion(load_recipe(recipe_path, overrides).recipe)
     monkeypatch.setattr(stage, "read_rows", lambda path: THINKING)
-    run = RunContext(fusion, None, Reporter(Terminal(quiet=True)))  # type: ignore[arg-type]  # a training asks no store
+    run = RunContext(fusion, None, SilentReporter())  # type: ignore[arg-type]  # a training asks no store
     with pytest.raises(Enough):
         stage.fit(run, "sft", fusion.recipe.sft, output=tmp_path / "trained", label="sft")  # type: ignore[arg-type]
     tokenizer = AutoTokenizer.from_pretrained(target)
@@ -301,7 +300,7 @@ def test_what_a_training_of_a_recipe_sees(
     )
     rows = [TrainingRow("p", QUESTION.messages, (RowResponse("three", "chosen"),))]
     monkeypatch.setattr(stage, "read_rows", lambda path: rows)
-    run = RunContext(fusion, None, Reporter(Terminal(quiet=True)))  # type: ignore[arg-type]  # a training asks no store
+    run = RunContext(fusion, None, SilentReporter())  # type: ignore[arg-type]  # a training asks no store
     stage.fit(run, "sft", fusion.recipe.sft, output=recipe_path.parent / "trained", label="sft")  # type: ignore[arg-type]
     text = str(AutoTokenizer.from_pretrained(fusion.recipe.target.model).decode(prompts_seen[0]))
     assert text.startswith("Today is 30 November 2026.\n")
@@ -369,9 +368,8 @@ def test_the_date_is_that_of_the_first_command(recipe_path: Path, monkeypatch: p
     def fusion(*overrides: str) -> Fusion:
         return Fusion(load_recipe(recipe_path, [*output, *overrides]).recipe)
 
-    class Listening(Reporter):
+    class Listening(SilentReporter):
         def __init__(self) -> None:
-            super().__init__(Terminal(quiet=True))
             self.lines: list[str] = []
 
         def say(self, text: str) -> None:

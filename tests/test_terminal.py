@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pty
 import subprocess
 import sys
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.table import Table
 
+import sinterlm
 from sinterlm.errors import InputError
-from sinterlm.pipeline.progress import Reporter
-from sinterlm.pipeline.status import print_status
-from sinterlm.pipeline.terminal import Terminal, show_controls
+from sinterlm.terminal.progress import TerminalReporter
+from sinterlm.terminal.status import print_status
+from sinterlm.terminal.terminal import Terminal, show_controls
 
 HOSTILE = {
     "title": ("\x1b]0;owned\x07", r"\x1b]0;owned\x07"),
@@ -73,7 +76,7 @@ def test_a_live_bar_shows_names_as_they_are(hostile: tuple[str, str]) -> None:
     file = StringIO()
     terminal = Terminal(file=file, width=200)
     terminal._force_terminal = True
-    with Reporter(terminal).task(text, 2, "answers") as task:
+    with TerminalReporter(terminal).task(text, 2, "answers") as task:
         task.advance(1, text)
         task.advance(1, text)
     assert shown in file.getvalue()
@@ -129,3 +132,23 @@ def test_a_terminal_without_utf8_shows_what_it_can(tmp_path: Path) -> None:
 def test_no_message_holds_a_password() -> None:
     message = str(InputError("found 'https://user:hunter2@host/v1', expected none; see http://x.org/a@b"))
     assert message == "found 'https://***@host/v1', expected none; see http://x.org/a@b"
+
+
+PIPELINE = sorted((Path(sinterlm.__file__).parent / "pipeline").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", PIPELINE, ids=lambda path: path.name)
+def test_no_module_of_the_pipeline_draws_or_prints(path: Path) -> None:
+    """Its functions return records, and tell a reporter how far they are."""
+    tree = ast.parse(path.read_text())
+    assert not [name for name in _imported(tree) if name.partition(".")[0] == "rich"]
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not called & {"print", "sys.stdout.write", "sys.stderr.write", "os.write", "typer.echo"}
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""

@@ -18,13 +18,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.table import Table
 
 from sinterlm.errors import InputError, SinterError, Terminated, TryAgainError, memory_advice
 
 if TYPE_CHECKING:
-    from sinterlm.pipeline.terminal import Terminal
     from sinterlm.recipe.overrides import Override
+    from sinterlm.terminal.terminal import Terminal
 
 app = typer.Typer(
     name="sinterlm",
@@ -91,8 +90,9 @@ def run(
 def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
     """Show the stages, what is done, and what the rest will take; loads no model."""
     from sinterlm.pipeline.fusion import Fusion
-    from sinterlm.pipeline.plan import plan_fusion, print_plan
+    from sinterlm.pipeline.plan import plan_fusion
     from sinterlm.recipe.load import load_recipe
+    from sinterlm.terminal.plan import print_plan
 
     planned = plan_fusion(Fusion(load_recipe(recipe, overrides or []).recipe))
     if as_json:
@@ -104,7 +104,8 @@ def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: J
 @app.command()
 def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Show what a run has done and dropped so far."""
-    from sinterlm.pipeline.status import print_status, status_of
+    from sinterlm.pipeline.status import status_of
+    from sinterlm.terminal.status import print_status
 
     found = status_of(folder)
     if as_json:
@@ -116,7 +117,8 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def report(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Write a run's report.html and summary.json again and print its table."""
-    from sinterlm.pipeline.outcome import print_summary, rewrite_report
+    from sinterlm.pipeline.outcome import rewrite_report
+    from sinterlm.terminal.summary import print_summary
 
     summary = rewrite_report(folder)
     if as_json:
@@ -139,7 +141,8 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Put runs side by side: their training rows, their models on the held-out questions, one prompt under all."""
-    from sinterlm.pipeline.compare import compare_runs, print_comparison
+    from sinterlm.pipeline.compare import compare_runs
+    from sinterlm.terminal.comparison import print_comparison
 
     compared = compare_runs(folders, prompt=prompt, page=output)
     if as_json:
@@ -165,7 +168,8 @@ def export(
     """Write a run's rows as a data set for other trainers, or its answers and scores for another workspace."""
     from sinterlm.formats.row_formats import ANSWERS
     from sinterlm.pipeline.exchange import export_answers
-    from sinterlm.pipeline.export import export_rows, print_exported
+    from sinterlm.pipeline.export import export_rows
+    from sinterlm.terminal.exchange import print_exported
 
     if format_name == ANSWERS:
         if rows:
@@ -186,7 +190,8 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take over answers and scores, so that nothing is sampled or scored twice; again changes nothing."""
-    from sinterlm.pipeline.exchange import describe_merged, import_answers, print_merged
+    from sinterlm.pipeline.exchange import describe_merged, import_answers
+    from sinterlm.terminal.exchange import print_merged
 
     merged = import_answers(folder, workspace)
     if as_json:
@@ -213,8 +218,8 @@ def train(
     ] = None,
 ) -> None:
     """Train on rows made elsewhere; the same command again resumes."""
-    from sinterlm.pipeline.progress import Reporter
     from sinterlm.pipeline.train import train_on_file
+    from sinterlm.terminal.progress import TerminalReporter
 
     train_on_file(
         objective=objective,
@@ -223,7 +228,7 @@ def train(
         output=output,
         settings=settings or [],
         settings_files=settings_files or [],
-        reporter=Reporter(_console()),
+        reporter=TerminalReporter(_console()),
     )
 
 
@@ -233,42 +238,35 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List what a recipe can name."""
-    from sinterlm.recipe.catalogue import LEGENDS, catalogue
+    from sinterlm.recipe.catalogue import catalogue
+    from sinterlm.terminal.catalogue import print_catalogue
 
     entries = catalogue(what)
     if as_json:
         _print_json(entries)
-        return
-    table = Table("name", "what it is", title=what, title_justify="left", caption=LEGENDS.get(what), show_lines=True)
-    table.caption_justify = "left"
-    if any("paper" in entry for entry in entries):
-        table.add_column("source")
-    for entry in entries:
-        lines = [entry["description"], entry.get("formula")]
-        source = [entry["paper"].replace(", ", "\n")] if "paper" in entry else []
-        table.add_row(entry["name"], "\n".join(filter(None, lines)), *source)
-    _console().print(table)
+    else:
+        print_catalogue(what, entries, _console())
 
 
 def _run(
     recipe: Path, overrides: Sequence[str | Override], *, until: str | None = None, only: str | None = None
 ) -> None:
     from sinterlm.pipeline.fusion import Fusion
-    from sinterlm.pipeline.outcome import print_outcome
-    from sinterlm.pipeline.progress import Reporter
     from sinterlm.pipeline.run import run_fusion
     from sinterlm.recipe.load import load_recipe
+    from sinterlm.terminal.progress import TerminalReporter
+    from sinterlm.terminal.summary import print_outcome
 
     console = _console()
     fusion = Fusion(load_recipe(recipe, overrides).recipe)
-    outcome = run_fusion(fusion, Reporter(console), until=until, only=only)
+    outcome = run_fusion(fusion, TerminalReporter(console), until=until, only=only)
     print_outcome(fusion, outcome, console)
 
 
 def _console() -> Terminal:
     """Standard output, of the first process alone; wide enough for tables where no terminal says how wide it is."""
     from sinterlm.pipeline.launch import is_main_process
-    from sinterlm.pipeline.terminal import Terminal
+    from sinterlm.terminal.terminal import Terminal
 
     return Terminal(width=None if sys.stdout.isatty() else 140, quiet=not is_main_process())
 
@@ -280,7 +278,7 @@ def _print_json(value: Any) -> None:
 def main() -> NoReturn:
     """Run the command and end with the exit code that the design gives its outcome."""
     from sinterlm.pipeline.launch import leave_launch
-    from sinterlm.pipeline.terminal import guard_standard_error
+    from sinterlm.terminal.terminal import guard_standard_error
 
     guard_standard_error()
     signal.signal(signal.SIGTERM, _raise_terminated)
@@ -359,7 +357,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 
 def _complain(message: str) -> None:
-    from sinterlm.pipeline.terminal import Terminal
+    from sinterlm.terminal.terminal import Terminal
 
     Terminal(stderr=True).say(f"sinterlm: {message}")
 

@@ -23,7 +23,6 @@ from sinterlm.locks import folder_lock
 from sinterlm.pipeline.export import Exported
 from sinterlm.pipeline.fusion import STORE, load_fusion
 from sinterlm.pipeline.stage import count_reasons
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.store import Merged, Store
 
 _CARD = Card(
@@ -78,13 +77,3 @@ def import_answers(folder: Path, workspace: Path) -> Merged:
 def describe_merged(merged: Merged) -> dict[str, Any]:
     """The figures of an import, for ``--json``."""
     return {**merged._asdict(), "dropped": count_reasons(merged.dropped)}
-
-
-def print_merged(merged: Merged, workspace: Path, console: Terminal) -> None:
-    """Say what was taken over and what was not."""
-    lines = [
-        f"{workspace}: {merged.new_responses} answers and {merged.new_scores} scores are new, "
-        f"{merged.known_responses} and {merged.known_scores} were there already",
-        *(f"dropped {count}: {reason}" for reason, count in count_reasons(merged.dropped).items()),
-    ]
-    console.say("\n".join(lines))

@@ -18,10 +18,9 @@ from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
 from sinterlm.formats.row_formats import FORMATS, Format
 from sinterlm.formats.shape import Misfit, Shape
 from sinterlm.pipeline.fusion import Fusion, load_fusion
-from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, count_reasons, require_undamaged
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.schema import LocalModel
 from sinterlm.records import Dropped, RowResponse, TrainingRow
 from sinterlm.store import Store
@@ -105,15 +104,6 @@ def export_rows(path: Path, output: Path | None = None, *, format_name: str, nam
     return Exported(folder, write_dataset(folder, configurations, card, files), dropped)
 
 
-def print_exported(exported: Exported, console: Terminal) -> None:
-    """Say what was written, what was left out, and how to load it."""
-    lines = [f"{name}: {count} rows" for name, count in exported.counts.items()]
-    lines += [f"dropped {count}: {reason}" for reason, count in count_reasons(exported.dropped).items()]
-    name = next(iter(exported.counts))
-    lines.append(f'in {exported.folder}; to load: datasets.load_dataset("{exported.folder}", "{name}")')
-    console.say("\n".join(lines))
-
-
 def _of_file(path: Path) -> _Origin:
     read = read_rows_of_others(path)
     name = path.parent.name if path.name == FILE_NAME else path.stem  # an export's files all have one name
@@ -123,7 +113,7 @@ def _of_file(path: Path) -> _Origin:
 
 def _of_run(fusion: Fusion, format_: Format) -> _Origin:
     with closing(Store(fusion.store_path, read_only=True)) as store:
-        run = RunContext(fusion, store, Reporter(Terminal(quiet=True)))
+        run = RunContext(fusion, store, SilentReporter())
         require_undamaged(run)
         prompts = [prompt for part in ("sft", "preference") for prompt in store.prompts(fusion.run_name, part)]
         rows = dict(_answers(run) if format_.is_of_answers else _selected(fusion))

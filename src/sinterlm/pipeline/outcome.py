@@ -1,27 +1,45 @@
-"""What a run says at its end, and again on demand: the table, examples, the model and how to load it."""
+"""What is told of a run at its end, and again on demand: its summary, and the fused model with two examples."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
+from typing import Any, NamedTuple
 
 from sinterlm.chat import with_system
-from sinterlm.evaluation.rates import METRICS
-from sinterlm.pipeline.cells import describe_choice
 from sinterlm.pipeline.fusion import Fusion, Participant, load_fusion
-from sinterlm.pipeline.progress import Reporter
+from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.report import greedy_answers, read_summary, write_run_report
-from sinterlm.pipeline.run import Outcome
 from sinterlm.pipeline.stage import RunContext, require_undamaged
 from sinterlm.pipeline.stages import build_stages
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.records import Message, Prompt, Scored
 from sinterlm.store import Store
+
+
+class Example(NamedTuple):
+    """One held-out question, with the target's answer before and after the fusion."""
+
+    prompt: Prompt
+    before: Scored
+    after: Scored
+
+
+class FusedModel(NamedTuple):
+    """The model that a run has made, and how to ask it something."""
+
+    name: str
+    """As in the tables, e.g. ``target-sft-wrpo``."""
+    location: str
+    """The folder to load it from."""
+    target: str
+    """The name of the model that it was before."""
+    has_others: bool
+    """Whether other methods' models lie beside it."""
+    examples: Sequence[Example]
+    """The question that gained most, and the one that gained least or lost; empty if nothing is held out."""
+    messages: Sequence[Message]
+    """What to ask it: the first example with the recipe's system prompt."""
 
 
 def rewrite_report(folder: Path) -> dict[str, Any]:
@@ -37,105 +55,30 @@ def rewrite_report(folder: Path) -> dict[str, Any]:
 def read_only(fusion: Fusion, store: Store) -> RunContext:
     """A run that is only looked at."""
     stages = tuple(stage.name for stage in build_stages(fusion, lambda model: None))
-    return RunContext(fusion, store, Reporter(Terminal(quiet=True)), stages=stages)
+    return RunContext(fusion, store, SilentReporter(), stages=stages)
 
 
-def print_outcome(fusion: Fusion, outcome: Outcome, console: Terminal) -> None:
-    """The last lines of a run: the table, examples, the model and how to load it, the report, what to do next."""
-    if outcome.left:
-        console.say(f"left to do: {', '.join(outcome.left)}; `sinterlm run` without --until or --only goes on")
-        return
-    if not outcome.done_now:
-        console.say(f"{fusion.output}: all stages are done; nothing was left to do")
-    print_summary(read_summary(fusion), fusion.output, console)
-    if fusion.fused is not None:
-        with closing(Store(fusion.store_path, read_only=True)) as store:
-            run = read_only(fusion, store)
-            console.say("\n".join(_model_lines(run, fusion.fused)))
-    console.say(
-        f"\nThe report: {fusion.output / 'report.html'}\n"
-        f"To fuse your own models: copy {fusion.output / 'recipe.yaml'}, name your prompts, target and sources in it, "
-        "and give it to `sinterlm run`; `sinterlm plan` shows beforehand what it will take.",
+def describe_fused(fusion: Fusion) -> FusedModel | None:
+    """The model that ``fusion`` has made; None if its recipe trains none."""
+    fused = fusion.fused
+    if fused is None:
+        return None
+    assert fused.location is not None
+    with closing(Store(fusion.store_path, read_only=True)) as store:
+        examples = _examples(read_only(fusion, store), fused)
+    asked = examples[0].prompt.messages if examples else (Message("user", "..."),)
+    return FusedModel(
+        fused.name,
+        fused.location,
+        fusion.target.name,
+        len(fusion.recipe.preference) > 1,
+        examples,
+        with_system(asked, fusion.recipe.target.prompt.system),
     )
 
 
-def print_summary(summary: Mapping[str, Any], folder: Path, console: Terminal) -> None:
-    """Print the held-out table and the differences that matter."""
-    if not summary["held_out"]:
-        console.say(f"{folder}: no held-out figures (not yet, or not in this recipe)")
-        return
-    print_figures(summary, console)
-    for name, found in summary.get("searches", {}).items():
-        console.say(f"{name}: chosen on the development prompts: {describe_choice(found['chosen'])}")
-    console.say(
-        f"{summary['seconds']:.0f} s in all stages, at most {summary['peak_memory_bytes'] / 1e9:.1f} GB of memory",
-    )
-
-
-def print_figures(summary: Mapping[str, Any], console: Terminal) -> None:
-    """Print held-out figures and paired differences as they stand in ``summary.json``, if there are any."""
-    held_out = summary["held_out"]
-    if not held_out:
-        return
-    num_questions = max(figures["n"] for figures in held_out.values())
-    metrics = [metric for metric in METRICS if any(metric in figures for figures in held_out.values())]
-    heads = [metric.replace("_", " ") for metric in metrics]
-    title = f"held-out questions: {num_questions}, scored by {summary['scorers']['held_out']} (95 % intervals)"
-    table = Table("model", title=title, title_justify="left")
-    for head in heads:
-        table.add_column(head, justify="right")
-    for name, figures in held_out.items():
-        table.add_row(name, *(_interval(figures, metric, num_questions) for metric in metrics))
-    console.print()
-    console.print(table)
-    differences = Table("model", "minus", *heads)
-    by_pair: dict[tuple[str, str], dict[str, str]] = {}
-    for difference in summary["held_out_differences"]:
-        sure = "" if difference["low"] <= 0 <= difference["high"] else " *"
-        text = f"{difference['difference']:+z.3f} [{difference['low']:+z.3f}, {difference['high']:+z.3f}]{sure}"
-        by_pair.setdefault((difference["model"], difference["other"]), {})[difference["metric"]] = text
-    for (model, other), texts in by_pair.items():
-        differences.add_row(model, other, *(texts.get(metric, "") for metric in metrics))
-    differences.title, differences.title_justify = "paired differences (* the interval excludes zero)", "left"
-    console.print(differences)
-    target = held_out.get("target", {})
-    if metrics[0] == "exact_match" and target.get("contains", 0) - target.get("exact_match", 0) > 0.1:
-        console.say(
-            f"The target knows more than its exact match says: it answers in sentences (contains "
-            f"{target['contains']:.2f}, exact match {target['exact_match']:.2f}), so format alone is part of every "
-            "gain in exact match.",
-        )
-
-
-def _interval(figures: Mapping[str, float], metric: str, num_questions: int) -> str:
-    """A figure with its interval, and over how many questions where that is not all of them."""
-    if metric not in figures:
-        return ""
-    prefix = f"{metric}_" if f"{metric}_low" in figures else ""
-    n = figures.get(f"{prefix}n", figures["n"])
-    of = f" of {n}" if n < num_questions else ""
-    return f"{figures[metric]:.3f} [{figures[f'{prefix}low']:.3f}, {figures[f'{prefix}high']:.3f}]{of}"
-
-
-def _model_lines(run: RunContext, fused: Participant) -> Iterator[str]:
-    """Two questions with the answers before and after, and how to load the fused model and ask it the first of them."""
-    fusion = run.fusion
-    examples = _examples(run, fused)
-    for prompt, before, after in examples:
-        yield f"\n{prompt.messages[-1].content}"
-        for label, answer in ((fusion.target.name, before), (fused.name, after)):
-            yield f"  {label}: {answer.response.content!r} ({answer.score.value:g})"
-    asked = examples[0][0].messages if examples else (Message("user", "..."),)
-    messages = [message._asdict() for message in with_system(asked, fusion.recipe.target.prompt.system)]
-    others = ", the other methods' beside it" if len(fusion.recipe.preference) > 1 else ""
-    yield f"\nThe fused model{others}: {fused.location}"
-    yield "  from transformers import pipeline"
-    yield f'  model = pipeline("text-generation", model={fused.location!r})'
-    yield f'  print(model({json.dumps(messages)})[0]["generated_text"][-1]["content"])'
-
-
-def _examples(run: RunContext, fused: Participant) -> list[tuple[Prompt, Scored, Scored]]:
-    """Two held-out questions, the one that gained most and the one that gained least or lost, with both answers."""
+def _examples(run: RunContext, fused: Participant) -> list[Example]:
+    """The question that gained most and the one that gained least or lost; all if there are fewer than two."""
     fusion = run.fusion
     if fusion.recipe.evaluation.held_out is None:
         return []
@@ -145,9 +88,9 @@ def _examples(run: RunContext, fused: Participant) -> list[tuple[Prompt, Scored,
         for model in (fusion.target, fused)
     )
     examples = [
-        (prompt, before[prompt.id], after[prompt.id])
+        Example(prompt, before[prompt.id], after[prompt.id])
         for prompt in prompts
         if prompt.id in before and prompt.id in after
     ]
-    examples.sort(key=lambda example: example[1].score.value - example[2].score.value)
+    examples.sort(key=lambda example: example.before.score.value - example.after.score.value)
     return [examples[0], examples[-1]] if len(examples) > 1 else examples

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-from rich import filesize
-from rich.table import Table
 
 from sinterlm.formats import read_prompts
 from sinterlm.models import FLOAT32_BYTES, cached_fingerprint
@@ -23,9 +20,9 @@ from sinterlm.pipeline.cost import (
     usual_tokens,
 )
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
+from sinterlm.pipeline.progress import show_bytes
 from sinterlm.pipeline.stage import is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages, held_out_asks, split_parts
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.recipe.build import build_few_shot, engine_identity
 from sinterlm.recipe.schema import AskedModel, DialogueReader, ExtraPrompts, LocalModel, Scorer, files_of, scorers_in
 from sinterlm.records import Prompt, response_id
@@ -138,54 +135,6 @@ def plan_fusion(fusion: Fusion) -> Plan:
         money=0.0,
         notes=tuple(notes),
     )
-
-
-def print_plan(plan: Plan, console: Terminal) -> None:
-    """Print the plan as a table with its sums."""
-    table = Table("stage", "", title=plan.output, title_justify="left")
-    for column in ("calls", "prompt tokens", "new tokens", "disk", *(f"{gpu.name} hours" for gpu in GPUS)):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for stage in plan.stages:
-        table.add_row(
-            stage.name,
-            "done" if stage.done else "to do",
-            *_cells(asdict(stage), stage.figures),
-            stage.note,
-        )
-    memory = UNKNOWN if plan.memory_bytes is None else f"about {filesize.decimal(plan.memory_bytes)}"
-    table.add_section()
-    table.add_row(
-        "left to do",
-        "",
-        *_cells(plan.to_json()["total"], SAMPLING),
-        f"money: {plan.money:g}; memory in training: {memory}",
-    )
-    console.print(table)
-    counts = (f"{part} {_show_count(count)}" for part, count in plan.prompts.items())
-    console.print(f"prompts: {', '.join(counts)}")
-    for note in (*plan.notes, HOURS_NOTE):
-        console.print(f"note: {note}")
-
-
-def _cells(values: Mapping[str, Any], figures: Collection[str]) -> Iterator[str]:
-    """The figures in the order of the columns; empty where there is nothing of the kind."""
-    hours = values["gpu_hours"]
-    columns: list[tuple[str, Any, Callable[[Any], str]]] = [
-        *((name, values[name], "{:,}".format) for name in ("calls", "prompt_tokens", "new_tokens")),
-        ("disk_bytes", values["disk_bytes"], filesize.decimal),
-        *(("gpu_hours", None if hours is None else hours[gpu.name], _show_hours) for gpu in GPUS),
-    ]
-    for name, value, show in columns:
-        if value is None:
-            yield UNKNOWN if name in figures else ""
-        else:
-            yield show(value)
-
-
-def _show_hours(hours: float) -> str:
-    """Two digits that count are more than is known."""
-    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
 
 
 def _parts(fusion: Fusion) -> Mapping[str, Part]:
@@ -439,7 +388,7 @@ def _target_bytes(fusion: Fusion) -> int | None:
 
 
 def _checkpoints(weights: int) -> str:
-    return f"up to {filesize.decimal(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)} of checkpoints meanwhile"
+    return f"up to {show_bytes(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)} of checkpoints meanwhile"
 
 
 def _length(prompt: Prompt) -> int:

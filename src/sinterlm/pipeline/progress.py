@@ -1,17 +1,47 @@
-"""Progress of long work: a live bar on a terminal, plain lines elsewhere."""
+"""What a run is told to say while it works. Who listens decides how it looks; here nobody does."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sinterlm.pipeline.terminal import Terminal, show_controls
+class Task(Protocol):
+    """One piece of work whose end is known."""
 
-PLAIN_LINE_SECONDS = 10.0
+    def advance(self, count: int, note: str = "") -> None:
+        """``count`` more units are done; ``note`` is shown beside them, e.g. a rate or a loss."""
+        ...
+
+
+class Reporter(Protocol):
+    """Is told what a run is doing: ``sinterlm.terminal`` draws it, a notebook or a service may do something else."""
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        ...
+
+    def task(self, label: str, total: int, unit: str) -> AbstractContextManager[Task]:
+        """Follow work of ``total`` units, e.g. ``reporter.task("gemma", 2145, "answers")``."""
+        ...
+
+
+class SilentReporter:
+    """A reporter that tells nobody."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str) -> Iterator[Task]:
+        """A task that nobody follows."""
+        yield _SilentTask()
+
+
+class _SilentTask:
+    def advance(self, count: int, note: str = "") -> None:
+        pass
 
 
 def show_counts(counts: Mapping[str, float]) -> str:
@@ -23,74 +53,16 @@ def show_counts(counts: Mapping[str, float]) -> str:
     return ", ".join(f"{name}: {count:g}" if count % 1 else f"{name}: {count:.0f}" for name, count in counts.items())
 
 
-class Task(Protocol):
-    """One piece of work whose end is known."""
+def show_bytes(count: int) -> str:
+    """A size in decimal units.
 
-    def advance(self, count: int, note: str = "") -> None:
-        """``count`` more units are done; ``note`` is shown beside them, e.g. a rate or a loss."""
-        ...
-
-
-class Reporter:
-    """Says what a run is doing.
-
-    Args:
-        console: Where to; a terminal gets live bars, anything else a line every ten seconds and at the end.
+    >>> show_bytes(999), show_bytes(1_234_567), show_bytes(5_380_061_184_000)
+    ('999 bytes', '1.2 MB', '5.4 TB')
     """
-
-    def __init__(self, console: Terminal) -> None:
-        self.console = console
-
-    def say(self, text: str) -> None:
-        """Print one line."""
-        self.console.say(text)
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str) -> Iterator[Task]:
-        """Follow work of ``total`` units, e.g. ``reporter.task("gemma", 2145, "answers")``."""
-        if not self.console.is_terminal:
-            plain = _PlainTask(self, label, total, unit)
-            yield plain
-            plain.finish()
-            return
-        columns = (
-            TextColumn("  {task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(f"{unit}  {{task.fields[note]}}", markup=False),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console) as progress:
-            yield _LiveTask(progress, label, total)
-
-
-class _LiveTask:
-    def __init__(self, progress: Progress, label: str, total: int) -> None:
-        self._progress = progress
-        self._id = progress.add_task(show_controls(label), total=total, note="")
-
-    def advance(self, count: int, note: str = "") -> None:
-        self._progress.update(self._id, advance=count, note=show_controls(note))
-
-
-class _PlainTask:
-    def __init__(self, reporter: Reporter, label: str, total: int, unit: str) -> None:
-        self._reporter, self._label, self._total, self._unit = reporter, label, total, unit
-        self._done, self._note, self._told = 0, "", -1
-        self._started = self._last = time.monotonic()
-
-    def advance(self, count: int, note: str = "") -> None:
-        self._done += count
-        self._note = note or self._note
-        if time.monotonic() - self._last >= PLAIN_LINE_SECONDS:
-            self._line()
-
-    def finish(self) -> None:
-        if self._told < self._done:
-            self._line()
-
-    def _line(self) -> None:
-        self._last, self._told = time.monotonic(), self._done
-        seconds = self._last - self._started
-        note = f", {self._note}" if self._note else ""
-        self._reporter.say(f"  {self._label}: {self._done}/{self._total} {self._unit} in {seconds:.0f} s{note}")
+    if count < 1000:
+        return f"{count:,} byte{'' if count == 1 else 's'}"
+    size, units = count / 1000, iter(("kB", "MB", "GB", "TB", "PB"))
+    unit = next(units)
+    while size >= 1000 and (larger := next(units, None)):
+        size, unit = size / 1000, larger
+    return f"{size:,.1f} {unit}"

@@ -7,15 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from sinterlm.models import cached_fingerprint
 from sinterlm.pipeline.cells import Grid
 from sinterlm.pipeline.fusion import load_fusion
-from sinterlm.pipeline.progress import show_counts
 from sinterlm.pipeline.stage import find_stage_damage, stage_keys
 from sinterlm.pipeline.stages import build_stages
-from sinterlm.pipeline.terminal import Terminal
 from sinterlm.store import Store
 
 
@@ -73,17 +69,3 @@ def status_of(folder: Path) -> dict[str, Any]:
         "stages": entries,
         "dropped": {stage: dict(reasons) for stage, reasons in dropped.items()},
     }
-
-
-def print_status(status: dict[str, Any], console: Terminal) -> None:
-    """Print :func:`status_of`'s answer as a table."""
-    table = Table("stage", "", "seconds", "memory", "counts", title=status["output"], title_justify="left")
-    for stage in status["stages"]:
-        counts = show_counts(stage.get("counts", {}))
-        seconds = f"{stage['seconds']:.1f}" if "seconds" in stage else ""
-        memory = f"{stage['peak_memory_bytes'] / 1e9:.1f} GB" if "peak_memory_bytes" in stage else ""
-        table.add_row(stage["name"], stage["state"], seconds, memory, counts)
-    console.print(table)
-    for stage_name, reasons in status["dropped"].items():
-        for reason, count in reasons.items():
-            console.print(f"{stage_name} dropped {count}: {reason}")

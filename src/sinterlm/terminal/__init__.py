@@ -1,0 +1,1 @@
+"""Draws what the pipeline returns: tables, live bars and plain lines. Nothing else prints for people."""
