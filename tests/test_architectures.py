@@ -203,17 +203,17 @@ def test_both_ways_draw_the_same_tokens(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_model_that_attends_otherwise_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its logits, whatever its configuration says."""
     folder = save(tmp_path, LlamaForCausalLM(LlamaConfig(**GROUPED)))
-    monkeypatch.setattr("sinterlm.sampling.prefix_attention.Sight.mask", lambda sight, window: sight_of_nothing(sight))
+    monkeypatch.setattr("sinterlm.attention.rows.NewTokens.bias", see_all)
     placements: list[str] = []
     found = run(folder, GREEDY, on_loaded=placements.append)
     assert "its logits would differ" in placements[0]
     assert texts_of(found) == generated(folder)
 
 
-def sight_of_nothing(sight: Any) -> torch.Tensor:
-    shape = (len(sight.positions_BT), 1, sight.positions_BT.shape[1], 1)
-    width = len(sight.prefix.tokens) + sight.positions_BS.shape[1]
-    return torch.ones(shape, dtype=torch.bool).expand(-1, -1, -1, width)
+def see_all(new_tokens: Any, window: int | None) -> torch.Tensor:
+    """A bias that hides no key, those of later tokens included."""
+    num_keys = len(new_tokens.prefix.tokens) + new_tokens.positions_BS.shape[1]
+    return torch.zeros((*new_tokens.positions_BT.shape, num_keys))
 
 
 def test_a_model_that_transformers_cannot_generate_with_is_refused(tmp_path: Path) -> None:

@@ -48,10 +48,12 @@ from transformers import (
     RecurrentGemmaForCausalLM,
 )
 
+from sinterlm.attention import flash, plug, tiled, tiles
+from sinterlm.attention.flash import segments
+from sinterlm.attention.spans import Spans, ancestors, positions, span_starts
 from sinterlm.chat import EncodedExample
 from sinterlm.errors import InputError
-from sinterlm.training import attention, logprobs, packing
-from sinterlm.training.attention import Spans, ancestors, positions, segments, span_starts
+from sinterlm.training import logprobs, packing
 from sinterlm.training.logprobs import attach_response_logps, choose_layout, response_logps, sequence_logps
 from sinterlm.training.packing import Layout, one_to_a_line, shared
 
@@ -155,10 +157,10 @@ def _units(request: pytest.FixtureRequest) -> Iterator[None]:
 @contextmanager
 def unit_tokens(count: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_UNIT_TOKENS", (count,))
-        attention.plan.cache_clear()
+        patch.setattr(tiles, "_UNIT_TOKENS", (count,))
+        tiles.cut_into_tiles.cache_clear()
         yield
-    attention.plan.cache_clear()
+    tiles.cut_into_tiles.cache_clear()
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -326,8 +328,7 @@ def test_rounding_hides_no_mistake(
 
     Where the weights themselves are bfloat16 it cannot be told.
     """
-    blocked = attention.blocked_attention
-    monkeypatch.setattr(attention, "blocked_attention", lambda *args, **kwargs: 1.05 * blocked(*args, **kwargs))
+    monkeypatch.setattr(plug, "tiled_attention", lambda *args, **kwargs: 1.05 * tiled.tiled_attention(*args, **kwargs))
     model = build("llama") if weights == torch.float32 else build("llama").bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         layout = choose_layout(model, make_rows([2, 3]))
@@ -458,11 +459,11 @@ def assert_same_attention(own: Attention, spans: Spans, *, window: int | None, s
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("window", [None, 1, 6, 70, 150])
 @pytest.mark.parametrize("name", FORESTS)
-def test_attention_in_blocks_is_attention(name: str, window: int | None, softcap: float | None) -> None:
+def test_attention_in_tiles_is_attention(name: str, window: int | None, softcap: float | None) -> None:
     """Spans of one token and of several blocks, windows shorter and longer than a span."""
 
     def own(*states: Tensor, **settings: Any) -> Tensor:
-        return attention.blocked_attention(*states, **settings, softcap=softcap)
+        return tiled.tiled_attention(*states, **settings, softcap=softcap)
 
     assert_same_attention(own, FORESTS[name], window=window, softcap=softcap)
 
@@ -475,9 +476,9 @@ def forests(draw: st.DrawFn) -> Spans:
 
 @settings(max_examples=60)
 @given(spans=forests(), window=st.none() | st.integers(1, 60), count=st.sampled_from([0, 30, 80, 320]))
-def test_attention_in_blocks_takes_any_forest(spans: Spans, window: int | None, count: int) -> None:
+def test_attention_in_tiles_takes_any_forest(spans: Spans, window: int | None, count: int) -> None:
     with unit_tokens(count):
-        assert_same_attention(attention.blocked_attention, spans, window=window)
+        assert_same_attention(tiled.tiled_attention, spans, window=window)
 
 
 def varlen_reference(
@@ -514,7 +515,7 @@ def varlen_reference(
 def test_segments_for_flash_attention(name: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernel of a GPU is given, with its contract in its place."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_reference)
-    assert_same_attention(attention.flash_attention, FORESTS[name], window=window)
+    assert_same_attention(flash.flash_attention, FORESTS[name], window=window)
 
 
 def test_segments_hold_ancestors_and_self() -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from sinterlm.attention.rows import Prefix
 from sinterlm.sampling.nucleus import draw_tokens
-from sinterlm.sampling.prefix_attention import Prefix
 from sinterlm.sampling.rows import next_logits, read_prompts
 
 PROBABILITIES_AT_ONCE = 2**24

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from sinterlm.sampling.prefix_attention import NOWHERE, Prefix, Sight
+from sinterlm.attention.rows import KeysAndValues, NewTokens, Prefix
+from sinterlm.attention.spans import count_shared
+from sinterlm.attention.visibility import NOWHERE
 
 TOKENS_AT_ONCE = 2048
 """Tokens that one call of the model reads, over all rows: bounds the memory of attention scores."""
@@ -37,7 +39,7 @@ class Rows:
 
     prefix: Prefix
     positions_BS: Tensor
-    layers: tuple[tuple[Tensor, Tensor], ...] = ()
+    layers: tuple[KeysAndValues, ...] = ()
     """What the cache holds of each layer: mostly keys and values, of shapes (B, H, S, D)."""
 
     def select(self, rows: Tensor) -> Rows:
@@ -50,15 +52,10 @@ class Rows:
         return len(self.prefix.tokens) + (self.positions_BS < NOWHERE).sum(1)
 
 
-def count_shared(sequences: Sequence[Sequence[int]]) -> int:
-    """Count the tokens that all of them begin with."""
-    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
-
-
 @torch.inference_mode()
 def compute_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
     """Read tokens, which may be none, as a prefix of rows to come."""
-    met: dict[int, tuple[Tensor, Tensor]] = {}
+    met: dict[int, KeysAndValues] = {}
     _read_padded(model, _empty_rows(model, Prefix((), {}), 1), [tokens], met=met)
     return Prefix(tuple(tokens), met)
 
@@ -127,7 +124,7 @@ def _read_padded(
     rows: Rows,
     tokens: Sequence[Sequence[int]],
     *,
-    met: dict[int, tuple[Tensor, Tensor]] | None = None,
+    met: dict[int, KeysAndValues] | None = None,
 ) -> Rows:
     """Append tokens to every row, padded at the end, so many columns at once as the bound allows."""
     tokens_BT = pad_sequence([torch.tensor(row, dtype=torch.long) for row in tokens], batch_first=True).to(model.device)
@@ -147,7 +144,7 @@ def _extend(
     tokens_BT: Tensor,
     positions_BT: Tensor,
     *,
-    met: dict[int, tuple[Tensor, Tensor]] | None = None,
+    met: dict[int, KeysAndValues] | None = None,
     **options: Any,
 ) -> tuple[Any, Rows]:
     """Run the model, or its part below the head, on new tokens; returns its output and the longer rows."""
@@ -163,7 +160,7 @@ def _extend(
         # Position embeddings may be a table, or may depend on the furthest position: padding gets one that exists.
         position_ids=positions_BT.masked_fill(positions_BT == NOWHERE, 0),
         past_key_values=cache,
-        sight=Sight(rows.prefix, positions_BS, positions_BT, met),
+        new_tokens=NewTokens(rows.prefix, positions_BS, positions_BT, met),
         **options,
     )
     return output, Rows(rows.prefix, positions_BS, tuple((keys, values) for keys, values, *_ in cache))

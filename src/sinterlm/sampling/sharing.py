@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sinterlm.errors import first_line, out_of_memory
+from sinterlm.attention.plug import CannotShareError
+from sinterlm.attention.trial import sharing_on_trial
 from sinterlm.sampling.decoding import check_finite
-from sinterlm.sampling.prefix_attention import CannotShareError, attend_as_before, plug_in
 from sinterlm.sampling.rows import compute_prefix, next_logits, read_prompts
 
 NUM_PREFIX = 32
@@ -31,18 +31,17 @@ HALF_TOLERANCE = 0.25
 
 @torch.inference_mode()
 def share_prefixes(model: PreTrainedModel, tokens: Sequence[int]) -> None:
-    """Make the model attend by :mod:`prefix_attention`, if that gives the logits of the library's attention.
+    """Plug shared attention into the model if it gives the logits of the library's attention.
 
     Args:
-        model: a causal language model; with its own attention again where it cannot share.
+        model: a causal language model; it has its own attention again if it cannot share.
         tokens: any of its vocabulary, at least one.
 
     Raises:
         CannotShareError: it cannot, and why.
         FloatingPointError: its logits are no finite numbers.
     """
-    try:
-        plug_in(model)
+    with sharing_on_trial(model):
         prefix, *texts = _texts(tokens)
         found = torch.stack(_shared_logits(model, prefix, texts))
         with _library_attention(model):
@@ -51,11 +50,6 @@ def share_prefixes(model: PreTrainedModel, tokens: Sequence[int]) -> None:
         difference = float((found - expected).norm() / (expected - expected.mean()).norm().clamp(min=1e-30))
         if not difference <= TOLERANCES.get(model.dtype, HALF_TOLERANCE):
             raise CannotShareError(f"its logits would differ by {difference:.2g} of their spread")
-    except Exception as error:  # whatever a model does with arguments and a cache that it does not expect
-        attend_as_before(model)
-        if out_of_memory(error) or isinstance(error, CannotShareError | FloatingPointError):
-            raise
-        raise CannotShareError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 @contextmanager

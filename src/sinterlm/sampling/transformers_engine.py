@@ -13,6 +13,9 @@ from accelerate.utils import release_memory
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from sinterlm.attention.plug import CannotShareError, attend_as_before, plug_in
+from sinterlm.attention.rows import Prefix
+from sinterlm.attention.spans import count_shared
 from sinterlm.chat import FewShot, end_token_ids, thought_token_ids
 from sinterlm.context import context_length, length_of_plain_positions
 from sinterlm.errors import InputError, first_line, memory_advice, out_of_memory
@@ -22,9 +25,8 @@ from sinterlm.sampling.asking import Asking
 from sinterlm.sampling.decoding import decode
 from sinterlm.sampling.nucleus import draw_uniforms
 from sinterlm.sampling.one_by_one import generate
-from sinterlm.sampling.prefix_attention import CannotShareError, Prefix, attend_as_before, plug_in
 from sinterlm.sampling.protocol import Generation, Item
-from sinterlm.sampling.rows import compute_prefix, count_shared
+from sinterlm.sampling.rows import compute_prefix
 from sinterlm.sampling.sharing import share_prefixes
 from sinterlm.template import TemplateOptions, TemplateRefusal
 

@@ -22,9 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from sinterlm.attention.plug import CannotShareError, attend_as_before, plug_in
+from sinterlm.attention.trial import sharing_on_trial
 from sinterlm.chat import EncodedExample
 from sinterlm.errors import InputError, out_of_memory
-from sinterlm.training.attention import UnsupportedModelError, attend_as_before, attend_by_spans
 from sinterlm.training.packing import Layout, one_to_a_line, shared
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def response_logps_and_router_loss(
 def _decoded(model: PreTrainedModel, **inputs: Any) -> BaseModelOutput:
     """What the model makes of its inputs below the head."""
     if "spans" in inputs:
-        attend_by_spans(model)
+        plug_in(model)
     else:
         attend_as_before(model)
     outputs: BaseModelOutput = _decoder_of(model)(**inputs, use_cache=False)
@@ -321,22 +322,19 @@ def choose_layout(
     """
     if share_prompt == "off":
         return one_to_a_line
-    problem: Exception
     probe = _probe(rows, window=getattr(model.config.get_text_config(), "sliding_window", None))
     try:
-        _compare_layouts(model, probe)
-        if compute_dtype(model) != model.dtype and model.device.type != "cuda":
-            # In half precision the check must let pass what rounding does, and with it a small mistake. (On CUDA
-            # float32 would be computed by another attention, or not at all.)
-            with torch.autocast(model.device.type, enabled=False):
-                _compare_layouts(model, probe)
-    except Exception as error:  # whatever a model does with arguments and states that it does not expect
-        if out_of_memory(error) or (isinstance(error, InputError) and not isinstance(error, UnsupportedModelError)):
-            raise
+        with sharing_on_trial(model):
+            _compare_layouts(model, probe)
+            if compute_dtype(model) != model.dtype and model.device.type != "cuda":
+                # In half precision the check must let pass what rounding does, and with it a small mistake. (On CUDA
+                # float32 would be computed by another attention, or not at all.)
+                with torch.autocast(model.device.type, enabled=False):
+                    _compare_layouts(model, probe)
+    except CannotShareError as error:
         problem = error
     else:
         return shared
-    attend_as_before(model)
     if share_prompt == "on":
         raise InputError(
             f"{type(model).__name__} cannot share prompts between responses: {problem}; set share_prompt to auto"
@@ -358,14 +356,14 @@ def _compare_layouts(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExam
     """Compute the rows' log-probabilities in both layouts.
 
     Raises:
-        UnsupportedModelError: they differ by more than rounding.
+        CannotShareError: they differ by more than rounding.
     """
     packed, plain = (_logps(model, rows, layout) for layout in (shared, one_to_a_line))
     # Half precision rounds logits of some 20 by 0.06, so that an answer of a few tokens moves by up to 0.9 (measured on
     # 363 answers of a tuned SmolLM2, either layout against float32).
     tolerance = 1e-3 if compute_dtype(model) == torch.float32 else 1.0
     if not torch.allclose(packed, plain, rtol=min(tolerance, 5e-2), atol=tolerance):
-        raise UnsupportedModelError(f"log-probabilities differ by {float((packed - plain).abs().max()):.3g}")
+        raise CannotShareError(f"log-probabilities differ by {float((packed - plain).abs().max()):.3g}")
 
 
 def _check_padding(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]]) -> None:

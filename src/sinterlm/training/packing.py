@@ -2,8 +2,8 @@
 
 The responses of a row share its prompt, and neighbouring prompts may share their beginning (a system prompt, a few
 shots). In the shared layout every such part stands once, in one line (padded to a multiple of 16 only), as a forest of
-spans (``attention.py``): beginning -> rest of the prompt -> responses. Positions go on after the parent's. That is the
-same computation as one sequence to a line, with fewer tokens.
+spans (``attention/spans.py``): beginning -> rest of the prompt -> responses. Positions continue the parent's. That is
+the same computation as one sequence to a line, with fewer tokens.
 Shapes: N sequences, M response tokens of all of them, P lines of at most U tokens. No prediction needs a sequence's
 last token, so that no line holds it.
 """
@@ -16,8 +16,8 @@ from typing import NotRequired, Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from sinterlm.attention.spans import Span, Spans, ancestors, count_shared, positions
 from sinterlm.chat import EncodedExample
-from sinterlm.training.attention import Span, Spans, ancestors, positions
 
 MIN_SHARED_BEGINNING = 8
 """Tokens that neighbouring prompts must share to be cut there: one more product in every layer has to pay."""
@@ -180,18 +180,12 @@ def _families(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[slice, int]]:
     """Runs of neighbouring prompts, and the number of first tokens that a run shares (0 for a run of one)."""
     start, num_shared = 0, len(prompts[0])
     for index, prompt in enumerate([*prompts[1:], ()], start=1):
-        common = _num_common(prompts[start][:num_shared], prompt)
+        common = count_shared([prompts[start][:num_shared], prompt])
         if common >= MIN_SHARED_BEGINNING:
             num_shared = common
             continue
         yield slice(start, index), num_shared if index - start > 1 else 0
         start, num_shared = index, len(prompt)
-
-
-def _num_common(left: Sequence[int], right: Sequence[int]) -> int:
-    """First tokens that both have."""
-    pairs = zip(left, right, strict=False)
-    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
 def _targets(rows: Sequence[Sequence[EncodedExample]]) -> Tensor:
