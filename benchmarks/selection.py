@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sinterlm.records import Candidates, Message, Prompt, Response, Score, Scored
 from sinterlm.selection import tally_selection
-from sinterlm.selection.table import POLICIES
+from sinterlm.selection.policies import POLICIES
 
 T = TypeVar("T")
 
@@ -84,9 +84,10 @@ def main() -> None:
         "scores": arguments.scores,
     }
 
-    options = {key: float(value) for key, _, value in (option.partition("=") for option in arguments.options)}
+    keys = {key: json.loads(value) for key, _, value in (option.partition("=") for option in arguments.options)}
+    policy = POLICIES[arguments.policy].model_validate({"kind": arguments.policy, **keys})
     _, generation = timed(lambda: deque(generate_candidates(**size), maxlen=0))
-    selection, total = timed(lambda: POLICIES[arguments.policy].select(generate_candidates(**size), seed=0, **options))
+    selection, total = timed(lambda: policy.select(generate_candidates(**size), seed=0, stage="select"))
     peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     _, tally = timed(lambda: tally_selection(selection))
     result = {

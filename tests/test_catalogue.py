@@ -11,7 +11,7 @@ from sinterlm import cli
 from sinterlm.errors import InputError
 from sinterlm.objectives.table import OBJECTIVES, resolve_objective
 from sinterlm.recipe.catalogue import TABLES, catalogue
-from sinterlm.selection.table import POLICIES
+from sinterlm.selection.policies import POLICIES
 from sinterlm.terminal.terminal import Terminal
 
 WIDTH = 100

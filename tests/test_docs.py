@@ -63,7 +63,7 @@ from sinterlm.scoring.code.running import HARNESS_LIMIT
 from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, SCORER_FAILED, Answered
 from sinterlm.scoring.table import SCORERS
 from sinterlm.selection.choices import REASONS
-from sinterlm.selection.table import POLICIES
+from sinterlm.selection.policies import POLICIES
 from sinterlm.training import batch
 from sinterlm.training.arguments import DEFAULT_MAX_LENGTH, FusionArguments
 from sinterlm.training.batch import ALIKE_AFTER_CUTTING
@@ -372,16 +372,7 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "sft": [schema.Sft],
     "extra_prompts": [schema.ExtraPrompts],
     "preference": [schema.Preference],
-    "select": [
-        schema.BestOfSources,
-        schema.FuseSft,
-        schema.Wrpo,
-        schema.FusePo,
-        schema.FusePoRloo,
-        schema.FuseChat3,
-        schema.OnPolicy,
-        schema.Rloo,
-    ],
+    "select": list(POLICIES.values()),
     "objective": [schema.Objective],
     "evaluation": [schema.Evaluation],
     "held_out": [schema.HeldOut],

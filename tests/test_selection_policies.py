@@ -34,7 +34,7 @@ from sinterlm.selection import (
     split_prompts,
 )
 from sinterlm.selection.choices import REASONS
-from sinterlm.selection.table import POLICIES
+from sinterlm.selection.policies import POLICIES
 from sinterlm.training.logprobs import sequence_logps
 from sinterlm.training.members import find_members
 from tests.answers import PROMPT, Case, any_candidates, candidates, outcome, scored
@@ -48,6 +48,12 @@ REQUIRED: Mapping[str, Mapping[str, Any]] = {
     name: {"temperature": 0.5} for name in ("fusesft", "fusepo", "fusepo-rloo")
 }
 """What a policy cannot do without, by its name."""
+
+
+def select(name: str, cases: Sequence[Candidates], *, seed: int = 0, **keys: Any) -> Selection:
+    """What the policy selects when the recipe has these keys."""
+    policy = POLICIES[name].model_validate({"kind": name, **REQUIRED.get(name, {}), **keys})
+    return policy.select(cases, seed=seed, stage="select")
 
 
 def parts(selection: Selection) -> list[tuple[Any, ...]] | str:
@@ -70,7 +76,7 @@ def weights(selection: Selection) -> dict[str, float | None]:
 @pytest.mark.parametrize("name", POLICIES)
 def test_table_names_every_policy(name: str) -> None:
     policy = POLICIES[name]
-    assert policy.select([], seed=0, stage="select", **REQUIRED.get(name, {})) == Selection([], [])
+    assert select(name, []) == Selection([], [])
     assert policy.description
     assert policy.formula
     assert policy.paper
@@ -79,7 +85,7 @@ def test_table_names_every_policy(name: str) -> None:
 @given(any_candidates(), st.sampled_from(list(POLICIES)))
 def test_the_table_says_what_rows_hold(cases: list[Candidates], name: str) -> None:
     policy = POLICIES[name]
-    selection = policy.select(cases, seed=0, truncated="keep", **REQUIRED.get(name, {}))
+    selection = select(name, cases, truncated="keep")
     for row in selection.rows:
         assert {response.role for response in row.responses} == set(policy.roles or (None,))
         assert all((response.weight is not None) == policy.gives_weights for response in row.responses)
@@ -92,7 +98,7 @@ def test_the_table_says_what_rows_hold(cases: list[Candidates], name: str) -> No
 
 @given(any_candidates(), st.sampled_from(list(POLICIES)), st.sampled_from(["drop", "keep"]))
 def test_every_prompt_has_one_row_or_is_dropped(cases: list[Candidates], name: str, truncated: str) -> None:
-    selection = POLICIES[name].select(cases, seed=0, truncated=truncated, **REQUIRED.get(name, {}))
+    selection = select(name, cases, truncated=truncated)
     with_row = [row.prompt_id for row in selection.rows]
     without = [case.prompt.id for case in cases if case.prompt.id not in with_row]
     assert len(set(with_row)) == len(with_row)
@@ -105,8 +111,8 @@ def test_every_prompt_has_one_row_or_is_dropped(cases: list[Candidates], name: s
 
 @given(any_candidates(), st.sampled_from(list(POLICIES)), st.randoms(use_true_random=False))
 def test_order_of_samples_is_irrelevant(cases: list[Candidates], name: str, generator: random.Random) -> None:
-    def select(some: Sequence[Candidates]) -> list[Any]:
-        selection = POLICIES[name].select(some, seed=0, **REQUIRED.get(name, {}))
+    def selected(some: Sequence[Candidates]) -> list[Any]:
+        selection = select(name, some)
         rows = [
             sorted((str(r.role), r.source, r.index, r.group, r.weight and round(r.weight, 9)) for r in row.responses)
             for row in selection.rows
@@ -117,7 +123,7 @@ def test_order_of_samples_is_irrelevant(cases: list[Candidates], name: str, gene
         return tuple(generator.sample(answers, len(answers)))
 
     shuffled = [replace(case, sources=shuffle(case.sources), target=shuffle(case.target)) for case in cases]
-    assert select(shuffled) == select(cases)
+    assert selected(shuffled) == selected(cases)
 
 
 MISSING = [
@@ -131,7 +137,7 @@ MISSING = [
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize(("what", "answers"), MISSING, ids=[what for what, _ in MISSING])
 def test_an_answer_that_is_not_eligible_takes_no_part(name: str, what: str, answers: list[Case]) -> None:
-    selection = POLICIES[name].select([candidates([answers], answers)], seed=0, **REQUIRED.get(name, {}))
+    selection = select(name, [candidates([answers], answers)])
     (row,) = selection.rows
     assert {response.content for response in row.responses} <= {"b", "c"}, what
     assert POLICIES[name].gives_weights is (row.responses[0].weight is not None)
@@ -144,26 +150,22 @@ OF_SOURCES = [name for name, policy in POLICIES.items() if "sources" in policy.r
 def test_groups_and_number_of_sources(name: str) -> None:
     """Only the named sources take part; a name without answers to this prompt changes nothing."""
     answers: list[list[Case]] = [[(f"{source}-good", 0.5), (f"{source}-bad", 0.45)] for source in "abc"]
-    select = POLICIES[name].select
     cases = [candidates(answers, TWO_TARGETS)]
-    selection = select(cases, seed=0, sources=["source-1", "source-2", "source-7"], **REQUIRED.get(name, {}))
+    selection = select(name, cases, sources=["source-1", "source-2", "source-7"])
     used = {response.source for row in selection.rows for response in row.responses} - {"target-sft"}
     assert used
     assert used <= {"source-1", "source-2"}
-    assert select(cases, seed=0, sources=["source-7"], **REQUIRED.get(name, {})).rows == []
+    assert select(name, cases, sources=["source-7"]).rows == []
 
 
 @pytest.mark.parametrize("name", OF_SOURCES)
 def test_fewer_samples_than_there_are_and_than_asked(name: str) -> None:
     """Of four samples the first two take part; where five are asked for, all four do."""
     answers: list[Case] = [("a", 0.3), ("b", 0.25), ("c", 0.9), ("d", 0.1)]
-    select = POLICIES[name].select
-    (two,) = select([candidates([answers], TWO_TARGETS)], seed=0, num_samples=2, **REQUIRED.get(name, {})).rows
+    (two,) = select(name, [candidates([answers], TWO_TARGETS)], num_samples=2).rows
     assert {response.content for response in two.responses} <= {"a", "b", "t-good", "t-bad"}
     options: dict[str, Any] = {"window": [0, 1]} if name == "fusechat3" else {}
-    (five,) = select(
-        [candidates([answers], TWO_TARGETS)], seed=0, num_samples=5, **options, **REQUIRED.get(name, {})
-    ).rows
+    (five,) = select(name, [candidates([answers], TWO_TARGETS)], num_samples=5, **options).rows
     assert "c" in {response.content for response in five.responses}
 
 
@@ -171,7 +173,7 @@ def test_fewer_samples_than_there_are_and_than_asked(name: str) -> None:
 def test_one_source_is_enough(name: str) -> None:
     """Its weight is all there is."""
     answers: list[Case] = [("good", 0.15), ("bad", 0.1)]
-    (row,) = POLICIES[name].select([candidates([answers], TWO_TARGETS)], seed=0, **REQUIRED.get(name, {})).rows
+    (row,) = select(name, [candidates([answers], TWO_TARGETS)]).rows
     assert {response.source for response in row.responses} - {"target-sft"} == {"source-0"}
     by_group = {r.group or r.content: r.weight for r in row.responses if r.weight is not None}
     assert not by_group or math.fsum(by_group.values()) == pytest.approx(1)
@@ -190,9 +192,7 @@ def test_ties_of_every_policy(name: str) -> None:
     options = {"num_responses": 1} if name == "fusesft" else {}
 
     def chosen(ties: str, seed: int) -> set[tuple[str | None, str]]:
-        selection = POLICIES[name].select(
-            [candidates([TIED], TIED)], seed=seed, ties=ties, **options, **REQUIRED.get(name, {})
-        )
+        selection = select(name, [candidates([TIED], TIED)], seed=seed, ties=ties, **options)
         return {(response.role, response.content) for response in selection.rows[0].responses}
 
     def smallest(source: str, indices: tuple[int, int], seed: int) -> str:
@@ -243,9 +243,9 @@ PARTLY_CHECKED: list[Case] = [("failed", (False, 0.9)), ("unchecked", 0.5), ("wo
 )
 def test_what_failed_is_never_chosen_before_what_was_not_checked(name: str, expected: Mapping[str, str]) -> None:
     case = candidates([PARTLY_CHECKED], PARTLY_CHECKED)
-    assert outcome(POLICIES[name].select([case], seed=0, **REQUIRED.get(name, {}))) == expected
+    assert outcome(select(name, [case])) == expected
     passing: list[Case] = [*PARTLY_CHECKED, ("passed", (True, 0.48))]
-    (row,) = POLICIES[name].select([candidates([passing], passing)], seed=0, **REQUIRED.get(name, {})).rows
+    (row,) = select(name, [candidates([passing], passing)]).rows
     assert "passed" in {response.content for response in row.responses}
 
 
@@ -292,8 +292,8 @@ def any_options(generator: random.Random, name: str) -> tuple[dict[str, Any], di
         },
         "fusesft": {"keep": choose(["pooled", "each-source"]), "num_responses": choose([1, 2, 4])},
         "fusechat3": {
-            "window": choose([(0.01, 0.1), "none", (0.5, 2.0)]),
-            "windows": choose([{}, {"code": "none"}, {"mathematics": (1.0, 4.0)}]),
+            "window": choose([[0.01, 0.1], "none", [0.5, 2.0]]),
+            "windows": choose([{}, {"code": "none"}, {"mathematics": [1.0, 4.0]}]),
         },
     }.get(name, {})
     if name in ("wrpo", "fusepo", "on-policy"):
@@ -315,7 +315,7 @@ def test_agrees_with_the_reference(name: str) -> None:
         shared, own = any_options(generator, name)
         expected = reference.POLICIES[name](case, reference.Rules(seed, **shared), **own)
         given = shared if "rloo" not in name else {"truncated": shared["truncated"]}
-        selected = POLICIES[name].select([case], seed=seed, **given, **own)
+        selected = select(name, [case], seed=seed, **given, **own)
         found = [
             [(r.role, r.source, r.index, r.group, r.weight and pytest.approx(r.weight)) for r in row.responses]
             for row in selected.rows
@@ -801,7 +801,7 @@ def test_rows_train_as_they_are(
     options: dict[str, Any] = {"window": "none"} if policy == "fusechat3" else {}
     options |= {"rejected_source": True} if policy == "wrpo" else {}
     hyperparameters: dict[str, Any] = {"rejected_mix": True} if policy == "wrpo" else {}
-    selection = POLICIES[policy].select([candidates(SOURCES, TARGET)], seed=0, **options, **REQUIRED.get(policy, {}))
+    selection = select(policy, [candidates(SOURCES, TARGET)], **options)
     write_rows(tmp_path / "rows.parquet", selection.rows)
     (row,) = rows = read_rows(tmp_path / "rows.parquet")
     assert rows == selection.rows

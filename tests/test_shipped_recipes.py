@@ -22,7 +22,9 @@ from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.plan import plan_fusion
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.load import load_recipe, resolve_text
-from sinterlm.recipe.schema import FuseSft, Recipe, Wrpo
+from sinterlm.recipe.schema import Recipe
+from sinterlm.selection.fusesft import FuseSft
+from sinterlm.selection.wrpo import Wrpo
 from sinterlm.store import Store
 from tests.published_data import FOLDER as PUBLISHED
 from tests.published_data import needs_published_data, read_published

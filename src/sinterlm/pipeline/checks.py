@@ -15,7 +15,6 @@ from sinterlm.recipe.build import build_hyperparameters, build_scorer, check_sco
 from sinterlm.recipe.grid import apply_choice, list_choices
 from sinterlm.recipe.schema import (
     ByDomain,
-    FuseChat3,
     Judge,
     Recipe,
     RecordedSource,
@@ -132,8 +131,8 @@ def _named_domains(recipe: Recipe) -> Iterator[tuple[str, Sequence[str]]]:
         extra = sft.extra_prompts if sft else None
         yield from ((f"{place}.extra_prompts.domains", [domain]) for domain in (extra and extra.domains) or ())
     for method, preference in recipe.preference.items():
-        if isinstance(preference.select, FuseChat3):
-            yield from ((f"preference.{method}.select.windows", [domain]) for domain in preference.select.windows)
+        for key, domain in preference.select.named_domains():
+            yield f"preference.{method}.select.{key}", [domain]
 
 
 def _check_training(fusion: Fusion) -> None:

@@ -9,16 +9,11 @@ from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.schema import (
     AskedModel,
     DialogueReader,
-    FusePo,
-    FusePoRloo,
-    FuseSft,
     LocalModel,
-    Rloo,
     Scorer,
     Training,
     scorers_in,
 )
-from sinterlm.selection.table import POLICIES
 from sinterlm.training.arguments import DEFAULT_MAX_LENGTH
 
 USUAL_ANSWER_TOKENS = 512
@@ -89,15 +84,7 @@ def cost_of_training(fusion: Fusion, name: str, *, num_prompts: int, prompt_toke
 
 def responses_in_row(fusion: Fusion, training: Training) -> int:
     """How many answers a row holds, at most."""
-    select = training.select
-    if isinstance(select, FuseSft):
-        return select.num_responses if select.keep == "pooled" else len(fusion.sources)
-    if isinstance(select, FusePo):
-        return 2 * len(fusion.sources)
-    if isinstance(select, FusePoRloo):
-        return sum(fusion.for_training(source).num_samples for source in fusion.sources)
-    if isinstance(select, Rloo):
-        return fusion.for_training(fusion.answering_for(fusion.target)).num_samples
-    policy = POLICIES[select.kind]
-    asked_for = (roles for switch, roles in policy.optional_roles.items() if getattr(select, switch))
-    return len(policy.roles) + sum(map(len, asked_for))
+    return training.select.responses_in_row(
+        source_samples=[fusion.for_training(source).num_samples for source in fusion.sources],
+        target_samples=fusion.for_training(fusion.answering_for(fusion.target)).num_samples,
+    )

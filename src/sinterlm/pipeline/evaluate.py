@@ -21,8 +21,8 @@ from sinterlm.pipeline.rows import candidates_of
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.recipe.build import build_hyperparameters, build_policy
-from sinterlm.recipe.schema import Wrpo
 from sinterlm.records import Dropped, Prompt, Role, Score, TrainingRow
+from sinterlm.selection.wrpo import Wrpo
 from sinterlm.template import TemplateOptions, TemplateRefusal
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def _quadruples(run: RunContext, prompts: Sequence[Prompt]) -> tuple[Sequence[Tr
     """Quadruples of the held-out questions, selected as the recipe selects them for training; for measurement only."""
     fusion = run.fusion
     policies = [preference.select for preference in fusion.recipe.preference.values()]
-    quadruple_policy = next((policy for policy in policies if isinstance(policy, Wrpo)), Wrpo(kind="wrpo"))
+    own = (policy for policy in policies if set(policy.roles) >= set(QUADRUPLE_ROLES))
+    quadruple_policy = next(own, Wrpo(kind="wrpo"))
     held_out = fusion.recipe.evaluation.held_out
     assert held_out is not None
     candidates = candidates_of(

@@ -16,7 +16,6 @@ from sinterlm.recipe.build import build_settings, greedy
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import AskedModel, ExtraPrompts, LocalModel, Recipe, Source, Training
 from sinterlm.records import Prompt, SamplingSettings
-from sinterlm.selection.table import POLICIES
 
 STORE = "store.sqlite"
 
@@ -123,7 +122,7 @@ class Fusion:
     def compared(self, training: str) -> Participant | None:
         """The form of the target whose answers stand in the rows of a training; None where only sources' do."""
         preference = self.recipe.preference.get(training)
-        if preference is None or "target" not in POLICIES[preference.select.kind].reads:
+        if preference is None or "target" not in preference.select.reads:
             return None
         return self.answering_for(self.target if preference.target_samples == "target" else self.start_of(training))
 
@@ -157,7 +156,7 @@ class Fusion:
         by_sources = [
             self.model_of(method)
             for method, preference in self.recipe.preference.items()
-            if "sources" in POLICIES[preference.select.kind].reads
+            if "sources" in preference.select.reads
         ]
         candidates = by_sources or self.trained
         return candidates[-1] if candidates else None

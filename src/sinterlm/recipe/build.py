@@ -29,10 +29,8 @@ from sinterlm.sampling.table import ENGINES
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
 from sinterlm.scoring.table import SCORERS
 from sinterlm.scoring.thought_policy import ThoughtPolicy
-from sinterlm.selection.table import POLICIES
+from sinterlm.selection.settings import SelectionPolicy
 from sinterlm.settings import Settings
-
-Policy = Callable[[Iterable[Candidates]], Selection]
 
 
 def build_settings(sampling: Sampling, *, seed: int) -> SamplingSettings:
@@ -153,11 +151,9 @@ def check_scorer(config: Scorer) -> None:
         _component(check)()
 
 
-def build_policy(config: Settings, *, seed: int, stage: str) -> Policy:
+def build_policy(config: SelectionPolicy, *, seed: int, stage: str) -> Callable[[Iterable[Candidates]], Selection]:
     """The selection policy of a ``select:`` mapping, as a function of the candidates alone."""
-    arguments = _arguments(config)
-    kind = config.kind  # type: ignore[attr-defined]  # every select mapping has one
-    return functools.partial(POLICIES[kind].select, seed=seed, stage=stage, **arguments)
+    return functools.partial(config.select, seed=seed, stage=stage)
 
 
 def build_hyperparameters(objective: Objective) -> dict[str, Any]:

@@ -35,13 +35,14 @@ from sinterlm.recipe.schema import (
     Preference,
     Recipe,
     Scorer,
-    SelectAmongSources,
     Sft,
     Training,
     name_own_sft,
     parts_of,
 )
-from sinterlm.selection.table import POLICIES, Policy
+from sinterlm.records import Role
+from sinterlm.selection.policies import POLICIES
+from sinterlm.selection.settings import SelectionPolicy
 from sinterlm.settings import MAX_SEED, Settings
 
 TrainingT = TypeVar("TrainingT", Sft, Preference)
@@ -254,7 +255,7 @@ def _find_sft_problems(path: KeyPath, name: str, sft: Sft, recipe: Recipe) -> It
 def _find_extra_prompts_problems(path: KeyPath, fine_tuning: str, method: str, recipe: Recipe) -> Iterator[Problem]:
     """Where a fine-tuning cannot wait for the selection of the method that is to decide its prompts."""
     starting = {name: each for name, each in recipe.preference.items() if recipe.fine_tuning_of(name) == fine_tuning}
-    fitting = [name for name, each in starting.items() if "target" not in POLICIES[each.select.kind].reads]
+    fitting = [name for name, each in starting.items() if "target" not in each.select.reads]
     expected = f"expected a method that starts from it and selects among the sources' answers: {', '.join(fitting)}"
     if not fitting:
         expected = "and no other method could be named; remove extra_prompts"
@@ -272,19 +273,17 @@ def _find_target_samples_problems(path: KeyPath, preference: Preference, recipe:
         yield Problem(path, "found 'target-sft', but the recipe has no `sft`: remove the key")
     if preference.target_samples and recipe.target.samples:
         yield Problem(path, "the answers are those of `target.samples`, whoever gave them: remove the key")
-    policy = preference.select.kind
-    if preference.target_samples and "target" not in POLICIES[policy].reads:
-        yield Problem(path, f"rows of {policy!r} hold no answer of the target: remove the key")
+    policy = preference.select
+    if preference.target_samples and "target" not in policy.reads:
+        yield Problem(path, f"rows of {policy.kind!r} hold no answer of the target: remove the key")
 
 
 def _find_training_problems(path: KeyPath, training: Training, recipe: Recipe) -> Iterator[Problem]:
     """Where policy and objective do not fit each other, or the rest of the recipe."""
     select, objective = training.select, training.objective
-    if isinstance(select, SelectAmongSources):
-        for index, name in enumerate(select.sources or ()):
-            if name not in recipe.sources:
-                problem = unknown_name(name, recipe.sources, f"source {name!r}")
-                yield Problem((*path, "select", "sources", index), problem)
+    for place, name in select.named_sources():
+        if name not in recipe.sources:
+            yield Problem((*path, "select", *place), unknown_name(name, recipe.sources, f"source {name!r}"))
     given = objective.model_dump(exclude_none=True)
     options = {name: [Option((*path, "objective", name), value)] for name, value in given.items()}
     for number, entry in enumerate(training.grid):
@@ -302,41 +301,41 @@ def _find_training_problems(path: KeyPath, training: Training, recipe: Recipe) -
 
 
 def _find_fit_problems(
-    path: KeyPath, kind: str, options: Mapping[str, Sequence[Option]], select: Settings
+    path: KeyPath, kind: str, options: Mapping[str, Sequence[Option]], select: SelectionPolicy
 ) -> Iterator[Problem]:
     """Where the rows of a policy do not hold what an objective reads, for some of its hyper-parameters' values."""
     objective = OBJECTIVES[kind]
     asked = (name for name in objective.optional_roles if any(value is True for _, value in options.get(name, ())))
     needed = (*objective.roles, *(role for name in asked for role in objective.optional_roles[name]))
 
-    def misfit(row: Policy, switches: Collection[str]) -> str | None:
-        roles = (*row.roles, *(role for switch in switches for role in row.optional_roles[switch]))
+    def misfit(policy: type[SelectionPolicy], roles: Collection[Role]) -> str | None:
         if not set(needed) <= set(roles):
             held = ", ".join(roles) or "responses without a role"
             return f"hold {held}, but the objective {kind!r} needs {', '.join(needed)}"
-        if objective.reads_scores and not row.compares:
+        if objective.reads_scores and not policy.compares:
             return f"hold good answers only, but the objective {kind!r} compares good ones with bad ones"
-        if objective.reads_weights and not row.gives_weights:
+        if objective.reads_weights and not policy.gives_weights:
             return f"have no weights, but the objective {kind!r} needs rows with weights"
-        if row.gives_weights and not objective.reads_weights:
+        if policy.gives_weights and not objective.reads_weights:
             return f"have weights, but the objective {kind!r} reads rows without"
         return None
 
-    policy = select.kind  # type: ignore[attr-defined]  # every select mapping has one
-    own = POLICIES[policy]
-    if problem := misfit(own, [switch for switch in own.optional_roles if getattr(select, switch)]):
-        fitting = ", ".join(_find_fitting(misfit, own)) or "none"
-        yield Problem(path, f"rows of {policy!r} {problem}; policies that give them: {fitting}")
+    if problem := misfit(type(select), select.row_roles):
+        fitting = ", ".join(_find_fitting(misfit, compares=select.compares)) or "none"
+        yield Problem(path, f"rows of {select.kind!r} {problem}; policies that give them: {fitting}")
 
 
-def _find_fitting(misfit: Callable[[Policy, Collection[str]], str | None], own: Policy) -> Iterator[str]:
-    """The policies that may stand in the place of ``own`` and fit, with the switches that they need for it."""
-    for name, row in POLICIES.items():
-        if row.compares == own.compares:
-            if not misfit(row, ()):
+def _find_fitting(
+    misfit: Callable[[type[SelectionPolicy], Collection[Role]], str | None], *, compares: bool
+) -> Iterator[str]:
+    """The policies whose rows fit, for SFT or for a preference method, with the switches that they need for it."""
+    for name, policy in POLICIES.items():
+        if policy.compares == compares:
+            optional = [role for roles in policy.optional_roles.values() for role in roles]
+            if not misfit(policy, policy.roles):
                 yield name
-            elif not misfit(row, row.optional_roles):
-                yield f"{name} with {' and '.join(f'{switch}: true' for switch in row.optional_roles)}"
+            elif not misfit(policy, (*policy.roles, *optional)):
+                yield f"{name} with {' and '.join(f'{switch}: true' for switch in policy.optional_roles)}"
 
 
 def _find_scorer_problems(path: KeyPath, scorer: Scorer) -> Iterator[Problem]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from sinterlm.components import union_of
 from sinterlm.models import plain_name
 from sinterlm.models.settings import ChatModel, TemplateDate
+from sinterlm.selection.policies import POLICIES
+from sinterlm.selection.settings import SelectionPolicy
 from sinterlm.settings import Domains, InputPath, OutputPath, Positive, Seed, Settings, expected
 from sinterlm.thoughts import ThoughtRule
 
@@ -39,15 +42,6 @@ def _check_size_or_rest(size: object) -> object:
 
 def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
-
-
-def _check_window(window: object) -> object:
-    match window:
-        case "none":
-            return window
-        case [int() | float() as low, int() | float() as high] if low <= high:
-            return window
-    raise expected("[LOW, HIGH], the lowest and the highest margin of scores, LOW first, or none")
 
 
 def _check_source_name(name: str) -> str:
@@ -77,8 +71,6 @@ def _check_criterion(name: str) -> str:
 Size = Annotated[int | float, BeforeValidator(_check_size)]
 """A count, or a fraction: ``1`` is one prompt, ``1.0`` all of them."""
 SizeOrRest = Annotated[int | float | Literal["rest"], BeforeValidator(_check_size_or_rest)]
-Window = Annotated[list[float] | Literal["none"], BeforeValidator(_check_window)]
-"""The lowest and the highest margin between two scores."""
 SourceName = Annotated[str, AfterValidator(_check_source_name)]
 MethodName = Annotated[str, AfterValidator(_check_method_name)]
 
@@ -360,100 +352,12 @@ def scorer_title(scorer: Scorer) -> str:
     return f"{scorer.kind} {model}" if model else scorer.kind
 
 
-Ties = Literal["hash", "first"]
-Truncated = Literal["drop", "keep"]
-Temperature = Annotated[float, Field(ge=0)]
-"""Of a softmax over scores, in their units: it has no default, since it belongs to a scorer."""
-Margin = Annotated[float, Field(ge=0)]
-
-
-class SelectAmongSources(Settings):
-    """What every policy has that looks at the sources' answers."""
-
-    sources: Annotated[list[str], Field(min_length=1)] | None = None
-    """Names of those that take part; all unless given."""
-    num_samples: Positive | None = None
-    """So many samples of each source take part; all unless given."""
-
-
-class BestOfSources(SelectAmongSources):
-    """SFT: the best-scored answer over all sources."""
-
-    kind: Literal["best-of-sources"]
-    ties: Ties = "hash"
-    truncated: Truncated = "drop"
-
-
-class FuseSft(SelectAmongSources):
-    """Weighted SFT: the best answers of all sources, or the best of each (FuseRL, arXiv 2504.06562)."""
-
-    kind: Literal["fusesft"]
-    temperature: Temperature
-    keep: Literal["pooled", "each-source"] = "pooled"
-    num_responses: Positive = 4
-    ties: Ties = "hash"
-    truncated: Truncated = "drop"
-
-
-class Wrpo(SelectAmongSources):
-    """The quadruples of WRPO (arXiv 2412.03187, section 3.1)."""
-
-    kind: Literal["wrpo"]
-    rank: Positive = 1
-    rejected_source: bool = False
-    min_margin: Margin | None = None
-    ties: Ties = "hash"
-    target_ties: Literal["keep", "drop"] = "keep"
-    truncated: Truncated = "drop"
-
-
-class FusePo(SelectAmongSources):
-    """One weighted pair of every source (FuseRL, arXiv 2504.06562)."""
-
-    kind: Literal["fusepo"]
-    temperature: Temperature
-    min_margin: Margin | None = None
-    ties: Ties = "hash"
-    truncated: Truncated = "drop"
-
-
-class FusePoRloo(SelectAmongSources):
-    """All answers of every source, weighted over the sources (FuseRL, arXiv 2504.06562)."""
-
-    kind: Literal["fusepo-rloo"]
-    temperature: Temperature
-    truncated: Truncated = "drop"
-
-
-class FuseChat3(SelectAmongSources):
-    """One pair of one source (FuseChat-3.0, arXiv 2503.04222)."""
-
-    kind: Literal["fusechat3"]
-    window: Window = [0.01, 0.1]
-    windows: dict[str, Window] = {}
-    """By domain of the prompts, in place of ``window``."""
-    ties: Ties = "hash"
-    truncated: Truncated = "drop"
-
-
-class OnPolicy(Settings):
-    """The target's own best against its own worst."""
-
-    kind: Literal["on-policy"]
-    min_margin: Margin | None = None
-    ties: Ties = "hash"
-    truncated: Truncated = "drop"
-
-
-class Rloo(Settings):
-    """All of the target's own answers (RLOO, arXiv 2402.14740)."""
-
-    kind: Literal["rloo"]
-    truncated: Truncated = "drop"
-
-
-SftSelect = Annotated[BestOfSources | FuseSft, Field(discriminator="kind")]
-PreferenceSelect = Annotated[Wrpo | FusePo | FusePoRloo | FuseChat3 | OnPolicy | Rloo, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    SftSelect = SelectionPolicy
+    PreferenceSelect = SelectionPolicy
+else:
+    SftSelect = union_of({kind: policy for kind, policy in POLICIES.items() if not policy.compares}, "kind")
+    PreferenceSelect = union_of({kind: policy for kind, policy in POLICIES.items() if policy.compares}, "kind")
 
 
 class Objective(Settings):

@@ -3,9 +3,10 @@
 from sinterlm.selection.best_of_sources import select_best_of_sources
 from sinterlm.selection.fusechat3 import select_fusechat3
 from sinterlm.selection.fusepo import select_fusepo
+from sinterlm.selection.fusepo_rloo import select_fusepo_rloo
 from sinterlm.selection.fusesft import select_fusesft
 from sinterlm.selection.on_policy import select_on_policy
-from sinterlm.selection.samples import select_fusepo_rloo, select_rloo
+from sinterlm.selection.rloo import select_rloo
 from sinterlm.selection.split import Handover, Parts, hand_over, split_prompts
 from sinterlm.selection.tally import SelectionTally, tally_selection
 from sinterlm.selection.weights import softmax_weights, source_weights

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
 
 from sinterlm.records import Candidates, RowResponse, Selection
 from sinterlm.selection.choices import NoRow, choose_source_answer, collect, to_row_response
 from sinterlm.selection.ranking import Ties, Truncated
+from sinterlm.selection.settings import SOURCES, SelectAmongSources
+
+
+class BestOfSources(SelectAmongSources):
+    """SFT: the best-scored answer over all sources."""
+
+    kind: Literal["best-of-sources"]
+    ties: Ties = "hash"
+    truncated: Truncated = "drop"
+
+    description = "SFT rows: the best-scored answer over all sources, or of those that are named"
+    formula = "y = argmax over k, i of s(y_ki)"
+    paper = "WRPO, arXiv 2412.03187"
+    roles = ("chosen",)
+    reads = SOURCES
+    compares = False
+
+    def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:
+        """As :func:`select_best_of_sources`."""
+        return select_best_of_sources(candidates, seed=seed, stage=stage, **self.arguments)
 
 
 def select_best_of_sources(

@@ -91,7 +91,7 @@ class PartialRow(NamedTuple):
     left_out: Sequence[NoRow]
 
 
-class Pair(NamedTuple):
+class BestAndWorst(NamedTuple):
     """A model's own best and worst answer: different texts."""
 
     best: Scored
@@ -101,7 +101,7 @@ class Pair(NamedTuple):
 class SourcePairs(NamedTuple):
     """The pairs of all sources that have one, and why others have none."""
 
-    pairs: Sequence[Pair]
+    pairs: Sequence[BestAndWorst]
     left_out: Sequence[NoRow]
 
 
@@ -133,7 +133,7 @@ def choose_pair(
     truncated: Truncated,
     tied: PairTies = "drop",
     window: Window | None = None,
-) -> Pair | NoRow:
+) -> BestAndWorst | NoRow:
     """A model's worst answer (y_l) and, among its answers with other texts, the best (y_w).
 
     With a pass-or-fail scorer y_l fails. Where y_w is no better than y_l (none passes, or the graded scores are equal)
@@ -151,7 +151,7 @@ def choose_pair(
         return NoRow(reasons.tied, f"best score {best.score.value:g}, worst {worst.score.value:g}")
     if window is not None and not is_inside(window, best, worst):
         return NoRow(reasons.margin, f"margin {score_margin(best, worst):g}")
-    return Pair(best, worst)
+    return BestAndWorst(best, worst)
 
 
 def choose_source_pairs(
@@ -171,6 +171,16 @@ def choose_source_pairs(
 def no_source_pair(left_out: Sequence[NoRow]) -> NoRow:
     """That no source gave a pair, and why not."""
     return NoRow(NO_SOURCE_PAIR, "; ".join(f"{drop.detail} ({drop.reason})" for drop in left_out) or "no answers")
+
+
+def too_few_to_compare(eligible: Sequence[Scored], answers: Sequence[Scored]) -> NoRow:
+    """That fewer than two of the ``answers`` are eligible: no advantage over others can be told."""
+    return NoRow(TOO_FEW_ANSWERS_TO_COMPARE, f"{len(eligible)} of {len(answers)} answers eligible")
+
+
+def have_equal_scores(answers: Sequence[Scored]) -> bool:
+    """Whether all scores are the same: no answer has an advantage."""
+    return len({answer.score.value for answer in answers}) == 1
 
 
 def group_by_source(answers: Iterable[Scored]) -> dict[str, list[Scored]]:

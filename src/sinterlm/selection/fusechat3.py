@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from sinterlm.records import Candidates, RowResponse, Selection
 from sinterlm.selection.choices import (
@@ -16,9 +18,49 @@ from sinterlm.selection.choices import (
 )
 from sinterlm.selection.margins import Window
 from sinterlm.selection.ranking import Ties, Truncated, select_best
+from sinterlm.selection.settings import SOURCES, SelectAmongSources
+from sinterlm.settings import expected
 
 WindowRule = Sequence[float] | Literal["none"]
 """The lowest and the highest margin, or none at all."""
+
+
+def _check_window(window: object) -> object:
+    match window:
+        case "none":
+            return window
+        case [int() | float() as low, int() | float() as high] if low <= high:
+            return window
+    raise expected("[LOW, HIGH], the lowest and the highest margin of scores, LOW first, or none")
+
+
+WindowKey = Annotated[list[float] | Literal["none"], BeforeValidator(_check_window)]
+"""The lowest and the highest margin between two scores."""
+
+
+class FuseChat3(SelectAmongSources):
+    """One pair of one source (FuseChat-3.0, arXiv 2503.04222)."""
+
+    kind: Literal["fusechat3"]
+    window: WindowKey = [0.01, 0.1]
+    windows: dict[str, WindowKey] = {}
+    """By domain of the prompts, in place of ``window``."""
+    ties: Ties = "hash"
+    truncated: Truncated = "drop"
+
+    description = "pairs: best against worst answer of one source, their scores in a window; by domain where it says so"
+    formula = "of the k with low ≤ R_k - min over i of s(y_ki) ≤ high that with the highest R_k: argmax and argmin"
+    paper = "FuseChat-3.0, arXiv 2503.04222"
+    roles = ("chosen", "rejected")
+    reads = SOURCES
+
+    def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:
+        """As :func:`select_fusechat3`."""
+        return select_fusechat3(candidates, seed=seed, stage=stage, **self.arguments)
+
+    def named_domains(self) -> Iterator[tuple[str, str]]:
+        """Those that have a window of their own."""
+        return (("windows", domain) for domain in self.windows)
 
 
 def select_fusechat3(

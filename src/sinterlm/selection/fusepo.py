@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
 
 from sinterlm.records import Candidates, Selection
 from sinterlm.selection.choices import (
@@ -15,7 +16,33 @@ from sinterlm.selection.choices import (
 )
 from sinterlm.selection.margins import Window
 from sinterlm.selection.ranking import Ties, Truncated
+from sinterlm.selection.settings import SOURCES, Margin, SelectAmongSources, Temperature
 from sinterlm.selection.weights import source_weights
+
+
+class FusePo(SelectAmongSources):
+    """One weighted pair of every source (FuseRL, arXiv 2504.06562)."""
+
+    kind: Literal["fusepo"]
+    temperature: Temperature
+    min_margin: Margin | None = None
+    ties: Ties = "hash"
+    truncated: Truncated = "drop"
+
+    description = "weighted pairs: of every source its best answer against its worst"
+    formula = "for each k: argmax and argmin over i of s(y_ki); w_k ∝ exp(R_k / t), R_k = max over i of s(y_ki)"
+    paper = "FuseRL, arXiv 2504.06562"
+    roles = ("chosen", "rejected")
+    reads = SOURCES
+    gives_weights = True
+
+    def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:
+        """As :func:`select_fusepo`."""
+        return select_fusepo(candidates, seed=seed, stage=stage, **self.arguments)
+
+    def responses_in_row(self, *, source_samples: Sequence[int], target_samples: int) -> int:
+        """A pair of each source."""
+        return 2 * len(source_samples)
 
 
 def select_fusepo(

@@ -9,9 +9,38 @@ from typing import Literal
 from sinterlm.records import Candidates, RowResponse, Scored, Selection
 from sinterlm.selection.choices import NoRow, choose_source_answer, collect, group_by_source, to_row_response
 from sinterlm.selection.ranking import Ties, Truncated, fails, order_texts, select_best, select_eligible
+from sinterlm.selection.settings import SOURCES, SelectAmongSources, Temperature
 from sinterlm.selection.weights import softmax_weights
+from sinterlm.settings import Positive
 
 Keep = Literal["pooled", "each-source"]
+
+
+class FuseSft(SelectAmongSources):
+    """Weighted SFT: the best answers of all sources, or the best of each (FuseRL, arXiv 2504.06562)."""
+
+    kind: Literal["fusesft"]
+    temperature: Temperature
+    keep: Keep = "pooled"
+    num_responses: Positive = 4
+    ties: Ties = "hash"
+    truncated: Truncated = "drop"
+
+    description = "weighted SFT rows: the best M answers over all sources, or the best of each source"
+    formula = "T = the M highest s(y_ki); w_y = exp(s(y) / t) / Σ_T exp(s(y') / t)"
+    paper = "FuseRL, arXiv 2504.06562"
+    roles = ("chosen",)
+    reads = SOURCES
+    gives_weights = True
+    compares = False
+
+    def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:
+        """As :func:`select_fusesft`."""
+        return select_fusesft(candidates, seed=seed, stage=stage, **self.arguments)
+
+    def responses_in_row(self, *, source_samples: Sequence[int], target_samples: int) -> int:
+        """M, or one of each source."""
+        return self.num_responses if self.keep == "pooled" else len(source_samples)
 
 
 def select_fusesft(

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from sinterlm.records import Candidates, RowResponse, Selection
 from sinterlm.selection.choices import TARGET_PAIR, NoRow, choose_pair, collect, to_row_response
 from sinterlm.selection.margins import Window
 from sinterlm.selection.ranking import Ties, Truncated
+from sinterlm.selection.settings import TARGET, Margin, SelectionPolicy
+
+
+class OnPolicy(SelectionPolicy):
+    """The target's own best against its own worst."""
+
+    kind: Literal["on-policy"]
+    min_margin: Margin | None = None
+    ties: Ties = "hash"
+    truncated: Truncated = "drop"
+
+    description = "pairs: the target's own best answer against its worst"
+    formula = "argmax and argmin over j of s(y_j)"
+    paper = "DPO, arXiv 2305.18290"
+    roles = ("chosen", "rejected")
+    reads = TARGET
+
+    def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:
+        """As :func:`select_on_policy`."""
+        return select_on_policy(candidates, seed=seed, stage=stage, **self.arguments)
 
 
 def select_on_policy(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import ClassVar, Literal
 
-from sinterlm.records import Candidates, RowResponse, Scored, Selection
+from sinterlm.records import Candidates, Role, RowResponse, Scored, Selection
 from sinterlm.selection.choices import (
     NO_REJECTED_SOURCE_ANSWER,
     TARGET_PAIR,
@@ -18,6 +19,30 @@ from sinterlm.selection.choices import (
 from sinterlm.selection.margins import Window
 from sinterlm.selection.ranking import Ties, Truncated, passes, select_eligible, select_worst
 from sinterlm.selection.ranking import rank as rank_of
+from sinterlm.selection.settings import Margin, SelectAmongSources
+from sinterlm.settings import Positive
+
+
+class Wrpo(SelectAmongSources):
+    """The quadruples of WRPO (arXiv 2412.03187, section 3.1)."""
+
+    kind: Literal["wrpo"]
+    rank: Positive = 1
+    rejected_source: bool = False
+    min_margin: Margin | None = None
+    ties: Ties = "hash"
+    target_ties: PairTies = "keep"
+    truncated: Truncated = "drop"
+
+    description = "quadruples: prompt, the sources' best answer, the target's own best and worst"
+    formula = "y_ws = argmax over k, i of s(y_ki); y_wt = argmax, y_l = argmin over j of s(y_j)"
+    paper = "WRPO, arXiv 2412.03187"
+    roles = ("chosen_source", "chosen_target", "rejected")
+    optional_roles: ClassVar[Mapping[str, tuple[Role, ...]]] = {"rejected_source": ("rejected_source",)}
+
+    def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:
+        """As :func:`select_wrpo`."""
+        return select_wrpo(candidates, seed=seed, stage=stage, **self.arguments)
 
 
 def select_wrpo(

@@ -1,13 +1,11 @@
-"""Rows of all samples with their scores, for objectives that make advantages of them.
-
-RLOO compares the target's own samples (arXiv 2402.14740), FusePO-RLOO those of each source (arXiv 2504.06562).
-"""
+"""FusePO-RLOO's rows: all answers of every source with their scores, weighted over the sources (arXiv 2504.06562)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
 
-from sinterlm.records import Candidates, RowResponse, Scored, Selection
+from sinterlm.records import Candidates, Selection
 from sinterlm.selection.choices import (
     EQUAL_SCORES,
     TOO_FEW_ANSWERS_TO_COMPARE,
@@ -15,36 +13,36 @@ from sinterlm.selection.choices import (
     PartialRow,
     collect,
     group_by_source,
+    have_equal_scores,
     to_row_response,
+    too_few_to_compare,
 )
 from sinterlm.selection.ranking import Truncated, select_eligible
+from sinterlm.selection.settings import SOURCES, SelectAmongSources, Temperature
 from sinterlm.selection.weights import source_weights
 
 
-def select_rloo(
-    candidates: Iterable[Candidates], *, seed: int, truncated: Truncated = "drop", stage: str = "select-rloo"
-) -> Selection:
-    """Select all of the target's own answers for every prompt.
+class FusePoRloo(SelectAmongSources):
+    """All answers of every source, weighted over the sources (FuseRL, arXiv 2504.06562)."""
 
-    Args:
-        candidates: every prompt's scored answers, in any order; read once.
-        seed: decides nothing here: no answer is chosen before another.
-        truncated: whether answers cut by the token limit take part.
-        stage: named in every :class:`Dropped`.
+    kind: Literal["fusepo-rloo"]
+    temperature: Temperature
+    truncated: Truncated = "drop"
 
-    Returns:
-        Rows with responses without roles, and the prompts whose scores give no advantage.
-    """
+    description = "all answers of every source with their scores, weighted over the sources"
+    formula = "for each k: all y_ki; w_k as for fusepo"
+    paper = "FuseRL, arXiv 2504.06562"
+    roles = ()
+    reads = SOURCES
+    gives_weights = True
 
-    def choose(candidate: Candidates) -> Sequence[RowResponse] | NoRow:
-        eligible = select_eligible(candidate.target, truncated=truncated)
-        if len(eligible) < 2:
-            return _too_few(eligible, candidate.target)
-        if _are_equal(eligible):
-            return NoRow(EQUAL_SCORES, f"{len(eligible)} answers of score {eligible[0].score.value:g}")
-        return [to_row_response(answer, None) for answer in eligible]
+    def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:
+        """As :func:`select_fusepo_rloo`."""
+        return select_fusepo_rloo(candidates, seed=seed, stage=stage, **self.arguments)
 
-    return collect(candidates, choose, stage=stage)
+    def responses_in_row(self, *, source_samples: Sequence[int], target_samples: int) -> int:
+        """All of every source's."""
+        return sum(source_samples)
 
 
 def select_fusepo_rloo(
@@ -81,13 +79,13 @@ def select_fusepo_rloo(
         for source, own in group_by_source(candidate.sources).items():
             eligible = select_eligible(own, truncated=truncated)
             if len(eligible) < 2:
-                reason, detail = _too_few(eligible, own)
+                reason, detail = too_few_to_compare(eligible, own)
                 left_out.append(NoRow(reason, f"{source}: {detail}"))
             else:
                 groups.append(eligible)
         if not groups:
             return NoRow(TOO_FEW_ANSWERS_TO_COMPARE, "; ".join(drop.detail for drop in left_out) or "no answers")
-        if all(map(_are_equal, groups)):
+        if all(map(have_equal_scores, groups)):
             return NoRow(EQUAL_SCORES, f"within each of {len(groups)} sources")
         answers = [answer for group in groups for answer in group]
         weights = source_weights(answers, temperature=temperature)
@@ -99,11 +97,3 @@ def select_fusepo_rloo(
         return PartialRow(responses, left_out)
 
     return collect(candidates, choose, stage=stage, sources=sources, num_samples=num_samples)
-
-
-def _too_few(eligible: Sequence[Scored], answers: Sequence[Scored]) -> NoRow:
-    return NoRow(TOO_FEW_ANSWERS_TO_COMPARE, f"{len(eligible)} of {len(answers)} answers eligible")
-
-
-def _are_equal(answers: Sequence[Scored]) -> bool:
-    return len({answer.score.value for answer in answers}) == 1

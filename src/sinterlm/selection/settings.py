@@ -1,0 +1,101 @@
+"""What every selection policy declares: its keys in a recipe, and what its rows hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from sinterlm.records import Candidates, Role, Selection
+from sinterlm.settings import Positive, Settings
+
+Side = Literal["sources", "target"]
+
+SOURCES: frozenset[Side] = frozenset({"sources"})
+TARGET: frozenset[Side] = frozenset({"target"})
+
+Temperature = Annotated[float, Field(ge=0)]
+"""Of a softmax over scores, in their units: it has no default, since it belongs to a scorer."""
+Margin = Annotated[float, Field(ge=0)]
+
+
+class SelectionPolicy(Settings):
+    """A recipe's ``select:`` mapping: which scored answers become training rows.
+
+    A subclass declares ``kind``, a literal, and its keys; then what its rows hold, by the class variables below.
+    """
+
+    description: ClassVar[str]
+    """One line for ``sinterlm list policies``."""
+    formula: ClassVar[str] = ""
+    """What becomes a row, in the symbols of ``sinterlm list policies``."""
+    paper: ClassVar[str] = ""
+    roles: ClassVar[tuple[Role, ...]]
+    """The roles of the responses in a row; empty if responses have none."""
+    optional_roles: ClassVar[Mapping[str, tuple[Role, ...]]] = {}
+    """By key of the recipe: the roles that a row also holds when the key is true."""
+    reads: ClassVar[frozenset[Side]] = SOURCES | TARGET
+    """Whose answers it looks at."""
+    gives_weights: ClassVar[bool] = False
+    """Whether every response in a row has a weight."""
+    compares: ClassVar[bool] = True
+    """Whether a row holds better answers and worse ones, as preference methods need; rows for SFT hold good ones only.
+    """
+    reasons: ClassVar[Mapping[str, str]] = {}
+    """Its own reasons for dropping a prompt, and what each means; the report explains drops by them."""
+
+    if TYPE_CHECKING:  # at run time a subclass's own literal: recipes are written in the order of the fields
+        kind: str
+
+    def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:
+        """Make one row of every prompt, or say why there is none.
+
+        Args:
+            candidates: Every prompt's scored answers, in any order; read once.
+            seed: Decides ties.
+            stage: Named in every :class:`~sinterlm.records.Dropped`.
+        """
+        raise NotImplementedError
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Every key but ``kind``, by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+
+    @property
+    def row_roles(self) -> tuple[Role, ...]:
+        """The roles of the responses in a row, as this recipe asks for them."""
+        return self.roles + tuple(
+            role for key, roles in self.optional_roles.items() if getattr(self, key) for role in roles
+        )
+
+    def responses_in_row(self, *, source_samples: Sequence[int], target_samples: int) -> int:
+        """The number of responses in a row, at most.
+
+        Args:
+            source_samples: How often each source is sampled for a prompt.
+            target_samples: How often the target is.
+        """
+        return len(self.row_roles)
+
+    def named_sources(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """The sources that the recipe names here, by their place in the mapping."""
+        return iter(())
+
+    def named_domains(self) -> Iterator[tuple[str, str]]:
+        """The domains of prompts that the recipe names here, by the key that holds them."""
+        return iter(())
+
+
+class SelectAmongSources(SelectionPolicy):
+    """A policy that looks at the sources' answers."""
+
+    sources: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of those that take part; all by default."""
+    num_samples: Positive | None = None
+    """How many samples of each source take part, by index; all by default."""
+
+    def named_sources(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """The sources that take part."""
+        return ((("sources", index), name) for index, name in enumerate(self.sources or ()))
