@@ -32,6 +32,7 @@ from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner
 
 from sinterlm import FusionConfig, chat, cli, errors, thoughts
+from sinterlm.components import union_of
 from sinterlm.formats import read_prompts, read_recorded, read_training_file
 from sinterlm.formats.yaml_file import dump_yaml, read_yaml
 from sinterlm.models import load_tokenizer
@@ -50,7 +51,7 @@ from sinterlm.pipeline.report import EXPLANATIONS
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe import schema
-from sinterlm.recipe.build import build_policy, build_scorer
+from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.extension import EXTENDS
 from sinterlm.recipe.load import load_few_shot, load_recipe, read_train_settings
 from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
@@ -823,18 +824,22 @@ def test_the_worked_engine(extension: Extension, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("extension", ["A selection policy"], indirect=True)
-def test_the_worked_policy(extension: Extension) -> None:
-    config = TypeAdapter(extension.values["PreferenceSelect"]).validate_python({"kind": "off-policy"})
-    assert set(OBJECTIVES["dpo"].roles) <= set(POLICIES["off-policy"].roles)
+@pytest.mark.usefixtures("extension")
+def test_the_worked_policy() -> None:
+    """One file and one row: the recipe's union is built from the table."""
+    config = TypeAdapter(union_of(POLICIES, "kind")).validate_python({"kind": "off-policy", "sources": ["a", "b", "c"]})
+    assert set(OBJECTIVES["dpo"].roles) <= set(config.row_roles)
+    assert (*config.named_sources(),) == tuple((("sources", index), name) for index, name in enumerate("abc"))
     graded = tuple(
         Scored(response(text, source=source), Score(f"{source}-0", "s", value))
         for source, text, value in (("a", "fair", 0.5), ("b", "good", 0.9), ("c", "bad", 0.1))
     )
-    policy = build_policy(config, seed=0, stage="select-x")
-    selection = policy([Candidates(QUESTION, graded), Candidates(QUESTION, graded[:1])])
+    given = [Candidates(QUESTION, graded), Candidates(QUESTION, graded[:1])]
+    selection = config.select(given, seed=0, stage="select-x")
     (row,), dropped = selection.rows, selection.dropped
     assert [(part.role, part.content) for part in row.responses] == [("chosen", "good"), ("rejected", "bad")]
     assert [(drop.stage, drop.reason) for drop in dropped] == [("select-x", "no-two-ranks-of-source-answers")]
+    assert {drop.reason for drop in dropped} == config.reasons.keys()
 
 
 @pytest.mark.parametrize("extension", ["An objective"], indirect=True)

@@ -27,8 +27,8 @@ from sinterlm.recipe.schema import AskedModel, scorer_title
 from sinterlm.records import Candidates, Prompt, Scored, Selection
 from sinterlm.report import data as page
 from sinterlm.report import write_report
-from sinterlm.selection.choices import REASONS
 from sinterlm.selection.overlap import REASONS as OVERLAPS
+from sinterlm.selection.policies import REASONS
 from sinterlm.selection.tally import tally_selection
 
 EXPLANATIONS = {

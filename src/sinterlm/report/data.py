@@ -17,7 +17,7 @@ from typing import Literal
 from sinterlm.evaluation.rates import METRICS, Comparison, Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.records import Candidates, Dropped, Scored, TrainingRow
-from sinterlm.selection.choices import REASONS
+from sinterlm.selection.policies import REASONS
 
 Part = Literal["sft", "preference", "development", "held_out"]
 Unit = Literal["rate", "score"]

@@ -74,7 +74,7 @@ REASONS = {
     TOO_FEW_ANSWERS_TO_COMPARE: "fewer than two eligible answers of one model: there is no advantage over others",
     EQUAL_SCORES: "all scores that would be compared are equal: no answer has an advantage",
 }
-"""Every reason for which a policy drops a prompt, or leaves a source out of its row, and what it means."""
+"""The reasons for which the policies of Sinter drop a prompt, or leave a source out of its row; and their meaning."""
 
 
 class NoRow(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sinterlm.components import with_installed
 from sinterlm.selection.best_of_sources import BestOfSources
+from sinterlm.selection.choices import REASONS as SHARED_REASONS
 from sinterlm.selection.fusechat3 import FuseChat3
 from sinterlm.selection.fusepo import FusePo
 from sinterlm.selection.fusepo_rloo import FusePoRloo
@@ -32,3 +33,8 @@ POLICIES: Mapping[str, type[SelectionPolicy]] = with_installed(
     },
     SelectionPolicy,
 )
+
+REASONS: Mapping[str, str] = SHARED_REASONS | {
+    reason: meaning for policy in POLICIES.values() for reason, meaning in policy.reasons.items()
+}
+"""Every reason for which a policy drops a prompt, or leaves a source out of its row, and what it means."""
