@@ -51,7 +51,7 @@ from sinterlm.records import (
     TrainingRow,
     response_id,
 )
-from sinterlm.store import Store
+from sinterlm.store import ScoreKey, Store
 from tests.tiny import build_model, build_tokenizer
 from tests.tiny_fusion import write_tiny_fusion
 
@@ -427,7 +427,9 @@ def workspace_of(folder: Path, *responses: Response, scorer: str = "exact") -> P
 
 def scores_of(workspace: Path, *responses: Response) -> list[Score | None]:
     with closing(Store(workspace / "store.sqlite", read_only=True)) as store:
-        return [store.score("exact", PROMPT, response) for response in responses]
+        keys = [ScoreKey(response.id, "exact", PROMPT.answers_hash) for response in responses]
+        found = store.scores(keys)
+        return [found.get(key) for key in keys]
 
 
 def test_another_answer_under_the_same_key_is_dropped_with_its_score(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sinterlm.errors import InputError, TryAgainError
 from sinterlm.locks import folder_lock
 from sinterlm.records import Dropped, Message, Prompt, Response, SamplingSettings, Score, StoredResponse, response_id
-from sinterlm.store import FinishedStage, RecordedResponse, Store
+from sinterlm.store import FinishedStage, RecordedResponse, ScoreKey, Store
 
 PROMPT = Prompt("capital-france", (Message("user", "What is the capital of France?"),), ("Paris",), "capitals")
 
@@ -29,6 +29,18 @@ def response(index: int, content: str = "Paris", identity: str = "gemma@1") -> R
     return Response(key, PROMPT.id, "gemma", index, content, "stop", 131, 2, SamplingSettings(seed=3))
 
 
+def read(
+    store: Store, identity: str, num_samples: int, *, prompt: Prompt = PROMPT, source: str = "gemma"
+) -> list[Response]:
+    [found] = store.responses(identity, [prompt], source=source, num_samples=num_samples)
+    return found
+
+
+def score_of(store: Store, response: Response, prompt: Prompt = PROMPT) -> Score | None:
+    key = ScoreKey(response.id, "exact", prompt.answers_hash)
+    return store.scores([key]).get(key)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store.sqlite")
@@ -36,12 +48,12 @@ def store(tmp_path: Path) -> Store:
 
 def test_a_response_comes_back_as_it_went_in(store: Store) -> None:
     store.add_responses("gemma@1", [(PROMPT, response(1, "Pâris\n\x00 “q”")), (PROMPT, response(0))])
-    assert store.responses("gemma@1", PROMPT, source="gemma", num_samples=5) == [
+    assert read(store, "gemma@1", 5) == [
         response(0),
         response(1, "Pâris\n\x00 “q”"),
     ]
-    assert store.responses("gemma@1", PROMPT, source="gemma", num_samples=1) == [response(0)]
-    assert store.responses("gemma@2", PROMPT, source="gemma", num_samples=5) == []
+    assert read(store, "gemma@1", 1) == [response(0)]
+    assert read(store, "gemma@2", 5) == []
     assert store.mean_tokens("gemma@1") == (131, 2)
     assert store.mean_tokens("gemma@2") is None
 
@@ -49,25 +61,25 @@ def test_a_response_comes_back_as_it_went_in(store: Store) -> None:
 def test_recipes_with_other_ids_share_answers_to_the_same_prompt(store: Store) -> None:
     store.add_responses("gemma@1", [(PROMPT, response(0))])
     renamed = Prompt("other-id", PROMPT.messages, ("Paris", "the city of Paris"))
-    (shared,) = store.responses("gemma@1", renamed, source="their-name", num_samples=5)
+    (shared,) = read(store, "gemma@1", 5, prompt=renamed, source="their-name")
     assert (shared.id, shared.prompt_id, shared.source) == (response(0).id, "other-id", "their-name")
 
 
 def test_writing_again_changes_nothing(store: Store) -> None:
     store.add_responses("gemma@1", [(PROMPT, response(0, "first"))])
     store.add_responses("gemma@1", [(PROMPT, response(0, "second")), (PROMPT, response(0, "third"))])
-    assert [r.content for r in store.responses("gemma@1", PROMPT, source="gemma", num_samples=9)] == ["first"]
+    assert [r.content for r in read(store, "gemma@1", 9)] == ["first"]
     store.add_scores([(PROMPT, Score("r", "exact", 1.0, True))])
     store.add_scores([(PROMPT, Score("r", "exact", 0.0, False))])
-    found = store.score("exact", PROMPT, Response("r", PROMPT.id, "s", 0, "", "stop", 0, 0))
+    found = score_of(store, Response("r", PROMPT.id, "s", 0, "", "stop", 0, 0))
     assert found == Score("r", "exact", 1.0, True, {})
 
 
 def test_a_score_belongs_to_the_accepted_answers(store: Store) -> None:
     store.add_scores([(PROMPT, Score(response(0).id, "exact", 1.0, True, {"contains": 1.0}))])
     stricter = Prompt(PROMPT.id, PROMPT.messages, ("Lyon",))
-    assert store.score("exact", PROMPT, response(0)) == Score(response(0).id, "exact", 1.0, True, {"contains": 1.0})
-    assert store.score("exact", stricter, response(0)) is None
+    assert score_of(store, response(0)) == Score(response(0).id, "exact", 1.0, True, {"contains": 1.0})
+    assert score_of(store, response(0), stricter) is None
 
 
 def test_prompts_keep_part_and_order(store: Store) -> None:
@@ -100,7 +112,7 @@ def test_any_order_of_writes_keeps_the_first_content_of_every_key(batches: list[
             store.add_responses("gemma@1", [(PROMPT, response(index, content)) for index, content in batch])
             for index, content in batch:
                 first.setdefault(index, content)
-        found = store.responses("gemma@1", PROMPT, source="gemma", num_samples=9)
+        found = read(store, "gemma@1", 9)
         assert {r.index: r.content for r in found} == first
         assert store.response_ids("gemma@1") == {response(index).id for index in first}
 
@@ -147,14 +159,15 @@ def test_a_damaged_store_is_refused_by_name(tmp_path: Path) -> None:
         Store(path)
 
 
-def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     Store(path).close()
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(InputError, match="version 99, expected 1, and so of a newer release: upgrade"):
-        Store(path)
+    for read_only in (True, False):
+        with pytest.raises(InputError, match=r"version 99, written by a newer release .* up to 2\. Upgrade"):
+            Store(path, read_only=read_only)
 
 
 @pytest.mark.parametrize("read_only", [True, False])
@@ -250,8 +263,8 @@ def test_any_damage_is_said_and_no_traceback(read_only: bool, tmp_path: Path) ->
         try:
             with Store(damaged, read_only=read_only) as store:
                 for prompt in store.prompts("run", "sft"):
-                    for answer in store.responses("gemma@1", prompt, source="gemma", num_samples=20):
-                        store.score("exact", prompt, answer)
+                    for answer in read(store, "gemma@1", 20, prompt=prompt):
+                        score_of(store, answer, prompt)
                 list(store.all_responses()), list(store.all_scores()), list(store.dropped("run"))
                 store.finished_stages("run")
         except InputError:
@@ -311,7 +324,7 @@ def recorded(index: int, text: str, number: int = 0) -> RecordedResponse:
 
 
 def contents(store: Store, identity: str) -> list[tuple[int, str]]:
-    found = store.responses(identity, PROMPT, source="old", num_samples=9)
+    found = read(store, identity, 9)
     return [(response.index, response.content) for response in found]
 
 
@@ -319,10 +332,7 @@ def test_a_recorded_answer_keeps_its_id_at_another_place_of_another_file(store: 
     assert store.set_recorded("file 1", [PROMPT], [recorded(0, "a"), recorded(1, "b")], num_samples=9) == 2
     assert store.set_recorded("file 2", [PROMPT], [recorded(0, "b"), recorded(1, "c")], num_samples=9) == 1
     assert (contents(store, "file 1"), contents(store, "file 2")) == ([(0, "a"), (1, "b")], [(0, "b"), (1, "c")])
-    [[_, second], [first, _]] = [
-        [each.id for each in store.responses(f"file {number}", PROMPT, source="old", num_samples=9)]
-        for number in (1, 2)
-    ]
+    [[_, second], [first, _]] = [[each.id for each in read(store, f"file {number}", 9)] for number in (1, 2)]
     assert first == second
 
 
@@ -340,13 +350,13 @@ def test_recorded_answers_of_earlier_releases_keep_their_scores(tmp_path: Path) 
     path = tmp_path / "store.sqlite"
     with Store(path) as store:
         store.add_responses("file", [(PROMPT, response(0, "a", "file")), (PROMPT, response(1, "b", "file"))])
-        store._connection.execute("DROP TABLE places")
+        store._connection.executescript("DROP TABLE places; PRAGMA user_version = 1")
     with Store(path, read_only=True) as store:
         assert contents(store, "file") == [(0, "a"), (1, "b")]
-        old = [each.id for each in store.responses("file", PROMPT, source="old", num_samples=9)]
+        old = [each.id for each in read(store, "file", 9)]
     with Store(path) as store:
         assert store.set_recorded("file", [PROMPT], [recorded(0, "a"), recorded(1, "c")], num_samples=9) == 1
         assert contents(store, "file") == [(0, "a"), (1, "c")]
-        new = [each.id for each in store.responses("file", PROMPT, source="old", num_samples=9)]
+        new = [each.id for each in read(store, "file", 9)]
     assert new[0] == old[0]
     assert new[1] != old[1]

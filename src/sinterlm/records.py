@@ -22,6 +22,8 @@ PROMPT_TOO_LONG: Final = "prompt-too-long"
 PROMPT_REFUSED: Final = "prompt-refused"
 NOT_ASKED: Final = (PROMPT_TOO_LONG, PROMPT_REFUSED)
 """What the store keeps of a prompt that the model cannot be asked, so that it is not tried again."""
+IMPORT: Final = "import"
+"""The stage that a record names which ``sinterlm import`` has dropped."""
 
 
 def digest(content: object) -> str:
@@ -57,11 +59,18 @@ class Prompt:
     """Accepted answers, or tests of code, for scorers that check; empty for open prompts."""
     domain: str = ""
     """Family by which figures are also reported; empty for none."""
+    _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Hashes that were asked for: each is computed once."""
 
     @property
     def content_hash(self) -> str:
         """Names what is asked, so that recipes with other ids share answers; accepted answers do not count."""
-        return digest([list(message) for message in self.messages])
+        return self._hashes.get("content") or self._hashes.setdefault("content", digest(list(map(list, self.messages))))
+
+    @property
+    def answers_hash(self) -> str:
+        """Names the accepted answers, which are part of the key of every stored score."""
+        return self._hashes.get("answers") or self._hashes.setdefault("answers", digest(list(self.answers)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from sinterlm.errors import InputError
 from sinterlm.formats.conversations import MESSAGES, dump_messages
 from sinterlm.formats.dataset import FILE_NAME
 from sinterlm.formats.lines import MIN_WHOLE_NUMBER, Line, parse_json, read_lines
-from sinterlm.records import Dropped, FinishReason, Prompt, SamplingSettings, Score, StoredResponse, StoredScore
+from sinterlm.records import IMPORT, Dropped, FinishReason, Prompt, SamplingSettings, Score, StoredResponse, StoredScore
 
 _SETTINGS = get_type_hints(SamplingSettings)
 _SETTING_TYPES = {int: pa.int64(), float: pa.float64()}
@@ -53,8 +53,6 @@ SCORE_SCHEMA = pa.schema(
         "detail": pa.string(),
     }
 )
-IMPORT = "import"
-"""The stage that dropped records name."""
 MAX_DETAIL, MAX_DEPTH = 2**20, 32
 """Characters and levels of a score's detail."""
 _HASH = re.compile("[0-9a-f]{64}")

@@ -28,16 +28,16 @@ def candidates_of(
 ) -> Iterator[Candidates]:
     """Every prompt with all its scored answers; the prompt as the target is asked it, its system prompt included.
 
-    Prompt by prompt, so that the answers of only one are in memory.
+    Prompt by prompt, so that the answers of only a few are in memory.
     """
     system = run.fusion.recipe.target.prompt.system
     with closing(stored_scorer(run, scorer)) as stored:
-        of_sources, of_targets = (scored_answers_to(run, stored, asks) for asks in (sources, targets))
-        for prompt in prompts:
+        of_sources, of_targets = (scored_answers_to(run, stored, asks, prompts) for asks in (sources, targets))
+        for prompt, from_sources, from_target in zip(prompts, of_sources, of_targets, strict=True):
             yield Candidates(
                 prompt=replace(prompt, messages=with_system(prompt.messages, system)),
-                sources=of_sources(prompt),
-                target=of_targets(prompt),
+                sources=from_sources,
+                target=from_target,
             )
 
 

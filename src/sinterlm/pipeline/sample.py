@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from itertools import chain
 
 from sinterlm.errors import InputError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
@@ -67,37 +66,40 @@ def sample(
                 tokens_per_second, problems = _answer(run, ask, engine, pending)
             num_new = sum(map(len, pending))
     answered = {item.prompt.id for batch in batches for item in batch}
-    stored_to = _stored(run, ask)
-    kept = [Answered(prompt, response) for prompt in prompts for response in stored_to(prompt)]
-    responses = [response for _, response in kept if response.finish_reason not in NOT_ASKED]
-    empty = [response for response in responses if not response.content]
-    not_asked = _not_asked(stage, name, kept, problems)
+    num_answers = num_cut = 0
+    empty: list[Dropped] = []
+    not_asked: dict[str, Dropped] = {}
+    for prompt, responses in zip(prompts, _stored(run, ask, prompts), strict=True):
+        for response in responses:
+            if response.finish_reason in NOT_ASKED:
+                not_asked.setdefault(prompt.id, _not_asked(stage, name, prompt, response, problems.get(prompt.id)))
+                continue
+            num_answers += 1
+            num_cut += response.finish_reason == "length"
+            if not response.content:
+                detail = f"{name} on {prompt.id}, sample {response.index}"
+                empty.append(Dropped(response.id, stage, "empty-answer", detail))
     if must_answer and prompts and len(not_asked) == len(prompts):
+        first = next(iter(not_asked.values()))
         raise ToleranceError(
-            f"model {name}: none of the {len(prompts)} prompts can be asked; the first, {not_asked[0].subject!r}: "
-            f"{not_asked[0].reason}, {not_asked[0].detail}; take other prompts or another model"
+            f"model {name}: none of the {len(prompts)} prompts can be asked; the first, {first.subject!r}: "
+            f"{first.reason}, {first.detail}; take other prompts or another model"
         )
-    if must_answer and prompts and len(empty) == len(responses):
+    if must_answer and prompts and len(empty) == num_answers:
         raise ToleranceError(
-            f"model {name}: all {len(responses)} answers are empty; look at its prompt (chat template or "
+            f"model {name}: all {num_answers} answers are empty; look at its prompt (chat template or "
             "few-shot file), its stop string and max_new_tokens"
         )
+    without = [prompt for prompt in prompts if prompt.id not in answered]
     dropped = [
-        *(
-            Dropped(prompt.id, stage, "no-recorded-answer", f"{name} has none")
-            for prompt in prompts
-            if prompt.id not in answered
-        ),
-        *(
-            Dropped(response.id, stage, "empty-answer", f"{name} on {response.prompt_id}, sample {response.index}")
-            for response in empty
-        ),
-        *not_asked,
+        *(Dropped(prompt.id, stage, "no-recorded-answer", f"{name} has none") for prompt in without),
+        *empty,
+        *not_asked.values(),
     ]
     counts: dict[str, float] = {
-        f"{name} answers": len(responses),
+        f"{name} answers": num_answers,
         f"{name} sampled now": num_new,
-        f"{name} cut by the limit": sum(response.finish_reason == "length" for response in responses),
+        f"{name} cut by the limit": num_cut,
     }
     if tokens_per_second is not None:
         counts[f"{name} tokens/s"] = round(tokens_per_second)
@@ -170,39 +172,29 @@ def _response(generation: Generation, key: str, ask: SamplingRequest) -> Respons
     )
 
 
-def answers_of(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[Answered]:
-    """The stored answers of one participant, prompt by prompt."""
-    return chain.from_iterable(map(answers_to(run, ask), prompts))
+def answers_to(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Answered]]:
+    """The stored answers of one participant to each of ``prompts``, in their order; none to one that it is not asked.
+
+    They are read from the store as they are taken, a few hundred at once.
+    """
+    asked = ask.asked(prompts)
+    asked_ids = {prompt.id for prompt in asked}
+    stored = _stored(run, ask, asked)
+    for prompt in prompts:
+        responses = next(stored) if prompt.id in asked_ids else []
+        yield [Answered(prompt, response) for response in responses if response.finish_reason not in NOT_ASKED]
 
 
-def answers_to(run: RunContext, ask: SamplingRequest) -> Callable[[Prompt], list[Answered]]:
-    """The stored answers of one participant to a prompt; what names them is found out once."""
-    stored = _stored(run, ask)
-
-    def answers(prompt: Prompt) -> list[Answered]:
-        if not ask.asked([prompt]):
-            return []
-        return [Answered(prompt, response) for response in stored(prompt) if response.finish_reason not in NOT_ASKED]
-
-    return answers
+def _stored(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Response]]:
+    """What the store has of one participant on each prompt: answers, or that it cannot be asked."""
+    return run.store.responses(identity_of(ask), prompts, source=ask.participant.name, num_samples=ask.num_samples)
 
 
-def _stored(run: RunContext, ask: SamplingRequest) -> Callable[[Prompt], list[Response]]:
-    """What the store holds of one participant on a prompt: answers, or that it cannot be answered."""
-    name, identity = ask.participant.name, identity_of(ask)
-    return lambda prompt: run.store.responses(identity, prompt, source=name, num_samples=ask.num_samples)
-
-
-def _not_asked(stage: str, name: str, kept: Iterable[Answered], problems: Mapping[str, str]) -> list[Dropped]:
-    """The prompts that the store says a participant cannot be asked; ``problems`` has what this command was told."""
-    found: dict[str, Dropped] = {}
-    for prompt, response in kept:
-        if response.finish_reason not in NOT_ASKED or prompt.id in found:
-            continue
-        if response.finish_reason == PROMPT_TOO_LONG:
-            detail = f"{response.num_prompt_tokens} tokens as {name} is asked"
-        else:
-            roles = ", ".join(message.role for message in prompt.messages)
-            detail = f"{name}: {problems.get(prompt.id) or f'refused before, with messages of the roles {roles}'}"
-        found[prompt.id] = Dropped(prompt.id, stage, response.finish_reason, detail)
-    return list(found.values())
+def _not_asked(stage: str, name: str, prompt: Prompt, response: Response, problem: str | None) -> Dropped:
+    """A prompt that the store says a participant cannot be asked; ``problem`` is what this command was told."""
+    if response.finish_reason == PROMPT_TOO_LONG:
+        detail = f"{response.num_prompt_tokens} tokens as {name} is asked"
+    else:
+        roles = ", ".join(message.role for message in prompt.messages)
+        detail = f"{name}: {problem or f'refused before, with messages of the roles {roles}'}"
+    return Dropped(prompt.id, stage, response.finish_reason, detail)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 from sinterlm.errors import ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
-from sinterlm.pipeline.sample import answers_of, answers_to
+from sinterlm.pipeline.sample import answers_to
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_scorer
@@ -18,6 +18,9 @@ from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, A
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
 
 SCORING_BATCH = 64
+"""Answers that are scored at once."""
+READING_BATCH = 64
+"""Prompts whose scores are read at once."""
 
 
 def score(
@@ -28,7 +31,7 @@ def score(
     Raises:
         ToleranceError: No answer got a number, or a judge gave no verdict on more answers than the recipe tolerates.
     """
-    answered = [entry for ask in asks for entry in answers_of(run, ask, prompts)]
+    answered = [entry for ask in asks for entries in answers_to(run, ask, prompts) for entry in entries]
     # Answers of like length side by side, so that a model that computes by token budget has full batches; the longest
     # first, so that what is too much for the memory shows at once.
     by_length = sorted(answered, key=_length, reverse=True)
@@ -97,16 +100,20 @@ def stored_scorer(run: RunContext, config: Scorer) -> StoredScorer:
 
 
 def scored_answers_to(
-    run: RunContext, scorer: StoredScorer, asks: Sequence[SamplingRequest]
-) -> Callable[[Prompt], tuple[Scored, ...]]:
-    """The stored answers of several participants to a prompt, with their stored scores; one without is left out."""
-    answers = [answers_to(run, ask) for ask in asks]
+    run: RunContext, scorer: StoredScorer, asks: Sequence[SamplingRequest], prompts: Sequence[Prompt]
+) -> Iterator[tuple[Scored, ...]]:
+    """The stored answers of several participants to each of ``prompts``, in their order, with their stored scores.
 
-    def scored(prompt: Prompt) -> tuple[Scored, ...]:
-        entries = (entry for answers_to in answers for entry in answers_to(prompt))
-        return tuple(Scored(entry.response, score) for entry in entries if (score := scorer.stored(entry)))
-
-    return scored
+    An answer without a score is left out. Answers and scores are read as they are taken, a few hundred at once.
+    """
+    answers = [answers_to(run, ask, prompts) for ask in asks]
+    for start in range(0, len(prompts), READING_BATCH):
+        batch = [
+            [entry for entries in answers for entry in next(entries)] for _ in prompts[start : start + READING_BATCH]
+        ]
+        scores = iter(scorer.stored([entry for entries in batch for entry in entries]))
+        for entries in batch:
+            yield tuple(Scored(entry.response, score) for entry in entries if (score := next(scores)))
 
 
 def scored_answers(
@@ -114,5 +121,5 @@ def scored_answers(
 ) -> dict[str, tuple[Scored, ...]]:
     """The stored answers of one participant with their stored scores, by prompt id; a prompt without is missing."""
     with closing(stored_scorer(run, config)) as scorer:
-        scored = scored_answers_to(run, scorer, [ask])
-        return {prompt.id: answers for prompt in prompts if (answers := scored(prompt))}
+        scored = scored_answers_to(run, scorer, [ask], prompts)
+        return {prompt.id: answers for prompt, answers in zip(prompts, scored, strict=True) if answers}

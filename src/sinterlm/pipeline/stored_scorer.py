@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from sinterlm.errors import SinterError
 from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import SCORER_FAILED, Answered, Scorer
 from sinterlm.scoring.thought_policy import ThoughtPolicy
-from sinterlm.store import Store
+from sinterlm.store import ScoreKey, Store
 
 
 class StoredScorer:
@@ -27,6 +27,7 @@ class StoredScorer:
         self._scorer = scorer
         self._store = store
         self._by_place = by_place
+        self._name_of_place = cache(lambda *place: digest(place))
 
     @cached_property
     def identity(self) -> str:
@@ -38,13 +39,15 @@ class StoredScorer:
         """As the scorer itself."""
         return self._scorer.needs_answers
 
-    def stored(self, answered: Answered) -> Score | None:
-        """The score in the store; None where the scorer has not been asked."""
-        identity = self._identity(answered)
-        for name in dict.fromkeys((self._name(answered), identity)):  # earlier releases kept all under the latter
-            if score := self._store.score(name, *answered):
-                return replace(score, scorer=identity)
-        return None
+    def stored(self, answered: Sequence[Answered]) -> list[Score | None]:
+        """The score of each answer in the store; None for one that the scorer has not been asked about."""
+        keys = [self._keys(entry) for entry in answered]
+        found = self._store.scores(key for own in keys for key in own)
+        scores: list[Score | None] = []
+        for own in keys:
+            score = next((found[key] for key in own if key in found), None)
+            scores.append(score and replace(score, scorer=own[-1].scorer))
+        return scores
 
     def has_scored(self) -> bool:
         """Whether the store has any score of this scorer, whatever it does with thoughts."""
@@ -54,7 +57,8 @@ class StoredScorer:
 
     def missing(self, answered: Sequence[Answered]) -> list[Answered]:
         """The answers that the store has no score of, each once."""
-        lacking = (entry for entry in answered if self.stored(entry) is None)
+        stored = zip(answered, self.stored(answered), strict=True)
+        lacking = (entry for entry, score in stored if score is None)
         return list({(entry.prompt.id, entry.response.id, self._name(entry)): entry for entry in lacking}.values())
 
     def score(self, answered: Sequence[Answered]) -> list[Score]:
@@ -76,7 +80,8 @@ class StoredScorer:
                 if score.detail.get("reason") == SCORER_FAILED
             }
             self._keep(pair for pair in scored if (pair[0].prompt.id, pair[0].response.id) not in failed)
-        found = [self.stored(entry) or failed.get((entry.prompt.id, entry.response.id)) for entry in answered]
+        stored = zip(answered, self.stored(answered), strict=True)
+        found = [score or failed.get((entry.prompt.id, entry.response.id)) for entry, score in stored]
         return [score for score in found if score]
 
     def _keep(self, scored: Iterable[tuple[Answered, Score]]) -> None:
@@ -88,8 +93,16 @@ class StoredScorer:
 
     def _name(self, answered: Answered) -> str:
         """Under what the score of an answer is kept."""
-        identity, response = self._identity(answered), answered.response
-        return digest([identity, response.source, response.index]) if self._by_place else identity
+        return self._keys(answered)[0].scorer
+
+    def _keys(self, answered: Answered) -> list[ScoreKey]:
+        """The keys under which the store may have the score of an answer; the last names the scorer's identity.
+
+        Earlier releases kept all scores under the latter.
+        """
+        (prompt, response), identity = answered, self._identity(answered)
+        names = [self._name_of_place(identity, response.source, response.index)] if self._by_place else []
+        return [ScoreKey(response.id, name, prompt.answers_hash) for name in (*names, identity)]
 
     def close(self) -> None:
         """Close the scorer; the store stays open."""

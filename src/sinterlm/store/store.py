@@ -13,17 +13,18 @@ import math
 import os
 import sqlite3
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sinterlm.errors import InputError, TryAgainError
 from sinterlm.files import atomic_write
-from sinterlm.formats.shared import IMPORT
 from sinterlm.records import (
+    IMPORT,
     NOT_ASKED,
     Dropped,
     Message,
@@ -33,48 +34,15 @@ from sinterlm.records import (
     Score,
     StoredResponse,
     StoredScore,
-    digest,
     response_id,
 )
+from sinterlm.store.schema import VERSION, create_tables, read_version, show_as_upgraded, upgrade
 
 Made = TypeVar("Made")
+Item = TypeVar("Item")
 
-SCHEMA_VERSION = 1
-_PLACES = """
-    IF NOT EXISTS places (
-        identity TEXT, prompt_hash TEXT, sample_index INTEGER, response_id TEXT,
-        PRIMARY KEY (identity, prompt_hash, sample_index)
-    ) WITHOUT ROWID
-"""
-"""Which of the stored answers a file of recorded answers gives to a prompt; stores of earlier releases have none."""
-_OUTPUTS = """
-    IF NOT EXISTS outputs (
-        run TEXT, stage TEXT, files TEXT, seen TEXT, PRIMARY KEY (run, stage)
-    ) WITHOUT ROWID
-"""
-"""What is known of the files that finished stages have left; stores of earlier releases have none."""
-_LATER_TABLES = {"places": _PLACES, "outputs": _OUTPUTS}
-_SCHEMA = """
-CREATE TABLE prompts (
-    run TEXT, id TEXT, part TEXT, position INTEGER, content_hash TEXT, messages TEXT, answers TEXT, domain TEXT,
-    PRIMARY KEY (run, id)
-) WITHOUT ROWID;
-CREATE TABLE responses (
-    id TEXT PRIMARY KEY, identity TEXT, prompt_hash TEXT, sample_index INTEGER, content TEXT, finish_reason TEXT,
-    num_prompt_tokens INTEGER, num_tokens INTEGER, sampling TEXT
-) WITHOUT ROWID;
-CREATE INDEX responses_by_identity ON responses (identity, prompt_hash, sample_index);
-CREATE TABLE scores (
-    response_id TEXT, scorer TEXT, answers_hash TEXT, value REAL, passed INTEGER, detail TEXT,
-    PRIMARY KEY (response_id, scorer, answers_hash)
-) WITHOUT ROWID;
-CREATE TABLE dropped (run TEXT, stage TEXT, subject TEXT, reason TEXT, detail TEXT);
-CREATE INDEX dropped_by_stage ON dropped (run, stage);
-CREATE TABLE stages (
-    run TEXT, name TEXT, key TEXT, seconds REAL, peak_memory_bytes INTEGER, counts TEXT, finished_at REAL,
-    PRIMARY KEY (run, name)
-) WITHOUT ROWID;
-"""
+CHUNK = 1000
+"""How many keys one statement asks for, so that memory does not grow with the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +89,26 @@ class RecordedResponse(NamedTuple):
     """Under its own name, whatever its place in the file."""
 
 
-def answers_hash(prompt: Prompt) -> str:
-    """The part of a score's key that stands for the prompt's accepted answers."""
-    return digest(list(prompt.answers))
+class ScoreKey(NamedTuple):
+    """What a score belongs to."""
+
+    response_id: str
+    scorer: str
+    """The name under which it is kept: the scorer's identity, or one that also names the answer's place."""
+    answers_hash: str
+    """As :attr:`Prompt.answers_hash`."""
 
 
 class Store:
     """One workspace's ``store.sqlite``.
 
     Args:
-        path: The file; made when it is not there, unless ``read_only``.
-        read_only: For ``plan``, ``status`` and ``report``, which may look while a run writes.
+        path: The file, which is created if it does not exist. One of an earlier release is brought to today's version.
+        read_only: Neither create nor change the file: for ``plan``, ``status`` and ``report``, which may look while a
+            run writes.
 
     Raises:
-        InputError: The file is damaged, is no store, or was written by another version.
+        InputError: The file is damaged, is no store, or was written by a newer release.
         TryAgainError: The disk is full (from any writing method).
     """
 
@@ -158,16 +132,18 @@ class Store:
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.row_factory = sqlite3.Row
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
+            version = read_version(self._connection)
+            if version < 1:
                 raise InputError(f"{path}: is a database of another program; expected a store of Sinter's")
-            if version != SCHEMA_VERSION:
-                hint = "; use a new workspace" if version < SCHEMA_VERSION else ", and so of a newer release: upgrade"
-                raise InputError(f"{path}: store of version {version}, expected {SCHEMA_VERSION}{hint}")
-            for name, columns in _LATER_TABLES.items():
-                is_there = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone()
-                if not is_there:  # for a reader it is one of this connection alone
-                    self._connection.execute(f"CREATE {'TEMPORARY' if read_only else ''} TABLE {columns}")
+            if version > VERSION:
+                raise InputError(
+                    f"{path}: store of version {version}, written by a newer release of Sinter; this one reads "
+                    f"versions up to {VERSION}. Upgrade Sinter, or use another workspace"
+                )
+            if read_only:
+                show_as_upgraded(self._connection)
+            else:
+                upgrade(self._connection)
 
     def _connect_read_only(self) -> sqlite3.Connection:
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
@@ -225,21 +201,7 @@ class Store:
 
     def add_responses(self, identity: str, responses: Iterable[tuple[Prompt, Response]]) -> None:
         """Write responses; those that are there already stay as they are."""
-        rows = [
-            _response_row(
-                StoredResponse(
-                    identity,
-                    prompt.content_hash,
-                    response.index,
-                    response.content,
-                    response.finish_reason,
-                    response.num_prompt_tokens,
-                    response.num_tokens,
-                    response.sampling,
-                )
-            )
-            for prompt, response in responses
-        ]
+        rows = [_response_row(identity, prompt.content_hash, response) for prompt, response in responses]
         with self._transaction() as connection:
             connection.executemany(_INSERT_RESPONSE, rows)
 
@@ -263,42 +225,62 @@ class Store:
                 "DELETE FROM places WHERE identity = ? AND prompt_hash = ? AND sample_index < ?",
                 [(identity, prompt.content_hash, num_samples) for prompt in prompts],
             )
-            for index, response in answers:
+            for found in _chunks(answers):
                 # Earlier releases named a recorded answer by its file: one that is stored so stays, with its scores.
-                old = response_id(identity, response.prompt_hash, index)
-                if not self._read("SELECT 1 FROM responses WHERE id = ? AND content = ?", old, response.content):
-                    num_new += connection.execute(_INSERT_RESPONSE, _response_row(response)).rowcount
-                    connection.execute(
-                        "INSERT INTO places VALUES (?, ?, ?, ?)", (identity, response.prompt_hash, index, response.id)
-                    )
+                old = [response_id(identity, response.prompt_hash, index) for index, response in found]
+                contents = self._contents(old)
+                named = [
+                    (index, _response_row(response.identity, response.prompt_hash, response))
+                    for (index, response), key in zip(found, old, strict=True)
+                    if contents.get(key) != response.content
+                ]
+                num_new += connection.executemany(_INSERT_RESPONSE, [row for _, row in named]).rowcount
+                connection.executemany(
+                    "INSERT INTO places VALUES (?, ?, ?, ?)",
+                    [(identity, row[2], index, row[0]) for index, row in named],
+                )
         return num_new
 
-    def responses(self, identity: str, prompt: Prompt, *, source: str, num_samples: int) -> list[Response]:
-        """The first ``num_samples`` responses of one source identity to ``prompt``, by index; fewer where fewer are."""
-        query = """WITH asked (identity, prompt_hash, num_samples) AS (SELECT ?, ?, ?)
+    def _contents(self, ids: Sequence[str]) -> dict[str, str]:
+        """The texts of stored responses by id."""
+        query = "SELECT id, content FROM responses WHERE id IN (SELECT value FROM json_each(?))"
+        return {row["id"]: row["content"] for row in self._read(query, json.dumps(ids))}
+
+    def responses(
+        self, identity: str, prompts: Sequence[Prompt], *, source: str, num_samples: int
+    ) -> Iterator[list[Response]]:
+        """The responses of one source identity to each of ``prompts``, in their order.
+
+        Args:
+            identity: Who was asked, and how.
+            prompts: All to read; a few hundred are read at once.
+            source: The name that the responses get.
+            num_samples: The first this many responses to a prompt are read, by sample index.
+        """
+        query = """WITH asked (identity, prompt_hash, num_samples) AS (SELECT ?, value, ? FROM json_each(?))
                    SELECT responses.*, places.sample_index AS place FROM asked
-                   JOIN places USING (identity, prompt_hash) JOIN responses ON responses.id = places.response_id
+                   CROSS JOIN places USING (identity, prompt_hash) JOIN responses ON responses.id = places.response_id
                    WHERE places.sample_index < num_samples
                    UNION ALL
                    SELECT responses.*, responses.sample_index AS place FROM asked
-                   JOIN responses USING (identity, prompt_hash)
+                   CROSS JOIN responses USING (identity, prompt_hash)
                    WHERE responses.sample_index < num_samples
                    AND (identity, prompt_hash, responses.sample_index)
                    NOT IN (SELECT identity, prompt_hash, sample_index FROM places)
                    ORDER BY place"""
-        return [
-            Response(
-                id=row["id"],
-                prompt_id=prompt.id,
-                source=source,
-                index=row["place"],
-                **_answer(row),
-            )
-            for row in self._read(query, identity, prompt.content_hash, num_samples)
-        ]
+        for asked in _chunks(prompts, max(1, CHUNK // num_samples)):
+            found: dict[str, list[Any]] = defaultdict(list)
+            hashes = {prompt.content_hash for prompt in asked}
+            for row in self._read(query, identity, num_samples, json.dumps(sorted(hashes))):
+                found[row["prompt_hash"]].append(row)
+            for prompt in asked:
+                yield [
+                    Response(id=row["id"], prompt_id=prompt.id, source=source, index=row["place"], **_answer(row))
+                    for row in found[prompt.content_hash]
+                ]
 
     def mean_tokens(self, identity: str) -> tuple[float, float] | None:
-        """Mean prompt and answer tokens of a source identity's responses, for estimates; None where there are none."""
+        """Mean prompt and answer tokens of a source identity's responses, for estimates; None if there are none."""
         query = """SELECT AVG(num_prompt_tokens), AVG(num_tokens), COUNT(*) FROM responses
                    WHERE identity = ? AND finish_reason NOT IN (?, ?)"""
         prompt_tokens, tokens, count = self._read(query, identity, *NOT_ASKED)[0]
@@ -308,16 +290,22 @@ class Store:
 
     def add_scores(self, scores: Iterable[tuple[Prompt, Score]]) -> None:
         """Write scores; those that are there already stay as they are."""
-        rows = [_score_row(StoredScore(score, answers_hash(prompt))) for prompt, score in scores]
+        rows = [_score_row(StoredScore(score, prompt.answers_hash)) for prompt, score in scores]
         with self._transaction() as connection:
             connection.executemany(_INSERT_SCORE, rows)
 
-    def score(self, scorer: str, prompt: Prompt, response: Response) -> Score | None:
-        """What ``scorer`` said of ``response``; None where it has not been asked."""
-        query = "SELECT * FROM scores WHERE response_id = ? AND scorer = ? AND answers_hash = ?"
-        for row in self._read(query, response.id, scorer, answers_hash(prompt)):
-            return _score(row)
-        return None
+    def scores(self, keys: Iterable[ScoreKey]) -> dict[ScoreKey, Score]:
+        """The stored scores by their keys; a key without a score is missing."""
+        query = """WITH asked (response_id, scorer, answers_hash) AS (
+                       SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
+                       FROM json_each(?)
+                   )
+                   SELECT scores.* FROM asked CROSS JOIN scores USING (response_id, scorer, answers_hash)"""
+        return {
+            ScoreKey(row["response_id"], row["scorer"], row["answers_hash"]): _score(row)
+            for asked in _chunks(keys)
+            for row in self._read(query, json.dumps(asked))
+        }
 
     def has_scores(self, scorer: str) -> bool:
         """Whether ``scorer`` has scored anything."""
@@ -355,13 +343,15 @@ class Store:
         unusable: list[Dropped] = []
         with self._transaction() as connection:
             for response in responses:
-                if connection.execute(_INSERT_RESPONSE, _response_row(response)).rowcount:
+                row = _response_row(response.identity, response.prompt_hash, response)
+                key = row[0]
+                if connection.execute(_INSERT_RESPONSE, row).rowcount:
                     counts["new responses"] += 1
-                elif self._read("SELECT content FROM responses WHERE id = ?", response.id)[0][0] == response.content:
+                elif self._contents([key])[key] == response.content:
                     counts["known responses"] += 1
                 else:
                     detail = f"identity {response.identity}, prompt {response.prompt_hash}, sample {response.index}"
-                    dropped[response.id] = Dropped(response.id, IMPORT, "another-answer-is-stored", detail)
+                    dropped[key] = Dropped(key, IMPORT, "another-answer-is-stored", detail)
             for stored in scores:
                 if isinstance(stored, Dropped):
                     unusable.append(stored)
@@ -473,6 +463,12 @@ class Store:
             ) from error
 
 
+def _chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
 def _set_outputs(connection: sqlite3.Connection, run: str, stage: FinishedStage) -> None:
     files = None if stage.outputs is None else json.dumps(stage.outputs)
     connection.execute("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)", (run, stage.name, files, stage.seen))
@@ -493,7 +489,7 @@ def _create(path: Path) -> None:
         )
     with atomic_write(path) as temporary, closing(sqlite3.connect(temporary)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
-        connection.executescript(f"{_SCHEMA}; PRAGMA user_version = {SCHEMA_VERSION}")
+        create_tables(connection)
 
 
 def _require_no_links(path: Path) -> None:
@@ -514,11 +510,11 @@ _INSERT_RESPONSE = "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?,
 _INSERT_SCORE = "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)"
 
 
-def _response_row(response: StoredResponse) -> tuple[object, ...]:
+def _response_row(identity: str, prompt_hash: str, response: Response | StoredResponse) -> tuple[Any, ...]:
     return (
         response.id,
-        response.identity,
-        response.prompt_hash,
+        identity,
+        prompt_hash,
         response.index,
         response.content,
         response.finish_reason,
