@@ -248,6 +248,21 @@ def list_(
         print_catalogue(what, entries, _console())
 
 
+@app.command()
+def schema(
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it to this file.")] = None,
+) -> None:
+    """Print the JSON schema of a recipe, by which editors complete and check one."""
+    from sinterlm.files import atomic_write
+    from sinterlm.recipe.json_schema import schema_text
+
+    if output is None:
+        print(schema_text(), end="")
+        return
+    with atomic_write(output) as temporary:
+        temporary.write_text(schema_text(), encoding="utf-8")
+
+
 def _run(
     recipe: Path, overrides: Sequence[str | Override], *, until: str | None = None, only: str | None = None
 ) -> None:

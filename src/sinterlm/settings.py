@@ -20,7 +20,9 @@ MAX_SEED = 2**32 - 1
 class Settings(BaseModel):
     """Refuses unknown keys and silent conversions; immutable once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def expected(expectation: str) -> PydanticCustomError:

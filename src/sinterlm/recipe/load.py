@@ -377,7 +377,7 @@ def _find_objective_problems(kind: Option, options: Mapping[str, Sequence[Option
                     yield Problem(path, found_but_expected(value, known[name].expected))
 
 
-_NOT_THE_TRAININGS = {
+NOT_THE_TRAININGS = {
     "chat_template_kwargs": "it belongs to the model, for sampling too: target.chat_template_kwargs",
     "template_date": "it belongs to the run: template_date, beside output",
 }
@@ -386,8 +386,8 @@ _NOT_THE_TRAININGS = {
 
 def _find_train_problems(path: KeyPath, given: Mapping[str, Any], also_known: Iterable[str] = ()) -> Iterator[Problem]:
     if path:
-        for name in _NOT_THE_TRAININGS.keys() & given.keys():
-            yield Problem((*path, name), f"not for a training to set: {_NOT_THE_TRAININGS[name]}")
+        for name in NOT_THE_TRAININGS.keys() & given.keys():
+            yield Problem((*path, name), f"not for a training to set: {NOT_THE_TRAININGS[name]}")
     for name, text in train_arguments.find_problems(given, also_known):
         yield Problem((*path, name), text)
 
@@ -422,7 +422,7 @@ def _find_axis_problems(path: KeyPath, key: str, values: Sequence[Any], parts: S
         if first.setdefault(repr(value), index) != index:
             yield Problem((*path, index), f"{describe(value)} stands there already; remove one of them")
     if part == "train":
-        if problem := _NOT_THE_TRAININGS.get(name) or train_arguments.find_name_problem(name):
+        if problem := NOT_THE_TRAININGS.get(name) or train_arguments.find_name_problem(name):
             yield Problem(path, problem)
             return
         for index, value in enumerate(values):

@@ -81,6 +81,15 @@ _SIMPLE: Mapping[str, tuple[type, str]] = {
     "list": (list, "a list"),
     "None": (type(None), "null"),
 }
+_JSON_TYPES: Mapping[type, str] = {
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    str: "string",
+    dict: "object",
+    list: "array",
+    type(None): "null",
+}
 
 
 def find_problems(arguments: Mapping[str, Any], also_known: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
@@ -117,6 +126,35 @@ def find_value_problem(name: str, value: object) -> str | None:
     if name == "save_strategy" and value == "best":
         return found_but_expected(value, f"no, steps or epoch ({OWNED['load_best_model_at_end']})")
     return None
+
+
+def argument_schemas() -> dict[str, dict[str, Any]]:
+    """The JSON schema of every argument that a recipe may set, by name; Sinter's own ones come first."""
+    own = {own.name: own for own in fields(FusionArguments)}
+    declared = _declared_arguments()
+    schemas = {name: _schema_of(name, declared[name]) for name in [*own, *declared] if name not in OWNED}
+    for name, argument in own.items():
+        about = {"description": argument.metadata["help"], "default": argument.default}
+        schemas[name] = {key: value for key, value in about.items() if value is not None} | schemas[name]
+    return schemas
+
+
+def _schema_of(name: str, declared: _Declared) -> dict[str, Any]:
+    if name in _CHOICES:
+        return {"enum": list(_CHOICES[name])}
+    if declared.is_open:
+        return {}
+    forms = [
+        {"type": _JSON_TYPES[kind]} | (_bounds_of(name) if kind in (int, float) else {}) for kind in declared.types
+    ]
+    if name in _NOT_GIVEN:
+        forms.append({"const": _NOT_GIVEN[name]})
+    return forms[0] if len(forms) == 1 else {"anyOf": forms}
+
+
+def _bounds_of(name: str) -> dict[str, float]:
+    bounds = {"minimum": _AT_LEAST.get(name), "maximum": _AT_MOST.get(name)}
+    return {keyword: bound for keyword, bound in bounds.items() if bound is not None}
 
 
 @functools.cache
