@@ -11,10 +11,10 @@ import pytest
 
 from sinterlm import cli
 from sinterlm.errors import InputError
+from sinterlm.formats.yaml_file import dump_yaml, read_yaml
 from sinterlm.objectives.table import OBJECTIVES
 from sinterlm.recipe.json_schema import recipe_schema, schema_text
 from sinterlm.recipe.load import load_recipe
-from sinterlm.recipe.yaml_file import dump_yaml, read_yaml
 from tests.draft7 import find_faults
 
 ROOT = Path(__file__).resolve().parents[1]
