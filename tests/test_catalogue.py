@@ -9,7 +9,7 @@ import pytest
 
 from sinterlm import cli
 from sinterlm.errors import InputError
-from sinterlm.objectives.table import OBJECTIVES, resolve_objective
+from sinterlm.objectives.named import OBJECTIVES, resolve_objective
 from sinterlm.recipe.catalogue import TABLES, catalogue
 from sinterlm.selection.policies import POLICIES
 from sinterlm.terminal.terminal import Terminal

@@ -26,7 +26,7 @@ from sinterlm.chat import (
     thought_token_ids,
 )
 from sinterlm.errors import InputError
-from sinterlm.objectives.table import resolve_objective
+from sinterlm.objectives.named import resolve_objective
 from sinterlm.records import Message, Prompt, RowResponse, TrainingRow
 from sinterlm.sampling.asking import Asking
 from sinterlm.template import TemplateOptions, TemplateRefusal

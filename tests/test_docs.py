@@ -45,7 +45,7 @@ from sinterlm.objectives import (
     resolve_objective,
     wrpo_loss,
 )
-from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters
+from sinterlm.objectives.named import OBJECTIVES, known_hyperparameters
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.report import EXPLANATIONS
 from sinterlm.pipeline.stage import stage_keys
@@ -374,7 +374,7 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "extra_prompts": [schema.ExtraPrompts],
     "preference": [schema.Preference],
     "select": list(POLICIES.values()),
-    "objective": [schema.Objective],
+    "objective": [schema.ObjectiveSettings],
     "evaluation": [schema.Evaluation],
     "held_out": [schema.HeldOut],
 }

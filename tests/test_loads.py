@@ -394,7 +394,7 @@ class TestHub:
         program = "for name in ('org/tiny', 'org/tiny@v1', f'org/tiny@{old}'): print(resolve_model(name))\n"
         program += "print(hub_revision('org/tiny@v1'), known_weights_bytes('org/tiny@v1') > 0)\n"
         program += "print(fingerprint('org/tiny') != fingerprint('org/tiny@v1') == cached_fingerprint('org/tiny@v1'))\n"
-        program += "from sinterlm.objectives.table import resolve_objective as find\n"
+        program += "from sinterlm.objectives.named import resolve_objective as find\n"
         program += (
             "card = render_card(CardDetails('org/tiny@v1'), objective=find('sft', {}), arguments={}, rows=[], seed=0)\n"
         )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sinterlm import cli
-from sinterlm.objectives.table import resolve_objective
+from sinterlm.objectives.named import resolve_objective
 from sinterlm.records import Message, Role, RowResponse, TrainingRow
 from sinterlm.training.members import Members, UnfitRow, find_members
 from tests.tiny import save_tiny

@@ -31,13 +31,14 @@ from sinterlm.objectives import (
     likelihood_losses,
     ln_dpo_loss,
     objective_losses,
+    one_pair_a_row,
     resolve_objective,
     simpo_loss,
     wrpo_loss,
 )
 from sinterlm.objectives.links import logistic
+from sinterlm.objectives.named import known_hyperparameters
 from sinterlm.objectives.schedules import constant, ramp
-from sinterlm.objectives.table import known_hyperparameters
 from tests.reference import preference
 from tests.reference.preference import Answer
 
@@ -818,14 +819,46 @@ def test_wrpo_over_an_unknown_base_is_an_error() -> None:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_computes_the_public_functions() -> None:
-    """Half-way through a ramp to 0.4, WRPO's alpha is 0.2."""
-    wrpo = resolve_objective("wrpo", {"alpha": 0.4, "beta": 0.3, "label_smoothing": 0.1})
-    batch = random_batch(wrpo, 0)
-    members = [[y for y in batch if y.role == role] for role in wrpo.roles]
-    logps = [SequenceLogps(column(*(y.policy for y in own)), column(*(y.reference for y in own))) for own in members]
-    expected = wrpo_loss(logps[0], logps[1], logps[2], alpha=0.2, beta=0.3, label_smoothing=0.1).losses
-    assert losses_of(batch, wrpo) == pytest.approx(expected.tolist())
+PAIR_ROLES, WRPO_ROLES = ("chosen", "rejected"), ("chosen_source", "chosen_target", "rejected", "rejected_source")
+NAMED: Sequence[tuple[Callable[..., RowLosses], str, Sequence[str], Mapping[str, Any]]] = [
+    (dpo_loss, "dpo", PAIR_ROLES, {"beta": 0.3, "label_smoothing": 0.1}),
+    (ln_dpo_loss, "ln-dpo", PAIR_ROLES, {"beta": 2.0, "label_smoothing": 0.1}),
+    (ipo_loss, "ipo", PAIR_ROLES, {"tau": 0.2}),
+    (ipo_loss, "ipo", PAIR_ROLES, {"tau": 0.2, "average_logps": True}),
+    (simpo_loss, "simpo", PAIR_ROLES, {"beta": 2.0, "gamma": 0.7, "label_smoothing": 0.1}),
+    (wrpo_loss, "wrpo", WRPO_ROLES[:3], {"alpha": 0.3}),
+    (wrpo_loss, "wrpo", WRPO_ROLES[:3], {"alpha": 0.3, "beta": 0.5, "label_smoothing": 0.1}),
+    (wrpo_loss, "wrpo", WRPO_ROLES, {"alpha": 0.3, "base": "ipo", "tau": 0.2}),
+    (wrpo_loss, "wrpo", WRPO_ROLES, {"alpha": 0.3, "base": "simpo", "gamma": 0.7}),
+]
+
+
+@pytest.mark.parametrize(("loss", "name", "roles", "settings"), NAMED)
+def test_a_named_loss_is_its_row_of_the_table(
+    loss: Callable[..., RowLosses], name: str, roles: Sequence[str], settings: Mapping[str, Any]
+) -> None:
+    """To the last bit: losses, metrics and gradients, on random log-probabilities of 5 rows."""
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = -30 * torch.rand(2, len(roles), 5, generator=generator)
+    num_tokens = torch.randint(1, 40, (len(roles), 5), generator=generator)
+
+    def run(compute: Callable[[dict[str, SequenceLogps]], RowLosses]) -> tuple[RowLosses, Tensor]:
+        leaf = policy.clone().requires_grad_()
+        logps = {role: SequenceLogps(leaf[i], reference[i], num_tokens[i]) for i, role in enumerate(roles)}
+        outcome = compute(logps)
+        (outcome.losses * torch.arange(1, 6)).sum().backward()
+        assert leaf.grad is not None
+        return outcome, leaf.grad
+
+    switches = {"alpha_schedule": "constant", "rejected_mix": roles == WRPO_ROLES} if name == "wrpo" else {}
+    row = resolve_objective(name, {**settings, **switches})
+    ours, our_gradient = run(lambda logps: loss(**logps, **settings))
+    theirs, their_gradient = run(lambda logps: objective_losses(row, one_pair_a_row(logps), progress=0.5))
+    assert torch.equal(ours.losses, theirs.losses)
+    assert torch.equal(our_gradient, their_gradient)
+    assert ours.metrics.keys() == theirs.metrics.keys()
+    assert all(torch.equal(values, theirs.metrics[key]) for key, values in ours.metrics.items())
+    assert all(column.any() for column in our_gradient), "every answer has a part in the loss"
 
 
 def test_defaults() -> None:
@@ -907,7 +940,7 @@ def test_every_row_of_the_table_is_whole(name: str) -> None:
 
 
 def test_the_table_needs_no_torch() -> None:
-    code = "import sys, sinterlm, sinterlm.objectives.table; sys.exit('torch' in sys.modules)"
+    code = "import sys, sinterlm, sinterlm.objectives.named; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -19,13 +19,13 @@ from transformers import TrainingArguments
 from sinterlm.chat import FewShot
 from sinterlm.errors import InputError
 from sinterlm.formats.yaml_file import dump_yaml, parse_value, read_yaml
-from sinterlm.objectives.table import OBJECTIVES, resolve_objective
+from sinterlm.objectives.named import OBJECTIVES, resolve_objective
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.build import build_hyperparameters, build_policy
 from sinterlm.recipe.load import load_few_shot, load_recipe, read_train_settings, resolve_text
 from sinterlm.recipe.overrides import Override
 from sinterlm.recipe.quickstart import quickstart_recipe
-from sinterlm.recipe.schema import LocalModel, Objective, Recipe, RecordedSource, Training
+from sinterlm.recipe.schema import LocalModel, ObjectiveSettings, Recipe, RecordedSource, Training
 from sinterlm.recipe.train_arguments import OWNED, find_problems
 from sinterlm.records import Scored
 from sinterlm.training.members import find_members
@@ -138,15 +138,14 @@ def test_resolved_text_round_trips(recipe_path: Path, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path / "other")
     again = load(write(tmp_path / "other", text))
     assert resolve_text(again) == text
-    assert again.preference["wrpo"].objective == Objective(
-        kind="wrpo",
-        base="dpo",
-        beta=0.01,
-        alpha=0.1,
-        alpha_schedule="ramp",
-        label_smoothing=0.0,
-        rejected_mix=False,
-    )
+    assert again.preference["wrpo"].objective.given == {
+        "base": "dpo",
+        "beta": 0.01,
+        "alpha": 0.1,
+        "alpha_schedule": "ramp",
+        "label_smoothing": 0.0,
+        "rejected_mix": False,
+    }
     assert again.model_copy(update={"preference": recipe.preference}) == recipe
     assert "temperature: 0.8" in text
 
@@ -792,7 +791,7 @@ def test_transformers_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_schema_knows_every_hyperparameter() -> None:
     for objective in OBJECTIVES.values():
-        assert objective.hyperparameters.keys() <= Objective.model_fields.keys()
+        assert objective.hyperparameters.keys() <= ObjectiveSettings.model_fields.keys()
 
 
 def test_train_settings() -> None:

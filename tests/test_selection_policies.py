@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sinterlm import FusionConfig, FusionTrainer
 from sinterlm.chat import encode_example
 from sinterlm.formats import read_rows, write_rows
-from sinterlm.objectives.table import resolve_objective
+from sinterlm.objectives.named import resolve_objective
 from sinterlm.records import Candidates, Message, Prompt, RowResponse, Scored, Selection, TrainingRow
 from sinterlm.selection import (
     select_best_of_sources,

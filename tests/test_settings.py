@@ -10,7 +10,7 @@ import pytest
 
 from sinterlm.errors import InputError
 from sinterlm.formats.yaml_file import read_yaml
-from sinterlm.objectives.table import OBJECTIVES, resolve_objective
+from sinterlm.objectives.named import OBJECTIVES, resolve_objective
 from sinterlm.recipe.load import load_recipe, read_train_settings
 from tests.test_recipe import RECIPE
 

@@ -43,7 +43,7 @@ from transformers import (
 from sinterlm import FusionConfig, FusionTrainer, chat
 from sinterlm.chat import EncodedExample, EncodedText, encode_example
 from sinterlm.errors import InputError, SinterError, ToleranceError
-from sinterlm.objectives.table import OBJECTIVES, resolve_objective
+from sinterlm.objectives.named import OBJECTIVES, resolve_objective
 from sinterlm.records import Message, RowResponse, TrainingRow
 from sinterlm.template import TemplateOptions
 from sinterlm.training import batch, logprobs

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from operator import or_
 from typing import Annotated, Any, TypeVar, cast
 
@@ -36,7 +36,7 @@ def with_installed(group: str, built_in: Mapping[str, RowT], expected: type[Any]
     """
     table = dict(built_in)
     for point in sorted(entry_points(group=group), key=lambda point: point.name):
-        package = point.dist.name if point.dist else point.value
+        package = _package_of(point)
         offer = f"the installed package {package} offers {point.name!r} ({group}: {point.value})"
         if point.name in table:
             raise InputError(f"{offer}, but there is one of this name already; uninstall one of them")
@@ -49,6 +49,15 @@ def with_installed(group: str, built_in: Mapping[str, RowT], expected: type[Any]
             raise InputError(f"{offer}, which is no {expected.__name__}; mend or uninstall the package")
         table[point.name] = cast("RowT", row)
     return table
+
+
+def find_packages(group: str) -> dict[str, str]:
+    """The installed packages that offer components under ``group``, by the component's name."""
+    return {point.name: _package_of(point) for point in entry_points(group=group)}
+
+
+def _package_of(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
 
 
 def union_of(table: Mapping[str, type[Any]], discriminator: str) -> Any:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         simpo_loss,
         wrpo_loss,
     )
+    from sinterlm.objectives.named import OBJECTIVES, Objective, ResolvedObjective, resolve_objective
     from sinterlm.objectives.responses import Responses, SequenceLogps, one_pair_a_row
-    from sinterlm.objectives.table import OBJECTIVES, Objective, ResolvedObjective, resolve_objective
 
 __all__ = [
     "OBJECTIVES",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "table": ("OBJECTIVES", "Objective", "ResolvedObjective", "resolve_objective"),
+    "named": ("OBJECTIVES", "Objective", "ResolvedObjective", "resolve_objective"),
     "responses": ("Responses", "SequenceLogps", "one_pair_a_row"),
 }
 

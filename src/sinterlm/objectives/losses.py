@@ -8,7 +8,8 @@ and weighted maximum likelihood learns from single responses:
 
     row loss = - sum over the row's responses y of  w_y log pi(y|x)
 
-``table.py`` names the combinations; the functions below are the named ones, for use without the table.
+Each of the last functions of this file (``dpo_loss`` to ``wrpo_loss``) is one such choice. ``named.py`` holds the table
+of all of them, with their hyper-parameters' defaults and bounds; ``objective_losses`` composes any of its rows.
 Legend: B rows, N responses, P pairs. LR(y) is the log-ratio of policy and reference, summed over tokens.
 """
 
@@ -16,19 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pkgutil import resolve_name
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sinterlm.objectives.mixes import Pair
+from sinterlm.objectives.links import logistic, squared
+from sinterlm.objectives.mixes import CompoundRewards, single, source_and_target
+from sinterlm.objectives.named import ResolvedObjective, resolve_objective
 from sinterlm.objectives.responses import Responses, SequenceLogps, one_pair_a_row
-from sinterlm.objectives.rewards import per_token, summed_logratio
-from sinterlm.objectives.table import ResolvedObjective, resolve_objective
+from sinterlm.objectives.rewards import logratio, mean_logp, mean_logratio, per_token, summed_logratio
 
 Reward = Callable[[SequenceLogps], Tensor]
-Mix = Callable[[Mapping[str, Tensor]], Pair]
+Mix = Callable[[Mapping[str, Tensor]], CompoundRewards]
 Link = Callable[[Tensor], Tensor]
 Weighting = Callable[[Responses], Tensor]
 
@@ -80,7 +81,10 @@ def pairwise_losses(
 
 
 def _pair_metrics(
-    by_role: Mapping[str, SequenceLogps], reward_by_role: Mapping[str, Tensor], pair: Pair, reward_scale: float
+    by_role: Mapping[str, SequenceLogps],
+    reward_by_role: Mapping[str, Tensor],
+    pair: CompoundRewards,
+    reward_scale: float,
 ) -> dict[str, Tensor]:
     """TRL's names for the pair, (P,) each; where several responses share the chosen side, each under its own name too.
 
@@ -150,27 +154,22 @@ def internal_rewards(objective: ResolvedObjective, logps: SequenceLogps) -> Tens
     """
     if "reward" not in objective.parts:
         return summed_logratio(logps)
-    reward = cast(Callable[..., Tensor], resolve_name(objective.parts["reward"]))
-    return reward(logps, **objective.settings_of("reward", 1.0))
+    rewards: Tensor = objective.part("reward")(logps)
+    return rewards
 
 
 def objective_losses(objective: ResolvedObjective, responses: Responses, *, progress: float) -> RowLosses:
     """The losses of any objective of the table.
 
     Args:
-        objective: name and hyper-parameters, from :func:`sinterlm.objectives.table.resolve_objective`.
+        objective: name and hyper-parameters, from :func:`sinterlm.objectives.named.resolve_objective`.
         responses: the log-probabilities, and what else the objective reads.
         progress: finished optimizer steps over all optimizer steps, for hyper-parameters with a schedule.
     """
-
-    def part(name: str) -> Callable[..., Any]:
-        function = cast(Callable[..., Any], resolve_name(objective.parts[name]))
-        return partial(function, **objective.settings_of(name, progress))
-
+    part = partial(objective.part, progress=progress)
     if "weighting" in objective.parts:
-        return likelihood_losses(
-            responses, weighting=part("weighting"), average_logps=bool(objective.values.get("average_logps"))
-        )
+        average_logps = bool(objective.values.get("average_logps"))
+        return likelihood_losses(responses, weighting=part("weighting"), average_logps=average_logps)
     return pairwise_losses(
         responses, reward=part("reward"), mix=part("mix"), link=part("link"), reward_scale=objective.reward_scale
     )
@@ -189,7 +188,9 @@ def dpo_loss(chosen: SequenceLogps, rejected: SequenceLogps, *, beta: float, lab
     >>> dpo_loss(even, even, beta=0.1).losses  # log 2
     tensor([0.6931])
     """
-    return _pair_losses("dpo", chosen=chosen, rejected=rejected, beta=beta, label_smoothing=label_smoothing)
+    responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
+    link = partial(logistic, beta=beta, label_smoothing=label_smoothing)
+    return pairwise_losses(responses, reward=summed_logratio, mix=single, link=link, reward_scale=beta)
 
 
 def ln_dpo_loss(
@@ -203,7 +204,9 @@ def ln_dpo_loss(
         beta: strength of the pull to the reference.
         label_smoothing: share of labels taken to be wrong, in [0, 0.5).
     """
-    return _pair_losses("ln-dpo", chosen=chosen, rejected=rejected, beta=beta, label_smoothing=label_smoothing)
+    responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
+    link = partial(logistic, beta=beta, label_smoothing=label_smoothing)
+    return pairwise_losses(responses, reward=mean_logratio, mix=single, link=link, reward_scale=beta)
 
 
 def ipo_loss(chosen: SequenceLogps, rejected: SequenceLogps, *, tau: float, average_logps: bool = False) -> RowLosses:
@@ -215,7 +218,9 @@ def ipo_loss(chosen: SequenceLogps, rejected: SequenceLogps, *, tau: float, aver
         tau: strength of the pull to the reference.
         average_logps: means over tokens in place of sums, as TRL has it.
     """
-    return _pair_losses("ipo", chosen=chosen, rejected=rejected, tau=tau, average_logps=average_logps)
+    responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
+    reward, link = partial(logratio, average_logps=average_logps), partial(squared, tau=tau)
+    return pairwise_losses(responses, reward=reward, mix=single, link=link, reward_scale=tau)
 
 
 def simpo_loss(
@@ -230,9 +235,9 @@ def simpo_loss(
         gamma: the margin asked for.
         label_smoothing: share of labels taken to be wrong, in [0, 0.5).
     """
-    return _pair_losses(
-        "simpo", chosen=chosen, rejected=rejected, beta=beta, gamma=gamma, label_smoothing=label_smoothing
-    )
+    responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
+    link = partial(logistic, beta=beta, gamma=gamma, label_smoothing=label_smoothing)
+    return pairwise_losses(responses, reward=mean_logp, mix=single, link=link, reward_scale=beta)
 
 
 def wrpo_loss(
@@ -266,9 +271,8 @@ def wrpo_loss(
         base=base, alpha=alpha, alpha_schedule="constant", rejected_mix=rejected_source is not None, **settings
     )
     objective = resolve_objective("wrpo", given)
-    return objective_losses(objective, one_pair_a_row(by_role), progress=0.0)
-
-
-def _pair_losses(name: str, *, chosen: SequenceLogps, rejected: SequenceLogps, **settings: float | bool) -> RowLosses:
-    responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
-    return objective_losses(resolve_objective(name, settings), responses, progress=0.0)
+    reward, link = objective.part("reward"), objective.part("link")  # the base's: LR and the logistic link for DPO
+    mix = partial(source_and_target, alpha=alpha, rejected_mix=rejected_source is not None)
+    return pairwise_losses(
+        one_pair_a_row(by_role), reward=reward, mix=mix, link=link, reward_scale=objective.reward_scale
+    )

@@ -11,19 +11,19 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Pair(NamedTuple):
-    """The two compound rewards, (P,) each, that a link compares."""
+class CompoundRewards(NamedTuple):
+    """What a link compares: the reward of each side of the pairs, (P,) each."""
 
     chosen: Tensor
     rejected: Tensor
 
 
-def single(rewards: Mapping[str, Tensor]) -> Pair:
+def single(rewards: Mapping[str, Tensor]) -> CompoundRewards:
     """One response on each side: its reward as it is."""
-    return Pair(rewards["chosen"], rewards["rejected"])
+    return CompoundRewards(rewards["chosen"], rewards["rejected"])
 
 
-def source_and_target(rewards: Mapping[str, Tensor], *, alpha: float, rejected_mix: bool = False) -> Pair:
+def source_and_target(rewards: Mapping[str, Tensor], *, alpha: float, rejected_mix: bool = False) -> CompoundRewards:
     """Reward alpha * r(y_ws) + (1 - alpha) * r(y_wt) against r(y_l) (WRPO, arXiv 2412.03187, equation 5).
 
     With ``rejected_mix`` the rejected side is alpha * r(y_ls) + (1 - alpha) * r(y_lt) (equation 9); that alpha is the
@@ -39,4 +39,4 @@ def source_and_target(rewards: Mapping[str, Tensor], *, alpha: float, rejected_m
     rejected = rewards["rejected"]
     if rejected_mix:
         rejected = alpha * rewards["rejected_source"] + (1 - alpha) * rejected
-    return Pair(chosen, rejected)
+    return CompoundRewards(chosen, rejected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sinterlm.models.flops import Flops, add_flops, count_weights, sampling_flops, scoring_flops, training_flops
-from sinterlm.objectives.table import resolve_objective
+from sinterlm.objectives.named import resolve_objective
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.schema import (

@@ -14,7 +14,7 @@ from sinterlm.evaluation.rates import compare_models, compute_rates, compute_rat
 from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
 from sinterlm.files import atomic_write
 from sinterlm.models import load_model, load_tokenizer
-from sinterlm.objectives.table import ResolvedObjective, resolve_objective
+from sinterlm.objectives.named import ResolvedObjective, resolve_objective
 from sinterlm.pipeline.cells import settle
 from sinterlm.pipeline.fusion import Fusion, Participant
 from sinterlm.pipeline.rows import candidates_of

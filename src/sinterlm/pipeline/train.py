@@ -15,7 +15,7 @@ from sinterlm.files import move_whole, remove
 from sinterlm.formats import read_rows, read_training_file
 from sinterlm.locks import folder_lock
 from sinterlm.models import plain_name
-from sinterlm.objectives.table import resolve_objective
+from sinterlm.objectives.named import resolve_objective
 from sinterlm.pipeline.cells import describe_grid, read_search, settle
 from sinterlm.pipeline.launch import is_main_process
 from sinterlm.pipeline.progress import Reporter, Task

@@ -10,13 +10,13 @@ from typing import Any
 from sinterlm.chat import FewShot
 from sinterlm.models import fingerprint
 from sinterlm.models.settings import ChatModel
-from sinterlm.objectives.table import resolve_objective
+from sinterlm.objectives.named import resolve_objective
 from sinterlm.recipe.load import load_few_shot
 from sinterlm.recipe.schema import (
     AskedModel,
     ByDomain,
     Combination,
-    Objective,
+    ObjectiveSettings,
     PromptFormat,
     Sampling,
     Scorer,
@@ -156,10 +156,9 @@ def build_policy(config: SelectionPolicy, *, seed: int, stage: str) -> Callable[
     return functools.partial(config.select, seed=seed, stage=stage)
 
 
-def build_hyperparameters(objective: Objective) -> dict[str, Any]:
+def build_hyperparameters(objective: ObjectiveSettings) -> dict[str, Any]:
     """Every hyper-parameter of the objective: what the recipe gives, over the table's defaults."""
-    given = {name: value for name, value in _arguments(objective).items() if value is not None}
-    return dict(resolve_objective(objective.kind, given).values)
+    return dict(resolve_objective(objective.kind, objective.given).values)
 
 
 def _arguments(config: Settings) -> dict[str, Any]:

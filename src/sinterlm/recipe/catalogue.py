@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sinterlm.components import find_packages
 from sinterlm.errors import InputError
 from sinterlm.formats.row_formats import FORMATS
-from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters, resolve_objective
+from sinterlm.objectives.named import OBJECTIVES, known_hyperparameters, resolve_objective
 from sinterlm.sampling.table import ENGINES
 from sinterlm.scoring.table import SCORERS
 from sinterlm.selection.policies import POLICIES
@@ -30,14 +31,19 @@ LEGENDS: Mapping[str, str] = {
 def catalogue(what: str) -> list[dict[str, Any]]:
     """The entries of one table: ``name`` and ``description``; of objectives and policies all that the table says.
 
+    An entry of an installed package says in ``package`` which one it is.
+
     Raises:
         InputError: There is no such table.
     """
     if what not in TABLES:
         raise InputError(f"there is no list of {what!r}; there are: {', '.join(TABLES)}")
     describe = _DESCRIBE.get(what)
+    packages = find_packages(f"sinterlm.{what}")
     return [
-        {"name": name, "description": row.description, **(describe(name) if describe else {})}
+        {"name": name, "description": row.description}
+        | (describe(name) if describe else {})
+        | ({"package": packages[name]} if name in packages else {})
         for name, row in TABLES[what].items()
     ]
 

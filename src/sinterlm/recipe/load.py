@@ -22,7 +22,7 @@ from sinterlm.errors import InputError
 from sinterlm.explain import KeyPath, Problem, describe, found_but_expected, show_path, unknown_name
 from sinterlm.formats.document import Document, refuse, validate
 from sinterlm.formats.yaml_file import dump_yaml, read_yaml
-from sinterlm.objectives.table import OBJECTIVES, known_hyperparameters
+from sinterlm.objectives.named import OBJECTIVES, known_hyperparameters
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.extension import EXTENDS, extend
 from sinterlm.recipe.overrides import PLACE, Override, apply_overrides
@@ -434,6 +434,7 @@ def _with_defaults(training: TrainingT) -> TrainingT:
     objective = training.objective
     if {"objective.kind", "objective.base"} & {key for entry in training.grid for key in entry}:
         return training  # each of them has hyper-parameters and defaults of its own
-    known = known_hyperparameters(objective.kind, objective.base)
-    missing = {name: known[name].default for name in known if getattr(objective, name) is None}
+    given = objective.given
+    known = known_hyperparameters(objective.kind, given.get("base"))
+    missing = {name: known[name].default for name in known if name not in given}
     return training.model_copy(update={"objective": objective.model_copy(update=missing)})

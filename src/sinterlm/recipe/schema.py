@@ -1,4 +1,4 @@
-"""The form of a recipe, and the home of every default but the objectives' (``objectives/table.py``).
+"""The form of a recipe, and the home of every default but the objectives' (``objectives/named.py``).
 
 One pydantic model per mapping; a ``kind:`` or ``engine:`` key picks among several. Unknown keys are errors.
 Nothing here imports torch.
@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, create_model
 from pydantic_core import PydanticCustomError
 
 from sinterlm.components import union_of
 from sinterlm.models import plain_name
 from sinterlm.models.settings import ChatModel, TemplateDate
+from sinterlm.objectives.named import list_hyperparameters
 from sinterlm.selection.policies import POLICIES
 from sinterlm.selection.settings import SelectionPolicy
 from sinterlm.settings import Domains, InputPath, OutputPath, Positive, Seed, Settings, expected
@@ -360,24 +361,32 @@ else:
     PreferenceSelect = union_of({kind: policy for kind, policy in POLICIES.items() if policy.compares}, "kind")
 
 
-class Objective(Settings):
-    """Kind and hyper-parameters; what is not given comes from the objective's row in ``objectives/table.py``.
+class ObjectiveSettings(Settings):
+    """Kind and hyper-parameters; what is not given comes from the objective's row in ``objectives/named.py``.
 
     Which of them an objective has, and within which bounds, that table says; it is asked when the recipe is read.
     """
 
     kind: str
-    base: str | None = None
-    beta: float | None = None
-    gamma: float | None = None
-    tau: float | None = None
-    average_logps: bool | None = None
-    label_smoothing: float | None = None
-    alpha: float | None = None
-    alpha_schedule: str | None = None
-    rejected_mix: bool | None = None
-    baseline: str | None = None
-    kl: float | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The hyper-parameters that the recipe gives, by name."""
+        return {name: value for name, value in self if name != "kind" and value is not None}
+
+    if TYPE_CHECKING:  # every hyper-parameter of the table is a field, see below
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+if not TYPE_CHECKING:
+    ObjectiveSettings = create_model(
+        "ObjectiveSettings",
+        __base__=ObjectiveSettings,
+        __doc__=ObjectiveSettings.__doc__,
+        __module__=__name__,
+        **{key.name: (key.type | None, Field(None, description=key.description)) for key in list_hyperparameters()},
+    )
 
 
 TrainArguments = dict[str, Any]
@@ -400,7 +409,7 @@ class ExtraPrompts(Settings):
 class Sft(Settings):
     select: SftSelect
     extra_prompts: ExtraPrompts | None = None
-    objective: Objective = Objective(kind="sft")
+    objective: ObjectiveSettings = ObjectiveSettings(kind="sft")
     train: TrainArguments = {}
     grid: list[GridEntry] = []
     """As that of a preference method; of ``train.NAME`` only."""
@@ -408,7 +417,7 @@ class Sft(Settings):
 
 class Preference(Settings):
     select: PreferenceSelect
-    objective: Objective
+    objective: ObjectiveSettings
     target_samples: Literal["target", "target-sft"] | None = None
     """Whose answers stand for the target's in the rows; those of the model that the training starts from unless given.
     """

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sinterlm.chat import PLAIN, REFUSED, EncodedExample, UnfitAnswer, encode_example, render_prompt
 from sinterlm.errors import InputError
+from sinterlm.objectives.named import ResolvedObjective
 from sinterlm.objectives.responses import Responses, SequenceLogps
-from sinterlm.objectives.table import ResolvedObjective
 from sinterlm.records import Dropped, RowResponse, TrainingRow
 from sinterlm.template import TemplateOptions, TemplateRefusal
 from sinterlm.thoughts import HOLDS_THOUGHTS, ThoughtRule, split_thoughts

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from sinterlm.models import GGUF_PREFIX, hub_revision, plain_name, split_revision
-from sinterlm.objectives.table import ResolvedObjective
+from sinterlm.objectives.named import ResolvedObjective
 from sinterlm.records import TrainingRow
 
 FRAMEWORKS = ("sinterlm", "transformers", "torch", "accelerate", "tokenizers")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from dataclasses import Field, dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments
@@ -12,34 +12,59 @@ from transformers.utils.import_utils import is_peft_available
 
 from sinterlm.errors import InputError
 from sinterlm.models import computes_bfloat16
-from sinterlm.objectives.table import ResolvedObjective, resolve_objective
+from sinterlm.objectives.named import ResolvedObjective, list_hyperparameters, resolve_objective
 from sinterlm.template import TemplateOptions
 from sinterlm.training.arguments import DEFAULT_MAX_LENGTH, FusionArguments, choices_in_words
 
 
 @dataclass
-class FusionConfig(FusionArguments, TrainingArguments):  # type: ignore[misc]  # bf16 may be auto, too
-    """Settings of :class:`FusionTrainer`: every name of TrainingArguments and FusionArguments, and these.
+class ObjectiveArguments:
+    """The objective of a training, and every hyper-parameter of any objective: these are added below, from the table."""
 
-    Hyper-parameters that are not given take their default from the objective's row in ``objectives/table.py``; one
+    objective: str = field(default="sft", metadata={"help": "Named objective, see `sinterlm list objectives`."})
+
+    if TYPE_CHECKING:  # every hyper-parameter of the table is a field; these are Sinter's own, for type checkers
+        base: str | None = None
+        beta: float | None = None
+        gamma: float | None = None
+        tau: float | None = None
+        average_logps: bool | None = None
+        label_smoothing: float | None = None
+        alpha: float | None = None
+        alpha_schedule: str | None = None
+        rejected_mix: bool | None = None
+        baseline: str | None = None
+        kl: float | None = None
+
+
+if not TYPE_CHECKING:
+    for _key in list_hyperparameters():
+        if _key.name in TrainingArguments.__dataclass_fields__.keys() | FusionArguments.__dataclass_fields__.keys():
+            raise InputError(
+                f"an objective of an installed package has a hyper-parameter {_key.name!r}, but there is a training "
+                "argument of this name already; mend or uninstall the package"
+            )
+    ObjectiveArguments = make_dataclass(
+        "ObjectiveArguments",
+        [
+            (key.name, key.type | None, field(default=None, metadata={"help": key.description}))
+            for key in list_hyperparameters()
+        ],
+        bases=(ObjectiveArguments,),
+        namespace={"__doc__": ObjectiveArguments.__doc__, "__module__": __name__},
+    )
+
+
+@dataclass
+class FusionConfig(ObjectiveArguments, FusionArguments, TrainingArguments):  # type: ignore[misc]  # bf16 may be auto, too
+    """Settings of :class:`FusionTrainer`: the arguments of Transformers, of Sinter and of the objective.
+
+    Hyper-parameters that are not given take their default from the objective's row in ``objectives/named.py``; one
     that the objective does not have is an error. Other defaults than TrainingArguments': a metrics line every step,
     two checkpoints kept, a loss that is not finite stops the run.
 
     Example: ``FusionConfig(output_dir="out", objective="wrpo", beta=0.1, alpha=0.5, learning_rate=1e-6)``
     """
-
-    objective: str = field(default="sft", metadata={"help": "Named objective, see `sinterlm list objectives`."})
-    base: str | None = field(default=None, metadata={"help": "Objective whose reward and link a compound one takes."})
-    beta: float | None = field(default=None, metadata={"help": "Pull to the reference."})
-    gamma: float | None = field(default=None, metadata={"help": "Margin that SimPO asks for."})
-    tau: float | None = field(default=None, metadata={"help": "IPO's pull to the reference."})
-    average_logps: bool | None = field(default=None, metadata={"help": "Means over tokens in place of sums."})
-    alpha: float | None = field(default=None, metadata={"help": "WRPO's weight of the source's answer, at the end."})
-    alpha_schedule: str | None = field(default=None, metadata={"help": "constant, or ramp: linearly from 0."})
-    rejected_mix: bool | None = field(default=None, metadata={"help": "Mix the rejected side too (equation 9)."})
-    label_smoothing: float | None = field(default=None, metadata={"help": "Share of labels taken to be wrong."})
-    baseline: str | None = field(default=None, metadata={"help": "Others that RLOO measures by: source or all."})
-    kl: float | None = field(default=None, metadata={"help": "Weight of RLOO's log-ratio to the reference."})
 
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Initial learning rate; the objective's default unless given."}
@@ -58,7 +83,7 @@ class FusionConfig(FusionArguments, TrainingArguments):  # type: ignore[misc]  #
         Raises:
             ValueError: an unknown objective, a hyper-parameter that it does not have, or a value out of bounds.
         """
-        given = {name: getattr(self, name) for name in HYPERPARAMETERS if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in _HYPERPARAMETERS if getattr(self, name) is not None}
         self._resolved_objective = resolve_objective(self.objective, given)
         for name, value in self._resolved_objective.values.items():
             setattr(self, name, value)
@@ -118,10 +143,7 @@ class FusionConfig(FusionArguments, TrainingArguments):  # type: ignore[misc]  #
         return self._resolved_objective
 
 
-HYPERPARAMETERS = (
-    *("base", "beta", "gamma", "tau", "average_logps", "label_smoothing"),
-    *("alpha", "alpha_schedule", "rejected_mix", "baseline", "kl"),
-)
+_HYPERPARAMETERS = tuple(key.name for key in list_hyperparameters())
 """The fields that belong to objectives."""
 
 

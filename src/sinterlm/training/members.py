@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sinterlm.objectives.table import ResolvedObjective
+from sinterlm.objectives.named import ResolvedObjective
 from sinterlm.records import RowResponse, TrainingRow
 
 

@@ -47,7 +47,7 @@ from sinterlm.models import (
     without_bars,
     writes_date,
 )
-from sinterlm.objectives.table import resolve_objective
+from sinterlm.objectives.named import resolve_objective
 from sinterlm.records import Dropped, TrainingRow, digest
 from sinterlm.training.card import CardDetails, render_card
 from sinterlm.training.checkpoints import CheckpointManifest, RegularCheckpoints, newest_whole_checkpoint
@@ -123,7 +123,7 @@ def train(
     Args:
         rows: with the responses that the objective needs.
         model: the start, and the reference: a hub name, a folder or a GGUF file in a package.
-        objective: a name of ``objectives/table.py``.
+        objective: a name of ``objectives/named.py``.
         output_dir: gets the model, its tokenizer, card and metrics; empty, or of an earlier run.
         hyperparameters: the objective's; defaults stand in the table.
         arguments: names of TrainingArguments, and ``max_length``.

@@ -32,7 +32,7 @@ from transformers import (
 from sinterlm.context import context_length
 from sinterlm.errors import InputError, SinterError, ToleranceError
 from sinterlm.objectives.losses import objective_losses
-from sinterlm.objectives.table import ResolvedObjective
+from sinterlm.objectives.named import ResolvedObjective
 from sinterlm.records import Dropped, TrainingRow
 from sinterlm.thoughts import ThoughtRule
 from sinterlm.training.arguments import DEFAULT_MAX_LENGTH

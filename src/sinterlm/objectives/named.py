@@ -1,8 +1,9 @@
 """The named objectives: what each compares, by which functions, and every hyper-parameter's default and source.
 
 A preference objective is a reward, a mix and a link, weighted maximum likelihood a weighting (see ``losses.py``).
-Functions are named by path, so that this table, which the recipe's schema, ``FusionConfig`` and ``sinterlm list
-objectives`` read, imports no torch. To add an objective, write the missing function and add a row.
+Functions are named by path, so that this table imports no torch; the recipe's schema, ``FusionConfig``, ``sinterlm
+train`` and ``sinterlm list objectives`` are built from it. To add an objective, write the missing function and add a
+row; an installed package adds its rows by entry points.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial, reduce
+from operator import or_
+from pkgutil import resolve_name
+from typing import Any, Literal, NamedTuple
 
+from sinterlm.components import with_installed
 from sinterlm.objectives.schedules import constant, ramp
 
 SCHEDULES: Mapping[str, Callable[[float, float], float]] = {"constant": constant, "ramp": ramp}
@@ -39,6 +43,11 @@ class Hyperparameter:
     """The accepted values; empty for numbers."""
     schedule: str | None = None
     """The hyper-parameter that says how this one moves during training."""
+
+    @property
+    def type(self) -> Any:
+        """The type of its values: ``float`` for a number, else that of its choices."""
+        return reduce(or_, dict.fromkeys(map(type, self.choices))) if self.choices else float
 
     @property
     def expected(self) -> str:
@@ -98,6 +107,23 @@ class Objective:
     base_defaults: Mapping[str, Mapping[str, tuple[Value, str]]] = field(default_factory=dict)
     """By base, where another default (and its source) fits than the base's or the row's own."""
 
+    def __post_init__(self) -> None:
+        """Check the hyper-parameters.
+
+        Raises:
+            ValueError: A name cannot be a key beside ``kind``, or a default is out of its own bounds.
+        """
+        for name, parameter in self.hyperparameters.items():
+            if not name.isidentifier() or name.startswith("_") or name in _RESERVED:
+                raise ValueError(
+                    f"a hyper-parameter is called {name!r}; expected a name such as 'beta', and no {_RESERVED}"
+                )
+            if not parameter.accepts(parameter.default):
+                raise ValueError(f"the default of {name} is {parameter.default!r}; expected {parameter.expected}")
+
+
+_RESERVED = ("kind", "objective", "seed")
+"""Keys that stand beside hyper-parameters in a recipe, in ``FusionConfig`` and in ``sinterlm train``."""
 
 _WRPO_TABLE_6 = "WRPO (arXiv 2412.03187), Table 6"
 _ALPHA_SOURCE = f"{_WRPO_TABLE_6} and section 4.1"
@@ -137,7 +163,7 @@ def _base(*names: str) -> Hyperparameter:
     )
 
 
-OBJECTIVES: Mapping[str, Objective] = {
+_BUILT_IN: Mapping[str, Objective] = {
     "sft": Objective(
         description="maximum likelihood of one response a prompt (supervised fine-tuning)",
         formula="-log π(chosen)",
@@ -326,6 +352,36 @@ OBJECTIVES: Mapping[str, Objective] = {
     ),
 }
 
+OBJECTIVES: Mapping[str, Objective] = with_installed("sinterlm.objectives", _BUILT_IN, Objective)
+"""Every objective by the name that recipes use: those of Sinter and of installed packages."""
+
+
+class HyperparameterKey(NamedTuple):
+    """A hyper-parameter as a key of settings that do not know yet which objective they are for."""
+
+    name: str
+    type: Any
+    description: str
+
+
+_FIRST = (
+    *("base", "beta", "gamma", "tau", "average_logps", "label_smoothing"),
+    *("alpha", "alpha_schedule", "rejected_mix", "baseline", "kl"),
+)
+"""Resolved recipes have always written these in this order."""
+
+
+def list_hyperparameters() -> list[HyperparameterKey]:
+    """Every hyper-parameter of any objective; where several have it, of all their types, as the first describes it."""
+    declared: dict[str, list[Hyperparameter]] = {name: [] for name in _FIRST}
+    for objective in OBJECTIVES.values():
+        for name, parameter in objective.hyperparameters.items():
+            declared.setdefault(name, []).append(parameter)
+    return [
+        HyperparameterKey(name, reduce(or_, [parameter.type for parameter in own]), own[0].description)
+        for name, own in declared.items()
+    ]
+
 
 @dataclass(frozen=True)
 class ResolvedObjective:
@@ -376,6 +432,11 @@ class ResolvedObjective:
         known = {**self.objective.hyperparameters, **self.base.hyperparameters}
         own = {name: self.values[name] for name, parameter in known.items() if parameter.part == part}
         return own | {name: value for name, value in self.scheduled_values(progress).items() if name in own}
+
+    def part(self, name: str, progress: float = 1.0) -> Callable[..., Any]:
+        """The function that plays the part ``name``, with its hyper-parameters' values at ``progress``."""
+        function: Callable[..., Any] = resolve_name(self.parts[name])
+        return partial(function, **self.settings_of(name, progress))
 
     def scheduled_values(self, progress: float) -> dict[str, float]:
         """The hyper-parameters that move during training, at ``progress``: what is logged."""
