@@ -17,10 +17,11 @@ from contextlib import closing
 from tests.published_data import FOLDER, gsm8k_solutions, humaneval_solutions, mbpp_solutions
 
 from sinterlm.errors import SandboxError
-from sinterlm.recipe.build import build_scorer
-from sinterlm.recipe.schema import Code, Mathematics
 from sinterlm.scoring.code.sandbox import check_isolation
+from sinterlm.scoring.code.settings import Code
+from sinterlm.scoring.mathematics import Mathematics
 from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.settings import build_scorer
 
 
 def main() -> None:

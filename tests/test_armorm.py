@@ -24,13 +24,14 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from sinterlm.chat import encode_conversation
 from sinterlm.errors import InputError
 from sinterlm.models import load_model_of, load_tokenizer
-from sinterlm.recipe.build import build_scorer
-from sinterlm.recipe.schema import ArmoRM as ArmoRMConfig
-from sinterlm.recipe.schema import RewardModel as RewardModelConfig
 from sinterlm.records import Message, Prompt, Response, Score
-from sinterlm.scoring.armorm import OBJECTIVES, ArmoRM, find_last
+from sinterlm.scoring.armorm import OBJECTIVES, find_last
+from sinterlm.scoring.armorm import ArmoRM as ArmoRMConfig
+from sinterlm.scoring.armorm_model import ArmoRM
 from sinterlm.scoring.dialogues import Truncate
 from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.reward_model import RewardModel as RewardModelConfig
+from sinterlm.scoring.settings import build_scorer
 from tests.tiny import GEMMA_TEMPLATE, LLAMA3_TEMPLATE, save_tiny_reward_model
 
 Array = NDArray[np.float64]

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from sinterlm.errors import InputError, SandboxError
-from sinterlm.recipe.build import build_scorer
-from sinterlm.recipe.schema import Code
 from sinterlm.records import Score
 from sinterlm.scoring.code import inside, running, sandbox
 from sinterlm.scoring.code.prompt_tests import parse_tests
 from sinterlm.scoring.code.sandbox import check_isolation
 from sinterlm.scoring.code.scorer import CodeScorer
+from sinterlm.scoring.code.settings import Code
 from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.settings import build_scorer
 from tests.answers import answered
 from tests.cases.right_programs import CASES
 from tests.published_data import humaneval_solutions, mbpp_solutions, needs_published_data

@@ -51,7 +51,6 @@ from sinterlm.pipeline.report import EXPLANATIONS
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe import schema
-from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.extension import EXTENDS
 from sinterlm.recipe.load import load_few_shot, load_recipe, read_train_settings
 from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
@@ -62,7 +61,8 @@ from sinterlm.scoring import mathematics
 from sinterlm.scoring.armorm import OBJECTIVES as OBJECTIVES_OF_ARMORM
 from sinterlm.scoring.code.running import HARNESS_LIMIT
 from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, SCORER_FAILED, Answered
-from sinterlm.scoring.table import SCORERS
+from sinterlm.scoring.scorers import SCORERS
+from sinterlm.scoring.settings import build_scorer
 from sinterlm.selection.choices import REASONS
 from sinterlm.selection.policies import POLICIES
 from sinterlm.training import batch
@@ -362,14 +362,14 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "Recorded answers": [schema.RecordedSource],
     "prompt": [schema.PromptFormat],
     "sampling": [schema.Sampling],
-    "scorer": [schema.ExactMatch],
-    "mathematics": [schema.Mathematics],
-    "code": [schema.Code],
-    "reward-model and armorm": [schema.RewardModel, schema.ArmoRM],
-    "judge": [schema.Judge],
-    "recorded": [schema.RecordedScores],
-    "combination": [schema.Combination],
-    "by-domain": [schema.ByDomain],
+    "scorer": [SCORERS["exact-match"]],
+    "mathematics": [SCORERS["mathematics"]],
+    "code": [SCORERS["code"]],
+    "reward-model and armorm": [SCORERS["reward-model"], SCORERS["armorm"]],
+    "judge": [SCORERS["judge"]],
+    "recorded": [SCORERS["recorded"]],
+    "combination": [SCORERS["combination"]],
+    "by-domain": [SCORERS["by-domain"]],
     "sft": [schema.Sft],
     "extra_prompts": [schema.ExtraPrompts],
     "preference": [schema.Preference],
@@ -790,9 +790,10 @@ QUESTION = Prompt("p", (Message("user", "What is the plural of ox?"),), ("oxen",
 
 @pytest.mark.parametrize("extension", ["A scorer"], indirect=True)
 def test_the_worked_scorer(extension: Extension) -> None:
-    config = TypeAdapter(extension.values["Scorer"]).validate_python({"kind": "word-limit", "max_words": 2})
+    assert SCORERS["word-limit"] is extension.values["WordLimit"]
+    config = TypeAdapter(union_of(SCORERS, "kind")).validate_python({"kind": "word-limit", "max_words": 2})
     scorer = build_scorer(config)
-    assert SCORERS["word-limit"].description
+    assert (config.title, config.description) == ("word-limit", "1 for an answer of at most max_words words, else 0")
     short, long = scorer.score([Answered(QUESTION, response("two oxen")), Answered(QUESTION, response("it is oxen"))])
     assert (short.value, short.passed, short.response_id) == (1.0, True, "a-0")
     assert (long.value, long.passed, long.detail) == (0.0, False, {"num_words": 3})

@@ -13,12 +13,12 @@ from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.plan import plan_fusion
-from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import Recipe, scorer_title, scorers_in
 from sinterlm.records import Message, Prompt, Response, Score
 from sinterlm.scoring.by_domain import ByDomainScorer
 from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.settings import build_scorer
 
 RECIPE = """\
 output: {folder}/run

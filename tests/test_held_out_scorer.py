@@ -14,11 +14,15 @@ from sinterlm.pipeline.outcome import read_only
 from sinterlm.pipeline.report import read_report
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.status import status_of
-from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.load import load_recipe
-from sinterlm.recipe.schema import Combination, ExactMatch, RewardModel, Scorer, scorer_title
+from sinterlm.recipe.schema import scorer_title
 from sinterlm.records import Response
+from sinterlm.scoring.combination import Combination
+from sinterlm.scoring.exact_match import ExactMatch
 from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.reward_model import RewardModel
+from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.settings import build_scorer
 from sinterlm.store import Store
 from tests.test_pipeline import Lines
 from tests.tiny import save_tiny_reward_model

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from sinterlm.endpoint import NO_KEY, OPENAI_URL, key_variable
 from sinterlm.errors import CredentialsError, InputError, TryAgainError
 from sinterlm.records import Message, Prompt, Response, Score
-from sinterlm.scoring.judge import JudgeScorer
-from sinterlm.scoring.judge_prompts import OVERALL, REFERENCE, comparison_request, grading_request
+from sinterlm.scoring.judge.prompts import OVERALL, REFERENCE, comparison_request, grading_request
+from sinterlm.scoring.judge.scorer import JudgeScorer
 from sinterlm.scoring.protocol import INVALID_VERDICT, Answered
 from tests.chat_server import SMOLLM2, Answer, llama_server, serve
 

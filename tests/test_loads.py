@@ -38,7 +38,7 @@ from sinterlm.models import (
 from sinterlm.records import Message, Prompt, Response, RowResponse, SamplingSettings, TrainingRow
 from sinterlm.sampling.protocol import Item
 from sinterlm.sampling.transformers_engine import TransformersEngine
-from sinterlm.scoring.armorm import ArmoRM
+from sinterlm.scoring.armorm_model import ArmoRM
 from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.reward_model import RewardModelScorer
 from sinterlm.training.logprobs import sequence_logps

@@ -21,11 +21,11 @@ from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext
 from sinterlm.pipeline.stored_scorer import StoredScorer
-from sinterlm.recipe.build import build_scorer
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.overrides import Override
 from sinterlm.records import Score
 from sinterlm.scoring.protocol import SCORER_FAILED, Answered, no_score
+from sinterlm.scoring.settings import build_scorer
 from sinterlm.store import Store
 from tests.answers import answered
 from tests.chat_server import Answer, ScriptedServer, serve
@@ -205,9 +205,9 @@ def test_settings_of_reaching_a_judge_redo_no_stage() -> None:
 def load_scorer(scorer: Mapping[str, Any]) -> Any:
     from pydantic import TypeAdapter
 
-    from sinterlm.recipe import schema
+    from sinterlm.scoring.scorers import Scorer
 
-    return TypeAdapter(schema.Scorer).validate_python(scorer)
+    return TypeAdapter(Scorer).validate_python(scorer)
 
 
 def test_stage_keys_follow_the_files_and_weights_of_parts(tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ MATHEMATICS, EXACT_MATCH = {"kind": "mathematics"}, {"kind": "exact-match"}
         (EXACT_MATCH, "exact_match.NORMALISATION"),
         (MATHEMATICS, "mathematics.RULES"),
         ({"kind": "code"}, "code.scorer.VERSION"),
-        ({"kind": "judge", "model": "m", "base_url": "http://127.0.0.1:1/v1"}, "judge_prompts.WORDING"),
+        ({"kind": "judge", "model": "m", "base_url": "http://127.0.0.1:1/v1"}, "judge.prompts.WORDING"),
         ({"kind": "combination", "rule": "gate", "parts": {"a": EXACT_MATCH, "b": MATHEMATICS}}, "mathematics.RULES"),
         ({"kind": "by-domain", "domains": {"x": MATHEMATICS}, "other": EXACT_MATCH}, "exact_match.NORMALISATION"),
     ],

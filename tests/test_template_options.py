@@ -19,12 +19,13 @@ from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.stage import RunContext, stage_keys
 from sinterlm.pipeline.stages import build_stages
-from sinterlm.recipe.build import build_engine, build_scorer, engine_identity, template_options
+from sinterlm.recipe.build import build_engine, engine_identity, template_options
 from sinterlm.recipe.load import load_recipe, read_train_settings, resolve_text
-from sinterlm.recipe.schema import Scorer
 from sinterlm.records import Message, Prompt, Response, RowResponse, SamplingSettings, TrainingRow
 from sinterlm.scoring.dialogues import encode_dialogue
 from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.settings import build_scorer
 from sinterlm.template import TemplateOptions
 from sinterlm.training import trainer as trainer_module
 from sinterlm.training.batch import EncodedRows, encode_rows

@@ -13,12 +13,11 @@ import pytest
 from pydantic import TypeAdapter
 
 from sinterlm.errors import SandboxError
-from sinterlm.recipe.build import build_scorer
-from sinterlm.recipe.schema import Scorer
 from sinterlm.scoring.code.sandbox import check_isolation
 from sinterlm.scoring.protocol import Answered
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
-from sinterlm.scoring.table import SCORERS
+from sinterlm.scoring.scorers import SCORERS, Scorer
+from sinterlm.scoring.settings import build_scorer
 from sinterlm.store import Store
 from tests.answers import answered
 from tests.chat_server import serve

@@ -22,11 +22,12 @@ from typing import Any
 from sinterlm.evaluation.rates import Rate
 from sinterlm.files import atomic_write, remove
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.recipe.build import build_hyperparameters, engine_identity, scorer_rules, template_options
+from sinterlm.recipe.build import build_hyperparameters, engine_identity
 from sinterlm.recipe.grid import Choice, apply_choice, count_cells, list_choices
-from sinterlm.recipe.schema import Judge, Scorer, Training, parts_of
+from sinterlm.recipe.schema import Training
 from sinterlm.records import Dropped, Prompt, digest
 from sinterlm.sampling.identity import Fingerprint
+from sinterlm.scoring.scorers import Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,29 +165,9 @@ def best_of(cells: Sequence[Cell]) -> Cell:
     return max(finished, key=lambda pair: pair[1].rate.value)[0]
 
 
-_TEMPLATE_KEYS = ("chat_template_kwargs", "template_date")
-
-
 def describe_scorer(scorer: Scorer, fingerprint: Fingerprint) -> object:
-    """What besides the answers decides the scores: settings, rules, weights by fingerprint, and files by content."""
-    files = {name: value for name, value in scorer if isinstance(value, Path)}
-    placement = getattr(scorer, "placement", ())
-    model = None if isinstance(scorer, Judge) else getattr(scorer, "model", None)
-    described = [
-        scorer.model_dump(exclude={"parts", "domains", "other", *_TEMPLATE_KEYS, *files, *placement}),
-        model and fingerprint(model),
-        *([{"rules": rules}] if (rules := scorer_rules(scorer)) else []),
-        *({name: file_digest(path)} for name, path in files.items()),
-        *([options] if (options := template_options(scorer)) else []),
-    ]
-    if parts := [[keys, describe_scorer(part, fingerprint)] for keys, part in parts_of(scorer)]:
-        described.append(parts)
-    return described
-
-
-def file_digest(path: Path) -> str | None:
-    """The content's hash; None for a file that is not there (a plan says so, a run refuses)."""
-    return digest(path.read_bytes().hex()) if path.is_file() else None
+    """What besides the answers decides the scores."""
+    return scorer.describe(fingerprint)
 
 
 def write_search(fusion: Fusion, name: str, entries: Sequence[Sequence[Cell]]) -> None:

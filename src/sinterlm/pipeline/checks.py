@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from sinterlm.chat import encode_prompt
 from sinterlm.errors import InputError
@@ -11,19 +12,12 @@ from sinterlm.models import check_trainable, load_tokenizer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stages import split_parts
 from sinterlm.pipeline.stored_scorer import StoredScorer
-from sinterlm.recipe.build import build_hyperparameters, build_scorer, check_scorer
+from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.grid import apply_choice, list_choices
-from sinterlm.recipe.schema import (
-    ByDomain,
-    Judge,
-    Recipe,
-    RecordedSource,
-    Scorer,
-    files_of,
-    scorer_for,
-    scorers_in,
-)
+from sinterlm.recipe.schema import Recipe, RecordedSource, scorer_for, scorers_in
 from sinterlm.records import Message, Prompt
+from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.settings import Preflight, build_scorer
 from sinterlm.store import Store
 from sinterlm.template import TemplateOptions
 
@@ -44,23 +38,14 @@ def check_inputs(fusion: Fusion, store: Store | None = None, *, reads_target: bo
             raise InputError(f"{config.path}: there is no such file (recorded answers of {participant.name})")
     for scorer in fusion.recipe.scorers.values():
         for part in scorers_in(scorer):
-            _check_scorer(part, store)
+            part.check(Preflight(has_scores=partial(_has_scored, part, store)))
     _check_tests(fusion, parts)
     if reads_target and fusion.trained:
         _check_training(fusion)
 
 
-def _check_scorer(scorer: Scorer, store: Store | None) -> None:
-    """That the files that a scorer names are there, the key of a judge's server, and what it needs of this machine."""
-    for key, path in files_of(scorer):
-        if not path.is_file():
-            raise InputError(f"{path}: there is no such file ({key} of the scorer {scorer.kind})")
-    # Of a judge that has given verdicts there may be nothing left to ask; a key that is needed is then missed there.
-    if isinstance(scorer, Judge) and not (store and StoredScorer(build_scorer(scorer), store).has_scored()):
-        from sinterlm.endpoint import find_key  # brings the client of the OpenAI protocol in
-
-        find_key(scorer.base_url, scorer.api_key_env)
-    check_scorer(scorer)
+def _has_scored(scorer: Scorer, store: Store | None) -> bool:
+    return store is not None and StoredScorer(build_scorer(scorer), store).has_scored()
 
 
 def _check_prompts(fusion: Fusion, parts: Mapping[str, Sequence[Prompt]]) -> None:
@@ -124,8 +109,7 @@ def _named_domains(recipe: Recipe) -> Iterator[tuple[str, Sequence[str]]]:
     yield from (("prompts.split.sft_domains", [domain]) for domain in recipe.prompts.split.sft_domains)
     for path, scorer in recipe.scorers.items():
         for part in scorers_in(scorer):
-            if isinstance(part, ByDomain):
-                yield from ((f"{'.'.join(path)} by-domain", [domain]) for domain in part.domains)
+            yield from ((f"{'.'.join(path)} {part.kind}", [domain]) for domain in part.named_domains)
     own = {f"preference.{method}.sft": preference.sft for method, preference in recipe.preference.items()}
     for place, sft in {"sft": recipe.sft, **own}.items():
         extra = sft.extra_prompts if sft else None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from sinterlm.models.flops import Flops, add_flops, count_weights, sampling_flops, scoring_flops, training_flops
+from sinterlm.models.flops import Flops, count_weights, sampling_flops, training_flops
 from sinterlm.objectives.named import resolve_objective
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.schema import (
     AskedModel,
-    DialogueReader,
     LocalModel,
-    Scorer,
     Training,
-    scorers_in,
 )
+from sinterlm.scoring.scorers import Scorer
 from sinterlm.training.arguments import DEFAULT_MAX_LENGTH
 
 USUAL_ANSWER_TOKENS = 512
@@ -45,11 +43,8 @@ def cost_of_sampling(config: AskedModel, *, prompt_tokens: float, new_tokens: fl
 
 
 def cost_of_scoring(scorer: Scorer, *, tokens: float) -> Flops | None:
-    """What the reward models of a scorer compute to read ``tokens`` tokens; other scorers compute next to nothing."""
-    # A model that stands there several times, for several domains, reads every answer once.
-    models = {config.model for config in scorers_in(scorer) if isinstance(config, DialogueReader)}
-    sizes = map(count_weights, models)
-    return add_flops(None if size is None else scoring_flops(size, tokens=tokens) for size in sizes)
+    """What the models of a scorer compute to read ``tokens`` tokens; other scorers compute next to nothing."""
+    return scorer.flops(tokens)
 
 
 def cost_of_training(fusion: Fusion, name: str, *, num_prompts: int, prompt_tokens: float) -> Flops | None:

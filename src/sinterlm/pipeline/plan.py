@@ -24,8 +24,9 @@ from sinterlm.pipeline.progress import show_bytes
 from sinterlm.pipeline.stage import is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages, held_out_asks, split_parts
 from sinterlm.recipe.build import build_few_shot, engine_identity
-from sinterlm.recipe.schema import AskedModel, DialogueReader, ExtraPrompts, LocalModel, Scorer, files_of, scorers_in
+from sinterlm.recipe.schema import AskedModel, ExtraPrompts, LocalModel, files_of, scorers_in
 from sinterlm.records import Prompt, response_id
+from sinterlm.scoring.scorers import Scorer
 from sinterlm.store import Store
 
 CHARACTERS_PER_TOKEN = 4
@@ -182,7 +183,7 @@ def _missing(fusion: Fusion) -> Iterator[str]:
     if unsized:
         yield f"{', '.join(unsized)}: of unknown size, so its GPU hours are unknown; `active_billions` says it"
     scorers = [part for scorer in recipe.scorers.values() for part in scorers_in(scorer)]
-    readers = dict.fromkeys(scorer.model for scorer in scorers if isinstance(scorer, DialogueReader))
+    readers = dict.fromkeys(model for scorer in scorers for model in scorer.models())
     for model in readers:
         if count_weights(model) is None:
             yield f"{model}: of unknown size until its files are here, so the GPU hours of scoring are unknown"

@@ -9,9 +9,9 @@ from pathlib import Path
 from sinterlm.files import atomic_write
 from sinterlm.formats import read_prompts
 from sinterlm.formats.questions import read_questions
-from sinterlm.pipeline.cells import file_digest
 from sinterlm.recipe.schema import Prompts
 from sinterlm.records import Prompt
+from sinterlm.scoring.settings import file_digest
 from sinterlm.selection.overlap import Distinct, Match, decontaminate, deduplicate
 
 

@@ -13,8 +13,9 @@ from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.score import scored_answers_to, stored_scorer
 from sinterlm.pipeline.stage import RunContext, StageResult, count_reasons
 from sinterlm.recipe.build import build_policy
-from sinterlm.recipe.schema import ExtraPrompts, Scorer
+from sinterlm.recipe.schema import ExtraPrompts
 from sinterlm.records import Candidates, Prompt
+from sinterlm.scoring.scorers import Scorer
 from sinterlm.selection.split import hand_over
 
 

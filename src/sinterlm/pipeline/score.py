@@ -11,11 +11,11 @@ from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.sample import answers_to
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
-from sinterlm.recipe.build import build_scorer
-from sinterlm.recipe.schema import Judge, RecordedScores, Scorer, scorers_in
 from sinterlm.records import Dropped, Prompt, Scored
 from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Answered
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
+from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.settings import build_scorer
 
 SCORING_BATCH = 64
 """Answers that are scored at once."""
@@ -77,7 +77,7 @@ def _length(answered: Answered) -> int:
 
 
 def _check_verdicts(config: Scorer, dropped: Sequence[Dropped], num_answers: int) -> None:
-    tolerated = min((part.max_invalid for part in scorers_in(config) if isinstance(part, Judge)), default=1.0)
+    tolerated = config.tolerated_invalid
     invalid = [drop for drop in dropped if drop.reason == INVALID_VERDICT]
     if len(invalid) > tolerated * num_answers:
         raise ToleranceError(
@@ -91,8 +91,7 @@ def stored_scorer(run: RunContext, config: Scorer) -> StoredScorer:
     """The scorer of a ``scorer:`` mapping, which keeps its scores in the store; so do the parts of a combination."""
 
     def wrap(scorer: ScorerComponent, config: Scorer) -> StoredScorer:
-        by_place = any(isinstance(part, RecordedScores) for part in scorers_in(config))
-        return StoredScorer(scorer, run.store, by_place=by_place)
+        return StoredScorer(scorer, run.store, by_place=config.joins_by_place)
 
     wrapped = build_scorer(config, wrap=wrap)
     assert isinstance(wrapped, StoredScorer)

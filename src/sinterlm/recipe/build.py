@@ -12,23 +12,12 @@ from sinterlm.models import fingerprint
 from sinterlm.models.settings import ChatModel
 from sinterlm.objectives.named import resolve_objective
 from sinterlm.recipe.load import load_few_shot
-from sinterlm.recipe.schema import (
-    AskedModel,
-    ByDomain,
-    Combination,
-    ObjectiveSettings,
-    PromptFormat,
-    Sampling,
-    Scorer,
-    Source,
-)
+from sinterlm.recipe.schema import AskedModel, ObjectiveSettings, PromptFormat, Sampling, Source
 from sinterlm.records import Candidates, SamplingSettings, Selection
 from sinterlm.sampling.identity import Fingerprint
 from sinterlm.sampling.protocol import Engine
 from sinterlm.sampling.table import ENGINES
-from sinterlm.scoring.protocol import Scorer as ScorerComponent
-from sinterlm.scoring.table import SCORERS
-from sinterlm.scoring.thought_policy import ThoughtPolicy
+from sinterlm.scoring.scorers import Scorer
 from sinterlm.selection.settings import SelectionPolicy
 from sinterlm.settings import Settings
 
@@ -104,51 +93,6 @@ def _engine_arguments(config: Source, location: str | None, settings: SamplingSe
     if isinstance(config, AskedModel):
         own |= {"few_shot": build_few_shot(config.prompt), "system": config.prompt.system, "settings": settings}
     return own | ({"model": location} if location else {})
-
-
-def build_scorer(
-    config: Scorer, *, wrap: Callable[[ScorerComponent, Scorer], ScorerComponent] = lambda scorer, config: scorer
-) -> ScorerComponent:
-    """The scorer of a ``scorer:`` mapping; where it names the same part twice, that is one component.
-
-    So a reward model that scores several domains is loaded once.
-
-    Args:
-        config: The mapping.
-        wrap: What to make of the scorer, and of the parts of a combination, before they are put together; called with
-            the mapping of each as well.
-    """
-    built: list[tuple[Scorer, ScorerComponent]] = []
-
-    def build(config: Scorer) -> ScorerComponent:
-        for other, component in built:
-            if other == config:
-                return component
-        arguments = {name: value for name, value in _arguments(config).items() if name != "max_invalid"}
-        if isinstance(config, Combination):
-            arguments["parts"] = {name: build(part) for name, part in config.parts.items()}
-        if isinstance(config, ByDomain):
-            arguments["domains"] = {name: build(part) for name, part in config.domains.items()}
-            arguments["other"] = build(config.other)
-        thoughts = arguments.pop("thoughts", "keep")
-        component = _component(SCORERS[config.kind].path)(**arguments)
-        component = wrap(component if thoughts == "keep" else ThoughtPolicy(component, thoughts), config)
-        built.append((config, component))
-        return component
-
-    return build(config)
-
-
-def scorer_rules(config: Scorer) -> object:
-    """What names the rules of a scorer in this release, its parts' left out; None if its settings and weights do."""
-    rules = SCORERS[config.kind].rules
-    return rules and _component(rules)
-
-
-def check_scorer(config: Scorer) -> None:
-    """See whether this machine has what a scorer needs, such as a package or a sandbox; parts are not looked at."""
-    if check := SCORERS[config.kind].check:
-        _component(check)()
 
 
 def build_policy(config: SelectionPolicy, *, seed: int, stage: str) -> Callable[[Iterable[Candidates]], Selection]:

@@ -10,7 +10,7 @@ from sinterlm.errors import InputError
 from sinterlm.formats.row_formats import FORMATS
 from sinterlm.objectives.named import OBJECTIVES, known_hyperparameters, resolve_objective
 from sinterlm.sampling.table import ENGINES
-from sinterlm.scoring.table import SCORERS
+from sinterlm.scoring.scorers import SCORERS
 from sinterlm.selection.policies import POLICIES
 
 TABLES: Mapping[str, Mapping[str, Any]] = {

@@ -28,17 +28,13 @@ from sinterlm.recipe.extension import EXTENDS, extend
 from sinterlm.recipe.overrides import PLACE, Override, apply_overrides
 from sinterlm.recipe.schema import (
     AskedModel,
-    Combination,
     GridEntry,
-    Judge,
     LocalModel,
     Preference,
     Recipe,
-    Scorer,
     Sft,
     Training,
     name_own_sft,
-    parts_of,
 )
 from sinterlm.records import Role
 from sinterlm.selection.policies import POLICIES
@@ -226,7 +222,7 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
             reason = "a few-shot prompt has no place for a system prompt; remove one of the two"
             yield Problem(("sources", name, "prompt", "system"), reason)
     for path, scorer in recipe.scorers.items():
-        yield from _find_scorer_problems(path, scorer)
+        yield from (Problem((*path, *problem.path), problem.text) for problem in scorer.find_problems())
     if recipe.sft:
         yield from _find_sft_problems(("sft",), "sft", recipe.sft, recipe)
     for method, preference in recipe.preference.items():
@@ -336,29 +332,6 @@ def _find_fitting(
                 yield name
             elif not misfit(policy, (*policy.roles, *optional)):
                 yield f"{name} with {' and '.join(f'{switch}: true' for switch in policy.optional_roles)}"
-
-
-def _find_scorer_problems(path: KeyPath, scorer: Scorer) -> Iterator[Problem]:
-    """Keys of a scorer that do not go with its ``mode`` or ``rule``, and what is wrong with its parts."""
-    if isinstance(scorer, Judge):
-        yield from _find_unread_keys(path, scorer, "mode", {"rubric": "rubric", "baseline": "pairwise"})
-        if scorer.mode == "rubric" and scorer.rubric is None:
-            yield Problem((*path, "rubric"), "missing, expected criteria by name, and what each means")
-    if isinstance(scorer, Combination):
-        keys = {"weights": "weighted-sum", "failing_value": "gate", "step": "rank"}
-        yield from _find_unread_keys(path, scorer, "rule", keys)
-        for name in sorted(scorer.weights.keys() - scorer.parts.keys()):
-            yield Problem((*path, "weights", name), unknown_name(name, scorer.parts, "part"))
-    for place, part in parts_of(scorer):
-        yield from _find_scorer_problems((*path, *place), part)
-
-
-def _find_unread_keys(path: KeyPath, config: Settings, choice: str, keys: Mapping[str, str]) -> Iterator[Problem]:
-    """Keys that are given, though only another choice (of a mode, of a rule) reads them."""
-    chosen = getattr(config, choice)
-    for key, reader in keys.items():
-        if chosen != reader and getattr(config, key) != type(config).model_fields[key].get_default():
-            yield Problem((*path, key), f"{choice}: {chosen} does not read it, {choice}: {reader} does; remove it")
 
 
 def _find_objective_problems(kind: Option, options: Mapping[str, Sequence[Option]]) -> Iterator[Problem]:

@@ -9,19 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model
 from pydantic_core import PydanticCustomError
 
 from sinterlm.components import union_of
-from sinterlm.models import plain_name
 from sinterlm.models.settings import ChatModel, TemplateDate
 from sinterlm.objectives.named import list_hyperparameters
+from sinterlm.scoring.scorers import Scorer
 from sinterlm.selection.policies import POLICIES
 from sinterlm.selection.settings import SelectionPolicy
 from sinterlm.settings import Domains, InputPath, OutputPath, Positive, Seed, Settings, expected
-from sinterlm.thoughts import ThoughtRule
 
 
 def _check_size(size: object) -> object:
@@ -54,18 +53,6 @@ def _check_source_name(name: str) -> str:
 def _check_method_name(name: str) -> str:
     if name == "sft" or not re.fullmatch("[a-z0-9-]+", name):
         raise expected("a method's name of a-z, 0-9 and '-', other than 'sft': it becomes the name of files")
-    return name
-
-
-def _check_url(url: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", url):
-        raise expected("http:// or https://, a host, and a path such as /v1, without a key or password")
-    return url.rstrip("/")
-
-
-def _check_criterion(name: str) -> str:
-    if not name.strip() or name == "explanation" or '"' in name:
-        raise expected("a criterion's name without quotes, other than 'explanation', which holds the reasons")
     return name
 
 
@@ -181,176 +168,29 @@ class Target(LocalModel):
     """Answers that stand for its own in preference rows, in place of sampling it."""
 
 
-class AnswerReader(Settings):
-    """A scorer that reads answers."""
-
-    thoughts: ThoughtRule = "strip"
-    """What becomes of a model's thoughts before its answer: read with it, taken off first, or a reason for no score."""
-
-
-class ExactMatch(AnswerReader):
-    kind: Literal["exact-match"]
-
-
-class Mathematics(AnswerReader):
-    """Whether a response's final answer equals an accepted one, by value."""
-
-    kind: Literal["mathematics"]
-    timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """For one response."""
-    num_workers: Positive = 2
-
-    placement: ClassVar = {"num_workers"}
-
-
-class Code(AnswerReader):
-    """Whether the program in a response passes the prompt's tests, run in a sandbox."""
-
-    kind: Literal["code"]
-    timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Of computing, for one response and all its tests; for a script, for each test."""
-    num_workers: Positive = 2
-
-    placement: ClassVar = {"num_workers"}
-
-
-class DialogueReader(AnswerReader, ChatModel):
-    """A model on this machine that reads the whole dialogue, with its own chat template and tokenizer."""
-
-    max_length: Positive = 4096
-    truncate: Literal["end", "middle"] = "end"
-    """What an answer loses that does not fit."""
-    batch_tokens: Positive = 16_384
-    float32_head: bool = True
-
-    placement: ClassVar = {"batch_tokens", "device"}
-
-
-class RewardModel(DialogueReader):
-    """Any sequence-classification reward model."""
-
-    kind: Literal["reward-model"]
-
-
-class ArmoRM(DialogueReader):
-    """A model of the layout of RLHFlow/ArmoRM-Llama3-8B-v0.1."""
-
-    kind: Literal["armorm"]
-
-
-class Judge(AnswerReader):
-    """A language model behind the OpenAI protocol that grades answers, or compares each with a baseline."""
-
-    kind: Literal["judge"]
-    model: str
-    """As the server names it."""
-    mode: Literal["grade", "rubric", "pairwise"] = "grade"
-    rubric: Annotated[dict[Annotated[str, AfterValidator(_check_criterion)], str], Field(min_length=1)] | None = None
-    """Criteria and what each means, for ``rubric``."""
-    baseline: InputPath | None = None
-    """Recorded answers, one to each prompt, for ``pairwise``; the prompt's first accepted answer unless given."""
-    explain: bool = True
-    temperature: Annotated[float, Field(ge=0)] | Literal["none"] = 0.0
-    """``none`` leaves it to the server: some models take no other than their own."""
-    max_tokens: Positive = 2048
-    """Of a reply."""
-    response_format: Literal["json_schema", "json_object", "text"] = "json_schema"
-    extra_body: dict[str, Any] = {}
-    revision: str | None = None
-    """Names the weights, wherever they are served; without it the server is part of who judges."""
-    base_url: Annotated[str, AfterValidator(_check_url)] = "https://api.openai.com/v1"
-    api_key_env: str | None = None
-    """``OPENAI_API_KEY`` at OpenAI's own server unless given; no key at any other."""
-    concurrency: Positive = 16
-    max_retries: Annotated[int, Field(ge=0)] = 8
-    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    max_invalid: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """The share of answers without a verdict that a run tolerates."""
-
-    placement: ClassVar = {"api_key_env", "concurrency", "max_retries", "timeout_seconds", "max_invalid"}
-    """The keys that decide no score."""
-
-
-class RecordedScores(Settings):
-    """Scores made elsewhere, joined to the answers by prompt and text, or by prompt, source and index."""
-
-    kind: Literal["recorded"]
-    path: InputPath
-    missing: Literal["error", "drop"] = "error"
-
-
-class Combination(Settings):
-    """Several scorers as one."""
-
-    kind: Literal["combination"]
-    rule: Literal["weighted-sum", "gate", "rank"]
-    parts: Annotated[dict[str, Scorer], Field(min_length=2)]
-    """By any name; for ``gate`` and ``rank`` their order matters."""
-    weights: dict[str, float] = {}
-    """Of a weighted sum, by the part's name; 1 unless given."""
-    failing_value: float | None = None
-    """The score of what does not pass a gate, which its last part is then not asked about."""
-    step: Annotated[float, Field(gt=0)] = 1.0
-    """For a rank: scores between the same two multiples of it are alike."""
-
-
-class ByDomain(Settings):
-    """A scorer for every domain of the prompts."""
-
-    kind: Literal["by-domain"]
-    domains: Annotated[dict[str, Scorer], Field(min_length=1)]
-    other: Scorer
-    """Of prompts of any other domain, and of none."""
-
-
-Scorer = Annotated[
-    ExactMatch | Mathematics | Code | RewardModel | ArmoRM | Judge | RecordedScores | Combination | ByDomain,
-    Field(discriminator="kind"),
-]
-Combination.model_rebuild()
-ByDomain.model_rebuild()
-
-
 def parts_of(scorer: Scorer) -> Iterator[tuple[tuple[str, ...], Scorer]]:
     """The scorers that a scorer is made of, in their order, each with its keys below the scorer's mapping."""
-    if isinstance(scorer, Combination):
-        yield from ((("parts", name), part) for name, part in scorer.parts.items())
-    if isinstance(scorer, ByDomain):
-        yield from ((("domains", domain), part) for domain, part in scorer.domains.items())
-        yield ("other",), scorer.other
+    yield from scorer.children().items()
 
 
 def scorers_in(scorer: Scorer, *, domain: str | None = None) -> Iterator[Scorer]:
-    """The scorer and, where it is made of others, all of them; with a domain, those that score its prompts."""
-    yield scorer
-    parts = [part for _, part in parts_of(scorer)]
-    if domain is not None and isinstance(scorer, ByDomain):
-        parts = [scorer_for(scorer, domain)]
-    for part in parts:
-        yield from scorers_in(part, domain=domain)
+    """The scorer and all that it is made of; with a domain, those that score its prompts."""
+    return scorer.walk(domain)
 
 
 def files_of(scorer: Scorer) -> Iterator[tuple[str, Path]]:
     """The files that a scorer reads, those of its parts aside, by the key that names each."""
-    return ((key, value) for key, value in scorer if isinstance(value, Path))
+    yield from scorer.files().items()
 
 
 def scorer_for(scorer: Scorer, domain: str) -> Scorer:
     """Who scores the answers to a prompt of this domain."""
-    return scorer.domains.get(domain, scorer.other) if isinstance(scorer, ByDomain) else scorer
+    return scorer.for_domain(domain)
 
 
 def scorer_title(scorer: Scorer) -> str:
-    """What a scorer is called in reports: its kind with its model, so that two reward models are told apart."""
-    if isinstance(scorer, Combination):
-        return f"{scorer.rule} of {', '.join(map(scorer_title, scorer.parts.values()))}"
-    if isinstance(scorer, ByDomain):
-        titles = [f"{scorer_title(part)} for {domain}" for domain, part in scorer.domains.items()]
-        return ", ".join([*titles, f"else {scorer_title(scorer.other)}"])
-    model = getattr(scorer, "model", None)
-    if isinstance(scorer, DialogueReader):  # a judge's name is its server's
-        model = plain_name(scorer.model)
-    return f"{scorer.kind} {model}" if model else scorer.kind
+    """What a scorer is called in reports."""
+    return scorer.title
 
 
 if TYPE_CHECKING:

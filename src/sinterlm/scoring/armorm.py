@@ -11,17 +11,14 @@ The layout is that of RLHFlow/ArmoRM-Llama3-8B-v0.1; none of the code in its rep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sinterlm.errors import InputError
 from sinterlm.models import load_model_of, load_tokenizer
-from sinterlm.scoring.dialogues import Batch, Dialogue, DialogueScorer, Loaded, Reading
+from sinterlm.scoring.dialogues import Batch, Dialogue, DialogueReader, DialogueScorer, Loaded, Reading
+
+if TYPE_CHECKING:
+    from sinterlm.scoring.armorm_model import GatedScore
 
 OBJECTIVES = (
     "helpsteer-helpfulness",
@@ -51,67 +48,18 @@ DETAIL_DIGITS = 6
 """Decimal places of the detail: 38 numbers stand beside every score."""
 
 
-class GatedScore(NamedTuple):
-    """What the model says of B dialogues in K objectives."""
+class ArmoRM(DialogueReader):
+    """A model of the layout of RLHFlow/ArmoRM-Llama3-8B-v0.1."""
 
-    score: Tensor
-    """(B,)."""
-    objectives: Tensor
-    """(B, K), before the transform."""
-    gate: Tensor
-    """(B, K)."""
+    kind: Literal["armorm"]
 
+    description: ClassVar = (
+        "ArmoRM: 19 objectives, weighed by a gate that reads the prompt; both stand beside the score"
+    )
 
-class GatingNetwork(nn.Module):
-    """The gate: linear layers with ReLU between them, a softmax with a temperature, and a scale."""
-
-    def __init__(self, sizes: Sequence[int], *, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.logit_scale = nn.Parameter(torch.ones(1))
-        self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states of prompts (B, H) to weights of objectives (B, K)."""
-        *inner, last = self.layers
-        for layer in inner:
-            hidden = layer(hidden).relu()
-        weights: Tensor = (last(hidden) / self.temperature).softmax(dim=-1) * self.logit_scale
-        return weights
-
-
-class ArmoRM(LlamaPreTrainedModel):
-    """A Llama with the objectives' regression, the gate and the transform; names and shapes are the checkpoint's."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__(config)
-        num_objectives = getattr(config, "num_objectives", len(OBJECTIVES))
-        inner_sizes = [getattr(config, "gating_hidden_dim", 1024)] * getattr(config, "gating_n_hidden", 3)
-        self.model = LlamaModel(config)
-        self.regression_layer = nn.Linear(config.hidden_size, num_objectives, bias=False)
-        self.reward_transform_matrix = nn.Parameter(torch.eye(num_objectives))
-        self.gating = GatingNetwork(
-            [config.hidden_size, *inner_sizes, num_objectives], temperature=getattr(config, "gating_temperature", 10)
-        )
-        self._keep_in_fp32_modules_strict = {"regression_layer", "reward_transform_matrix", "gating"}
-        self.post_init()  # type: ignore[no-untyped-call]  # Transformers'
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, gate_positions: Tensor) -> GatedScore:
-        """Score B dialogues of T tokens, padded on either side.
-
-        Args:
-            input_ids: (B, T).
-            attention_mask: (B, T).
-            gate_positions: (B,), where the gate reads.
-        """
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        hidden = hidden.to(self.regression_layer.weight.dtype)
-        rows, columns = (torch.arange(size, device=input_ids.device) for size in input_ids.shape)
-        last_positions = (columns * attention_mask).argmax(dim=-1)
-        objectives = self.regression_layer(hidden[rows, last_positions])
-        gate = self.gating(hidden[rows, gate_positions])
-        score = (gate * (objectives @ self.reward_transform_matrix)).sum(dim=-1)
-        return GatedScore(score, objectives, gate)
+    def build_reader(self) -> ArmoRMScorer:
+        """The scorer, which loads the model when it is first asked."""
+        return ArmoRMScorer(**self.arguments)
 
 
 class ArmoRMScorer(DialogueScorer):
@@ -120,12 +68,16 @@ class ArmoRMScorer(DialogueScorer):
     kind = "armorm"
 
     def _load(self) -> Loaded:
-        model = load_model_of(ArmoRM, self._name, device=self._device, dtype=self._dtype)
+        from sinterlm.scoring import armorm_model
+
+        model = load_model_of(armorm_model.ArmoRM, self._name, device=self._device, dtype=self._dtype)
         if not self._float32_head:
             model.to(model.model.dtype)
         return Loaded(model, load_tokenizer(self._name), model.config.pad_token_id or 0)
 
     def _read(self, loaded: Loaded, batch: Batch) -> list[Reading]:
+        import torch
+
         header = list(loaded.tokenizer(ANSWER_HEADER, add_special_tokens=False)["input_ids"])
         positions = [self._gate_position(dialogue, header) for dialogue in batch.dialogues]
         found: GatedScore = loaded.model(

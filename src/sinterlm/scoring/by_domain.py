@@ -5,9 +5,53 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import Answered, Scorer
+from sinterlm.scoring.settings import BuildPart, PartPath, ScorerSettings
+
+if TYPE_CHECKING:
+    Part = ScorerSettings  # any form of the table, in which this one is (see scorers.py)
+
+
+class ByDomain(ScorerSettings):
+    """A scorer for every domain of the prompts."""
+
+    kind: Literal["by-domain"]
+    domains: Annotated[dict[str, Part], Field(min_length=1)]
+    other: Part
+    """Of prompts of any other domain, and of none."""
+
+    description: ClassVar = (
+        "a scorer for every domain of the prompts, such as a verifier for mathematics and a reward model else"
+    )
+
+    @property
+    def title(self) -> str:
+        """What scores which domain."""
+        titles = [f"{part.title} for {domain}" for domain, part in self.domains.items()]
+        return ", ".join([*titles, f"else {self.other.title}"])
+
+    @property
+    def named_domains(self) -> list[str]:
+        """Those with a scorer of their own."""
+        return list(self.domains)
+
+    def children(self) -> dict[PartPath, ScorerSettings]:
+        """The scorer of every domain, and that of all others."""
+        return {**{("domains", domain): part for domain, part in self.domains.items()}, ("other",): self.other}
+
+    def for_domain(self, domain: str) -> ScorerSettings:
+        """The domain's own scorer, or that of all others."""
+        return self.domains.get(domain, self.other)
+
+    def build(self, build_part: BuildPart) -> ByDomainScorer:
+        """One scorer that asks those of the domains."""
+        domains = {domain: build_part(part) for domain, part in self.domains.items()}
+        return ByDomainScorer(domains, build_part(self.other))
 
 
 class ByDomainScorer:

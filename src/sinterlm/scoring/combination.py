@@ -11,15 +11,67 @@ written as a number, and not an answer's place among those that happen to be sam
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, reduce
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from sinterlm.errors import InputError
+from sinterlm.explain import Problem, unknown_name
 from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import NO_SCORE, NOT_A_NUMBER, Answered, Scorer, no_score
+from sinterlm.scoring.settings import BuildPart, PartPath, ScorerSettings, find_unread_keys
+
+if TYPE_CHECKING:
+    Part = ScorerSettings  # any form of the table, in which this one is (see scorers.py)
 
 Rule = Literal["weighted-sum", "gate", "rank"]
+
+
+class Combination(ScorerSettings):
+    """Several scorers as one."""
+
+    kind: Literal["combination"]
+    rule: Rule
+    parts: Annotated[dict[str, Part], Field(min_length=2)]
+    """By any name; for ``gate`` and ``rank`` their order matters."""
+    weights: dict[str, float] = {}
+    """Of a weighted sum, by the part's name; 1 by default."""
+    failing_value: float | None = None
+    """The score of what does not pass a gate, which its last part is then not asked about."""
+    step: Annotated[float, Field(gt=0)] = 1.0
+    """For a rank: scores between the same two multiples of it are alike."""
+
+    description: ClassVar = (
+        "several scorers as one: a weighted sum, a gate (a verifier first), or a rank (ties go to the next)"
+    )
+
+    @property
+    def title(self) -> str:
+        """The rule and what it combines."""
+        return f"{self.rule} of {', '.join(part.title for part in self.parts.values())}"
+
+    def children(self) -> dict[PartPath, ScorerSettings]:
+        """The parts."""
+        return {("parts", name): part for name, part in self.parts.items()}
+
+    def find_problems(self) -> Iterator[Problem]:
+        """Keys of another rule, and weights of parts that it has not."""
+        yield from find_unread_keys(self, "rule", {"weights": "weighted-sum", "failing_value": "gate", "step": "rank"})
+        for name in sorted(self.weights.keys() - self.parts.keys()):
+            yield Problem(("weights", name), unknown_name(name, self.parts, "part"))
+        yield from super().find_problems()
+
+    def build(self, build_part: BuildPart) -> CombinationScorer:
+        """The rule over the scorers of its parts."""
+        return CombinationScorer(
+            self.rule,
+            {name: build_part(part) for name, part in self.parts.items()},
+            weights=self.weights,
+            failing_value=self.failing_value,
+            step=self.step,
+        )
 
 
 class CombinationScorer:

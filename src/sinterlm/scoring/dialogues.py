@@ -13,25 +13,66 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby, takewhile
-from typing import Any, ClassVar, Literal, NamedTuple
-
-import torch
-from accelerate.utils import release_memory
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from sinterlm.chat import PLAIN, REFUSED, UnfitAnswer, chat_template_of, encode_answered, encode_conversation
 from sinterlm.context import context_length
 from sinterlm.errors import InputError, memory_advice
-from sinterlm.models import describe_options, fingerprint
+from sinterlm.models import describe_options, fingerprint, plain_name
+from sinterlm.models.settings import ChatModel
 from sinterlm.records import PROMPT_TOO_LONG, Message, Score, digest
 from sinterlm.scoring.protocol import NO_SCORE, NOT_A_NUMBER, Answered, no_score
+from sinterlm.scoring.settings import AnswerReader, Fingerprint
+from sinterlm.settings import Positive
 from sinterlm.template import TemplateOptions, TemplateRefusal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MIN_PADDING_STEP = 8
 
 Truncate = Literal["end", "middle"]
 """What an answer loses that does not fit."""
+
+
+class DialogueReader(AnswerReader, ChatModel):
+    """A model on this machine that reads the whole dialogue, with its own chat template and tokenizer."""
+
+    max_length: Positive = 4096
+    truncate: Truncate = "end"
+    """What an answer loses that does not fit."""
+    batch_tokens: Positive = 16_384
+    float32_head: bool = True
+
+    placement: ClassVar = {"batch_tokens", "device"}
+
+    @property
+    def title(self) -> str:
+        """The kind with the model, so that two reward models are told apart."""
+        return f"{self.kind} {plain_name(self.model)}"
+
+    def models(self) -> list[str]:
+        """The model."""
+        return [self.model]
+
+    def describe(self, fingerprint: Fingerprint) -> list[object]:
+        """Of its template's variables and date, only what decides the template's text."""
+        settings, *others = super().describe(fingerprint)
+        assert isinstance(settings, dict)
+        described = {key: value for key, value in settings.items() if key not in _TEMPLATE_KEYS}
+        options = self.template_options
+        return [described, *others, *([options] if options else [])]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of a :class:`DialogueScorer`."""
+        keys = DialogueReader.model_fields.keys() - {"thoughts"}
+        return {key: getattr(self, key) for key in keys}
+
+
+_TEMPLATE_KEYS = ("chat_template_kwargs", "template_date")
 
 
 class Dialogue(NamedTuple):
@@ -189,6 +230,8 @@ class DialogueScorer(ABC):
 
     def close(self) -> None:
         """Release the weights."""
+        from accelerate.utils import release_memory
+
         self._loaded = None
         release_memory()
 
@@ -215,12 +258,14 @@ class DialogueScorer(ABC):
         detail = {**reading.detail, **({"truncated": True} if dialogue.is_truncated else {})}
         return Score(answered.response.id, self.identity, reading.value, None, detail)
 
-    @torch.inference_mode()
     def _read_batch(self, dialogues: Sequence[Dialogue], max_length: int) -> list[Reading]:
+        import torch
+
         assert self._loaded is not None
         width, _ = padded_shape(len(dialogues[0].tokens), max_length)
         batch = pad(dialogues, width=width, padding=self._loaded.padding, device=self._loaded.model.device)
-        return self._read(self._loaded, batch)
+        with torch.inference_mode():
+            return self._read(self._loaded, batch)
 
 
 def encode_dialogue(
@@ -290,6 +335,8 @@ def split_batches(lengths: Mapping[int, int], *, batch_tokens: int, max_length: 
 
 def pad(dialogues: Sequence[Dialogue], *, width: int, padding: int, device: torch.device) -> Batch:
     """Dialogues as one tensor of ``width`` columns, padded at the end."""
+    import torch
+
     input_ids = torch.full((len(dialogues), width), padding)
     lengths = torch.tensor([len(dialogue.tokens) for dialogue in dialogues])
     for row, dialogue in zip(input_ids, dialogues, strict=True):

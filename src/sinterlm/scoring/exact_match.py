@@ -18,10 +18,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from sinterlm.errors import InputError
 from sinterlm.records import Score
 from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.settings import AnswerReader
 from sinterlm.scoring.typography import fold
 
 NORMALISATION = 2
@@ -55,6 +57,25 @@ _DECIMALS_AFTER = re.compile(r"[.,]\d")
 _NAME_AFTER = re.compile(r"\+\+|#|\+(?!\w)|&\w|-(?![\w-])")
 _NAME_BEFORE = re.compile(r"(?:\w&|(?<![\w.])\.)$")
 """Characters beside a word that make it another name: C++, C#, R&D, A-, .NET."""
+
+
+class ExactMatch(AnswerReader):
+    """Whether an answer is an accepted one, by its text."""
+
+    kind: Literal["exact-match"]
+
+    description: ClassVar = (
+        "1 where the answer equals an accepted answer, letter case, articles and punctuation around it aside; else 0"
+    )
+
+    @property
+    def rules(self) -> int:
+        """The normalisation."""
+        return NORMALISATION
+
+    def build_reader(self) -> ExactMatchScorer:
+        """The scorer of answers without thoughts."""
+        return ExactMatchScorer()
 
 
 class ExactMatchScorer:

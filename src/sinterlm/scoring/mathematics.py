@@ -20,15 +20,19 @@ from importlib.util import find_spec
 from multiprocessing import connection, forkserver, parent_process, spawn
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-if TYPE_CHECKING or find_spec("pebble") is not None:
-    from pebble import ProcessExpired, ProcessPool
+from pydantic import Field
 
 from sinterlm.errors import InputError
 from sinterlm.records import Prompt, Score
 from sinterlm.scoring.final_answer import final_answer, is_plain
 from sinterlm.scoring.protocol import Answered, no_score
+from sinterlm.scoring.settings import AnswerReader, Preflight
+from sinterlm.settings import Positive
+
+if TYPE_CHECKING:
+    from pebble import ProcessPool
 
 RULES = 3
 """Goes up with every change of the rules, and with a version of math-verify that judges differently."""
@@ -46,6 +50,38 @@ NUM_SHOWN, MAX_SHOWN = 5, 80
 _STARTING = Lock()
 _PREPARATION = spawn.get_preparation_data
 _PR_SET_PDEATHSIG = 1
+
+
+class Mathematics(AnswerReader):
+    """Whether a response's final answer equals an accepted one, by value."""
+
+    kind: Literal["mathematics"]
+    timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """For one response."""
+    num_workers: Positive = 2
+
+    description: ClassVar = (
+        "1 where the final answer equals an accepted one by value, as math-verify finds and compares them; else 0"
+    )
+    placement: ClassVar = {"num_workers"}
+
+    @property
+    def rules(self) -> int:
+        """Those by which answers are found and compared."""
+        return RULES
+
+    def check(self, preflight: Preflight) -> None:
+        """See whether the packages of the extra ``math`` are installed.
+
+        Raises:
+            InputError: One is not.
+        """
+        super().check(preflight)
+        check_packages()
+
+    def build_reader(self) -> MathematicsScorer:
+        """The scorer of answers without thoughts."""
+        return MathematicsScorer(timeout_seconds=self.timeout_seconds, num_workers=self.num_workers)
 
 
 class MathematicsScorer:
@@ -133,6 +169,8 @@ class MathematicsScorer:
     def _started_pool(self) -> ProcessPool:
         if self._pool is None:
             check_packages()
+            from pebble import ProcessPool
+
             # Workers are forked from a process that has imported math-verify and has neither threads nor a GPU.
             context = _Context()
             context.set_forkserver_preload(["sinterlm.scoring.equality"])
@@ -169,7 +207,7 @@ def check_packages() -> None:
 
 def judge_in_time(seconds: float, accepted: tuple[str, ...], content: str) -> str:
     """In a worker: as :func:`sinterlm.scoring.equality.judge`; the worker ends after this many seconds of computing."""
-    from sinterlm.scoring.equality import judge  # noqa: PLC0415  # an extra, and a second of imports: workers only
+    from sinterlm.scoring.equality import judge  # an extra, and a second of imports: workers only
 
     with _time_limit(seconds):
         return judge(accepted, content)
@@ -177,7 +215,7 @@ def judge_in_time(seconds: float, accepted: tuple[str, ...], content: str) -> st
 
 def can_be_read_in_time(seconds: float, accepted: tuple[str, ...]) -> str:
     """In a worker: ``readable`` or ``unreadable``; as :func:`judge_in_time`."""
-    from sinterlm.scoring.equality import read_accepted  # noqa: PLC0415  # as above
+    from sinterlm.scoring.equality import read_accepted  # as above
 
     with _time_limit(seconds):
         return "readable" if any(gold.is_readable for gold in read_accepted(accepted)) else "unreadable"
@@ -204,6 +242,8 @@ def _accepted(answered: Answered) -> tuple[str, ...]:
 
 def _outcome(future: Future[str]) -> str:
     """What the worker found, ``stopped`` at a limit, or ``lost``; whatever else went wrong by its name."""
+    from pebble import ProcessExpired
+
     try:
         return future.result()
     except ProcessExpired as error:
@@ -236,7 +276,7 @@ class _Context(ForkServerContext):
 
 
 def _begin_worker() -> None:
-    from sinterlm.scoring.equality import mend_math_verify  # noqa: PLC0415  # as in judge_in_time
+    from sinterlm.scoring.equality import mend_math_verify  # as in judge_in_time
 
     mend_math_verify()
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that we keep the time ourselves

@@ -6,17 +6,40 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sinterlm.errors import InputError
-from sinterlm.formats import RecordedScore, read_scores
 from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import Answered, no_score
+from sinterlm.scoring.settings import BuildPart, ScorerSettings
+from sinterlm.settings import InputPath
+
+if TYPE_CHECKING:
+    from sinterlm.formats import RecordedScore
 
 NO_RECORDED_SCORE = "no-recorded-score"
 
 _Key = tuple[str, str, object]
 """By what the prompt is known (``id`` or ``content``), that, and the answer: its text, or its source and index."""
+
+
+class RecordedScores(ScorerSettings):
+    """Scores made elsewhere, joined to the answers by prompt and text, or by prompt, source and index."""
+
+    kind: Literal["recorded"]
+    path: InputPath
+    missing: Literal["error", "drop"] = "error"
+
+    description: ClassVar = "scores made elsewhere, from a JSON Lines or Parquet file, joined by prompt and answer"
+
+    @property
+    def joins_by_place(self) -> bool:
+        """A line without an answer's text scores the answer of its source and index."""
+        return True
+
+    def build(self, build_part: BuildPart) -> RecordedScorer:
+        """The scorer, which reads the file when it is first asked."""
+        return RecordedScorer(self.path, missing=self.missing)
 
 
 class RecordedScorer:
@@ -76,6 +99,8 @@ class RecordedScorer:
 
     @cached_property
     def _scores(self) -> dict[_Key, RecordedScore]:
+        from sinterlm.formats import read_scores
+
         scores: dict[_Key, RecordedScore] = {}
         for recorded in read_scores(self._path):
             same = scores.setdefault(_key(recorded), recorded)

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from sinterlm.chat import end_token_ids
 from sinterlm.errors import InputError
 from sinterlm.models import load_reward_model, load_tokenizer
-from sinterlm.scoring.dialogues import Batch, DialogueScorer, Loaded, Reading
+from sinterlm.scoring.dialogues import Batch, DialogueReader, DialogueScorer, Loaded, Reading
+
+
+class RewardModel(DialogueReader):
+    """Any sequence-classification reward model."""
+
+    kind: Literal["reward-model"]
+
+    description: ClassVar = (
+        "the output of a sequence-classification model, which reads with its own tokenizer and chat template"
+    )
+
+    def build_reader(self) -> RewardModelScorer:
+        """The scorer, which loads the model when it is first asked."""
+        return RewardModelScorer(**self.arguments)
 
 
 class RewardModelScorer(DialogueScorer):

@@ -2,6 +2,7 @@
 
 In Sinter's own process:
 
+- :mod:`.settings`: what a recipe says of it, without importing the rest.
 - :mod:`.scorer`: the scorer; it brings the following together.
 - :mod:`.prompt_tests`: the prompt's tests. :mod:`.problem`: what these and the prompt's code ask of an answer.
 - :mod:`.extraction`: from an answer's text to a program. :mod:`.syntax`: Python as a tree.

@@ -145,7 +145,7 @@ def isolated_python(script: str, *arguments: str, timeout_seconds: float) -> Ite
     Raises:
         SandboxError: It could not be isolated, and so was not started.
     """
-    from sandlock import SandlockError, StdioMode  # noqa: PLC0415  # an extra, and a native library
+    from sandlock import SandlockError, StdioMode  # an extra, and a native library
 
     interpreter = os.path.realpath(sys.executable)
     # -I and -S: no environment, no site-packages, no user's folder.
@@ -261,7 +261,7 @@ def _filter() -> tuple[str, str]:
 
 
 def _policy(interpreter: str) -> Sandbox:
-    from sandlock import Sandbox  # noqa: PLC0415  # as in isolated_python
+    from sandlock import Sandbox  # as in isolated_python
 
     # Of the interpreter itself: a virtual environment's folder would bring its packages.
     own = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}

@@ -1,0 +1,49 @@
+"""What a recipe says of the scorer ``code``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from sinterlm.scoring.settings import AnswerReader, Preflight
+from sinterlm.settings import Positive
+
+if TYPE_CHECKING:
+    from sinterlm.scoring.code.scorer import CodeScorer
+
+
+class Code(AnswerReader):
+    """Whether the program in a response passes the prompt's tests, run in a sandbox."""
+
+    kind: Literal["code"]
+    timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Of computing, for one response and all its tests; for a script, for each test."""
+    num_workers: Positive = 2
+
+    description: ClassVar = "1 where the program in the answer passes the prompt's tests, run in a sandbox; else 0"
+    placement: ClassVar = {"num_workers"}
+
+    @property
+    def rules(self) -> str:
+        """Those by which code is found and tested, the sandbox's, and the Python that runs the programs."""
+        from sinterlm.scoring.code import scorer
+
+        return scorer.VERSION
+
+    def check(self, preflight: Preflight) -> None:
+        """See whether a program can be kept from everything that it has no business with.
+
+        Raises:
+            SandboxError: There is no sandbox on this machine.
+        """
+        from sinterlm.scoring.code.sandbox import check_isolation
+
+        super().check(preflight)
+        check_isolation()
+
+    def build_reader(self) -> CodeScorer:
+        """The scorer of answers without thoughts."""
+        from sinterlm.scoring.code.scorer import CodeScorer
+
+        return CodeScorer(timeout_seconds=self.timeout_seconds, num_workers=self.num_workers)

@@ -1,0 +1,108 @@
+"""What a recipe says of the scorer ``judge``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from sinterlm.explain import Problem
+from sinterlm.scoring.judge import prompts
+from sinterlm.scoring.settings import AnswerReader, Preflight, find_unread_keys
+from sinterlm.settings import InputPath, Positive, expected
+
+if TYPE_CHECKING:
+    from sinterlm.scoring.judge.scorer import JudgeScorer
+
+Mode = Literal["grade", "rubric", "pairwise"]
+ResponseFormat = Literal["json_schema", "json_object", "text"]
+
+
+def _check_url(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", url):
+        raise expected("http:// or https://, a host, and a path such as /v1, without a key or password")
+    return url.rstrip("/")
+
+
+def _check_criterion(name: str) -> str:
+    if not name.strip() or name == prompts.EXPLANATION or '"' in name:
+        raise expected("a criterion's name without quotes, other than 'explanation', which holds the reasons")
+    return name
+
+
+class Judge(AnswerReader):
+    """A language model behind the OpenAI protocol that grades answers, or compares each with a baseline."""
+
+    kind: Literal["judge"]
+    model: str
+    """As the server names it."""
+    mode: Mode = "grade"
+    rubric: Annotated[dict[Annotated[str, AfterValidator(_check_criterion)], str], Field(min_length=1)] | None = None
+    """Criteria and what each means, for ``rubric``."""
+    baseline: InputPath | None = None
+    """Recorded answers, one to each prompt, for ``pairwise``; the prompt's first accepted answer by default."""
+    explain: bool = True
+    temperature: Annotated[float, Field(ge=0)] | Literal["none"] = 0.0
+    """``none`` leaves it to the server: some models take no other than their own."""
+    max_tokens: Positive = 2048
+    """Of a reply."""
+    response_format: ResponseFormat = "json_schema"
+    extra_body: dict[str, Any] = {}
+    revision: str | None = None
+    """Names the weights, wherever they are served; without it the server is part of who judges."""
+    base_url: Annotated[str, AfterValidator(_check_url)] = "https://api.openai.com/v1"
+    api_key_env: str | None = None
+    """By default ``OPENAI_API_KEY`` at OpenAI's own server, and no key at any other."""
+    concurrency: Positive = 16
+    max_retries: Annotated[int, Field(ge=0)] = 8
+    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    max_invalid: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """The share of answers without a verdict that a run tolerates."""
+
+    description: ClassVar = (
+        "a language model behind the OpenAI protocol: a grade, grades by a rubric, or the win rate against a baseline"
+    )
+    placement: ClassVar = {"api_key_env", "concurrency", "max_retries", "timeout_seconds", "max_invalid"}
+
+    @property
+    def rules(self) -> str:
+        """Every word that the judge is told."""
+        return prompts.WORDING
+
+    @property
+    def title(self) -> str:
+        """The kind with the model, as its server names it."""
+        return f"{self.kind} {self.model}"
+
+    @property
+    def tolerated_invalid(self) -> float:
+        """As the recipe says."""
+        return self.max_invalid
+
+    def find_problems(self) -> Iterator[Problem]:
+        """Keys of another mode, and a rubric that is missing."""
+        yield from find_unread_keys(self, "mode", {"rubric": "rubric", "baseline": "pairwise"})
+        if self.mode == "rubric" and self.rubric is None:
+            yield Problem(("rubric",), "missing, expected criteria by name, and what each means")
+
+    def check(self, preflight: Preflight) -> None:
+        """See whether there is a key for the server, if it needs one.
+
+        Raises:
+            CredentialsError: There is none.
+        """
+        super().check(preflight)
+        # A judge that has given verdicts may have nothing left to be asked; if it has, the key is missed there.
+        if not preflight.has_scores():
+            from sinterlm.endpoint import find_key
+
+            find_key(self.base_url, self.api_key_env)
+
+    def build_reader(self) -> JudgeScorer:
+        """The scorer of answers without thoughts."""
+        from sinterlm.scoring.judge.scorer import JudgeScorer
+
+        keys = Judge.model_fields.keys() - {"kind", "thoughts", "max_invalid"}
+        return JudgeScorer(**{key: getattr(self, key) for key in keys})
