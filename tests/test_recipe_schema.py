@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sinterlm.objectives.table import OBJECTIVES
 
 from sinterlm import cli
 from sinterlm.errors import InputError
 from sinterlm.formats.yaml_file import dump_yaml, read_yaml
+from sinterlm.objectives.named import OBJECTIVES
 from sinterlm.recipe.json_schema import recipe_schema, schema_text
 from sinterlm.recipe.load import load_recipe
 from tests.draft7 import find_faults

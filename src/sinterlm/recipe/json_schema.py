@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from sinterlm.objectives.table import OBJECTIVES, Hyperparameter, known_hyperparameters
+from sinterlm.objectives.named import OBJECTIVES, Hyperparameter, known_hyperparameters
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.extension import EXTENDS
 from sinterlm.recipe.load import NOT_THE_TRAININGS

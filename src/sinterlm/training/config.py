@@ -19,7 +19,7 @@ from sinterlm.training.arguments import DEFAULT_MAX_LENGTH, FusionArguments, cho
 
 @dataclass
 class ObjectiveArguments:
-    """The objective of a training, and every hyper-parameter of any objective: these are added below, from the table."""
+    """The objective of a training, and every hyper-parameter of any objective, which are added from the table below."""
 
     objective: str = field(default="sft", metadata={"help": "Named objective, see `sinterlm list objectives`."})
 
