@@ -9,13 +9,13 @@ of a model's weights and template by its name, or None where it is not known yet
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sinterlm.chat import FewShot
+from sinterlm.files import file_sha256
 from sinterlm.models import describe_options
 from sinterlm.records import SamplingSettings, digest
 
@@ -65,4 +65,4 @@ def recorded_identity(*, path: Path, fingerprint: Fingerprint | None = None) -> 
     """
     if not path.is_file():
         return None
-    return digest({"engine": "recorded", "content": hashlib.sha256(path.read_bytes()).hexdigest()})
+    return digest({"engine": "recorded", "content": file_sha256(path)})

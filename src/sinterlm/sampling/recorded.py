@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,6 +105,7 @@ class RecordedEngine:
         )
 
 
+@lru_cache(maxsize=1024)  # each answer to a prompt is numbered among those before it
 def _name(answer: RecordedAnswer) -> str:
     """Names an answer by what it is: not by its file, nor its place there, which may change while it stays the same."""
     return digest(
