@@ -20,7 +20,7 @@ from sinterlm.errors import SandboxError
 from sinterlm.scoring.code.sandbox import check_isolation
 from sinterlm.scoring.code.settings import Code
 from sinterlm.scoring.mathematics import Mathematics
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.settings import build_scorer
 
 
@@ -46,7 +46,7 @@ def main() -> None:
         measure("MBPP", code, [(entry, True) for entry in mbpp_solutions()])
 
 
-def measure(name: str, config: Mathematics | Code, solutions: list[tuple[Answered, bool]]) -> None:
+def measure(name: str, config: Mathematics | Code, solutions: list[tuple[Exchange, bool]]) -> None:
     entries = [entry for entry, _ in solutions]
     with closing(build_scorer(config)) as scorer:
         scorer.score(entries[:1])  # the workers are there

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from sinterlm.records import Candidates, Message, Prompt, Response, Score, Scored, Selection
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 
 PROMPT = Prompt("capital-france", (Message("system", "One word."), Message("user", "Capital of France?")), ("Paris",))
 
@@ -39,10 +39,10 @@ def candidates(
     )
 
 
-def answered(content: str, *answers: str, prompt: str = "What?", name: str = "q") -> Answered:
+def answered(content: str, *answers: str, prompt: str = "What?", name: str = "q") -> Exchange:
     """A response beside a prompt of one message with these accepted answers."""
     asked = Prompt(name, (Message("user", prompt),), answers)
-    return Answered(asked, Response(f"r-{name}", name, "gemma", 0, content, "stop", 1, 1))
+    return Exchange(asked, Response(f"r-{name}", name, "gemma", 0, content, "stop", 1, 1))
 
 
 def outcome(selection: Selection) -> dict[str | None, str] | str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from tests.answers import answered
 
 FOLDER = Path(os.environ.get("SINTER_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -35,7 +35,7 @@ def read_published(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def gsm8k_solutions() -> list[tuple[Answered, bool]]:
+def gsm8k_solutions() -> list[tuple[Exchange, bool]]:
     """Every solution of four models, and whether it was published as right."""
     questions = read_published("gsm8k/test.jsonl")
     solved = read_published("gsm8k/example_model_solutions.jsonl")
@@ -50,7 +50,7 @@ def gsm8k_solutions() -> list[tuple[Answered, bool]]:
     ]
 
 
-def humaneval_solutions() -> list[Answered]:
+def humaneval_solutions() -> list[Exchange]:
     """Every canonical solution, which continues its prompt."""
     return [
         answered(
@@ -63,7 +63,7 @@ def humaneval_solutions() -> list[Answered]:
     ]
 
 
-def mbpp_solutions() -> list[Answered]:
+def mbpp_solutions() -> list[Exchange]:
     """Every reference solution, as a model would give it: fenced, with prose around."""
     return [
         answered(

@@ -29,7 +29,7 @@ from sinterlm.scoring.armorm import OBJECTIVES, find_last
 from sinterlm.scoring.armorm import ArmoRM as ArmoRMConfig
 from sinterlm.scoring.armorm_model import ArmoRM
 from sinterlm.scoring.dialogues import Truncate
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.reward_model import RewardModel as RewardModelConfig
 from sinterlm.scoring.settings import build_scorer
 from tests.tiny import GEMMA_TEMPLATE, LLAMA3_TEMPLATE, save_tiny_reward_model
@@ -243,9 +243,9 @@ def reference_backbone(weights: Mapping[str, Array], tokens: Sequence[int]) -> A
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def answered(content: str, *turns: Message) -> Answered:
+def answered(content: str, *turns: Message) -> Exchange:
     messages = turns or (Message("user", "What is the opposite of hot?"),)
-    return Answered(Prompt("q", messages), Response(f"r-{content}", "q", "gemma", 0, content, "stop", 1, 1))
+    return Exchange(Prompt("q", messages), Response(f"r-{content}", "q", "gemma", 0, content, "stop", 1, 1))
 
 
 ENTRIES = [
@@ -263,11 +263,11 @@ ENTRIES = [
 """The last one has two headers of an answer."""
 
 
-def score(folder: Path, entries: Sequence[Answered], **settings: Any) -> list[Score]:
+def score(folder: Path, entries: Sequence[Exchange], **settings: Any) -> list[Score]:
     return build_scorer(ArmoRMConfig(kind="armorm", model=str(folder), **settings)).score(entries)
 
 
-def dialogue(folder: Path, entry: Answered) -> list[int]:
+def dialogue(folder: Path, entry: Exchange) -> list[int]:
     messages = (*entry.prompt.messages, Message("assistant", entry.response.content))
     return encode_conversation(load_tokenizer(str(folder)), messages)
 

@@ -22,7 +22,7 @@ from sinterlm.scoring.code.prompt_tests import parse_tests
 from sinterlm.scoring.code.sandbox import check_isolation
 from sinterlm.scoring.code.scorer import CodeScorer
 from sinterlm.scoring.code.settings import Code
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.settings import build_scorer
 from tests.answers import answered
 from tests.cases.right_programs import CASES
@@ -40,7 +40,7 @@ WHOLE = "def add(a, b):\n    return a + b\n"
 IO = json.dumps({"input": "1 2\n", "output": "3\n"})
 
 
-def score(entries: list[Answered], *, timeout_seconds: float = 20) -> list[Score]:
+def score(entries: list[Exchange], *, timeout_seconds: float = 20) -> list[Score]:
     return build_scorer(Code(kind="code", timeout_seconds=timeout_seconds)).score(entries)
 
 
@@ -114,7 +114,7 @@ SPECIAL = {
 }
 
 
-def failures(entries: list[Answered]) -> dict[str, str]:
+def failures(entries: list[Exchange]) -> dict[str, str]:
     scores = score(entries)
     assert [found.response_id for found in scores] == [entry.response.id for entry in entries]
     return {found.response_id: str(dict(found.detail)) for found in scores if not found.passed}
@@ -132,7 +132,7 @@ def test_a_sample_of_reference_solutions_passes() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("read", "number"), [(humaneval_solutions, 164), (mbpp_solutions, 974)])
-def test_all_reference_solutions_pass(read: Callable[[], list[Answered]], number: int) -> None:
+def test_all_reference_solutions_pass(read: Callable[[], list[Exchange]], number: int) -> None:
     entries = read()
     assert len(entries) == number
     assert failures(entries) == {}

@@ -16,12 +16,12 @@ from sinterlm.errors import InputError
 from sinterlm.records import Message, Prompt, Response, Score
 from sinterlm.scoring.combination import CombinationScorer, Rule, rank_value
 from sinterlm.scoring.exact_match import ExactMatchScorer
-from sinterlm.scoring.protocol import Answered, Scorer, no_score
+from sinterlm.scoring.protocol import Exchange, Scorer, no_score
 
 
-def answered(content: str, number: int = 0) -> Answered:
+def answered(content: str, number: int = 0) -> Exchange:
     prompt = Prompt("sum", (Message("user", "What is 2 plus 3?"),), ("5",))
-    return Answered(prompt, Response(f"r-{content}-{number}", prompt.id, "gemma", number, content, "stop", 1, 1))
+    return Exchange(prompt, Response(f"r-{content}-{number}", prompt.id, "gemma", number, content, "stop", 1, 1))
 
 
 class LengthScorer:
@@ -38,14 +38,14 @@ class LengthScorer:
     def identity(self) -> str:
         return f"length:{self.unit}"
 
-    def score(self, answered: Sequence[Answered]) -> list[Score]:
+    def score(self, answered: Sequence[Exchange]) -> list[Score]:
         self.asked += [entry.response.content for entry in answered]
         return [self._score_one(entry) for entry in answered]
 
     def close(self) -> None:
         self.is_open = False
 
-    def _score_one(self, entry: Answered) -> Score:
+    def _score_one(self, entry: Exchange) -> Score:
         if entry.response.content == "?":
             return no_score(entry, self.identity, "no-letters", "it has no letters", {"num_letters": 0})
         return Score(entry.response.id, self.identity, self.unit * len(entry.response.content))

@@ -60,7 +60,7 @@ from sinterlm.sampling.table import ENGINES
 from sinterlm.scoring import mathematics
 from sinterlm.scoring.armorm import OBJECTIVES as OBJECTIVES_OF_ARMORM
 from sinterlm.scoring.code.running import HARNESS_LIMIT
-from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, SCORER_FAILED, Answered
+from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, SCORER_FAILED, Exchange
 from sinterlm.scoring.scorers import SCORERS
 from sinterlm.scoring.settings import build_scorer
 from sinterlm.selection.choices import REASONS
@@ -794,7 +794,7 @@ def test_the_worked_scorer(extension: Extension) -> None:
     config = TypeAdapter(union_of(SCORERS, "kind")).validate_python({"kind": "word-limit", "max_words": 2})
     scorer = build_scorer(config)
     assert (config.title, config.description) == ("word-limit", "1 for an answer of at most max_words words, else 0")
-    short, long = scorer.score([Answered(QUESTION, response("two oxen")), Answered(QUESTION, response("it is oxen"))])
+    short, long = scorer.score([Exchange(QUESTION, response("two oxen")), Exchange(QUESTION, response("it is oxen"))])
     assert (short.value, short.passed, short.response_id) == (1.0, True, "a-0")
     assert (long.value, long.passed, long.detail) == (0.0, False, {"num_words": 3})
     assert scorer.identity != build_scorer(config.model_copy(update={"max_words": 3})).identity

@@ -17,7 +17,7 @@ from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import Recipe, scorer_title, scorers_in
 from sinterlm.records import Message, Prompt, Response, Score
 from sinterlm.scoring.by_domain import ByDomainScorer
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.settings import build_scorer
 
 RECIPE = """\
@@ -66,7 +66,7 @@ class Constant:
         self.asked: list[list[str]] = []
         self.closed = 0
 
-    def score(self, answered: Sequence[Answered]) -> list[Score]:
+    def score(self, answered: Sequence[Exchange]) -> list[Score]:
         self.asked.append([entry.response.id for entry in answered])
         return [Score(entry.response.id, self.identity, self.value, None, {"by": self.value}) for entry in answered]
 
@@ -74,9 +74,9 @@ class Constant:
         self.closed += 1
 
 
-def answered(key: str, domain: str) -> Answered:
+def answered(key: str, domain: str) -> Exchange:
     prompt = Prompt(f"of {key}", (Message("user", "What?"),), domain=domain)
-    return Answered(prompt, Response(key, prompt.id, "source", 0, "That.", "stop", 1, 1, None))
+    return Exchange(prompt, Response(key, prompt.id, "source", 0, "That.", "stop", 1, 1, None))
 
 
 def test_every_answer_is_scored_by_the_scorer_of_its_domain_in_order() -> None:

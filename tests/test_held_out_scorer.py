@@ -19,7 +19,7 @@ from sinterlm.recipe.schema import scorer_title
 from sinterlm.records import Response
 from sinterlm.scoring.combination import Combination
 from sinterlm.scoring.exact_match import ExactMatch
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.reward_model import RewardModel
 from sinterlm.scoring.scorers import Scorer
 from sinterlm.scoring.settings import build_scorer
@@ -60,7 +60,7 @@ def test_held_out_answers_are_scored_by_the_second_reward_model_and_by_no_other(
 
     def mean(model: str, part: str) -> float:
         answered = [
-            Answered(prompts[key], Response(key, key, "old-answers", 0, answers[key], "stop", 0, 0))
+            Exchange(prompts[key], Response(key, key, "old-answers", 0, answers[key], "stop", 0, 0))
             for key in parts[part]
         ]
         scores = build_scorer(RewardModel(kind="reward-model", model=model)).score(answered)

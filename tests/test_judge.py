@@ -28,7 +28,7 @@ from sinterlm.errors import CredentialsError, InputError, TryAgainError
 from sinterlm.records import Message, Prompt, Response, Score
 from sinterlm.scoring.judge.prompts import OVERALL, REFERENCE, comparison_request, grading_request
 from sinterlm.scoring.judge.scorer import JudgeScorer
-from sinterlm.scoring.protocol import INVALID_VERDICT, Answered
+from sinterlm.scoring.protocol import INVALID_VERDICT, Exchange
 from tests.chat_server import SMOLLM2, Answer, llama_server, serve
 
 PROMPT = Prompt("sum", (Message("user", "What is 2 plus 3?"),), ("5",), "sums")
@@ -39,8 +39,8 @@ MARKED = re.compile(
 )
 
 
-def answered(content: str, prompt: Prompt = PROMPT) -> Answered:
-    return Answered(prompt, Response(f"r-{content}", prompt.id, "gemma", 0, content, "stop", 1, 1))
+def answered(content: str, prompt: Prompt = PROMPT) -> Exchange:
+    return Exchange(prompt, Response(f"r-{content}", prompt.id, "gemma", 0, content, "stop", 1, 1))
 
 
 def judge(url: str, **settings: Any) -> JudgeScorer:

@@ -39,7 +39,7 @@ from sinterlm.records import Message, Prompt, Response, RowResponse, SamplingSet
 from sinterlm.sampling.protocol import Item
 from sinterlm.sampling.transformers_engine import TransformersEngine
 from sinterlm.scoring.armorm_model import ArmoRM
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.reward_model import RewardModelScorer
 from sinterlm.training.logprobs import sequence_logps
 from sinterlm.training.train import train
@@ -726,7 +726,7 @@ class TestMemory:
         with pytest.raises(
             OutOfMemoryError, match=r"scoring with model .*a batch_tokens below 512, a max_length below 64"
         ):
-            scorer.score([Answered(Prompt("a", (Message("user", "What?"),)), response)])
+            scorer.score([Exchange(Prompt("a", (Message("user", "What?"),)), response)])
 
     @pytest.mark.parametrize(
         "error",

@@ -18,7 +18,7 @@ import pytest
 from sinterlm.errors import InputError
 from sinterlm.scoring.final_answer import final_answer
 from sinterlm.scoring.mathematics import MathematicsScorer, _outcome
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from tests.answers import answered
 from tests.published_data import gsm8k_solutions, needs_published_data
 
@@ -32,7 +32,7 @@ def scorer() -> Iterator[MathematicsScorer]:
     scorer.close()
 
 
-def agreement(scorer: MathematicsScorer, solutions: list[tuple[Answered, bool]]) -> tuple[int, int]:
+def agreement(scorer: MathematicsScorer, solutions: list[tuple[Exchange, bool]]) -> tuple[int, int]:
     scores = scorer.score([entry for entry, _ in solutions])
     assert [score.response_id for score in scores] == [entry.response.id for entry, _ in solutions]
     return sum(score.passed == flag for score, (_, flag) in zip(scores, solutions, strict=True)), len(solutions)

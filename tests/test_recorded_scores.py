@@ -14,16 +14,16 @@ import pytest
 
 from sinterlm.errors import InputError
 from sinterlm.records import Message, Prompt, Response
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.recorded import NO_RECORDED_SCORE, RecordedScorer
 
 SUM = Prompt("sum", (Message("user", "What is 2 plus 3?"),))
 POEM = Prompt("poem", (Message("system", "Rhyme."), Message("user", "Write a poem.")))
 
 
-def answered(prompt: Prompt, content: str, *, source: str = "gemma", index: int = 0) -> Answered:
+def answered(prompt: Prompt, content: str, *, source: str = "gemma", index: int = 0) -> Exchange:
     response = Response(f"{prompt.id}-{source}-{index}", prompt.id, source, index, content, "stop", 1, 1)
-    return Answered(prompt, response)
+    return Exchange(prompt, response)
 
 
 def write(folder: Path, *lines: Mapping[str, Any]) -> Path:
@@ -32,7 +32,7 @@ def write(folder: Path, *lines: Mapping[str, Any]) -> Path:
     return path
 
 
-def values(path: Path, *entries: Answered, **settings: Any) -> list[float]:
+def values(path: Path, *entries: Exchange, **settings: Any) -> list[float]:
     return [score.value for score in RecordedScorer(path, **settings).score(entries)]
 
 

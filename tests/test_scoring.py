@@ -41,16 +41,16 @@ from sinterlm.scoring.dialogues import (
     split_batches,
 )
 from sinterlm.scoring.exact_match import ExactMatchScorer, normalise
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.reward_model import RewardModelScorer
 from tests.tiny import build_tokenizer, save_tiny_reward_model
 
 CASES = json.loads((Path(__file__).parent / "exact_match_cases.json").read_text(encoding="utf-8"))
 
 
-def answered(content: str, *answers: str, question: str = "What?") -> Answered:
+def answered(content: str, *answers: str, question: str = "What?") -> Exchange:
     prompt = Prompt("q", (Message("user", question),), answers)
-    return Answered(prompt, Response(f"r-{content}", "q", "gemma", 0, content, "stop", 1, 1))
+    return Exchange(prompt, Response(f"r-{content}", "q", "gemma", 0, content, "stop", 1, 1))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['output']!r}-{case['answers'][0]!r}")
@@ -119,7 +119,7 @@ def build(
     )
 
 
-def values(scorer: RewardModelScorer, entries: list[Answered]) -> list[float]:
+def values(scorer: RewardModelScorer, entries: list[Exchange]) -> list[float]:
     return [score.value for score in scorer.score(entries)]
 
 
@@ -132,7 +132,7 @@ def by_hand(folder: Path, tokens: list[int]) -> float:
         return float(hidden @ model.score.weight[0])
 
 
-def dialogue(folder: Path, entry: Answered) -> list[int]:
+def dialogue(folder: Path, entry: Exchange) -> list[int]:
     messages = (*entry.prompt.messages, Message("assistant", entry.response.content))
     return encode_conversation(load_tokenizer(str(folder)), messages)
 
@@ -148,7 +148,7 @@ def test_reward_is_the_head_at_the_last_token(reward_model: Path) -> None:
 
 def test_all_turns_of_a_prompt_are_read(reward_model: Path) -> None:
     whole, last = (
-        Answered(Prompt("q", messages), Response("r", "q", "gemma", 0, "cold", "stop", 1, 1))
+        Exchange(Prompt("q", messages), Response("r", "q", "gemma", 0, "cold", "stop", 1, 1))
         for messages in (MULTI_TURN, MULTI_TURN[-1:])
     )
     ids = dialogue(reward_model, whole)

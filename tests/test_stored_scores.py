@@ -24,7 +24,7 @@ from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.overrides import Override
 from sinterlm.records import Score
-from sinterlm.scoring.protocol import SCORER_FAILED, Answered, no_score
+from sinterlm.scoring.protocol import SCORER_FAILED, Exchange, no_score
 from sinterlm.scoring.settings import build_scorer
 from sinterlm.store import Store
 from tests.answers import answered
@@ -59,7 +59,7 @@ class FailsOnce:
     def __init__(self) -> None:
         self.num_asked = 0
 
-    def score(self, answered: Sequence[Answered]) -> list[Score]:
+    def score(self, answered: Sequence[Exchange]) -> list[Score]:
         scores = []
         for entry in answered:
             self.num_asked += 1

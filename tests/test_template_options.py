@@ -23,7 +23,7 @@ from sinterlm.recipe.build import build_engine, engine_identity, template_option
 from sinterlm.recipe.load import load_recipe, read_train_settings, resolve_text
 from sinterlm.records import Message, Prompt, Response, RowResponse, SamplingSettings, TrainingRow
 from sinterlm.scoring.dialogues import encode_dialogue
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.scorers import Scorer
 from sinterlm.scoring.settings import build_scorer
 from sinterlm.template import TemplateOptions
@@ -313,7 +313,7 @@ def test_reward_models_read_the_given_date_and_the_whole_answer(tmp_path: Path) 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     response = Response("r", "p", "s", 0, "three", "stop", 1, 1)
     options = TemplateOptions.of(None, "2026-11-30")
-    found = encode_dialogue(tokenizer, Answered(QUESTION, response), options, max_length=500, truncate="end")
+    found = encode_dialogue(tokenizer, Exchange(QUESTION, response), options, max_length=500, truncate="end")
     assert "Today is 30 November 2026." in tokenizer.decode(found.tokens)  # type: ignore[union-attr]
 
 
@@ -324,7 +324,7 @@ def test_keys_of_a_recipes_scorer_decide_its_scores(tmp_path: Path) -> None:
         before=DATED,
         after="{% if short is defined %}{{ short }}{% endif %}",
     )
-    entry = Answered(QUESTION, Response("r", "p", "s", 0, "three", "stop", 1, 1))
+    entry = Exchange(QUESTION, Response("r", "p", "s", 0, "three", "stop", 1, 1))
     config: dict[str, Any] = {"kind": "reward-model", "model": str(folder), "max_length": 500}
     scores, names = [], []
     for keys in (
@@ -354,7 +354,7 @@ def test_an_answer_that_a_reward_models_template_cuts_has_no_score(tmp_path: Pat
         str(folder), max_length=500, truncate="end", batch_tokens=1000, float32_head=True, device="cpu"
     )
     texts = ["three", "End it with </think>. That is all.", "six"]
-    answered = [Answered(QUESTION, Response(str(n), "p", "s", n, text, "stop", 1, 1)) for n, text in enumerate(texts)]
+    answered = [Exchange(QUESTION, Response(str(n), "p", "s", n, text, "stop", 1, 1)) for n, text in enumerate(texts)]
     scores = scorer.score(answered)
     assert [score.detail.get("reason") for score in scores] == [
         None,

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from sinterlm.errors import SandboxError
 from sinterlm.scoring.code.sandbox import check_isolation
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
 from sinterlm.scoring.scorers import SCORERS, Scorer
 from sinterlm.scoring.settings import build_scorer
@@ -34,7 +34,7 @@ def scorer(**settings: Any) -> ScorerComponent:
     return build_scorer(config)
 
 
-def value(entry: Answered, **settings: Any) -> float:
+def value(entry: Exchange, **settings: Any) -> float:
     [score] = scorer(**settings).score([entry])
     return score.value
 

@@ -12,7 +12,7 @@ from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.recipe.build import build_engine, engine_identity
 from sinterlm.records import NOT_ASKED, PROMPT_TOO_LONG, Dropped, Prompt, Response, StoredResponse, response_id
 from sinterlm.sampling.protocol import Engine, Generation, Item
-from sinterlm.scoring.protocol import Answered
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.store import RecordedResponse
 
 
@@ -172,7 +172,7 @@ def _response(generation: Generation, key: str, ask: SamplingRequest) -> Respons
     )
 
 
-def answers_to(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Answered]]:
+def answers_to(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Exchange]]:
     """The stored answers of one participant to each of ``prompts``, in their order; none to one that it is not asked.
 
     They are read from the store as they are taken, a few hundred at once.
@@ -182,7 +182,7 @@ def answers_to(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt])
     stored = _stored(run, ask, asked)
     for prompt in prompts:
         responses = next(stored) if prompt.id in asked_ids else []
-        yield [Answered(prompt, response) for response in responses if response.finish_reason not in NOT_ASKED]
+        yield [Exchange(prompt, response) for response in responses if response.finish_reason not in NOT_ASKED]
 
 
 def _stored(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Response]]:

@@ -12,7 +12,7 @@ from sinterlm.pipeline.sample import answers_to
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.records import Dropped, Prompt, Scored
-from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Answered
+from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Exchange
 from sinterlm.scoring.protocol import Scorer as ScorerComponent
 from sinterlm.scoring.scorers import Scorer
 from sinterlm.scoring.settings import build_scorer
@@ -72,8 +72,8 @@ def score(
     return StageResult(counts, dropped)
 
 
-def _length(answered: Answered) -> int:
-    return sum(len(message.content) for message in answered.prompt.messages) + len(answered.response.content)
+def _length(exchange: Exchange) -> int:
+    return sum(len(message.content) for message in exchange.prompt.messages) + len(exchange.response.content)
 
 
 def _check_verdicts(config: Scorer, dropped: Sequence[Dropped], num_answers: int) -> None:

@@ -17,20 +17,20 @@ SCORER_FAILED = "scorer-failed"
 """Reason of an answer on which the scorer itself failed; it is not stored, so that the next run tries again."""
 
 
-class Answered(NamedTuple):
+class Exchange(NamedTuple):
     """A response beside the prompt that it answers."""
 
     prompt: Prompt
     response: Response
 
 
-def no_score(answered: Answered, scorer: str, reason: str, problem: str, detail: Mapping[str, Any]) -> Score:
+def no_score(exchange: Exchange, scorer: str, reason: str, problem: str, detail: Mapping[str, Any]) -> Score:
     """The score of an answer that could not be scored: no number, and why.
 
     No policy selects such an answer. The pipeline counts them by ``reason``, a short fixed phrase as that of a
     :class:`~sinterlm.records.Dropped`, and shows the ``problem`` of each.
     """
-    return Score(answered.response.id, scorer, math.nan, None, {"reason": reason, "problem": problem, **detail})
+    return Score(exchange.response.id, scorer, math.nan, None, {"reason": reason, "problem": problem, **detail})
 
 
 class Scorer(Protocol):
@@ -46,7 +46,7 @@ class Scorer(Protocol):
         """Whether a prompt must have accepted answers to be scored; in the store they are part of every score's key."""
         ...
 
-    def score(self, answered: Sequence[Answered]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Score one batch; raises InputError where a prompt lacks what the scorer needs."""
         ...
 

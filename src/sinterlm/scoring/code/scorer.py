@@ -25,7 +25,7 @@ from sinterlm.scoring.code.problem import (
 from sinterlm.scoring.code.prompt_tests import Tests, parse_tests, uncalled_tests
 from sinterlm.scoring.code.running import HARNESS_LIMIT, Job, Verdict, run_script, run_tests
 from sinterlm.scoring.code.sandbox import POLICY, check_isolation
-from sinterlm.scoring.protocol import SCORER_FAILED, Answered, no_score
+from sinterlm.scoring.protocol import SCORER_FAILED, Exchange, no_score
 
 RULES = 4
 """Goes up with every change of how code is found and tested, so that older scores are not used."""
@@ -69,25 +69,25 @@ class CodeScorer:
         for prompt in prompts:
             _read(prompt)
 
-    def score(self, answered: Sequence[Answered]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Run every program against its prompt's tests.
 
         Raises:
             InputError: As :meth:`check_prompts`.
             SandboxError: There is no sandbox on this machine.
         """
-        jobs = [_prepare(entry) for entry in answered]
+        jobs = [_prepare(entry) for entry in exchanges]
         if not self._is_isolated:
             check_isolation()
             self._is_isolated = True
         with ThreadPoolExecutor(self._num_workers) as pool:
             verdicts = list(pool.map(self._judge, jobs))
-        return [self._score(entry, verdict) for entry, verdict in zip(answered, verdicts, strict=True)]
+        return [self._score(entry, verdict) for entry, verdict in zip(exchanges, verdicts, strict=True)]
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _score(self, entry: Answered, verdict: Verdict) -> Score:
+    def _score(self, entry: Exchange, verdict: Verdict) -> Score:
         if verdict.reason in (HARNESS_LIMIT, SCORER_FAILED):
             return no_score(entry, self.identity, verdict.reason, verdict.message, {})
         has_passed = verdict.reason == "passed"
@@ -129,8 +129,8 @@ def _read(prompt: Prompt) -> tuple[Tests, Problem | None]:
         raise InputError(f"prompt {prompt.id}: {error}") from None
 
 
-def _prepare(answered: Answered) -> Job:
-    prompt, response = answered
+def _prepare(exchange: Exchange) -> Job:
+    prompt, response = exchange
     tests, problem = _read(prompt)
     if problem is None:
         program = build_program(response.content, prompt_code(prompt.messages), as_script=True)
