@@ -31,7 +31,7 @@ from sinterlm.records import Message, Prompt, RowResponse, TrainingRow
 from sinterlm.sampling.asking import Asking
 from sinterlm.template import TemplateOptions, TemplateRefusal
 from sinterlm.thoughts import split_thoughts
-from sinterlm.training.batch import EncodedRows, encode_rows
+from sinterlm.training.encoding import EncodedRows, encode_rows
 from tests.tiny import build_tokenizer
 
 THOUGHT = "<think>\nAfrica, so the longest one.\n</think>\n\nThe Nile."

@@ -65,10 +65,10 @@ from sinterlm.scoring.scorers import SCORERS
 from sinterlm.scoring.settings import build_scorer
 from sinterlm.selection.choices import REASONS
 from sinterlm.selection.policies import POLICIES
-from sinterlm.training import batch
+from sinterlm.training import encoding
 from sinterlm.training.arguments import DEFAULT_MAX_LENGTH, FusionArguments
-from sinterlm.training.batch import ALIKE_AFTER_CUTTING
 from sinterlm.training.checkpoints import MAX_STEPS, MIN_STEPS
+from sinterlm.training.encoding import ALIKE_AFTER_CUTTING
 from sinterlm.training.logprobs import MAX_CHUNK_LOGITS
 from sinterlm.training.members import find_members
 from sinterlm.training.packing import MIN_SHARED_BEGINNING
@@ -431,7 +431,13 @@ def test_recipes_md_lists_every_reason_for_a_dropped_prompt() -> None:
 
 REASONS_OF_ROWS = {
     *(chat.REFUSED, chat.NO_PREFIX, chat.OTHER_WORDS, chat.THOUGHT_AFTER_CLOSED),
-    *(thoughts.HOLDS_THOUGHTS, batch.ONLY_A_THOUGHT, batch.ALIKE, batch.ALIKE_AFTER_CUTTING, batch.ALIKE_PAIR),
+    *(
+        thoughts.HOLDS_THOUGHTS,
+        encoding.ONLY_A_THOUGHT,
+        encoding.ALIKE,
+        encoding.ALIKE_AFTER_CUTTING,
+        encoding.ALIKE_PAIR,
+    ),
 }
 
 

@@ -13,10 +13,10 @@ from transformers.integrations import integration_utils
 from sinterlm import FusionConfig, FusionTrainer
 from sinterlm.errors import InputError
 from sinterlm.models import load_model, load_tokenizer
-from sinterlm.training.batch import encode_rows, row_examples
+from sinterlm.training.check import check_arguments
+from sinterlm.training.encoding import encode_rows, row_examples
 from sinterlm.training.logprobs import sequence_logps
 from sinterlm.training.lora import add_adapter, base_weights, merge_adapter
-from sinterlm.training.train import check_arguments
 from tests import processes
 from tests.processes import keep_gradients
 from tests.test_distributed import assert_same_steps, assert_same_weights, lines_of

@@ -28,7 +28,7 @@ from sinterlm.scoring.scorers import Scorer
 from sinterlm.scoring.settings import build_scorer
 from sinterlm.template import TemplateOptions
 from sinterlm.training import trainer as trainer_module
-from sinterlm.training.batch import EncodedRows, encode_rows
+from sinterlm.training.encoding import EncodedRows, encode_rows
 from sinterlm.training.train import train
 from tests.tiny import save_tiny, save_tiny_reward_model
 from tests.tiny_fusion import write_tiny_fusion
@@ -61,7 +61,7 @@ def at(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
         def today(cls) -> Any:
             return cls.fromisoformat(day)
 
-    for module in ("sinterlm.training.train", "sinterlm.pipeline.fusion"):
+    for module in ("sinterlm.training.template_date", "sinterlm.pipeline.fusion"):
         monkeypatch.setattr(f"{module}.date", Day)
 
 

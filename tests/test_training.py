@@ -46,14 +46,17 @@ from sinterlm.errors import InputError, SinterError, ToleranceError
 from sinterlm.objectives.named import OBJECTIVES, resolve_objective
 from sinterlm.records import Message, RowResponse, TrainingRow
 from sinterlm.template import TemplateOptions
-from sinterlm.training import batch, logprobs
-from sinterlm.training.batch import EncodedRow, RowCollator, encode_rows
+from sinterlm.training import encoding, logprobs
+from sinterlm.training.batch import RowCollator
 from sinterlm.training.card import CardDetails, render_card, source_shares
+from sinterlm.training.check import check_arguments
 from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint, write_manifest
+from sinterlm.training.encoding import EncodedRow, encode_rows
 from sinterlm.training.logprobs import attach_response_logps, response_logps, sequence_logps
 from sinterlm.training.packing import Layout, one_to_a_line, shared
 from sinterlm.training.reference import ReferenceCache, with_reference
-from sinterlm.training.train import METRICS, TrainingResult, check_arguments, train
+from sinterlm.training.result import TrainingResult
+from sinterlm.training.train import METRICS, train
 from tests.tiny import build_model, build_tokenizer, save_tiny
 
 VOCABULARY = 97
@@ -237,7 +240,7 @@ def test_a_prompt_is_encoded_once_for_all_its_responses(monkeypatch: pytest.Monk
         seen.append(messages)
         return render_prompt(tokenizer, messages, options)
 
-    monkeypatch.setattr(batch, "render_prompt", noting)
+    monkeypatch.setattr(encoding, "render_prompt", noting)
     encode_rows(ROWS["wrpo"], build_tokenizer(), objective=resolve_objective("wrpo"), max_length=512)
     assert len(seen) == len(ROWS["wrpo"])
 

@@ -120,7 +120,7 @@ def _named_domains(recipe: Recipe) -> Iterator[tuple[str, Sequence[str]]]:
 
 
 def _check_training(fusion: Fusion) -> None:
-    from sinterlm.training.train import check_arguments  # brings torch in
+    from sinterlm.training.check import check_arguments  # brings torch in
 
     recipe = fusion.recipe
     check_trainable(recipe.target.model)

@@ -28,7 +28,7 @@ from sinterlm.training.output_folder import require_own_or_empty
 
 if TYPE_CHECKING:
     from sinterlm.training.card import CardDetails
-    from sinterlm.training.train import TrainingResult
+    from sinterlm.training.result import TrainingResult
 
 
 def train_model(run: RunContext, name: str) -> StageResult:

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Sampler
 
-from sinterlm.training.batch import EncodedRow, RowBatch
+from sinterlm.training.batch import RowBatch
+from sinterlm.training.encoding import EncodedRow
 
 
 class EpochOrder(Sampler[int]):

@@ -40,23 +40,6 @@ class Claim(NamedTuple):
     """The same, readable, by name; None where an earlier version has not written them."""
 
 
-TEMPLATE_DATE = ".template-date"
-"""What the chat template took for today at the first command, where it asks."""
-
-
-def first_date(output_dir: Path) -> str | None:
-    """The date that an earlier command's chat template took for today; None where there was none."""
-    path = output_dir / TEMPLATE_DATE
-    return path.read_text().strip() if path.is_file() else None
-
-
-def keep_date(output_dir: Path, date: str) -> None:
-    """Have later commands take the same date."""
-    if first_date(output_dir) != date:
-        with atomic_write(output_dir / TEMPLATE_DATE) as path:
-            path.write_text(f"{date}\n")
-
-
 def require_own_or_empty(output_dir: Path) -> None:
     """Refuse a folder that holds what no run has left: it would be overwritten or removed.
 

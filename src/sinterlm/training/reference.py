@@ -19,7 +19,8 @@ from torch import nn
 from sinterlm.errors import InputError
 from sinterlm.files import atomic_write
 from sinterlm.records import digest
-from sinterlm.training.batch import EncodedRow, RowBatch
+from sinterlm.training.batch import RowBatch
+from sinterlm.training.encoding import EncodedRow
 from sinterlm.training.logprobs import compute_dtype
 from sinterlm.training.lora import base_weights
 from sinterlm.training.order import fill_up_chunks

@@ -27,6 +27,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 
 from sinterlm.context import context_length
@@ -36,16 +37,9 @@ from sinterlm.objectives.named import ResolvedObjective
 from sinterlm.records import Dropped, TrainingRow
 from sinterlm.thoughts import ThoughtRule
 from sinterlm.training.arguments import DEFAULT_MAX_LENGTH
-from sinterlm.training.batch import (
-    EncodedRow,
-    RowBatch,
-    RowCollator,
-    encode_rows,
-    num_occurrences,
-    responses_of,
-    row_examples,
-)
+from sinterlm.training.batch import RowBatch, RowCollator, num_occurrences, responses_of
 from sinterlm.training.config import FusionConfig
+from sinterlm.training.encoding import EncodedRow, encode_rows, row_examples
 from sinterlm.training.logprobs import SharePrompt, attach_response_logps, choose_layout, router_coefficient
 from sinterlm.training.lora import add_adapter
 from sinterlm.training.metrics import StepMetrics
@@ -136,6 +130,7 @@ class FusionTrainer(Trainer):
                 "the weights are %s, in which small updates are lost; load them as float32 (bf16 computes in bfloat16)",
                 str(model.dtype).removeprefix("torch."),
             )
+        set_seed(args.seed)  # Transformers does so, too, but after the adapter is made
         super().__init__(
             model=model if args.lora_r is None else add_adapter(model, args),
             args=args,
