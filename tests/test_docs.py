@@ -52,11 +52,14 @@ from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe import schema
 from sinterlm.recipe.extension import EXTENDS
-from sinterlm.recipe.load import load_few_shot, load_recipe, read_train_settings
+from sinterlm.recipe.load import load_recipe, read_train_settings
 from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
 from sinterlm.records import NOT_ASKED, Candidates, Message, Prompt, Response, SamplingSettings, Score, Scored
+from sinterlm.sampling.few_shot import load_few_shot
 from sinterlm.sampling.protocol import Item
-from sinterlm.sampling.table import ENGINES
+from sinterlm.sampling.recorded import RecordedSource
+from sinterlm.sampling.settings import AskedModel, PromptFormat, Sampling
+from sinterlm.sampling.transformers_engine import TransformersSource
 from sinterlm.scoring import mathematics
 from sinterlm.scoring.armorm import OBJECTIVES as OBJECTIVES_OF_ARMORM
 from sinterlm.scoring.code.running import HARNESS_LIMIT
@@ -178,9 +181,9 @@ def test_every_shipped_yaml_file_loads_and_so_do_the_files_that_it_names(path: P
         return
     assert read_prompts(recipe.prompts.path)
     for source in recipe.sources.values():
-        if isinstance(source, schema.RecordedSource):
+        if isinstance(source, RecordedSource):
             assert read_recorded(source.path)
-        elif source.prompt.few_shot:
+        elif isinstance(source, AskedModel) and source.prompt.few_shot:
             assert load_few_shot(source.prompt.few_shot)
 
 
@@ -358,10 +361,10 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "deduplicate": [schema.Deduplicate],
     "decontaminate": [schema.Decontaminate],
     "split": [schema.Split],
-    "A model in this process": [schema.LocalModel, schema.Target],
-    "Recorded answers": [schema.RecordedSource],
-    "prompt": [schema.PromptFormat],
-    "sampling": [schema.Sampling],
+    "A model in this process": [TransformersSource, schema.Target],
+    "Recorded answers": [RecordedSource],
+    "prompt": [PromptFormat],
+    "sampling": [Sampling],
     "scorer": [SCORERS["exact-match"]],
     "mathematics": [SCORERS["mathematics"]],
     "code": [SCORERS["code"]],
@@ -808,15 +811,13 @@ def test_the_worked_scorer(extension: Extension) -> None:
 
 @pytest.mark.parametrize("extension", ["An engine"], indirect=True)
 def test_the_worked_engine(extension: Extension, tmp_path: Path) -> None:
-    source = TypeAdapter(extension.values["Source"]).validate_python(
-        {"engine": "generate", "model": str(save_tiny(tmp_path)), "device": "cpu"}
+    source = TypeAdapter(union_of(extension.values["BUILT_IN"], "engine")).validate_python(
+        {"engine": "generate", "model": str(save_tiny(tmp_path)), "device": "cpu", "prompt": {"system": "Be brief."}}
     )
-    module, _, name = ENGINES[source.engine].path.partition(":")
-    engine_class = getattr(import_module(module), name)
 
     def sampled(indices: Sequence[int], **changes: Any) -> dict[int, str]:
         settings = SamplingSettings(**{"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 6, "seed": 0} | changes)
-        engine = engine_class(source.model, few_shot=None, system="Be brief.", settings=settings, device=source.device)
+        engine = source.build(settings=settings)
         batches = engine.batches([Item(QUESTION, index) for index in indices])
         answers = [generation for batch in engine.sample(batches) for generation in batch]
         assert all(answer.num_tokens <= 6 for answer in answers)

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from sinterlm.recipe.build import engine_identity
-from sinterlm.recipe.schema import Source
 from sinterlm.records import SamplingSettings
+from sinterlm.sampling.engines import Source
 
 SETTINGS = SamplingSettings(temperature=0.7, top_p=0.9, max_new_tokens=64, seed=3)
 PENALISED = SamplingSettings(temperature=0.7, top_p=0.9, max_new_tokens=64, seed=3, repetition_penalty=1.1)
@@ -86,6 +85,6 @@ def test_identities_are_those_of_every_release(
         mapping["model"] = mapping["model"].replace("FOLDER", str(folder))
     source = read_source(mapping, folder)
     names = {"org/m": "weights", "trained": "other", f"{folder}/dated": "weights"}
-    identity = engine_identity(source, location=location, settings=settings, fingerprint=names.get)
+    identity = source.identity(location=location, settings=settings, fingerprint=names.get)
     assert identity is not None
     assert identity[:16] == expected

@@ -13,7 +13,9 @@ from sinterlm.errors import InputError
 from sinterlm.formats.document import Document
 from sinterlm.recipe.extension import extend
 from sinterlm.recipe.load import load_recipe, resolve_text
-from sinterlm.recipe.schema import LocalModel, Recipe, RecordedSource
+from sinterlm.recipe.schema import Recipe
+from sinterlm.sampling.recorded import RecordedSource
+from sinterlm.sampling.settings import LocalModel
 
 BASE = """\
 output: base-out

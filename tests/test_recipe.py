@@ -22,12 +22,15 @@ from sinterlm.formats.yaml_file import dump_yaml, parse_value, read_yaml
 from sinterlm.objectives.named import OBJECTIVES, resolve_objective
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.build import build_hyperparameters, build_policy
-from sinterlm.recipe.load import load_few_shot, load_recipe, read_train_settings, resolve_text
+from sinterlm.recipe.load import load_recipe, read_train_settings, resolve_text
 from sinterlm.recipe.overrides import Override
 from sinterlm.recipe.quickstart import quickstart_recipe
-from sinterlm.recipe.schema import LocalModel, ObjectiveSettings, Recipe, RecordedSource, Training
+from sinterlm.recipe.schema import ObjectiveSettings, Recipe, Training
 from sinterlm.recipe.train_arguments import OWNED, find_problems
 from sinterlm.records import Scored
+from sinterlm.sampling.few_shot import load_few_shot
+from sinterlm.sampling.recorded import RecordedSource
+from sinterlm.sampling.settings import LocalModel
 from sinterlm.training.members import find_members
 from tests.answers import Case, candidates
 

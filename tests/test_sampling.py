@@ -24,13 +24,13 @@ from transformers import (
 
 from sinterlm.chat import FewShot, encode_completion, encode_prompt, end_token_ids, with_system
 from sinterlm.errors import InputError
-from sinterlm.models import fingerprint, load_model, load_tokenizer
+from sinterlm.models import load_model, load_tokenizer
 from sinterlm.records import Message, Prompt, SamplingSettings, digest
-from sinterlm.sampling.identity import recorded_identity, transformers_identity
 from sinterlm.sampling.nucleus import draw_tokens, draw_uniforms
 from sinterlm.sampling.protocol import Generation, Item
-from sinterlm.sampling.recorded import RecordedEngine
-from sinterlm.sampling.transformers_engine import TransformersEngine
+from sinterlm.sampling.recorded import RecordedEngine, RecordedSource
+from sinterlm.sampling.settings import PromptFormat
+from sinterlm.sampling.transformers_engine import TransformersEngine, TransformersSource
 from tests.tiny import FAMILIES, build_tokenizer, save_tiny
 
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_new_tokens=12, seed=0)
@@ -425,16 +425,23 @@ def test_batches_hold_whole_prompts_of_like_length(folders: dict[str, Path]) -> 
     assert engine.batches([]) == []
 
 
-def test_identity_names_what_decides_an_answer(folders: dict[str, Path]) -> None:
-    def identity(**changes: Any) -> str | None:
-        asked = {"model": str(folders["chatml"]), "few_shot": None, "system": None, "settings": SAMPLED} | changes
-        return transformers_identity(**asked, fingerprint=fingerprint)
+def write_few_shot(path: Path, few_shot: FewShot) -> Path:
+    examples = [{"question": question, "answer": answer} for question, answer in few_shot.examples]
+    path.write_text(json.dumps({"template": few_shot.template, "examples": examples}))
+    return path
 
+
+def test_identity_names_what_decides_an_answer(folders: dict[str, Path], tmp_path: Path) -> None:
+    def identity(settings: SamplingSettings = SAMPLED, **changes: Any) -> str | None:
+        return TransformersSource(**{"model": str(folders["chatml"])} | changes).identity(settings=settings)
+
+    three = write_few_shot(tmp_path / "three.yaml", FEW_SHOT)
+    two = write_few_shot(tmp_path / "two.yaml", replace(FEW_SHOT, examples=FEW_SHOT.examples[:2]))
     others: list[dict[str, Any]] = [
         {"model": str(folders["llama3"])},
-        {"few_shot": FEW_SHOT},
-        {"few_shot": replace(FEW_SHOT, examples=FEW_SHOT.examples[:2])},
-        {"system": "Answer with one word."},
+        {"prompt": PromptFormat(few_shot=three)},
+        {"prompt": PromptFormat(few_shot=two)},
+        {"prompt": PromptFormat(system="Answer with one word.")},
         {"settings": replace(SAMPLED, temperature=0.7)},
         {"settings": replace(SAMPLED, top_p=0.7)},
         {"settings": replace(SAMPLED, max_new_tokens=13)},
@@ -446,12 +453,9 @@ def test_identity_names_what_decides_an_answer(folders: dict[str, Path]) -> None
     # Without a penalty the name is what it was before there was one: stored answers are found again.
     settings = {"temperature": 0.9, "top_p": 0.8, "max_new_tokens": 12, "seed": 3}
     named = {"engine": "transformers", "weights": "w", "few_shot": None, "system": None, "settings": settings}
-    assert transformers_identity(
-        model="x", few_shot=None, system=None, settings=SAMPLED, fingerprint=lambda model: "w"
-    ) == digest(named)  # fmt: skip
-    assert transformers_identity(
-        model="x", few_shot=None, system=None, settings=SAMPLED, fingerprint=lambda model: None
-    ) is None  # fmt: skip
+    x = TransformersSource(model="x")
+    assert x.identity(settings=SAMPLED, fingerprint=lambda model: "w") == digest(named)
+    assert x.identity(settings=SAMPLED, fingerprint=lambda model: None) is None
 
 
 def test_weights_are_loaded_by_the_first_sample_and_released(folders: dict[str, Path]) -> None:
@@ -530,5 +534,6 @@ def test_recorded_identity_is_the_files_content(tmp_path: Path) -> None:
     one = write_lines(tmp_path / "one.jsonl", {"prompt_id": "q0", "response": "Paris"})
     same = write_lines(tmp_path / "same.jsonl", {"prompt_id": "q0", "response": "Paris"})
     other = write_lines(tmp_path / "other.jsonl", {"prompt_id": "q0", "response": "Lyon"})
-    assert recorded_identity(path=one) == recorded_identity(path=same)
-    assert recorded_identity(path=one) != recorded_identity(path=other)
+    identities = [RecordedSource(engine="recorded", path=path).identity() for path in (one, same, other)]
+    assert identities[0] == identities[1]
+    assert identities[0] != identities[2]

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from sinterlm.errors import InputError
 from sinterlm.models import cached_fingerprint, fingerprint, writes_date
+from sinterlm.models.settings import ChatModel
 from sinterlm.pipeline import run as run_module
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import SilentReporter
@@ -402,7 +403,8 @@ def test_models_that_ask_for_no_date_are_named_as_before(recipe_path: Path, monk
     at(monkeypatch, "2026-11-30")
     fusion = Fusion(load_recipe(recipe_path).recipe)
     tiny = fusion.recipe.sources["tiny"]
-    assert tiny.template_date is None  # type: ignore[union-attr]
+    assert isinstance(tiny, ChatModel)
+    assert tiny.template_date is None
     assert template_options(tiny) == {}
     settings = SamplingSettings()
     assert engine_identity(tiny, location=None, settings=settings) == engine_identity(

@@ -16,7 +16,13 @@ Weights are read from safetensors only, and no code of a checkpoint is ever run.
 torch: it is imported where one is loaded or converted.
 """
 
-from sinterlm.models.fingerprints import FLOAT32_BYTES, cached_fingerprint, fingerprint, known_weights_bytes
+from sinterlm.models.fingerprints import (
+    FLOAT32_BYTES,
+    Fingerprint,
+    cached_fingerprint,
+    fingerprint,
+    known_weights_bytes,
+)
 from sinterlm.models.gguf import GGUF_PREFIX
 from sinterlm.models.load import (
     check_trainable,
@@ -35,6 +41,7 @@ from sinterlm.models.templates import describe_options, writes_date
 __all__ = [
     "FLOAT32_BYTES",
     "GGUF_PREFIX",
+    "Fingerprint",
     "absolute_name",
     "cached_fingerprint",
     "check_trainable",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,8 @@ from sinterlm.models.locate import present_folder, resolve_model
 from sinterlm.records import digest
 
 FLOAT32_BYTES = 4
+Fingerprint = Callable[[str], str | None]
+"""The hash of a model's weights and template by its name; None if it is not known yet."""
 
 
 def fingerprint(name: str) -> str:

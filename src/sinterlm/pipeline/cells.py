@@ -21,12 +21,12 @@ from typing import Any
 
 from sinterlm.evaluation.rates import Rate
 from sinterlm.files import atomic_write, remove
+from sinterlm.models import Fingerprint
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.recipe.build import build_hyperparameters, engine_identity
 from sinterlm.recipe.grid import Choice, apply_choice, count_cells, list_choices
 from sinterlm.recipe.schema import Training
 from sinterlm.records import Dropped, Prompt, digest
-from sinterlm.sampling.identity import Fingerprint
 from sinterlm.scoring.scorers import Scorer
 
 

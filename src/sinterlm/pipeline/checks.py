@@ -14,7 +14,7 @@ from sinterlm.pipeline.stages import split_parts
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.grid import apply_choice, list_choices
-from sinterlm.recipe.schema import Recipe, RecordedSource, scorer_for, scorers_in
+from sinterlm.recipe.schema import Recipe, scorer_for, scorers_in
 from sinterlm.records import Message, Prompt
 from sinterlm.scoring.scorers import Scorer
 from sinterlm.scoring.settings import Preflight, build_scorer
@@ -33,9 +33,7 @@ def check_inputs(fusion: Fusion, store: Store | None = None, *, reads_target: bo
     parts = split_parts(fusion.recipe, read_prompts(fusion.recipe.prompts.path))
     _check_prompts(fusion, parts)
     for participant in (*fusion.sources, fusion.answering_for(fusion.target)):
-        config = participant.config
-        if isinstance(config, RecordedSource) and not config.path.is_file():
-            raise InputError(f"{config.path}: there is no such file (recorded answers of {participant.name})")
+        participant.config.check(participant.name)
     for scorer in fusion.recipe.scorers.values():
         for part in scorers_in(scorer):
             part.check(Preflight(has_scores=partial(_has_scored, part, store)))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from sinterlm.models.flops import Flops, count_weights, sampling_flops, training_flops
+from sinterlm.models.flops import Flops, training_flops
 from sinterlm.objectives.named import resolve_objective
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.schema import (
-    AskedModel,
-    LocalModel,
     Training,
 )
 from sinterlm.scoring.scorers import Scorer
@@ -34,14 +32,6 @@ def usual_tokens(ask: SamplingRequest) -> int:
     return min(ask.settings.max_new_tokens, USUAL_ANSWER_TOKENS) if ask.settings else USUAL_ANSWER_TOKENS
 
 
-def cost_of_sampling(config: AskedModel, *, prompt_tokens: float, new_tokens: float) -> Flops | None:
-    """What one model computes for its answers; nothing where another machine does."""
-    if not isinstance(config, LocalModel):
-        return Flops()
-    weights = count_weights(config.model, config.active_billions)
-    return None if weights is None else sampling_flops(weights, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-
-
 def cost_of_scoring(scorer: Scorer, *, tokens: float) -> Flops | None:
     """What the models of a scorer compute to read ``tokens`` tokens; other scorers compute next to nothing."""
     return scorer.flops(tokens)
@@ -57,7 +47,7 @@ def cost_of_training(fusion: Fusion, name: str, *, num_prompts: int, prompt_toke
         prompt_tokens: Of all of them.
     """
     training, target = fusion.trainings[name], fusion.recipe.target
-    weights = count_weights(target.model, target.active_billions)
+    weights = target.num_weights
     if weights is None:
         return None
     arguments = TRAINING_DEFAULTS | training.train

@@ -21,7 +21,6 @@ from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, count_reasons, require_undamaged
-from sinterlm.recipe.schema import LocalModel
 from sinterlm.records import Dropped, RowResponse, TrainingRow
 from sinterlm.store import Store
 
@@ -117,9 +116,9 @@ def _of_run(fusion: Fusion, format_: Format) -> _Origin:
         require_undamaged(run)
         prompts = [prompt for part in ("sft", "preference") for prompt in store.prompts(fusion.run_name, part)]
         rows = dict(_answers(run) if format_.is_of_answers else _selected(fusion))
-    models = "\n".join(f"- source `{source.name}`: {_model_name(source.config)}" for source in fusion.sources)
+    models = "\n".join(f"- source `{source.name}`: {source.config.provenance()}" for source in fusion.sources)
     description = (
-        f"Made by a fusion of several models' answers.\n\n- target: {_model_name(fusion.recipe.target)}\n{models}\n"
+        f"Made by a fusion of several models' answers.\n\n- target: {fusion.recipe.target.provenance()}\n{models}\n"
         f"- scorer: {fusion.recipe.scorer.kind}\n\nThe licences of these models and of the prompts hold for it."
     )
     return _Origin(rows, {prompt.id: prompt.domain for prompt in prompts}, fusion.output.name, description)
@@ -178,13 +177,6 @@ def _records(
             dropped.append(Dropped(row.prompt_id, f"{STAGE}-{name}", records.reason, records.detail))
         else:
             yield from map(dict, records)
-
-
-def _model_name(config: object) -> str:
-    """A model as others know it: of a folder on this machine, only the last part of its path."""
-    if not isinstance(config, LocalModel):
-        return "recorded answers"
-    return Path(config.model).name if Path(config.model).is_absolute() else config.model
 
 
 def _describe(origin: _Origin, format_name: str, dropped: Sequence[Dropped], name: str) -> str:

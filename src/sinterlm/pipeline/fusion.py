@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.models.settings import with_template_date
-from sinterlm.recipe.build import build_settings, greedy
 from sinterlm.recipe.load import load_recipe
-from sinterlm.recipe.schema import AskedModel, ExtraPrompts, LocalModel, Recipe, Source, Training
+from sinterlm.recipe.schema import ExtraPrompts, Recipe, Training
 from sinterlm.records import Prompt, SamplingSettings
+from sinterlm.sampling.engines import Source
 
 STORE = "store.sqlite"
 
@@ -33,7 +33,7 @@ class Participant:
     @property
     def weights(self) -> str | None:
         """The model that gives the answers, as Transformers finds it; None where nothing is loaded here."""
-        return self.location or (self.config.model if isinstance(self.config, LocalModel) else None)
+        return self.location or self.config.weights
 
     @property
     def is_there(self) -> bool:
@@ -175,18 +175,13 @@ class Fusion:
     def for_training(self, participant: Participant) -> SamplingRequest:
         """How the participant is asked for training data."""
         config = participant.config
-        if not isinstance(config, AskedModel):
-            return SamplingRequest(participant, None, config.num_samples)
-        settings = build_settings(config.sampling, seed=self.recipe.seed)
-        return SamplingRequest(participant, settings, config.sampling.num_samples)
+        return SamplingRequest(participant, config.sampling_settings(self.recipe.seed), config.num_samples)
 
     def for_evaluation(self, participant: Participant) -> SamplingRequest:
         """How the participant is asked for the one answer that evaluation looks at: greedily."""
-        config, held_out = participant.config, self.recipe.evaluation.held_out
-        if not isinstance(config, AskedModel):
-            return SamplingRequest(participant, None, 1)
+        held_out = self.recipe.evaluation.held_out
         limit = held_out.max_new_tokens if held_out else None
-        return SamplingRequest(participant, greedy(build_settings(config.sampling, seed=0), max_new_tokens=limit), 1)
+        return SamplingRequest(participant, participant.config.greedy_settings(limit), 1)
 
     def rows_path(self, name: str) -> Path:
         """The training rows of ``sft`` or a preference method."""

@@ -14,7 +14,6 @@ from sinterlm.pipeline.cells import Grid
 from sinterlm.pipeline.cost import (
     USUAL_ANSWER_TOKENS,
     USUAL_PROMPT_TOKENS,
-    cost_of_sampling,
     cost_of_scoring,
     cost_of_training,
     usual_tokens,
@@ -23,8 +22,8 @@ from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.progress import show_bytes
 from sinterlm.pipeline.stage import is_done, stage_keys
 from sinterlm.pipeline.stages import build_stages, held_out_asks, split_parts
-from sinterlm.recipe.build import build_few_shot, engine_identity
-from sinterlm.recipe.schema import AskedModel, ExtraPrompts, LocalModel, files_of, scorers_in
+from sinterlm.recipe.build import engine_identity
+from sinterlm.recipe.schema import ExtraPrompts, files_of, scorers_in
 from sinterlm.records import Prompt, response_id
 from sinterlm.scoring.scorers import Scorer
 from sinterlm.store import Store
@@ -175,11 +174,7 @@ def _missing(fusion: Fusion) -> Iterator[str]:
         elif identity is None:
             yield f"{participant.name}: its answers are not there"
     models = [(model.name, model.config) for model in (*fusion.sources, fusion.target)]
-    unsized = [
-        name
-        for name, model in models
-        if isinstance(model, LocalModel) and count_weights(model.model, model.active_billions) is None
-    ]
+    unsized = [name for name, model in models if model.flops(prompt_tokens=1, new_tokens=1) is None]
     if unsized:
         yield f"{', '.join(unsized)}: of unknown size, so its GPU hours are unknown; `active_billions` says it"
     scorers = [part for scorer in recipe.scorers.values() for part in scorers_in(scorer)]
@@ -297,7 +292,7 @@ def _plan_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], sto
     work: list[Flops | None] = []
     for ask, part in asked:
         config = ask.participant.config
-        if not isinstance(config, AskedModel):
+        if ask.settings is None:
             continue  # the answers are there
         if part is None:
             return StagePlan(name, False, SAMPLING)
@@ -306,8 +301,7 @@ def _plan_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], sto
         )
         stored = store.response_ids(identity) if store and identity else set()
         means = store.mean_tokens(identity) if store and identity else None
-        few_shot = build_few_shot(config.prompt)
-        prefix = len(few_shot.prefix) / CHARACTERS_PER_TOKEN if few_shot else 0
+        prefix = len(config.prompt_prefix()) / CHARACTERS_PER_TOKEN
         if isinstance(part, int):
             missing, length = part * ask.num_samples, float(USUAL_PROMPT_TOKENS * CHARACTERS_PER_TOKEN)
         else:
@@ -319,7 +313,7 @@ def _plan_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], sto
             ]
             missing = len(lacking)
             length = sum(_length(prompt) for prompt in lacking) / max(missing, 1)
-        limit = ask.settings.max_new_tokens if ask.settings else 0
+        limit = ask.settings.max_new_tokens
         per_prompt, per_answer = means or (prefix + length / CHARACTERS_PER_TOKEN, limit)
         texts_are_known &= means is not None or not missing or not isinstance(part, int)
         calls += missing
@@ -327,7 +321,7 @@ def _plan_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], sto
         new_tokens += round(missing * per_answer)
         disk_bytes += round(missing * (BYTES_PER_ANSWER + per_answer * CHARACTERS_PER_TOKEN))
         usual = per_answer if means else min(per_answer, USUAL_ANSWER_TOKENS)
-        work.append(cost_of_sampling(config, prompt_tokens=missing * per_prompt, new_tokens=missing * usual))
+        work.append(config.flops(prompt_tokens=missing * per_prompt, new_tokens=missing * usual))
     known_tokens = prompt_tokens if texts_are_known else None
     return StagePlan(name, False, SAMPLING, calls, known_tokens, new_tokens, disk_bytes, _hours(add_flops(work)))
 

@@ -17,13 +17,13 @@ from sinterlm.files import atomic_write
 from sinterlm.formats import read_rows
 from sinterlm.models import plain_name
 from sinterlm.pipeline.cells import describe_choice, read_search, settle
-from sinterlm.pipeline.fusion import Fusion, Participant, SamplingRequest
+from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.rows import candidates_of, count_name
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.build import build_hyperparameters
-from sinterlm.recipe.schema import AskedModel, scorer_title
+from sinterlm.recipe.schema import scorer_title
 from sinterlm.records import Candidates, Prompt, Scored, Selection
 from sinterlm.report import data as page
 from sinterlm.report import write_report
@@ -181,7 +181,7 @@ def _report_data(run: RunContext, summary: Mapping[str, Any]) -> page.ReportData
         run=page.Run(
             name=fusion.output.name,
             target=plain_name(recipe.target.model),
-            sources={source.name: _describe(source) for source in fusion.sources},
+            sources={source.name: source.config.provenance() for source in fusion.sources},
             scorer=scorer_title(recipe.scorer),
             seed=recipe.seed,
             seconds=summary["seconds"],
@@ -322,14 +322,6 @@ def _search(name: str, found: Mapping[str, Any]) -> page.Search:
             for cell in cells
         ],
     )
-
-
-def _describe(participant: Participant) -> str:
-    config = participant.config
-    if not isinstance(config, AskedModel):
-        return f"recorded answers, {config.path.name}"
-    asked = "few-shot prompt" if config.prompt.few_shot else "chat"
-    return f"{plain_name(participant.weights or participant.name)}, {asked}"
 
 
 def _describe_training(fusion: Fusion, name: str) -> str:

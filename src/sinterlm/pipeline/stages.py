@@ -11,24 +11,25 @@ A training with a grid has a stage search-METHOD before it. An SFT that learns f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 
+from sinterlm.models import Fingerprint
 from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.evaluate import evaluate
 from sinterlm.pipeline.fusion import Fusion, Participant, SamplingRequest
 from sinterlm.pipeline.prompts import describe_prompts, read_distinct_prompts, write_matches
 from sinterlm.pipeline.report import write_run_report
 from sinterlm.pipeline.rows import select
-from sinterlm.pipeline.sample import sample
+from sinterlm.pipeline.sample import engine_of, sample
 from sinterlm.pipeline.score import score
 from sinterlm.pipeline.search import search
 from sinterlm.pipeline.stage import RunContext, Stage, StageResult
 from sinterlm.pipeline.train import train_model
 from sinterlm.recipe.build import build_hyperparameters, engine_identity, template_options
-from sinterlm.recipe.schema import Recipe, RecordedSource
+from sinterlm.recipe.schema import Recipe
 from sinterlm.records import Dropped, Prompt
-from sinterlm.sampling.identity import Fingerprint
-from sinterlm.sampling.recorded import RecordedEngine
+from sinterlm.sampling.protocol import HoldsAnswers
 from sinterlm.selection.split import Parts, split_prompts
 
 
@@ -66,7 +67,7 @@ def build_stages(fusion: Fusion, fingerprint: Fingerprint) -> list[Stage]:
                 ],
                 _sample_target,
                 needs=("prompts", *_sampled_starts(fusion)),
-                reads_target=any(not isinstance(target.config, RecordedSource) for target in fusion.sampled_targets),
+                reads_target=any(target.weights is not None for target in fusion.sampled_targets),
             ),
             Stage("score-target", scorer, _score_target, needs=("sample-target",)),
         ]
@@ -229,11 +230,11 @@ def _sample_sources(run: RunContext) -> StageResult:
 def _unused_recorded_answers(run: RunContext, stage: str, participants: Sequence[Participant]) -> Iterator[Dropped]:
     prompts = [prompt for part in Parts._fields for prompt in run.store.prompts(run.fusion.run_name, part)]
     for participant in participants:
-        if isinstance(participant.config, RecordedSource):
-            engine = RecordedEngine(participant.config.path)
-            for answer, reason in engine.unused(prompts, num_samples=participant.config.num_samples):
-                subject = answer.prompt_id or answer.content_hash or ""
-                yield Dropped(subject, stage, reason, f"{participant.name}, index {answer.index}")
+        ask = run.fusion.for_training(participant)
+        with closing(engine_of(run, ask)) as engine:
+            if isinstance(engine, HoldsAnswers):
+                for subject, index, reason in engine.unused(prompts, num_samples=ask.num_samples):
+                    yield Dropped(subject, stage, reason, f"{participant.name}, index {index}")
 
 
 def _score_sources(run: RunContext) -> StageResult:

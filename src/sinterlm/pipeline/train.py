@@ -14,7 +14,6 @@ from sinterlm.errors import InputError
 from sinterlm.files import move_whole, remove
 from sinterlm.formats import read_rows, read_training_file
 from sinterlm.locks import folder_lock
-from sinterlm.models import plain_name
 from sinterlm.objectives.named import resolve_objective
 from sinterlm.pipeline.cells import describe_grid, read_search, settle
 from sinterlm.pipeline.launch import is_main_process
@@ -175,10 +174,7 @@ def _card(run: RunContext, training: Training) -> CardDetails:
     from sinterlm.training.card import CardDetails  # brings torch in
 
     fusion = run.fusion
-    sources = {
-        f"Source {source.name}": plain_name(source.weights) if source.weights else "recorded answers"
-        for source in fusion.sources
-    }
+    sources = {f"Source {source.name}": source.config.provenance() for source in fusion.sources}
     return CardDetails(
         fusion.recipe.target.model,
         {

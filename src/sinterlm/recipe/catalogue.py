@@ -9,7 +9,7 @@ from sinterlm.components import find_packages
 from sinterlm.errors import InputError
 from sinterlm.formats.row_formats import FORMATS
 from sinterlm.objectives.named import OBJECTIVES, known_hyperparameters, resolve_objective
-from sinterlm.sampling.table import ENGINES
+from sinterlm.sampling.engines import ENGINES
 from sinterlm.scoring.scorers import SCORERS
 from sinterlm.selection.policies import POLICIES
 

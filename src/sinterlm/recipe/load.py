@@ -13,11 +13,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import Field
-
-from sinterlm.chat import FewShot
 from sinterlm.errors import InputError
 from sinterlm.explain import KeyPath, Problem, describe, found_but_expected, show_path, unknown_name
 from sinterlm.formats.document import Document, refuse, validate
@@ -27,9 +24,7 @@ from sinterlm.recipe import train_arguments
 from sinterlm.recipe.extension import EXTENDS, extend
 from sinterlm.recipe.overrides import PLACE, Override, apply_overrides
 from sinterlm.recipe.schema import (
-    AskedModel,
     GridEntry,
-    LocalModel,
     Preference,
     Recipe,
     Sft,
@@ -37,9 +32,10 @@ from sinterlm.recipe.schema import (
     name_own_sft,
 )
 from sinterlm.records import Role
+from sinterlm.sampling.settings import EngineSettings
 from sinterlm.selection.policies import POLICIES
 from sinterlm.selection.settings import SelectionPolicy
-from sinterlm.settings import MAX_SEED, Settings
+from sinterlm.settings import MAX_SEED
 
 TrainingT = TypeVar("TrainingT", Sft, Preference)
 
@@ -76,16 +72,6 @@ class Option(NamedTuple):
     def key(self) -> KeyPath:
         """The setting's own place, where the value is one of a list."""
         return self.path[:-1] if self.is_searched else self.path
-
-
-class _Example(Settings):
-    question: Annotated[str, Field(min_length=1)]
-    answer: Annotated[str, Field(min_length=1)]
-
-
-class _FewShotFile(Settings):
-    template: str
-    examples: Annotated[list[_Example], Field(min_length=1)]
 
 
 def load_recipe(path: Path, overrides: Sequence[str | Override] = ()) -> LoadedRecipe:
@@ -144,20 +130,6 @@ def resolve_text(recipe: Recipe) -> str:
     return dump_yaml(resolved.model_dump(mode="json", exclude_none=True))
 
 
-def load_few_shot(path: Path) -> FewShot:
-    """Read a few-shot prompt: ``template`` with ``{question}`` and ``{answer}``, and a list of ``examples``.
-
-    Raises:
-        InputError: a line for everything that is wrong, each with file, line and key.
-    """
-    document = read_yaml(path)
-    content = validate(document, _FewShotFile)
-    try:
-        return FewShot(content.template, tuple((example.question, example.answer) for example in content.examples))
-    except InputError as error:
-        raise refuse(document, [Problem(("template",), str(error))]) from error
-
-
 def read_train_settings(objective: str, settings: Sequence[str], files: Sequence[Path] = ()) -> TrainSettings:
     """Sort flat settings into the objective's hyper-parameters and training arguments, and check them.
 
@@ -208,19 +180,10 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
     for part, need in needs.items():
         if need and getattr(split, part) == 0 and not (part == "sft" and split.sft_domains):
             yield Problem(("prompts", "split", part), "found 0, but the recipe has work for this part: give it prompts")
-    if recipe.target.prompt.few_shot:
-        reason = "the target is trained on its chat template and so must be asked by it; remove few_shot"
-        yield Problem(("target", "prompt", "few_shot"), reason)
-    for name, source in recipe.sources.items():
-        if isinstance(source, LocalModel) and source.prompt.few_shot and source.chat_template_kwargs:
-            reason = "a few-shot prompt goes through no chat template; remove one of the two"
-            yield Problem(("sources", name, "chat_template_kwargs"), reason)
-    if recipe.target.domains:
-        yield Problem(("target", "domains"), "the target is asked every prompt of its part; remove it")
-    for name, source in recipe.sources.items():
-        if isinstance(source, AskedModel) and source.prompt.few_shot and source.prompt.system is not None:
-            reason = "a few-shot prompt has no place for a system prompt; remove one of the two"
-            yield Problem(("sources", name, "prompt", "system"), reason)
+    models: dict[KeyPath, EngineSettings] = {("target",): recipe.target}
+    models |= {("sources", name): source for name, source in recipe.sources.items()}
+    for path, model in models.items():
+        yield from (Problem((*path, *problem.path), problem.text) for problem in model.find_problems())
     for path, scorer in recipe.scorers.items():
         yield from (Problem((*path, *problem.path), problem.text) for problem in scorer.find_problems())
     if recipe.sft:

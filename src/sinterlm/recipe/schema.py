@@ -15,8 +15,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model
 from pydantic_core import PydanticCustomError
 
 from sinterlm.components import union_of
-from sinterlm.models.settings import ChatModel, TemplateDate
+from sinterlm.explain import Problem
+from sinterlm.models.settings import TemplateDate
 from sinterlm.objectives.named import list_hyperparameters
+from sinterlm.sampling.engines import Source
+from sinterlm.sampling.recorded import RecordedSource
+from sinterlm.sampling.transformers_engine import TransformersSource
 from sinterlm.scoring.scorers import Scorer
 from sinterlm.selection.policies import POLICIES
 from sinterlm.selection.settings import SelectionPolicy
@@ -106,66 +110,19 @@ class Prompts(Settings):
     split: Split = Split()
 
 
-class Sampling(Settings):
-    """How one model is sampled for training data."""
-
-    num_samples: Positive = 5
-    temperature: Annotated[float, Field(ge=0)] = 0.8
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Above 1, tokens that stand in the prompt or the answer so far become less likely."""
-    max_new_tokens: Positive = 512
-    seed: Seed | None = None
-    """The recipe's own seed unless given."""
-
-
-class PromptFormat(Settings):
-    """How a model is asked: its chat template (with a system prompt, if any), or a few-shot completion prompt."""
-
-    system: str | None = None
-    few_shot: InputPath | None = None
-    """A YAML file with ``template`` and ``examples``."""
-
-
-class AskedModel(Settings):
-    """What every model has that is asked for its answers, wherever it runs."""
-
-    prompt: PromptFormat = PromptFormat()
-    sampling: Sampling = Sampling()
-    domains: Domains = None
-    """A source is asked about prompts of these domains only."""
-
-
-class LocalModel(AskedModel, ChatModel):
-    """A model that runs in this process."""
-
-    engine: Literal["transformers"] = "transformers"
-    active_billions: Annotated[float, Field(gt=0)] | None = None
-    """Weights that a token passes through: for a plan, where the files are not here and the name does not say."""
-
-    def __hash__(self) -> int:
-        """By the model's name: variables of a template may hold lists, which have no hash."""
-        return hash(self.model)
-
-
-class RecordedSource(Settings):
-    """Answers made elsewhere, joined to the prompts by id or text."""
-
-    engine: Literal["recorded"]
-    path: InputPath
-    num_samples: Positive = 5
-    """So many answers to a prompt are taken, where the file has as many."""
-    domains: Domains = None
-
-
-Source = Annotated[LocalModel | RecordedSource, Field(discriminator="engine")]
-
-
-class Target(LocalModel):
+class Target(TransformersSource):
     """The model that is trained."""
 
     samples: RecordedSource | None = None
-    """Answers that stand for its own in preference rows, in place of sampling it."""
+    """Answers used for its own in preference rows, in place of sampling it."""
+
+    def find_problems(self) -> Iterator[Problem]:
+        """Keys that a source may have and the target may not."""
+        if self.prompt.few_shot:
+            reason = "the target is trained on its chat template and so must be asked by it; remove few_shot"
+            yield Problem(("prompt", "few_shot"), reason)
+        if self.domains:
+            yield Problem(("domains",), "the target is asked every prompt of its part; remove it")
 
 
 def parts_of(scorer: Scorer) -> Iterator[tuple[tuple[str, ...], Scorer]]:

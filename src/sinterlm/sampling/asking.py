@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, NamedTuple
 
 from sinterlm.chat import PLAIN, FewShot, encode_completion, encode_prompt, with_system
 from sinterlm.records import Prompt
 from sinterlm.template import TemplateOptions, TemplateRefusal
 from sinterlm.thoughts import opened_thought, split_thoughts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _NUM_TAG_TOKENS = 16
 """Of a prompt's last tokens, in which the tag of a thought is."""

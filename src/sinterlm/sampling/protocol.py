@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from sinterlm.records import FinishReason, Prompt
 
@@ -40,7 +40,7 @@ class Generation:
 class Engine(Protocol):
     """A source of answers. Cheap to construct: weights are loaded by the first :meth:`sample`.
 
-    What names its answers in the store stands beside it in ``table.py``, as a function that loads nothing.
+    What names its answers in the store its settings know, without building it.
     """
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
@@ -53,4 +53,22 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release what is held (weights, connections); sampling again loads again."""
+        ...
+
+
+class Unused(NamedTuple):
+    """An answer that an engine holds and a run has no use for."""
+
+    subject: str
+    """Id or content hash of the prompt that it answers."""
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    reason: str
+
+
+@runtime_checkable
+class HoldsAnswers(Protocol):
+    """What an engine may promise besides, if it holds answers that were made elsewhere."""
+
+    def unused(self, prompts: Sequence[Prompt], *, num_samples: int) -> list[Unused]:
+        """Answers that no prompt asks for: those to other prompts, and those beyond ``num_samples``."""
         ...

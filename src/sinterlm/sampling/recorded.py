@@ -2,22 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sinterlm.errors import InputError
-from sinterlm.formats import RecordedAnswer, read_recorded
-from sinterlm.records import Prompt, digest
-from sinterlm.sampling.protocol import Generation, Item
+from sinterlm.files import file_sha256
+from sinterlm.models import Fingerprint, fingerprint
+from sinterlm.records import Prompt, SamplingSettings, digest
+from sinterlm.sampling.protocol import Generation, Item, Unused
+from sinterlm.sampling.settings import EngineSettings
+from sinterlm.settings import InputPath, Positive
+
+if TYPE_CHECKING:
+    from sinterlm.formats import RecordedAnswer
 
 
-class Unused(NamedTuple):
-    """A recorded answer that a run has no use for, and why."""
+class RecordedSource(EngineSettings):
+    """Answers made elsewhere, joined to the prompts by id or text."""
 
-    answer: RecordedAnswer
-    reason: str
+    description: ClassVar = "answers made elsewhere, from a JSON Lines or Parquet file, joined by prompt id or text"
+
+    engine: Literal["recorded"]
+    path: InputPath
+    num_samples: Positive = 5
+    """Use at most this many answers to a prompt."""
+
+    def build(
+        self,
+        *,
+        location: str | None = None,
+        settings: SamplingSettings | None = None,
+        on_loaded: Callable[[str], None] | None = None,
+    ) -> RecordedEngine:
+        """See :meth:`~sinterlm.sampling.settings.EngineSettings.build`."""
+        return RecordedEngine(self.path)
+
+    def identity(
+        self,
+        *,
+        location: str | None = None,
+        settings: SamplingSettings | None = None,
+        fingerprint: Fingerprint = fingerprint,
+    ) -> str | None:
+        """Hash of the file's content, under which the store keeps which answers the file gives; None if it is missing.
+
+        The answers themselves have names of their own (:attr:`~sinterlm.sampling.protocol.Generation.name`): one that
+        stays the same in a file that changes keeps its scores.
+        """
+        if not self.path.is_file():
+            return None
+        return digest({"engine": "recorded", "content": file_sha256(self.path)})
+
+    def check(self, name: str) -> None:
+        """See :meth:`~sinterlm.sampling.settings.EngineSettings.check`."""
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: there is no such file (recorded answers of {name})")
+
+    def provenance(self, location: str | None = None) -> str:
+        """See :meth:`~sinterlm.sampling.settings.EngineSettings.provenance`."""
+        return f"recorded answers, {self.path.name}"
 
 
 class RecordedEngine:
@@ -54,13 +99,13 @@ class RecordedEngine:
         """Answers that no prompt asks for: those to other prompts, and those beyond ``num_samples``."""
         keys = {key for prompt in prompts for key in (("id", prompt.id), ("content", prompt.content_hash))}
         unmatched = [
-            Unused(answer, "unmatched-recorded-answer")
+            _unused(answer, "unmatched-recorded-answer")
             for key, answers in self._answers.items()
             if key not in keys
             for answer in answers
         ]
         surplus = [
-            Unused(answer, "surplus-recorded-answer")
+            _unused(answer, "surplus-recorded-answer")
             for prompt in prompts
             for answer in self._answers_to(prompt)[num_samples:]
         ]
@@ -73,6 +118,8 @@ class RecordedEngine:
     @cached_property
     def _answers(self) -> dict[tuple[str, str], list[RecordedAnswer]]:
         """The file's answers by ("id", prompt id) or ("content", content hash)."""
+        from sinterlm.formats import read_recorded
+
         answers: dict[tuple[str, str], list[RecordedAnswer]] = {}
         for answer in read_recorded(self._path):
             key = ("content", answer.content_hash or "") if answer.prompt_id is None else ("id", answer.prompt_id)
@@ -103,6 +150,10 @@ class RecordedEngine:
             f"the run asks prompt {prompt.id!r} (content hash {prompt.content_hash[:12]}); "
             "expected `prompt_id` or `prompt` as in the file of prompts"
         )
+
+
+def _unused(answer: RecordedAnswer, reason: str) -> Unused:
+    return Unused(answer.prompt_id or answer.content_hash or "", answer.index, reason)
 
 
 @lru_cache(maxsize=1024)  # each answer to a prompt is numbered among those before it

@@ -6,29 +6,22 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
-from accelerate.utils import release_memory
-from numpy.typing import NDArray
-from transformers import PreTrainedModel
-
-from sinterlm.attention.plug import CannotShareError, attend_as_before, plug_in
-from sinterlm.attention.rows import Prefix
-from sinterlm.attention.spans import count_shared
 from sinterlm.chat import FewShot, end_token_ids, thought_token_ids
 from sinterlm.context import context_length, length_of_plain_positions
 from sinterlm.errors import InputError, first_line, memory_advice, out_of_memory
 from sinterlm.models import describe_placement, load_model, load_tokenizer
 from sinterlm.records import PROMPT_REFUSED, PROMPT_TOO_LONG, FinishReason, Message, Prompt, SamplingSettings
 from sinterlm.sampling.asking import Asking
-from sinterlm.sampling.decoding import decode
-from sinterlm.sampling.nucleus import draw_uniforms
-from sinterlm.sampling.one_by_one import generate
 from sinterlm.sampling.protocol import Generation, Item
-from sinterlm.sampling.rows import compute_prefix
-from sinterlm.sampling.sharing import share_prefixes
+from sinterlm.sampling.settings import LocalModel
 from sinterlm.template import TemplateOptions, TemplateRefusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sinterlm.attention.rows import Prefix
 
 BATCH_TOKENS = 16_384
 CHARACTERS_PER_TOKEN = 3
@@ -46,6 +39,37 @@ class _Loaded(NamedTuple):
     """Tokens of prompt and answer together, at most."""
     shared_length: float
     """Up to so many, the positions of one row do not depend on the length of another."""
+
+
+class TransformersSource(LocalModel):
+    """A model that runs in this process."""
+
+    description: ClassVar = (
+        "a model in this process, on the CPU or one GPU: a folder, a hub name, or a GGUF file in a package"
+    )
+
+    engine: Literal["transformers"] = "transformers"
+
+    def build(
+        self,
+        *,
+        location: str | None = None,
+        settings: SamplingSettings | None = None,
+        on_loaded: Callable[[str], None] | None = None,
+    ) -> TransformersEngine:
+        """See :meth:`~sinterlm.sampling.settings.EngineSettings.build`."""
+        assert settings is not None
+        return TransformersEngine(
+            location or self.model,
+            few_shot=self.prompt.load_few_shot(),
+            system=self.prompt.system,
+            settings=settings,
+            device=self.device,
+            dtype=self.dtype,
+            chat_template_kwargs=self.chat_template_kwargs,
+            template_date=self.template_date,
+            on_loaded=on_loaded,
+        )
 
 
 class TransformersEngine:
@@ -129,10 +153,18 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Release the weights."""
-        self._loaded = None
-        release_memory()
+        if self._loaded is not None:
+            from accelerate.utils import release_memory
+
+            self._loaded = None
+            release_memory()
 
     def _load(self) -> _Loaded:
+        from sinterlm.attention.plug import CannotShareError
+        from sinterlm.attention.spans import count_shared
+        from sinterlm.sampling.rows import compute_prefix
+        from sinterlm.sampling.sharing import share_prefixes
+
         if self._loaded is None:
             model = load_model(self._name, device=self._device, dtype=self._dtype)
             tokenizer = load_tokenizer(self._name)
@@ -191,9 +223,21 @@ class TransformersEngine:
         """The tokens of every answer."""
         if not items:
             return []
+        import numpy as np
+
+        from sinterlm.attention.plug import attend_as_before, plug_in
+        from sinterlm.sampling.decoding import decode
+        from sinterlm.sampling.nucleus import draw_uniforms
+        from sinterlm.sampling.one_by_one import generate
+
         settings = self._settings
         prompts = [encoded[item.prompt.id] for item in items]
-        uniforms = np.stack([_uniforms(settings, item) for item in items])
+        uniforms = np.stack(
+            [
+                draw_uniforms(settings.seed, item.prompt.content_hash, item.index, settings.max_new_tokens)
+                for item in items
+            ]
+        )
         room = [int(min(settings.max_new_tokens, loaded.context - len(prompt))) for prompt in prompts]
         how: dict[str, Any] = {
             "temperature": settings.temperature,
@@ -230,6 +274,10 @@ class TransformersEngine:
 
     def _check_generation(self, model: PreTrainedModel, tokens: Sequence[int]) -> None:
         """Find out before the first prompt whether Transformers samples the model."""
+        import numpy as np
+
+        from sinterlm.sampling.one_by_one import generate
+
         try:
             generate(model, tokens, np.zeros((1, 2)), temperature=0, top_p=1, is_finished=lambda _: False)
         except Exception as error:  # of any kind: nothing but tokens went in
@@ -245,10 +293,6 @@ def _finish_reason(asking: Asking, tokens: Sequence[int] | None, problem: str | 
     if tokens is None:
         return PROMPT_REFUSED if problem else PROMPT_TOO_LONG
     return "stop" if asking.is_finished(tokens) else "length"
-
-
-def _uniforms(settings: SamplingSettings, item: Item) -> NDArray[np.float64]:
-    return draw_uniforms(settings.seed, item.prompt.content_hash, item.index, settings.max_new_tokens)
 
 
 def _length(prompt: Prompt) -> int:
