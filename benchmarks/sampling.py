@@ -29,8 +29,8 @@ from transformers.utils import logging
 from sinterlm.chat import FewShot, encode_completion
 from sinterlm.formats import read_prompts
 from sinterlm.models import load_model, load_tokenizer
-from sinterlm.recipe.load import load_few_shot
 from sinterlm.records import Prompt, SamplingSettings
+from sinterlm.sampling.few_shot import load_few_shot
 from sinterlm.sampling.protocol import Item
 from sinterlm.sampling.transformers_engine import TransformersEngine
 
