@@ -780,8 +780,6 @@ class Extension:
             if isinstance(value, dict) and isinstance(before.get(key), dict):  # a table: its rows join the real one
                 for row in value:
                     self._monkeypatch.setitem(before[key], row, value[row])
-            elif name.endswith(".links"):
-                self._monkeypatch.setattr(import_module(name), key, value, raising=False)
         self.values |= new
 
 
@@ -853,12 +851,13 @@ def test_the_worked_policy() -> None:
 @pytest.mark.parametrize("extension", ["An objective"], indirect=True)
 @pytest.mark.usefixtures("extension")
 def test_the_worked_objective() -> None:
-    """beta 0.5: margins 0, 1 and 3 lose 1, 1/2 and nothing (1 - 1.5 < 0); their gradients are -beta, -beta and 0."""
-    policy = torch.tensor([-2.0, -1.0, 1.0], requires_grad=True)
+    """beta 0.5, width 2: margins 0, 2 and 6 lose 2, 1 and nothing (2 - 3 < 0); their gradients are -beta, -beta, 0."""
+    policy = torch.tensor([-2.0, 0.0, 4.0], requires_grad=True)
     even = torch.full((3,), -2.0)
     responses = one_pair_a_row({"chosen": SequenceLogps(policy, even), "rejected": SequenceLogps(even, even)})
-    result = objective_losses(resolve_objective("hinge", {"beta": 0.5}), responses, progress=0.0)
-    torch.testing.assert_close(result.losses, torch.tensor([1.0, 0.5, 0.0]))
-    torch.testing.assert_close(result.metrics["rewards/margins"], torch.tensor([0.0, 0.5, 1.5]))
+    hinge = resolve_objective("hinge", {"beta": 0.5, "width": 2.0})
+    result = objective_losses(hinge, responses, progress=0.0)
+    torch.testing.assert_close(result.losses, torch.tensor([2.0, 1.0, 0.0]))
+    torch.testing.assert_close(result.metrics["rewards/margins"], torch.tensor([0.0, 1.0, 3.0]))
     result.losses.sum().backward()
     torch.testing.assert_close(policy.grad, torch.tensor([-0.5, -0.5, 0.0]))

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         simpo_loss,
         wrpo_loss,
     )
-    from sinterlm.objectives.named import OBJECTIVES, Objective, ResolvedObjective, resolve_objective
+    from sinterlm.objectives.named import OBJECTIVES, ResolvedObjective, resolve_objective
+    from sinterlm.objectives.objective import Hyperparameter, Objective
     from sinterlm.objectives.responses import Responses, SequenceLogps, one_pair_a_row
 
 __all__ = [
     "OBJECTIVES",
+    "Hyperparameter",
     "Objective",
     "ResolvedObjective",
     "Responses",
@@ -42,7 +44,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "named": ("OBJECTIVES", "Objective", "ResolvedObjective", "resolve_objective"),
+    "named": ("OBJECTIVES", "ResolvedObjective", "resolve_objective"),
+    "objective": ("Hyperparameter", "Objective"),
     "responses": ("Responses", "SequenceLogps", "one_pair_a_row"),
 }
 

@@ -8,122 +8,18 @@ row; an installed package adds its rows by entry points.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from operator import or_
 from pkgutil import resolve_name
 from typing import Any, Literal, NamedTuple
 
 from sinterlm.components import with_installed
+from sinterlm.objectives.objective import Hyperparameter, Objective, Value
 from sinterlm.objectives.schedules import constant, ramp
 
 SCHEDULES: Mapping[str, Callable[[float, float], float]] = {"constant": constant, "ramp": ramp}
-
-Value = float | str | bool
-Part = Literal["reward", "mix", "link", "weighting", "loss"]
-
-
-@dataclass(frozen=True, slots=True)
-class Hyperparameter:
-    """One setting of an objective: a number within bounds, or one of some values."""
-
-    default: Value
-    description: str
-    source: str
-    """Where the default comes from."""
-    part: Part
-    """The function that it is handed to; ``loss`` for what chooses among functions."""
-    above: float | None = None
-    at_least: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-    choices: tuple[Value, ...] = ()
-    """The accepted values; empty for numbers."""
-    schedule: str | None = None
-    """The hyper-parameter that says how this one moves during training."""
-
-    @property
-    def type(self) -> Any:
-        """The type of its values: ``float`` for a number, else that of its choices."""
-        return reduce(or_, dict.fromkeys(map(type, self.choices))) if self.choices else float
-
-    @property
-    def expected(self) -> str:
-        """The accepted values in words, e.g. ``a number, at least 0, at most 1``."""
-        if self.choices:
-            return " or ".join(str(choice).lower() for choice in self.choices)
-        bounds = {"above": self.above, "at least": self.at_least, "at most": self.at_most, "below": self.below}
-        return ", ".join(["a number", *(f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)])
-
-    def accepts(self, value: object) -> bool:
-        """Whether ``value`` has the right type and lies within the bounds."""
-        if self.choices:
-            return any(value == choice and type(value) is type(choice) for choice in self.choices)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return False
-        return (
-            (self.above is None or value > self.above)
-            and (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """A row of the table."""
-
-    description: str
-    formula: str
-    """The loss of a row, with r the reward and s the score of a response."""
-    paper: str
-    learning_rate: float
-    """Default, as in TRL 1.16; papers' own stand in the recipes."""
-    roles: tuple[str, ...]
-    """The responses that a row (or a group of it) must hold; empty where any will do."""
-    per: Literal["row", "group", "response"] = "row"
-    """What holds one response of each role: the row, each group of it, or nothing: there may be any number."""
-    optional_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Roles that are needed too where the hyper-parameter of this name is true."""
-    reads_weights: bool = False
-    """Whether every response must have a weight."""
-    reads_scores: bool = False
-    """Whether every response must have a score."""
-    needs_reference: bool | str = False
-    """Whether log-probabilities of the frozen start are needed; or the hyper-parameter that needs them when not 0."""
-    counts: Literal["rows", "tokens"] = "rows"
-    """What the loss of a step is a mean over; rows where ``average_logps`` is true."""
-    reward: str | None = None
-    mix: str | None = None
-    link: str | None = None
-    """Paths of functions; reward and link are None for one that takes them from its base."""
-    weighting: str | None = None
-    """Path of a function, for weighted maximum likelihood."""
-    reward_scale: str | None = None
-    """The hyper-parameter that logged rewards are multiplied with."""
-    hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
-    base_defaults: Mapping[str, Mapping[str, tuple[Value, str]]] = field(default_factory=dict)
-    """By base, where another default (and its source) fits than the base's or the row's own."""
-
-    def __post_init__(self) -> None:
-        """Check the hyper-parameters.
-
-        Raises:
-            ValueError: A name cannot be a key beside ``kind``, or a default is out of its own bounds.
-        """
-        for name, parameter in self.hyperparameters.items():
-            if not name.isidentifier() or name.startswith("_") or name in _RESERVED:
-                raise ValueError(
-                    f"a hyper-parameter is called {name!r}; expected a name such as 'beta', and no {_RESERVED}"
-                )
-            if not parameter.accepts(parameter.default):
-                raise ValueError(f"the default of {name} is {parameter.default!r}; expected {parameter.expected}")
-
-
-_RESERVED = ("kind", "objective", "seed")
-"""Keys that stand beside hyper-parameters in a recipe, in ``FusionConfig`` and in ``sinterlm train``."""
 
 _WRPO_TABLE_6 = "WRPO (arXiv 2412.03187), Table 6"
 _ALPHA_SOURCE = f"{_WRPO_TABLE_6} and section 4.1"
@@ -163,196 +59,205 @@ def _base(*names: str) -> Hyperparameter:
     )
 
 
-_BUILT_IN: Mapping[str, Objective] = {
-    "sft": Objective(
-        description="maximum likelihood of one response a prompt (supervised fine-tuning)",
-        formula="-log π(chosen)",
-        paper="",
-        roles=("chosen",),
-        learning_rate=2e-5,
-        counts="tokens",
-        weighting="sinterlm.objectives.weightings:given",
-    ),
-    "fusesft": Objective(
-        description="maximum likelihood of several weighted responses a prompt",
-        formula="-Σ_y w(y) log π(y)",
-        paper="FuseRL, arXiv 2504.06562",
-        roles=("chosen",),
-        per="response",
-        reads_weights=True,
-        learning_rate=2e-5,
-        counts="tokens",
-        weighting="sinterlm.objectives.weightings:given",
-        hyperparameters={
-            "average_logps": Hyperparameter(
-                False,
-                "mean over a response's tokens in place of their sum",
-                "sums: the log-likelihood of a response; which of the two FuseRL takes is not known",
-                "loss",
-                choices=(False, True),
-            ),
-        },
-    ),
-    "dpo": Objective(
-        description="one chosen response against one rejected (direct preference optimisation)",
-        formula="-log σ(β LR(chosen) - β LR(rejected))",
-        paper="DPO, arXiv 2305.18290",
-        roles=("chosen", "rejected"),
-        learning_rate=1e-6,
-        needs_reference=True,
-        reward="sinterlm.objectives.rewards:summed_logratio",
-        mix="sinterlm.objectives.mixes:single",
-        link="sinterlm.objectives.links:logistic",
-        reward_scale="beta",
-        hyperparameters={"beta": _BETA, "label_smoothing": _LABEL_SMOOTHING},
-    ),
-    "ln-dpo": Objective(
-        description="DPO with log-ratios averaged over tokens (length-normalised)",
-        formula="-log σ(β LR(chosen) / |chosen| - β LR(rejected) / |rejected|)",
-        paper="FuseChat-3.0, arXiv 2503.04222",
-        roles=("chosen", "rejected"),
-        learning_rate=1e-6,
-        needs_reference=True,
-        reward="sinterlm.objectives.rewards:mean_logratio",
-        mix="sinterlm.objectives.mixes:single",
-        link="sinterlm.objectives.links:logistic",
-        reward_scale="beta",
-        hyperparameters={
-            "beta": Hyperparameter(
-                10.0,
-                "pull to the reference: the higher, the closer the policy stays",
-                "FuseChat-3.0 (arXiv 2503.04222): 10 for its length-normalised runs",
-                "link",
-                above=0,
-            ),
-            "label_smoothing": _LABEL_SMOOTHING,
-        },
-    ),
-    "ipo": Objective(
-        description="a margin of log-ratios of 1 / (2 τ), no more (identity preference optimisation)",
-        formula="(LR(chosen) - LR(rejected) - 1 / (2 τ))²",
-        paper="IPO, arXiv 2310.12036",
-        roles=("chosen", "rejected"),
-        learning_rate=1e-6,
-        needs_reference=True,
-        reward="sinterlm.objectives.rewards:logratio",
-        mix="sinterlm.objectives.mixes:single",
-        link="sinterlm.objectives.links:squared",
-        reward_scale="tau",
-        hyperparameters={
-            "tau": Hyperparameter(
-                0.01, "pull to the reference: the margin is 1 / (2 tau)", _WRPO_TABLE_6, "link", above=0
-            ),
-            "average_logps": Hyperparameter(
-                False,
-                "log-ratios averaged over tokens, as TRL has it, in place of sums",
-                "sums: IPO's own notation, and what WRPO calls a reward like DPO's",
-                "reward",
-                choices=(False, True),
-            ),
-        },
-    ),
-    "simpo": Objective(
-        description="mean log-probabilities without a reference, and a margin",
-        formula="-log σ(β log π(chosen) / |chosen| - β log π(rejected) / |rejected| - γ)",
-        paper="SimPO, arXiv 2405.14734",
-        roles=("chosen", "rejected"),
-        learning_rate=1e-6,
-        reward="sinterlm.objectives.rewards:mean_logp",
-        mix="sinterlm.objectives.mixes:single",
-        link="sinterlm.objectives.links:logistic",
-        reward_scale="beta",
-        hyperparameters={
-            "beta": Hyperparameter(10.0, "scale of the rewards", _WRPO_TABLE_6, "link", above=0),
-            "gamma": Hyperparameter(
-                1.0,
-                "the margin asked for, in units of beta times reward",
-                f"{_WRPO_TABLE_6}, SimPO's row",
-                "link",
-                at_least=0,
-            ),
-            "label_smoothing": _LABEL_SMOOTHING,
-        },
-    ),
-    "wrpo": Objective(
-        description="the sources' best answer, weighted by alpha, and the target's own best against its own worst",
-        formula="link(α r(chosen_source) + (1 - α) r(chosen_target) - r(rejected))",
-        paper="WRPO, arXiv 2412.03187",
-        roles=("chosen_source", "chosen_target", "rejected"),
-        optional_roles={"rejected_mix": ("rejected_source",)},
-        learning_rate=1e-6,
-        mix="sinterlm.objectives.mixes:source_and_target",
-        hyperparameters={
-            "base": _base("dpo", "ln-dpo", "ipo", "simpo"),
-            "alpha": Hyperparameter(
-                0.1,
-                "weight of the source's answer (with a ramp: at the end)",
-                _ALPHA_SOURCE,
-                "mix",
-                at_least=0,
-                at_most=1,
-                schedule="alpha_schedule",
-            ),
-            "alpha_schedule": Hyperparameter(
-                "ramp", "how alpha moves: constant, or linearly from 0", _ALPHA_SOURCE, "loss", choices=tuple(SCHEDULES)
-            ),
-            "rejected_mix": Hyperparameter(
-                False,
-                "the source's rejected answer beside the target's, weighted by alpha too (equation 9)",
-                "the main setting of the paper; equation 9 is an extension in its appendix F",
-                "mix",
-                choices=(False, True),
-            ),
-        },
-        base_defaults={
-            "simpo": {"alpha": (0.5, f"{_WRPO_TABLE_6}, WRPO-SimPO"), "gamma": (0.0, f"{_WRPO_TABLE_6}, WRPO-SimPO")}
-        },
-    ),
-    "fusepo": Objective(
-        description="one pair a source, weighted over the sources",
-        formula="Σ_k w_k link(r(chosen_k) - r(rejected_k))",
-        paper="FuseRL, arXiv 2504.06562",
-        roles=("chosen", "rejected"),
-        per="group",
-        reads_weights=True,
-        learning_rate=1e-6,
-        mix="sinterlm.objectives.mixes:single",
-        hyperparameters={"base": _base("dpo", "ln-dpo", "simpo")},
-    ),
-    "rloo": Objective(
-        description="every response by its score's advantage over the others (REINFORCE, leave one out), offline",
-        formula="-1/n Σ_i A_i log π(y_i), A_i = R_i - mean of the other R_j, R = s - kl LR",
-        paper="RLOO, arXiv 2402.14740",
-        roles=(),
-        per="response",
-        reads_scores=True,
-        learning_rate=1e-6,
-        needs_reference="kl",
-        weighting="sinterlm.objectives.weightings:advantages",
-        hyperparameters={
-            "baseline": _baseline("all", "RLOO itself: all other responses to the prompt"),
-            "kl": _KL,
-        },
-    ),
-    "fusepo-rloo": Objective(
-        description="RLOO within each source, weighted over the sources",
-        formula="-Σ_k w_k 1/N_k Σ_i A_ki log π(y_ki), A as for rloo",
-        paper="FuseRL, arXiv 2504.06562",
-        roles=(),
-        per="response",
-        reads_weights=True,
-        reads_scores=True,
-        learning_rate=1e-6,
-        needs_reference="kl",
-        weighting="sinterlm.objectives.weightings:weighted_advantages",
-        hyperparameters={
-            "baseline": _baseline("source", "the reviews of FuseRL: pairs and groups stay within a source"),
-            "kl": _KL,
-        },
-    ),
-}
-
-OBJECTIVES: Mapping[str, Objective] = with_installed("sinterlm.objectives", _BUILT_IN, Objective)
+OBJECTIVES: Mapping[str, Objective] = with_installed(
+    "sinterlm.objectives",
+    {
+        "sft": Objective(
+            description="maximum likelihood of one response a prompt (supervised fine-tuning)",
+            formula="-log π(chosen)",
+            paper="",
+            roles=("chosen",),
+            learning_rate=2e-5,
+            counts="tokens",
+            weighting="sinterlm.objectives.weightings:given",
+        ),
+        "fusesft": Objective(
+            description="maximum likelihood of several weighted responses a prompt",
+            formula="-Σ_y w(y) log π(y)",
+            paper="FuseRL, arXiv 2504.06562",
+            roles=("chosen",),
+            per="response",
+            reads_weights=True,
+            learning_rate=2e-5,
+            counts="tokens",
+            weighting="sinterlm.objectives.weightings:given",
+            hyperparameters={
+                "average_logps": Hyperparameter(
+                    False,
+                    "mean over a response's tokens in place of their sum",
+                    "sums: the log-likelihood of a response; which of the two FuseRL takes is not known",
+                    "loss",
+                    choices=(False, True),
+                ),
+            },
+        ),
+        "dpo": Objective(
+            description="one chosen response against one rejected (direct preference optimisation)",
+            formula="-log σ(β LR(chosen) - β LR(rejected))",
+            paper="DPO, arXiv 2305.18290",
+            roles=("chosen", "rejected"),
+            learning_rate=1e-6,
+            needs_reference=True,
+            reward="sinterlm.objectives.rewards:summed_logratio",
+            mix="sinterlm.objectives.mixes:single",
+            link="sinterlm.objectives.links:logistic",
+            reward_scale="beta",
+            hyperparameters={"beta": _BETA, "label_smoothing": _LABEL_SMOOTHING},
+        ),
+        "ln-dpo": Objective(
+            description="DPO with log-ratios averaged over tokens (length-normalised)",
+            formula="-log σ(β LR(chosen) / |chosen| - β LR(rejected) / |rejected|)",
+            paper="FuseChat-3.0, arXiv 2503.04222",
+            roles=("chosen", "rejected"),
+            learning_rate=1e-6,
+            needs_reference=True,
+            reward="sinterlm.objectives.rewards:mean_logratio",
+            mix="sinterlm.objectives.mixes:single",
+            link="sinterlm.objectives.links:logistic",
+            reward_scale="beta",
+            hyperparameters={
+                "beta": Hyperparameter(
+                    10.0,
+                    "pull to the reference: the higher, the closer the policy stays",
+                    "FuseChat-3.0 (arXiv 2503.04222): 10 for its length-normalised runs",
+                    "link",
+                    above=0,
+                ),
+                "label_smoothing": _LABEL_SMOOTHING,
+            },
+        ),
+        "ipo": Objective(
+            description="a margin of log-ratios of 1 / (2 τ), no more (identity preference optimisation)",
+            formula="(LR(chosen) - LR(rejected) - 1 / (2 τ))²",
+            paper="IPO, arXiv 2310.12036",
+            roles=("chosen", "rejected"),
+            learning_rate=1e-6,
+            needs_reference=True,
+            reward="sinterlm.objectives.rewards:logratio",
+            mix="sinterlm.objectives.mixes:single",
+            link="sinterlm.objectives.links:squared",
+            reward_scale="tau",
+            hyperparameters={
+                "tau": Hyperparameter(
+                    0.01, "pull to the reference: the margin is 1 / (2 tau)", _WRPO_TABLE_6, "link", above=0
+                ),
+                "average_logps": Hyperparameter(
+                    False,
+                    "log-ratios averaged over tokens, as TRL has it, in place of sums",
+                    "sums: IPO's own notation, and what WRPO calls a reward like DPO's",
+                    "reward",
+                    choices=(False, True),
+                ),
+            },
+        ),
+        "simpo": Objective(
+            description="mean log-probabilities without a reference, and a margin",
+            formula="-log σ(β log π(chosen) / |chosen| - β log π(rejected) / |rejected| - γ)",
+            paper="SimPO, arXiv 2405.14734",
+            roles=("chosen", "rejected"),
+            learning_rate=1e-6,
+            reward="sinterlm.objectives.rewards:mean_logp",
+            mix="sinterlm.objectives.mixes:single",
+            link="sinterlm.objectives.links:logistic",
+            reward_scale="beta",
+            hyperparameters={
+                "beta": Hyperparameter(10.0, "scale of the rewards", _WRPO_TABLE_6, "link", above=0),
+                "gamma": Hyperparameter(
+                    1.0,
+                    "the margin asked for, in units of beta times reward",
+                    f"{_WRPO_TABLE_6}, SimPO's row",
+                    "link",
+                    at_least=0,
+                ),
+                "label_smoothing": _LABEL_SMOOTHING,
+            },
+        ),
+        "wrpo": Objective(
+            description="the sources' best answer, weighted by alpha, and the target's own best against its own worst",
+            formula="link(α r(chosen_source) + (1 - α) r(chosen_target) - r(rejected))",
+            paper="WRPO, arXiv 2412.03187",
+            roles=("chosen_source", "chosen_target", "rejected"),
+            optional_roles={"rejected_mix": ("rejected_source",)},
+            learning_rate=1e-6,
+            mix="sinterlm.objectives.mixes:source_and_target",
+            hyperparameters={
+                "base": _base("dpo", "ln-dpo", "ipo", "simpo"),
+                "alpha": Hyperparameter(
+                    0.1,
+                    "weight of the source's answer (with a ramp: at the end)",
+                    _ALPHA_SOURCE,
+                    "mix",
+                    at_least=0,
+                    at_most=1,
+                    schedule="alpha_schedule",
+                ),
+                "alpha_schedule": Hyperparameter(
+                    "ramp",
+                    "how alpha moves: constant, or linearly from 0",
+                    _ALPHA_SOURCE,
+                    "loss",
+                    choices=tuple(SCHEDULES),
+                ),
+                "rejected_mix": Hyperparameter(
+                    False,
+                    "the source's rejected answer beside the target's, weighted by alpha too (equation 9)",
+                    "the main setting of the paper; equation 9 is an extension in its appendix F",
+                    "mix",
+                    choices=(False, True),
+                ),
+            },
+            base_defaults={
+                "simpo": {
+                    "alpha": (0.5, f"{_WRPO_TABLE_6}, WRPO-SimPO"),
+                    "gamma": (0.0, f"{_WRPO_TABLE_6}, WRPO-SimPO"),
+                }
+            },
+        ),
+        "fusepo": Objective(
+            description="one pair a source, weighted over the sources",
+            formula="Σ_k w_k link(r(chosen_k) - r(rejected_k))",
+            paper="FuseRL, arXiv 2504.06562",
+            roles=("chosen", "rejected"),
+            per="group",
+            reads_weights=True,
+            learning_rate=1e-6,
+            mix="sinterlm.objectives.mixes:single",
+            hyperparameters={"base": _base("dpo", "ln-dpo", "simpo")},
+        ),
+        "rloo": Objective(
+            description="every response by its score's advantage over the others (REINFORCE, leave one out), offline",
+            formula="-1/n Σ_i A_i log π(y_i), A_i = R_i - mean of the other R_j, R = s - kl LR",
+            paper="RLOO, arXiv 2402.14740",
+            roles=(),
+            per="response",
+            reads_scores=True,
+            learning_rate=1e-6,
+            needs_reference="kl",
+            weighting="sinterlm.objectives.weightings:advantages",
+            hyperparameters={
+                "baseline": _baseline("all", "RLOO itself: all other responses to the prompt"),
+                "kl": _KL,
+            },
+        ),
+        "fusepo-rloo": Objective(
+            description="RLOO within each source, weighted over the sources",
+            formula="-Σ_k w_k 1/N_k Σ_i A_ki log π(y_ki), A as for rloo",
+            paper="FuseRL, arXiv 2504.06562",
+            roles=(),
+            per="response",
+            reads_weights=True,
+            reads_scores=True,
+            learning_rate=1e-6,
+            needs_reference="kl",
+            weighting="sinterlm.objectives.weightings:weighted_advantages",
+            hyperparameters={
+                "baseline": _baseline("source", "the reviews of FuseRL: pairs and groups stay within a source"),
+                "kl": _KL,
+            },
+        ),
+    },
+    Objective,
+)
 """Every objective by the name that recipes use: those of Sinter and of installed packages."""
 
 

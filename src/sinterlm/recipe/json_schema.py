@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from sinterlm.objectives.named import OBJECTIVES, Hyperparameter, known_hyperparameters
+from sinterlm.objectives.named import OBJECTIVES, known_hyperparameters
+from sinterlm.objectives.objective import Hyperparameter
 from sinterlm.recipe import train_arguments
 from sinterlm.recipe.extension import EXTENDS
 from sinterlm.recipe.load import NOT_THE_TRAININGS
