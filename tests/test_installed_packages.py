@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from sinterlm.components import with_installed
+from sinterlm.components import union_of, with_installed
 from sinterlm.errors import InputError
 from sinterlm.formats import write_rows
 from sinterlm.objectives import Objective
 from sinterlm.records import Message, RowResponse, TrainingRow
+from sinterlm.selection.on_policy import OnPolicy
 from sinterlm.selection.settings import SelectionPolicy
 from tests.packages import install, worked_example
 from tests.tiny import save_tiny
@@ -154,6 +155,11 @@ def test_a_broken_package_is_named(
     assert problem in str(refused.value)
     sys.modules.pop("broken_one.broken", None)
     sys.modules.pop("broken_one", None)
+
+
+def test_a_class_that_calls_itself_otherwise_is_named() -> None:
+    with pytest.raises(InputError, match=r"OnPolicy is offered as 'mine', but its 'kind' is declared as 'on-policy'"):
+        union_of({"mine": OnPolicy}, "kind")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import reduce
 from importlib.metadata import EntryPoint, entry_points
 from operator import or_
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 from pydantic import Field
 
@@ -61,5 +61,17 @@ def _package_of(point: EntryPoint) -> str:
 
 
 def union_of(table: Mapping[str, type[Any]], discriminator: str) -> Any:
-    """The type of a recipe's mapping that is one of the table's classes, picked by its key ``discriminator``."""
+    """The type of a recipe's mapping that is one of the table's classes, picked by its key ``discriminator``.
+
+    Raises:
+        InputError: A class declares another name than that by which the table holds it.
+    """
+    for name, settings in table.items():
+        field = settings.model_fields.get(discriminator)
+        declared = get_args(field.annotation) if field else ()
+        if declared != (name,):
+            raise InputError(
+                f"{settings.__module__}.{settings.__name__} is offered as {name!r}, but its {discriminator!r} is "
+                f"declared as {' or '.join(map(repr, declared)) or 'no literal'}; mend or uninstall the package"
+            )
     return Annotated[reduce(or_, table.values()), Field(discriminator=discriminator)]

@@ -51,7 +51,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Load lazily: the table is read where torch is not wanted."""
+    """Load lazily: the table is read by commands that import no torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = next((module for module, names in _MODULES.items() if name in names), "losses")

@@ -71,7 +71,7 @@ def pairwise_losses(
 
     losses = sum_by_row(weights * link(pair.chosen - pair.rejected))
     with torch.no_grad():
-        # Where all pairs of a row weigh nothing, so do its metrics.
+        # If all pairs of a row weigh nothing, so do its metrics.
         total = sum_by_row(weights).clamp(min=torch.finfo(weights.dtype).tiny)
         metrics = {
             name: sum_by_row(weights * values) / total
@@ -86,9 +86,9 @@ def _pair_metrics(
     pair: CompoundRewards,
     reward_scale: float,
 ) -> dict[str, Tensor]:
-    """TRL's names for the pair, (P,) each; where several responses share the chosen side, each under its own name too.
+    """TRL's names for the pair, (P,) each; if several responses share the chosen side, each under its own name too.
 
-    A member of the chosen side is right where it beats the rejected answer of its own model, where the pair has one.
+    A member of the chosen side is right if it beats the rejected answer of its own model, if the pair has one.
     """
     rejected = reward_scale * pair.rejected.detach()
     chosen_roles = [role for role in by_role if role.startswith("chosen")]
@@ -124,7 +124,7 @@ def likelihood_losses(responses: Responses, *, weighting: Weighting, average_log
         average_logps: log pi(y|x) / |y| in place of log pi(y|x).
 
     Returns:
-        The losses; metrics are the mean log-probability of a response and, where there are scores, their mean and the
+        The losses; metrics are the mean log-probability of a response and, if responses have scores, their mean and the
         size of the weights.
     """
     logps = per_token(responses.logps.policy, responses.logps) if average_logps else responses.logps.policy
@@ -143,7 +143,7 @@ def likelihood_losses(responses: Responses, *, weighting: Weighting, average_log
 
 
 def internal_rewards(objective: ResolvedObjective, logps: SequenceLogps) -> Tensor:
-    """What the objective's reward says of single responses, before beta; the log-ratio where it compares none.
+    """What the objective's reward says of single responses, before beta; the log-ratio if it compares none.
 
     Args:
         objective: of the table.

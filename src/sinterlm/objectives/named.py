@@ -277,7 +277,7 @@ _FIRST = (
 
 
 def list_hyperparameters() -> list[HyperparameterKey]:
-    """Every hyper-parameter of any objective; where several have it, of all their types, as the first describes it."""
+    """Every hyper-parameter of any objective: with the types of all that have it, as the first describes it."""
     declared: dict[str, list[Hyperparameter]] = {name: [] for name in _FIRST}
     for objective in OBJECTIVES.values():
         for name, parameter in objective.hyperparameters.items():
@@ -295,7 +295,7 @@ class ResolvedObjective:
     name: str
     objective: Objective
     base: Objective
-    """Whose reward and link are used; the objective itself where it has its own."""
+    """Whose reward and link are used; the objective itself if it has its own."""
     values: Mapping[str, Value]
     """Every hyper-parameter, by name."""
 
@@ -353,11 +353,11 @@ class ResolvedObjective:
 
 
 def known_hyperparameters(name: str, base: object = None) -> dict[str, Hyperparameter]:
-    """Every hyper-parameter of an objective, those of the base that it stands on included, with the defaults there.
+    """Every hyper-parameter of an objective, including those of its base, with the defaults for that base.
 
     Args:
         name: of the objective.
-        base: of the base; the default one where it is none of the objective's.
+        base: name of the base; anything that the objective does not accept means its default.
     """
     objective = OBJECTIVES[name]
     own = objective.hyperparameters
@@ -374,7 +374,7 @@ def resolve_objective(name: str, given: Mapping[str, Any] | None = None) -> Reso
     """Complete ``given`` hyper-parameters by the table's defaults.
 
     Raises:
-        ValueError: no such objective or hyper-parameter, or a value out of its bounds; the message lists what there is.
+        ValueError: no such objective or hyper-parameter, or a value out of its bounds; the message lists the known.
 
     >>> resolve_objective("wrpo", {"alpha": 0.5}).values["beta"]
     0.01

@@ -16,7 +16,7 @@ Value = float | str | bool
 Part = Literal["reward", "mix", "link", "weighting", "loss"]
 
 _RESERVED = ("kind", "objective", "seed")
-"""Keys that stand beside hyper-parameters in a recipe, in ``FusionConfig`` and in ``sinterlm train``."""
+"""Keys beside the hyper-parameters in a recipe, in ``FusionConfig`` and in ``sinterlm train``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,13 @@ class Objective:
     """The loss of a row, with r the reward and s the score of a response."""
     paper: str
     learning_rate: float
-    """Default, as in TRL 1.16; papers' own stand in the recipes."""
+    """Default, as in TRL 1.16; the papers' own are in the recipes."""
     roles: tuple[str, ...]
-    """The responses that a row (or a group of it) must hold; empty where any will do."""
+    """The responses that a row (or a group of it) must hold; empty if any will do."""
     per: Literal["row", "group", "response"] = "row"
     """What holds one response of each role: the row, each group of it, or nothing: there may be any number."""
     optional_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Roles that are needed too where the hyper-parameter of this name is true."""
+    """Roles that are needed too if the hyper-parameter of this name is true."""
     reads_weights: bool = False
     """Whether every response must have a weight."""
     reads_scores: bool = False
@@ -88,18 +88,18 @@ class Objective:
     needs_reference: bool | str = False
     """Whether log-probabilities of the frozen start are needed; or the hyper-parameter that needs them when not 0."""
     counts: Literal["rows", "tokens"] = "rows"
-    """What the loss of a step is a mean over; rows where ``average_logps`` is true."""
+    """What the loss of a step is a mean over; rows if ``average_logps`` is true."""
     reward: str | None = None
     mix: str | None = None
     link: str | None = None
-    """Paths of functions; reward and link are None for one that takes them from its base."""
+    """Paths of functions; reward and link are None if they are the base's."""
     weighting: str | None = None
     """Path of a function, for weighted maximum likelihood."""
     reward_scale: str | None = None
     """The hyper-parameter that logged rewards are multiplied with."""
     hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
     base_defaults: Mapping[str, Mapping[str, tuple[Value, str]]] = field(default_factory=dict)
-    """By base, where another default (and its source) fits than the base's or the row's own."""
+    """By base: defaults, with their source, in place of the base's or the row's own."""
 
     def __post_init__(self) -> None:
         """Check the hyper-parameters.

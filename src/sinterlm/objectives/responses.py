@@ -39,13 +39,13 @@ class Responses(NamedTuple):
     weights: Tensor | None = None
     """(N,): what the response, or the pair whose member it is, counts within its row; None counts all alike."""
     scores: Tensor | None = None
-    """(N,): what a scorer gave the response; None where there is none."""
+    """(N,): what a scorer gave the response; None without a scorer."""
     groups: Tensor | None = None
     """(N,): the group of each response (its source), numbered from 0 over the whole batch; None: each row is one."""
 
 
 def any_known(wrong: Tensor) -> bool:
-    """Whether any is true, where the host knows: on a CPU.
+    """Whether any is true, if the host can know without waiting: on a CPU.
 
     It would wait for any other device, after every chunk of a training, whose rows were checked when they were encoded.
     There nothing is refused; a mean over no tokens or no responses is 0 / 0, and the loss tells by not being a number.

@@ -17,7 +17,7 @@ def summed_logratio(response: SequenceLogps) -> Tensor:
         (P,).
 
     Raises:
-        ValueError: there is no reference.
+        ValueError: the reference is missing.
     """
     if response.reference is None:
         raise ValueError("a log-ratio needs the reference's log-probabilities; found none")
@@ -31,7 +31,7 @@ def mean_logratio(response: SequenceLogps) -> Tensor:
         (P,).
 
     Raises:
-        ValueError: there is no reference, or a response has no token.
+        ValueError: the reference is missing, or a response has no token.
     """
     return per_token(summed_logratio(response), response)
 
@@ -46,7 +46,7 @@ def logratio(response: SequenceLogps, *, average_logps: bool) -> Tensor:
 
 
 def mean_logp(response: SequenceLogps) -> Tensor:
-    """Mean log-probability log pi(y|x) / |y| (SimPO, arXiv 2405.14734, eq. 4 without beta); there is no reference.
+    """Mean log-probability log pi(y|x) / |y| (SimPO, arXiv 2405.14734, eq. 4 without beta); no reference is read.
 
     Returns:
         (P,).

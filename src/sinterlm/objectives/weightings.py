@@ -12,7 +12,7 @@ from sinterlm.objectives.responses import Responses, any_known
 
 
 def given(responses: Responses) -> Tensor:
-    """The rows' own weights; 1 where they give none.
+    """The rows' own weights; 1 if they give none.
 
     Returns:
         (N,).
@@ -26,7 +26,7 @@ def advantages(responses: Responses, *, baseline: str, kl: float) -> Tensor:
     R = r - kl * (log pi(y|x) - log ref(y|x)), with r the score.
 
     Args:
-        responses: with scores, and with a reference where ``kl`` is not 0.
+        responses: with scores, and with a reference if ``kl`` is not 0.
         baseline: the others that an advantage is measured by: ``source``, those of the same group; ``all``, those of
             the same row.
         kl: weight of the KL term; 0 leaves it out.
@@ -35,7 +35,7 @@ def advantages(responses: Responses, *, baseline: str, kl: float) -> Tensor:
         (N,).
 
     Raises:
-        ValueError: there are no scores, or (found on a CPU only) one is not finite or alone in its pool.
+        ValueError: scores are missing, or (found on a CPU only) one is not finite or alone in its pool.
     """
     return _leave_one_out(responses, baseline, kl) / _count(responses.rows)
 
@@ -49,7 +49,7 @@ def weighted_advantages(responses: Responses, *, baseline: str, kl: float) -> Te
         (N,).
 
     Raises:
-        ValueError: there are no scores, or (found on a CPU only) one is not finite or alone in its pool.
+        ValueError: scores are missing, or (found on a CPU only) one is not finite or alone in its pool.
     """
     return given(responses) * _leave_one_out(responses, baseline, kl) / _count(_groups(responses))
 

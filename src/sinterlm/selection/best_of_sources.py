@@ -47,8 +47,8 @@ def select_best_of_sources(
     Args:
         candidates: every prompt's scored answers, in any order; read once.
         seed: decides between answers of the same score.
-        sources: names of those that take part; all unless given.
-        num_samples: so many samples of each source take part, by index; all unless given.
+        sources: names of the sources that take part; all by default.
+        num_samples: how many samples of each source take part, the first by index; all by default.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
         truncated: whether answers cut by the token limit may be chosen.
         stage: named in every :class:`Dropped`.

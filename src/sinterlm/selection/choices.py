@@ -1,6 +1,6 @@
 """The choices that policies are made of: one of the sources' best answers, and a model's best against its worst.
 
-Where there is no such answer, the choice is a :class:`NoRow` that says why.
+A choice that finds no such answer is a :class:`NoRow`, which says why.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def choose_pair(
 ) -> BestAndWorst | NoRow:
     """A model's worst answer (y_l) and, among its answers with other texts, the best (y_w).
 
-    With a pass-or-fail scorer y_l fails. Where y_w is no better than y_l (none passes, or the graded scores are equal)
-    ``tied`` decides. With a ``window`` their scores lie so far apart.
+    With a pass-or-fail scorer y_l fails. If y_w is no better than y_l (none passes, or the graded scores are equal),
+    ``tied`` decides. Given a ``window``, the difference of their scores lies in it.
     """
     eligible = select_eligible(answers, truncated=truncated)
     if len({answer.response.content for answer in eligible}) < 2:
@@ -199,14 +199,14 @@ def collect(
     sources: Collection[str] | None = None,
     num_samples: int | None = None,
 ) -> Selection:
-    """Make one row of every prompt, or say why there is none, in order; the candidates are read once, as a stream.
+    """Make one row of every prompt, or say why it has none, in order; the candidates are read once, as a stream.
 
     Args:
         candidates: every prompt's scored answers.
         choose: what becomes a row, of one prompt's answers.
         stage: named in every :class:`Dropped`.
-        sources: the only ones that ``choose`` sees; all unless given.
-        num_samples: it sees so many samples of each source, by index; all unless given.
+        sources: names of the sources that ``choose`` sees; all by default.
+        num_samples: how many samples of each source it sees, the first by index; all by default.
     """
     rows: list[TrainingRow] = []
     dropped: list[Dropped] = []

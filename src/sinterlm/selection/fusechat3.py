@@ -77,8 +77,8 @@ def select_fusechat3(
 ) -> Selection:
     """Select one pair of one source for every prompt: of all sources that have one, that with the best chosen answer.
 
-    Where answers were verified (mathematics, code), the best is the passing one of the highest score and the worst the
-    failing one of the lowest, and a prompt of which no answer passes is dropped; elsewhere the scores alone decide.
+    If answers were verified (mathematics, code), the best is the passing one with the highest score and the worst the
+    failing one with the lowest, and a prompt without a passing answer is dropped. Otherwise the scores alone decide.
 
     Args:
         candidates: every prompt's scored answers, in any order; read once.
@@ -86,8 +86,8 @@ def select_fusechat3(
         window: lowest and highest margin between the two scores, ends included, or ``none``; 1 and 0 that only say
             passed and failed lie in every window.
         windows: by the prompts' domain, what holds there in place of ``window``.
-        sources: names of those that take part; all unless given.
-        num_samples: so many samples of each source take part, by index; all unless given.
+        sources: names of the sources that take part; all by default.
+        num_samples: how many samples of each source take part, the first by index; all by default.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
         truncated: whether answers cut by the token limit may be chosen.
         stage: named in every :class:`Dropped`.

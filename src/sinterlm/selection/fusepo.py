@@ -68,8 +68,8 @@ def select_fusepo(
         temperature: t, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
         min_margin: how far apart the scores of a pair are at least, in their own units; 1 and 0 that only say passed
             and failed are always far enough.
-        sources: names of those that take part; all unless given.
-        num_samples: so many samples of each source take part, by index; all unless given.
+        sources: names of the sources that take part; all by default.
+        num_samples: how many samples of each source take part, the first by index; all by default.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
         truncated: whether answers cut by the token limit may be chosen.
         stage: named in every :class:`Dropped`.

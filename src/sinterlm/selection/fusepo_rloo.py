@@ -58,14 +58,14 @@ def select_fusepo_rloo(
     """Select all answers of every source; a source weighs exp(R / t) / sum of exp(R / t), R its best score.
 
     A source with fewer than two eligible answers is left out of the row, and the weights are those of the others. A
-    prompt is dropped where the scores of every source are equal among themselves.
+    prompt is dropped if the scores of every source are equal among themselves.
 
     Args:
         candidates: every prompt's scored answers, in any order; read once.
         seed: decides nothing here: no answer is chosen before another.
         temperature: t, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
-        sources: names of those that take part; all unless given.
-        num_samples: so many samples of each source take part, by index; all unless given.
+        sources: names of the sources that take part; all by default.
+        num_samples: how many samples of each source take part, the first by index; all by default.
         truncated: whether answers cut by the token limit take part.
         stage: named in every :class:`Dropped`.
 

@@ -58,7 +58,7 @@ def select_fusesft(
 ) -> Selection:
     """Select the sources' best answers for every prompt, each with the weight exp(s / t) / sum of exp(s / t).
 
-    Every text is kept once; with a pass-or-fail scorer it passes. Where there are fewer, the weights are theirs.
+    Every text is kept once; with a pass-or-fail scorer it passes. If fewer are left, they share the whole weight.
 
     Args:
         candidates: every prompt's scored answers, in any order; read once.
@@ -66,8 +66,8 @@ def select_fusesft(
         temperature: t, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
         keep: ``pooled`` takes the best of all sources' answers together, ``each-source`` the best of each source.
         num_responses: M, how many are kept at most.
-        sources: names of those that take part; all unless given.
-        num_samples: so many samples of each source take part, by index; all unless given.
+        sources: names of the sources that take part; all by default.
+        num_samples: how many samples of each source take part, the first by index; all by default.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
         truncated: whether answers cut by the token limit may be chosen.
         stage: named in every :class:`Dropped`.

@@ -38,7 +38,7 @@ REASONS = {
 """Every reason for which a prompt is dropped here, and what it means."""
 
 MIN_WORDS = 5
-"""A question of fewer words is found only where it is the whole prompt: within others such words stand by chance."""
+"""A question of fewer words is found only as a whole prompt: within others such words occur by chance."""
 
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _OPERATORS = "-+*/=<>^%$|&"
@@ -172,7 +172,7 @@ def _by_rarity(sets: Sequence[Grams]) -> list[Grams]:
 def _most_alike(
     number: int, sets: Sequence[Grams], kept_with: dict[int, list[int]], similarity: float
 ) -> tuple[int, float] | None:
-    """The kept text that is most like text ``number``, with its similarity; where none is, the text itself is kept.
+    """The kept text that is most like text ``number``, with its similarity; if none is, the text itself is kept.
 
     Args:
         number: Of the text.
@@ -208,7 +208,7 @@ class _Found(NamedTuple):
 
 
 class _QuestionIndex:
-    """The n-grams of all questions, and where they stand.
+    """The n-grams of all questions, and where they occur.
 
     Args:
         questions: Of the benchmarks.
@@ -237,7 +237,7 @@ class _QuestionIndex:
                 self._short.setdefault(words[:MIN_WORDS], []).append(number)
 
     def find(self, words: Sequence[str]) -> _Found | None:
-        """The question of which ``words`` cover most, the first of equals; None where they share no n-gram with any."""
+        """The question of which ``words`` cover most, the first of equals; None if they share no n-gram with any."""
         covered: dict[int, set[int]] = {}
         whole = self._whole.get(tuple(words))
         if words and whole is not None:

@@ -17,7 +17,7 @@ Ties = Literal["hash", "first"]
 Truncated = Literal["drop", "keep"]
 
 _STANDING = {True: 1, None: 0, False: -1}
-"""Of a verdict: passed, not checked, failed."""
+"""The rank of a verdict: passed, not checked, failed."""
 
 
 def is_truncated(answer: Scored) -> bool:

@@ -16,7 +16,7 @@ SOURCES: frozenset[Side] = frozenset({"sources"})
 TARGET: frozenset[Side] = frozenset({"target"})
 
 Temperature = Annotated[float, Field(ge=0)]
-"""Of a softmax over scores, in their units: it has no default, since it belongs to a scorer."""
+"""The temperature of a softmax over scores, in their units. It depends on the scorer, so it has no default."""
 Margin = Annotated[float, Field(ge=0)]
 
 
@@ -49,7 +49,7 @@ class SelectionPolicy(Settings):
         kind: str
 
     def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:
-        """Make one row of every prompt, or say why there is none.
+        """Make one row of every prompt, or say why it has none.
 
         Args:
             candidates: Every prompt's scored answers, in any order; read once.

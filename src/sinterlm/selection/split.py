@@ -22,7 +22,7 @@ class Parts(NamedTuple):
     development: tuple[Prompt, ...]
     preference: tuple[Prompt, ...]
     unused: tuple[Prompt, ...]
-    """What is left where ``preference`` is a count or a fraction and not the rest."""
+    """What is left if ``preference`` is a count or a fraction and not the rest."""
 
 
 class Handover(NamedTuple):
@@ -118,7 +118,7 @@ def hand_over(
     Args:
         prompts: of the part.
         with_row: ids of those that give a row.
-        domains: where they are given, prompts of no other domain go.
+        domains: only prompts of these domains go; all by default.
     """
     with_row_contents = {prompt.content_hash for prompt in prompts if prompt.id in with_row}
     of_domains = {prompt.content_hash for prompt in prompts if domains is None or prompt.domain in domains}
@@ -145,7 +145,7 @@ def _group_by_content(prompts: Iterable[Prompt], seed: int) -> list[_Question]:
 
 
 def _seat_sft(sft: Size, own: Mapping[str, Size], left: Mapping[str, int], seed: int) -> dict[str, int]:
-    """SFT's share of what is left of every domain: its own where it has one, else that of all others together."""
+    """SFT's share of what is left of every domain: its own if it has one, else that of all others together."""
     others = {domain: count for domain, count in left.items() if domain not in own}
     return {
         **_apportion(_count(sft, sum(others.values())), others, seed),
@@ -158,7 +158,7 @@ def _count_domains(questions: Iterable[_Question]) -> dict[str, int]:
 
 
 def _take(questions: Sequence[_Question], seats: Mapping[str, int]) -> tuple[list[_Question], list[_Question]]:
-    """Take so many questions of every domain, the first of each; what is taken and what is left, both in order."""
+    """Take the first questions of every domain, as many as it has seats; what is taken and what is left, in order."""
     left_to_take = dict(seats)
     taken: list[_Question] = []
     left: list[_Question] = []

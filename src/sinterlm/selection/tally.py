@@ -37,7 +37,7 @@ class RoleTally:
     role: Role | None
     num_responses: int
     mean_score: float | None
-    """None where rows carry no scores."""
+    """None if rows carry no scores."""
     mean_characters: float
     sources: Mapping[str, int]
     """How many are whose, most first."""
@@ -45,23 +45,23 @@ class RoleTally:
 
 @dataclass(frozen=True, slots=True)
 class MarginTally:
-    """The pairs of two roles: within a group where rows have groups."""
+    """The pairs of two roles: within a group if rows have groups."""
 
     chosen: Role
     rejected: Role
     num_pairs: int
     score: Spread | None
-    """Score of the chosen answer minus that of the rejected; None where rows carry no scores."""
+    """Score of the chosen answer minus that of the rejected; None if rows carry no scores."""
     characters: Spread
     """Length of the chosen answer minus that of the rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightTally:
-    """The weights within rows, of responses or, where rows have groups, of groups; each row's taken to sum to 1."""
+    """The weights within rows, of responses or, if rows have groups, of groups; each row's are taken to sum to 1."""
 
     mean_entropy: float
-    """In nats: 0 where one weight is all, log n where n are equal."""
+    """In nats: 0 if one weight is all, log n if n are equal."""
     mean_num_weights: float
     mean_largest: float
     sources: Mapping[str, float]
@@ -76,7 +76,7 @@ class SelectionTally:
     roles: Sequence[RoleTally]
     margins: Sequence[MarginTally]
     weights: WeightTally | None
-    """None where rows have no weights."""
+    """None if rows have no weights."""
     drops: Mapping[str, int]
     """By reason, most first."""
 
@@ -148,7 +148,7 @@ def _tally_weights(rows: Iterable[TrainingRow]) -> WeightTally | None:
 def _weights_of(row: TrainingRow) -> list[tuple[str, float]]:
     """Source and weight of every weighted response, or of one a group, over their sum; empty without weights."""
     weights = {
-        response.group or number: (response.source, response.weight)  # a group's weight stands on all its members
+        response.group or number: (response.source, response.weight)  # all members carry their group's weight
         for number, response in enumerate(row.responses)
         if response.weight is not None
     }

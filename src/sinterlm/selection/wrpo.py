@@ -66,14 +66,14 @@ def select_wrpo(
     Args:
         candidates: every prompt's scored answers, in any order; read once.
         seed: decides ties.
-        sources: names of those that take part; all unless given.
-        num_samples: so many samples of each source take part, by index; all unless given.
+        sources: names of the sources that take part; all by default.
+        num_samples: how many samples of each source take part, the first by index; all by default.
         rank: which of the sources' answers is y_ws: 1 the best, 2 the second best of different texts (appendix D).
-        rejected_source: whether y_ls, the worst answer of the source that gave y_ws, stands in the row (equation 9).
+        rejected_source: whether y_ls, the worst answer of the source that gave y_ws, is part of the row (equation 9).
         min_margin: how far apart the scores of y_wt and y_l are at least, in their own units; 1 and 0 that only say
             passed and failed are always far enough.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
-        target_ties: whether prompts stay where the target's best answer is no better than its worst.
+        target_ties: whether prompts are kept whose best target answer is no better than the worst.
         truncated: whether answers cut by the token limit may be chosen.
         stage: named in every :class:`Dropped`.
 
