@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,11 +30,12 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from sinterlm import FusionConfig, chat, cli, errors, thoughts
 from sinterlm.components import union_of
-from sinterlm.formats import read_prompts, read_recorded, read_training_file
+from sinterlm.errors import InputError
+from sinterlm.formats import read_prompts, read_recorded, read_rows, read_training_file
 from sinterlm.formats.yaml_file import dump_yaml, read_yaml
 from sinterlm.models import load_tokenizer
 from sinterlm.models.flops import GPUS
@@ -371,6 +373,7 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "reward-model and armorm": [SCORERS["reward-model"], SCORERS["armorm"]],
     "judge": [SCORERS["judge"]],
     "recorded": [SCORERS["recorded"]],
+    "python": [SCORERS["python"]],
     "combination": [SCORERS["combination"]],
     "by-domain": [SCORERS["by-domain"]],
     "sft": [schema.Sft],
@@ -805,6 +808,88 @@ def test_the_worked_scorer(extension: Extension) -> None:
     assert (short.value, short.passed, short.response_id) == (1.0, True, "a-0")
     assert (long.value, long.passed, long.detail) == (0.0, False, {"num_words": 3})
     assert scorer.identity != build_scorer(config.model_copy(update={"max_words": 3})).identity
+
+
+def write_word_recipe(folder: Path, scorer: Mapping[str, Any]) -> Path:
+    """A recipe of recorded answers to two questions, an answer of one word and one of three to each."""
+    questions = [{"id": key, "prompt": f"What is {key}?", "answers": ["it"]} for key in ("p", "q")]
+    answers = [
+        {"prompt_id": key, "index": n, "response": text} for key in "pq" for n, text in enumerate(("a b c", "d"))
+    ]
+    for name, rows in (("questions", questions), ("answers", answers)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "output": str(folder / "run"),
+        "prompts": {"path": "questions.jsonl", "split": {"sft": 1.0, "preference": 0}},
+        "target": {"model": "org/target"},
+        "sources": {"old": {"engine": "recorded", "path": "answers.jsonl", "num_samples": 2}},
+        "scorer": scorer,
+        "sft": {"select": {"kind": "best-of-sources"}},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    return folder / "recipe.yaml"
+
+
+def test_the_worked_function_scores_if_it_is_allowed_to(tmp_path: Path) -> None:
+    """From the file beside the recipe to the rows and what is said of them."""
+    section = section_of(DOCS / "extending.md", "A scorer")
+    (code,) = re.findall(r"^```python\n(# my_scorer\.py\n.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "my_scorer.py").write_text(code)
+    (tmp_path / "shown.yaml").write_text(shown)
+    recipe = write_word_recipe(tmp_path, read_yaml(tmp_path / "shown.yaml").value["scorer"])
+
+    def sinterlm(*arguments: str | Path) -> Result:
+        return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+    run = ("run", recipe, "--until", "select-sft")
+    refused = sinterlm(*run)
+    assert isinstance(refused.exception, InputError)
+    assert "my_scorer.py" in str(refused.exception)
+    assert "--allow-code" in str(refused.exception)
+    assert sinterlm("plan", recipe).exit_code == 0
+    done = sinterlm(*run, "--allow-code")
+    assert done.exit_code == 0, done.output
+    assert "mean score: 0.5" in done.output
+    exported = sinterlm("export", tmp_path / "run", "--format", "trl")
+    assert exported.exit_code == 0, exported.output
+    card = next((tmp_path / "run").rglob("README.md")).read_text()
+    assert "- scorer: python my_scorer.py\n" in card
+    (rows,) = (tmp_path / "run" / "rows").glob("*.parquet")
+    assert {row.responses[0].content for row in read_rows(rows)} == {"d"}
+    (tmp_path / "my_scorer.py").write_text(code.replace("<= 2", "<= 3"))
+    assert "mean score: 1" in sinterlm(*run, "--allow-code").output
+
+
+def test_the_worked_scorer_of_a_package(tmp_path: Path) -> None:
+    """The same file in an installed package: listed, run and named like a scorer of ours."""
+    section = section_of(DOCS / "extending.md", "A scorer")
+    (code,) = re.findall(r"^```python\n(# \S*word_limit\.py\n.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
+    (shown,) = re.findall(r"^```toml\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
+    ((group, points),) = tomllib.loads(shown)["project"]["entry-points"].items()
+    package, metadata = tmp_path / "my_package", tmp_path / "my_package-1.0.dist-info"
+    for folder in (package, metadata):
+        folder.mkdir()
+    (package / "__init__.py").touch()
+    (package / "word_limit.py").write_text(code)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
+    lines = (f"{name} = {path}\n" for name, path in points.items())
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{''.join(lines)}")
+    recipe = write_word_recipe(tmp_path, {"kind": "word-limit", "max_words": 2})
+    script = f"""
+from sinterlm import cli
+for arguments in (["list", "scorers"], ["plan", {str(recipe)!r}], ["run", {str(recipe)!r}, "--until", "select-sft"],
+                  ["export", {str(tmp_path / "run")!r}, "--format", "trl"]):
+    cli.app(arguments, standalone_mode=False)
+"""
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 for an answer of at most max_words words, else 0" in done.stdout
+    assert "mean score: 0.5" in done.stdout
+    assert "- scorer: word-limit\n" in next((tmp_path / "run").rglob("README.md")).read_text()
 
 
 @pytest.mark.parametrize("extension", ["An engine"], indirect=True)

@@ -81,9 +81,12 @@ def run(
     overrides: OverridesArgument = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage alone.")] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let Python files that the recipe names run.")
+    ] = False,
 ) -> None:
     """Carry out a recipe; the same command again resumes it."""
-    _run(recipe, overrides or [], until=until, only=only)
+    _run(recipe, overrides or [], until=until, only=only, allow_code=allow_code)
 
 
 @app.command()
@@ -264,7 +267,12 @@ def schema(
 
 
 def _run(
-    recipe: Path, overrides: Sequence[str | Override], *, until: str | None = None, only: str | None = None
+    recipe: Path,
+    overrides: Sequence[str | Override],
+    *,
+    until: str | None = None,
+    only: str | None = None,
+    allow_code: bool = False,
 ) -> None:
     from sinterlm.pipeline.fusion import Fusion
     from sinterlm.pipeline.run import run_fusion
@@ -274,7 +282,7 @@ def _run(
 
     console = _console()
     fusion = Fusion(load_recipe(recipe, overrides).recipe)
-    outcome = run_fusion(fusion, TerminalReporter(console), until=until, only=only)
+    outcome = run_fusion(fusion, TerminalReporter(console), until=until, only=only, allow_code=allow_code)
     print_outcome(fusion, outcome, console)
 
 

@@ -22,7 +22,9 @@ from sinterlm.store import Store
 from sinterlm.template import TemplateOptions
 
 
-def check_inputs(fusion: Fusion, store: Store | None = None, *, reads_target: bool = True) -> None:
+def check_inputs(
+    fusion: Fusion, store: Store | None = None, *, reads_target: bool = True, allow_code: bool = False
+) -> None:
     """Check that prompts, scorers, files of answers, and (where it is read) target and training settings fit together.
 
     Raises:
@@ -36,7 +38,7 @@ def check_inputs(fusion: Fusion, store: Store | None = None, *, reads_target: bo
         participant.config.check(participant.name)
     for scorer in fusion.recipe.scorers.values():
         for part in scorers_in(scorer):
-            part.check(Preflight(has_scores=partial(_has_scored, part, store)))
+            part.check(Preflight(allow_code=allow_code, has_scores=partial(_has_scored, part, store)))
     _check_tests(fusion, parts)
     if reads_target and fusion.trained:
         _check_training(fusion)

@@ -119,7 +119,7 @@ def _of_run(fusion: Fusion, format_: Format) -> _Origin:
     models = "\n".join(f"- source `{source.name}`: {source.config.provenance()}" for source in fusion.sources)
     description = (
         f"Made by a fusion of several models' answers.\n\n- target: {fusion.recipe.target.provenance()}\n{models}\n"
-        f"- scorer: {fusion.recipe.scorer.kind}\n\nThe licences of these models and of the prompts hold for it."
+        f"- scorer: {fusion.recipe.scorer.title}\n\nThe licences of these models and of the prompts hold for it."
     )
     return _Origin(rows, {prompt.id: prompt.domain for prompt in prompts}, fusion.output.name, description)
 

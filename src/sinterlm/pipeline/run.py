@@ -45,6 +45,7 @@ def run_fusion(
     *,
     until: str | None = None,
     only: str | None = None,
+    allow_code: bool = False,
 ) -> Outcome:
     """Do every stage that is not done yet.
 
@@ -53,6 +54,7 @@ def run_fusion(
         reporter: Where progress is told.
         until: The last stage to do.
         only: The one stage to do; those that it needs must be done.
+        allow_code: Whether code that lies beside the recipe may run, such as a scorer of ``kind: python``.
 
     Raises:
         InputError: ``until`` or ``only`` names no stage, a stage that ``only`` needs is not done, what the recipe names
@@ -76,7 +78,7 @@ def run_fusion(
         wanted = _wanted(stages, until=until, only=only)
         pending = [stage for stage in wanted if _why_undone(stage, keys, store, fusion)]
         if any(stage.name not in ("evaluate", "report") for stage in pending):
-            check_inputs(fusion, store, reads_target=reads_target)
+            check_inputs(fusion, store, reads_target=reads_target, allow_code=allow_code)
         _keep_date(fusion, reporter)
         with atomic_write(fusion.output / "recipe.yaml") as path:
             path.write_text(resolve_text(fusion.recipe))

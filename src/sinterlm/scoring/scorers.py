@@ -15,6 +15,7 @@ from sinterlm.scoring.combination import Combination
 from sinterlm.scoring.exact_match import ExactMatch
 from sinterlm.scoring.judge.settings import Judge
 from sinterlm.scoring.mathematics import Mathematics
+from sinterlm.scoring.python import Python
 from sinterlm.scoring.recorded import RecordedScores
 from sinterlm.scoring.reward_model import RewardModel
 from sinterlm.scoring.settings import ScorerSettings
@@ -29,6 +30,7 @@ SCORERS: dict[str, type[ScorerSettings]] = with_installed(
         "armorm": ArmoRM,
         "judge": Judge,
         "recorded": RecordedScores,
+        "python": Python,
         "by-domain": ByDomain,
         "combination": Combination,
     },
