@@ -402,7 +402,7 @@ def test_a_method_starts_from_its_own_sft(recipe: Path) -> None:
 def test_a_change_of_its_sft_redoes_nothing_of_the_other_methods(recipe: Path) -> None:
     changed = ("preference.fuserl.sft.train.learning_rate=2e-3",)
     before, after = (
-        stage_keys(build_stages(Fusion(load_recipe(recipe, overrides).recipe), str)) for overrides in ((), changed)
+        stage_keys(build_stages(Fusion(load_recipe(recipe, overrides).recipe)), str) for overrides in ((), changed)
     )
     assert [name for name in before if before[name] != after[name]] == [
         "train-fuserl-sft",

@@ -269,7 +269,7 @@ def check_command(place: str, command: str, *, is_whole: bool, load_text: LoadTe
     elif "recipe" in values:
         shown = ROOT / values["recipe"]
         recipe = load_recipe(shown, overrides).recipe if shown.is_file() else load_text(first_recipe(), overrides)
-        stages = {stage.name for stage in build_stages(Fusion(recipe), lambda model: None)}
+        stages = {stage.name for stage in build_stages(Fusion(recipe))}
         assert {values.get("until"), values.get("only")} <= stages | {None}
 
 
@@ -620,7 +620,7 @@ def test_the_python_example_is_shown_as_it_is() -> None:
 
 def test_data_flow_md_names_the_stages(load_text: LoadText) -> None:
     fusion = Fusion(load_text(first_recipe()))
-    stages = {stage.name for stage in build_stages(fusion, lambda model: None)}
+    stages = {stage.name for stage in build_stages(fusion)}
     first_cells = [row[0] for row in tables(DOCS / "data-flow.md")["Stages"]]
     named = {name.replace("METHOD", "wrpo") for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)}
     assert named == stages
@@ -661,7 +661,7 @@ def test_data_flow_md_says_what_a_change_redoes(key: str, override: str, load_te
     (stage,) = (unquote(row[1]) for row in rows if f"`{key}`" in row[0])
 
     def keys(*overrides: str) -> Mapping[str, str]:
-        return stage_keys(build_stages(Fusion(load_text(first_recipe(), overrides)), str))
+        return stage_keys(build_stages(Fusion(load_text(first_recipe(), overrides))), str)
 
     before, after = keys(), keys(override)
     assert next(name for name in before if before[name] != after[name]) == stage.replace("METHOD", "wrpo")

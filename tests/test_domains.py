@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from sinterlm.errors import InputError
-from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.plan import plan_fusion
@@ -142,7 +141,7 @@ def test_a_recipe_builds_it_and_its_parts(recipe_path: Path) -> None:
     ],
 )
 def test_what_decides_scores_is_part_of_the_stage(recipe_path: Path, change: str) -> None:
-    described = [describe_scorer(load(recipe_path, *changes).scorer, str) for changes in ((), (change,))]
+    described = [load(recipe_path, *changes).scorer.describe(str) for changes in ((), (change,))]
     assert described[0] != described[1]
 
 

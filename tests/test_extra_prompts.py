@@ -240,7 +240,7 @@ AFTER_SFT = ["train-sft", "select-own", "train-own", "train-dpo", "report"]
 )
 def test_a_change_redoes_exactly_what_depends_on_it(recipe: Path, change: str, redone: list[str]) -> None:
     before, after = (
-        stage_keys(build_stages(Fusion(load_recipe(recipe, changes).recipe), str)) for changes in ((), (change,))
+        stage_keys(build_stages(Fusion(load_recipe(recipe, changes).recipe)), str) for changes in ((), (change,))
     )
     assert list(before) == STAGES
     assert [name for name in before if before[name] != after[name]] == redone

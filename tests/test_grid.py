@@ -14,13 +14,13 @@ import pytest
 
 from sinterlm.errors import InputError, SinterError
 from sinterlm.formats import read_rows
-from sinterlm.pipeline import search, train
-from sinterlm.pipeline.cells import Cell, Grid
+from sinterlm.pipeline.forecast import StagePlan
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.plan import StagePlan, plan_fusion
+from sinterlm.pipeline.grid_store import Cell, Grid
+from sinterlm.pipeline.plan import plan_fusion
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.stage import stage_keys
-from sinterlm.pipeline.stages import build_stages
+from sinterlm.pipeline.stages import build_stages, search, train
 from sinterlm.pipeline.status import status_of
 from sinterlm.recipe.grid import apply_choice, count_cells, list_choices
 from sinterlm.recipe.load import load_recipe, resolve_text
@@ -195,7 +195,7 @@ def test_the_recipe_of_a_run_reads_back_as_it_was(recipe: Path, tmp_path: Path) 
         copy.write_text(resolve_text(given))
         again = load_recipe(copy).recipe
         assert again.preference["wrpo"].grid == given.preference["wrpo"].grid
-        assert stage_keys(build_stages(Fusion(again), str)) == stage_keys(build_stages(Fusion(given), str))
+        assert stage_keys(build_stages(Fusion(again)), str) == stage_keys(build_stages(Fusion(given)), str)
     assert again.preference["wrpo"].objective == given.preference["wrpo"].objective
 
 

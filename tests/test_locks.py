@@ -19,11 +19,10 @@ from typing import Any
 import psutil
 import pytest
 
+from sinterlm import cli
 from sinterlm import locks as locks_module
 from sinterlm.errors import TryAgainError
 from sinterlm.locks import folder_lock
-from sinterlm.pipeline.progress import SilentReporter
-from sinterlm.pipeline.train import train_on_file
 
 HOLDER = """
     import fcntl, os, sys
@@ -94,14 +93,7 @@ def test_a_second_training_into_one_folder_is_refused(locks: str, tmp_path: Path
         held(tmp_path / "out", locks) as process,
         pytest.raises(TryAgainError, match=f"in use by process {process.pid}"),
     ):
-        train_on_file(
-            objective="dpo",
-            model=str(tmp_path / "unread"),
-            data=rows,
-            output=tmp_path / "out",
-            settings=[],
-            reporter=SilentReporter(),
-        )
+        cli.train("dpo", str(tmp_path / "unread"), rows, tmp_path / "out")
 
 
 def test_a_second_holder_in_the_same_process_is_refused(locks: str, tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ from sinterlm.formats import read_rows
 from sinterlm.pipeline.compare import compare_runs
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.metrics import read_metrics
 from sinterlm.pipeline.outcome import rewrite_report
 from sinterlm.pipeline.progress import SilentReporter, show_counts
 from sinterlm.pipeline.run import Outcome, run_fusion
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.pipeline.status import status_of
-from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.load import load_recipe
 from sinterlm.store import Store
 from sinterlm.terminal.status import print_status
@@ -246,7 +246,7 @@ def test_sampled_once_and_fused_many_ways(recipe: Path, tmp_path: Path) -> None:
 def test_a_target_whose_answers_no_policy_reads_is_not_sampled(recipe: Path) -> None:
     method = "select: {kind: fusepo, temperature: 1.0}, objective: {kind: fusepo}"
     fusion = Fusion(load_recipe(recipe, (f"preference={{fusepo: {{{method}}}}}",)).recipe)
-    stages = {stage.name: stage for stage in build_stages(fusion, str)}
+    stages = {stage.name: stage for stage in build_stages(fusion)}
     assert not {"sample-target", "score-target"} & stages.keys()
     assert stages["select-fusepo"].needs == ("score-sources",)
     assert fusion.fused == fusion.model_of("fusepo"), "its rows hold the sources' answers"
@@ -255,7 +255,7 @@ def test_a_target_whose_answers_no_policy_reads_is_not_sampled(recipe: Path) -> 
 def test_how_the_target_is_sampled_decides_the_held_out_quadruples_where_no_rows_need_it(recipe: Path) -> None:
     method = "preference={fusepo: {select: {kind: fusepo, temperature: 1.0}, objective: {kind: fusepo}}}"
     before, after = (
-        stage_keys(build_stages(Fusion(load_recipe(recipe, (method, *changes)).recipe), str))
+        stage_keys(build_stages(Fusion(load_recipe(recipe, (method, *changes)).recipe)), str)
         for changes in ((), ("target.sampling.num_samples=4",))
     )
     assert [name for name in before if before[name] != after[name]] == STAGES[11:]
@@ -278,8 +278,8 @@ def test_how_the_target_is_sampled_decides_the_held_out_quadruples_where_no_rows
     ],
 )
 def test_a_change_invalidates_exactly_what_depends_on_it(recipe: Path, override: str, first_redone: list[str]) -> None:
-    keys = stage_keys(build_stages(Fusion(load_recipe(recipe, ()).recipe), str))
-    changed = stage_keys(build_stages(Fusion(load_recipe(recipe, (override,)).recipe), str))
+    keys = stage_keys(build_stages(Fusion(load_recipe(recipe, ()).recipe)), str)
+    changed = stage_keys(build_stages(Fusion(load_recipe(recipe, (override,)).recipe)), str)
     assert [name for name in keys if keys[name] != changed[name]] == first_redone
 
 
@@ -347,7 +347,7 @@ def test_a_finished_run_and_one_of_an_earlier_release_are_read_once(recipe: Path
     copy = tmp_path / "copy"
     shutil.copytree(recipe.parent / "run", copy)
     connection = sqlite3.connect(copy / "store.sqlite")
-    connection.execute("DROP TABLE outputs")
+    connection.executescript("DROP TABLE outputs; PRAGMA user_version = 1")
     connection.commit()
     connection.close()
     assert set(states(copy).values()) == {"done"}

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sinterlm.pipeline.cost import responses_in_row
 from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.stages.train import responses_in_row
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.catalogue import catalogue
 from sinterlm.recipe.load import load_recipe, resolve_text

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from sinterlm import cli
 from sinterlm.errors import InputError
 from sinterlm.formats import read_rows
-from sinterlm.models import cached_fingerprint
 from sinterlm.models.flops import GPUS, count_weights
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.plan import plan_fusion
@@ -131,7 +130,7 @@ def test_switches_of_wrpo() -> None:
     assert (mixed.select.rejected_source, mixed.objective.rejected_mix) == (True, True)
     untuned = Fusion(load("wrpo/llama3-8b-untuned"))
     assert untuned.compared("wrpo") == untuned.target
-    assert "train-sft" not in {stage.name for stage in build_stages(untuned, cached_fingerprint)}
+    assert "train-sft" not in {stage.name for stage in build_stages(untuned)}
 
 
 def test_the_plan_of_wrpo_by_hand(tmp_path: Path) -> None:
@@ -522,7 +521,7 @@ def test_the_published_answers_become_rows(tmp_path: Path) -> None:
 def test_a_recorded_target_is_not_asked(runs: Path) -> None:
     """Rows do not wait for the tuned target, nor change with it."""
     recipe = load("arena-bench/wrpo", *here(runs.parent, "wrpo"))
-    stages = {stage.name: stage for stage in build_stages(Fusion(recipe), cached_fingerprint)}
+    stages = {stage.name: stage for stage in build_stages(Fusion(recipe))}
     assert stages["sample-target"].needs == ("prompts",)
     assert stages["select-wrpo"].needs == ("score-sources", "score-target")
 

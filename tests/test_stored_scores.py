@@ -15,7 +15,6 @@ import pytest
 
 from sinterlm import cli
 from sinterlm.errors import CredentialsError, InputError, ToleranceError, TryAgainError
-from sinterlm.pipeline.cells import describe_scorer
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.score import scored_answers
@@ -172,7 +171,7 @@ def test_a_key_is_asked_for_only_where_there_is_something_to_ask(
 
 def test_settings_of_where_a_reward_model_computes_redo_no_stage() -> None:
     def key(**settings: Any) -> object:
-        return describe_scorer(load_scorer({"kind": "reward-model", "model": "m", **settings}), lambda model: "weights")
+        return load_scorer({"kind": "reward-model", "model": "m", **settings}).describe(lambda model: "weights")
 
     assert key() == key(batch_tokens=1, device="cpu")
     assert key() != key(dtype="float32")
@@ -195,7 +194,7 @@ def test_a_scorer_that_is_named_twice_is_one() -> None:
 def test_settings_of_reaching_a_judge_redo_no_stage() -> None:
     def key(**settings: Any) -> object:
         text = {"kind": "judge", "model": "m", **settings}
-        return describe_scorer(load_scorer(text), lambda model: pytest.fail(f"{model} is not on this machine"))
+        return load_scorer(text).describe(lambda model: pytest.fail(f"{model} is not on this machine"))
 
     assert key() == key(concurrency=1, max_retries=0, timeout_seconds=1.0, api_key_env="X", max_invalid=1.0)
     assert key() != key(model="n")
@@ -223,11 +222,11 @@ def test_stage_keys_follow_the_files_and_weights_of_parts(tmp_path: Path) -> Non
         }
     )
     path.write_text("one")
-    first = describe_scorer(config, str.upper)
-    assert describe_scorer(config, str.upper) == first
-    assert describe_scorer(config, str.lower) != first
+    first = config.describe(str.upper)
+    assert config.describe(str.upper) == first
+    assert config.describe(str.lower) != first
     path.write_text("two")
-    assert describe_scorer(config, str.upper) != first
+    assert config.describe(str.upper) != first
     json.dumps(first)
 
 
@@ -470,7 +469,7 @@ def test_the_description_of_a_scorer_names_its_rules(
 ) -> None:
     """So that a release with other rules scores again, and all that depends on it is done again."""
     config = load_scorer(scorer)
-    before = describe_scorer(config, str.upper)
-    assert describe_scorer(config, str.upper) == before
+    before = config.describe(str.upper)
+    assert config.describe(str.upper) == before
     monkeypatch.setattr(f"sinterlm.scoring.{rules}", "another")
-    assert describe_scorer(config, str.upper) != before
+    assert config.describe(str.upper) != before

@@ -254,7 +254,7 @@ def recipe_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def keys_of(fusion: Fusion) -> dict[str, str]:
-    return stage_keys(build_stages(fusion, fingerprint))
+    return stage_keys(build_stages(fusion), fingerprint)
 
 
 def test_keys_of_a_recipe_reach_sampling_training_and_scoring(recipe_path: Path) -> None:

@@ -221,18 +221,28 @@ def train(
     ] = None,
 ) -> None:
     """Train on rows made elsewhere; the same command again resumes."""
-    from sinterlm.pipeline.train import train_on_file
+    from sinterlm.pipeline.own_rows import lock_output, read_job
+    from sinterlm.pipeline.progress import follow_training
     from sinterlm.terminal.progress import TerminalReporter
+    from sinterlm.terminal.training import print_training
+    from sinterlm.training.train import train as train_model
 
-    train_on_file(
-        objective=objective,
-        model=model,
-        data=data,
-        output=output,
-        settings=settings or [],
-        settings_files=settings_files or [],
-        reporter=TerminalReporter(_console()),
-    )
+    console = _console()
+    reporter = TerminalReporter(console)
+    job = read_job(objective, data, settings or [], settings_files or [])
+    with lock_output(output), follow_training(reporter, objective) as report_progress:
+        result = train_model(
+            job.rows,
+            model=model,
+            objective=objective,
+            hyperparameters=job.hyperparameters,
+            arguments=job.arguments,
+            output_dir=output,
+            seed=job.seed,
+            say=lambda line: reporter.say(f"  {objective}: {line}"),
+            report_progress=report_progress,
+        )
+    print_training(result, output, console)
 
 
 @app.command(name="list")

@@ -222,6 +222,21 @@ def file_sha256(path: Path) -> str:
     return _hashes[key]
 
 
+def content_digest(path: Path) -> str | None:
+    """The name of a file's content in keys of stages; None for a file that does not exist.
+
+    It is what ``records.digest`` makes of the content in hexadecimal, computed without reading all of it at once.
+    """
+    if not path.is_file():
+        return None
+    sha256 = hashlib.sha256(b'"')
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            sha256.update(chunk.hex().encode())
+    sha256.update(b'"')
+    return sha256.hexdigest()
+
+
 def record_files(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Size and hash of each file, by its path within ``folder``: ``{"a/b.txt": {"bytes": 12, "sha256": "5e.."}}``."""
     paths = list(paths)
@@ -273,6 +288,9 @@ def describe_state(folder: Path, names: Iterable[str]) -> str:
         else:
             states.append(f"{name}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}")
     return hashlib.sha256("\n".join(states).encode()).hexdigest()
+
+
+_CHUNK = 2**20
 
 
 def _num_readers() -> int:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from sinterlm.errors import InputError
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.outcome import read_only
+from sinterlm.pipeline.outputs import require_undamaged
 from sinterlm.pipeline.report import flatten_rates, read_report
-from sinterlm.pipeline.stage import require_undamaged
 from sinterlm.report import write_report
 from sinterlm.report.browser import describe_prompt
 from sinterlm.report.data import ReportData

@@ -15,9 +15,9 @@ from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
 from sinterlm.files import atomic_write
 from sinterlm.models import load_model, load_tokenizer
 from sinterlm.objectives.named import ResolvedObjective, resolve_objective
-from sinterlm.pipeline.cells import settle
+from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.fusion import Fusion, Participant
-from sinterlm.pipeline.rows import candidates_of
+from sinterlm.pipeline.grid_store import settle
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.recipe.build import build_hyperparameters, build_policy

@@ -18,9 +18,10 @@ from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
 from sinterlm.formats.row_formats import FORMATS, Format
 from sinterlm.formats.shape import Misfit, Shape
 from sinterlm.pipeline.fusion import Fusion, load_fusion
+from sinterlm.pipeline.outputs import require_undamaged
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.score import scored_answers
-from sinterlm.pipeline.stage import RunContext, count_reasons, require_undamaged
+from sinterlm.pipeline.stage import RunContext, count_reasons
 from sinterlm.records import Dropped, RowResponse, TrainingRow
 from sinterlm.store import Store
 

@@ -16,6 +16,7 @@ from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import ExtraPrompts, Recipe, Training
 from sinterlm.records import Prompt, SamplingSettings
 from sinterlm.sampling.engines import Source
+from sinterlm.scoring.scorers import Scorer
 
 STORE = "store.sqlite"
 
@@ -53,6 +54,17 @@ class SamplingRequest(NamedTuple):
         """The prompts that the participant is asked: of its domains, if it has some."""
         domains = self.participant.config.domains
         return [prompt for prompt in prompts if domains is None or prompt.domain in domains]
+
+
+class Round(NamedTuple):
+    """One round of questions: who is asked, which prompts, and who scores the answers."""
+
+    name: str
+    """``sources``, ``target`` or ``held-out``: the stages are ``sample-NAME`` and ``score-NAME``."""
+    requests: tuple[SamplingRequest, ...]
+    parts: tuple[str, ...]
+    """The parts of the prompts."""
+    scorer: Scorer
 
 
 class Fusion:
@@ -182,6 +194,47 @@ class Fusion:
         held_out = self.recipe.evaluation.held_out
         limit = held_out.max_new_tokens if held_out else None
         return SamplingRequest(participant, participant.config.greedy_settings(limit), 1)
+
+    @property
+    def deciding_methods(self) -> dict[str, tuple[str, ...]]:
+        """By fine-tuning: the method that decides which extra prompts it has, if any."""
+        return {
+            name: (sft.extra_prompts.dropped_by,) for name, sft in self.recipe.fine_tunings.items() if sft.extra_prompts
+        }
+
+    def searches(self, training: str) -> bool:
+        """Whether the settings of a training are searched for."""
+        return bool(self.recipe.evaluation.held_out and self.trainings[training].grid)
+
+    def start_stage(self, method: str) -> str:
+        """The stage that leaves the model that a preference method starts from."""
+        fine_tuning = self.recipe.fine_tuning_of(method)
+        return f"train-{fine_tuning}" if fine_tuning else "prompts"
+
+    @property
+    def sampled_starts(self) -> tuple[str, ...]:
+        """The stages that leave the forms of the target that are sampled; none for recorded answers."""
+        if self.recipe.target.samples:
+            return ()
+        return tuple(
+            dict.fromkeys(self.start_stage(method) for method in self.recipe.preference if self.compared(method))
+        )
+
+    @cached_property
+    def rounds(self) -> dict[str, Round]:
+        """Every round of questions by name, in the order in which they are asked."""
+        recipe, held_out = self.recipe, self.recipe.evaluation.held_out
+        sources = tuple(map(self.for_training, self.sources))
+        rounds = [Round("sources", sources, self.training_parts, recipe.scorer)]
+        if self.sampled_targets:
+            targets = tuple(map(self.for_training, self.sampled_targets))
+            rounds.append(Round("target", targets, ("preference",), recipe.scorer))
+        if held_out:
+            requests = tuple(map(self.for_evaluation, self.participants))
+            # Sources and start as in training, too: internal rewards are measured on quadruples of their answers.
+            compared = (*sources, self.for_training(self.answering_for(self.start))) if recipe.preference else ()
+            rounds.append(Round("held-out", (*requests, *compared), ("held_out", "development"), held_out.scorer))
+        return {each.name: each for each in rounds}
 
     def rows_path(self, name: str) -> Path:
         """The training rows of ``sft`` or a preference method."""

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from sinterlm.chat import with_system
 from sinterlm.pipeline.fusion import Fusion, Participant, load_fusion
+from sinterlm.pipeline.outputs import require_undamaged
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.report import greedy_answers, read_summary, write_run_report
-from sinterlm.pipeline.stage import RunContext, require_undamaged
+from sinterlm.pipeline.stage import RunContext
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.records import Message, Prompt, Scored
 from sinterlm.store import Store
@@ -54,7 +55,7 @@ def rewrite_report(folder: Path) -> dict[str, Any]:
 
 def read_only(fusion: Fusion, store: Store) -> RunContext:
     """A run that is only looked at."""
-    stages = tuple(stage.name for stage in build_stages(fusion, lambda model: None))
+    stages = tuple(stage.name for stage in build_stages(fusion))
     return RunContext(fusion, store, SilentReporter(), stages=stages)
 
 

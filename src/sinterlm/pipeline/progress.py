@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 
@@ -42,6 +42,29 @@ class SilentReporter:
 class _SilentTask:
     def advance(self, count: int, note: str = "") -> None:
         pass
+
+
+@contextmanager
+def follow_training(reporter: Reporter, label: str) -> Iterator[Callable[[int, int, float], None]]:
+    """Follow a training's optimizer steps.
+
+    Yields:
+        A function to be told every step, the number of all steps, and the loss.
+    """
+    from accelerate.utils import release_memory
+
+    with ExitStack() as stack:
+        task: Task | None = None
+        done = 0
+
+        def report(step: int, num_steps: int, loss: float) -> None:
+            nonlocal task, done
+            task = task or stack.enter_context(reporter.task(label, num_steps, "steps"))
+            task.advance(step - done, f"loss {loss:.4f}")
+            done = step
+
+        yield report
+    release_memory()  # a trainer is part of reference cycles, which hold its weights and optimizer states
 
 
 def show_counts(counts: Mapping[str, float]) -> str:

@@ -16,12 +16,12 @@ from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.files import atomic_write
 from sinterlm.formats import read_rows
 from sinterlm.models import plain_name
-from sinterlm.pipeline.cells import describe_choice, read_search, settle
+from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
-from sinterlm.pipeline.rows import candidates_of, count_name
+from sinterlm.pipeline.grid_store import describe_choice, read_search, settle
+from sinterlm.pipeline.metrics import read_metrics
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
-from sinterlm.pipeline.train import read_metrics
 from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.schema import scorer_title
 from sinterlm.records import Candidates, Prompt, Scored, Selection
@@ -223,7 +223,7 @@ def _handed_over(fusion: Fusion, stages: Mapping[str, Any]) -> Iterator[str]:
     """Where prompts went on that a preference method has dropped."""
     for name, sft in fusion.recipe.fine_tunings.items():
         counts = stages.get(f"select-{name}", {"counts": {}})["counts"]
-        if sft.extra_prompts and (label := count_name(sft.extra_prompts)) in counts:  # not yet in an older selection
+        if sft.extra_prompts and (label := sft.extra_prompts.count_name) in counts:  # not yet in an older selection
             dropping = f"select-{sft.extra_prompts.dropped_by}"
             yield (
                 f"Of the prompts that {dropping} dropped, {counts[label]:,.0f} went on to select-{name}; among the "

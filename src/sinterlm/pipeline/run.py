@@ -22,8 +22,9 @@ from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.launch import require_one_process
 from sinterlm.pipeline.memory import PeakMemory
+from sinterlm.pipeline.outputs import find_stage_damage, see_outputs
 from sinterlm.pipeline.progress import Reporter, show_counts
-from sinterlm.pipeline.stage import RunContext, Stage, count_reasons, find_stage_damage, see_outputs, stage_keys
+from sinterlm.pipeline.stage import RunContext, Stage, count_reasons, stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.load import resolve_text
 from sinterlm.store import FinishedStage, Store
@@ -54,7 +55,7 @@ def run_fusion(
         reporter: Where progress is told.
         until: The last stage to do.
         only: The one stage to do; those that it needs must be done.
-        allow_code: Whether code that lies beside the recipe may run, such as a scorer of ``kind: python``.
+        allow_code: Whether files of code that the recipe names may be run.
 
     Raises:
         InputError: ``until`` or ``only`` names no stage, a stage that ``only`` needs is not done, what the recipe names
@@ -69,15 +70,13 @@ def run_fusion(
         for folder in dict.fromkeys((fusion.workspace, fusion.output)):
             stack.enter_context(folder_lock(folder, fusion.output))
         store = stack.enter_context(Store(fusion.store_path))
-        # Before the weights of a target that these stages do not read are looked for.
-        reads_target = any(
-            stage.reads_target for stage in _wanted(build_stages(fusion, cached_fingerprint), until=until, only=only)
-        )
-        stages = build_stages(fusion, fingerprint if reads_target else partial(_known, fusion))
-        keys = stage_keys(stages)
+        stages = build_stages(fusion)
         wanted = _wanted(stages, until=until, only=only)
+        reads_target = any(stage.reads_target for stage in wanted)
+        # Weights of a target that no stage reads are not looked for.
+        keys = stage_keys(stages, fingerprint if reads_target else partial(_known, fusion))
         pending = [stage for stage in wanted if _why_undone(stage, keys, store, fusion)]
-        if any(stage.name not in ("evaluate", "report") for stage in pending):
+        if any(stage.reads_inputs for stage in pending):
             check_inputs(fusion, store, reads_target=reads_target, allow_code=allow_code)
         _keep_date(fusion, reporter)
         with atomic_write(fusion.output / "recipe.yaml") as path:

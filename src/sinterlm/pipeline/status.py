@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sinterlm.models import cached_fingerprint
-from sinterlm.pipeline.cells import Grid
+from sinterlm.pipeline.forecast import Forecast
 from sinterlm.pipeline.fusion import load_fusion
-from sinterlm.pipeline.stage import find_stage_damage, stage_keys
+from sinterlm.pipeline.outputs import find_stage_damage
+from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.store import Store
 
@@ -33,36 +34,34 @@ def status_of(folder: Path) -> dict[str, Any]:
             unknown.append(model)
         return found
 
-    stages = build_stages(fusion, known)
-    keys = stage_keys(stages)
+    stages = build_stages(fusion)
+    keys = stage_keys(stages, known)
     with closing(Store(fusion.store_path, read_only=True)) as store:
         past = store.finished_stages(fusion.run_name)
-        development = store.prompts(fusion.run_name, "development")
+        forecast = Forecast(fusion, store=store)
         dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for drop in store.dropped(fusion.run_name):
             dropped[drop.stage][drop.reason] += 1
-    entries = []
-    for stage in stages:
-        entry: dict[str, Any] = {"name": stage.name, "state": "to do"}
-        if stage.name in past:
-            was = past[stage.name]
-            state = "done"
-            if was.key != keys[stage.name]:
-                state = "unknown" if unknown else "outdated"
-            elif find_stage_damage(stage, was, fusion.output, read=False):
-                state = "damaged"
-            entry |= {
-                "state": state,
-                "seconds": round(was.seconds, 2),
-                "peak_memory_bytes": was.peak_memory_bytes,
-                "counts": dict(was.counts),
-                "finished_at": was.finished_at,
-            }
-        elif stage.name.startswith("search-"):
-            name = stage.name.removeprefix("search-")
-            grid = Grid(fusion, name, development, cached_fingerprint)
-            entry["counts"] = {"cells": grid.num_cells, "finished": grid.num_cells - grid.count_unfinished()}
-        entries.append(entry)
+        entries = []
+        for stage in stages:
+            entry: dict[str, Any] = {"name": stage.name, "state": "to do"}
+            if stage.name in past:
+                was = past[stage.name]
+                state = "done"
+                if was.key != keys[stage.name]:
+                    state = "unknown" if unknown else "outdated"
+                elif find_stage_damage(stage, was, fusion.output, read=False):
+                    state = "damaged"
+                entry |= {
+                    "state": state,
+                    "seconds": round(was.seconds, 2),
+                    "peak_memory_bytes": was.peak_memory_bytes,
+                    "counts": dict(was.counts),
+                    "finished_at": was.finished_at,
+                }
+            elif counts := stage.progress(forecast):
+                entry["counts"] = dict(counts)
+            entries.append(entry)
     return {
         "output": str(fusion.output),
         "workspace": str(fusion.workspace),

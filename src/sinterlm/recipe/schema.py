@@ -202,6 +202,11 @@ class ExtraPrompts(Settings):
     domains: Domains = None
     """Of these domains only; of all unless they are given."""
 
+    @property
+    def count_name(self) -> str:
+        """What the number of these prompts is called among the counts of the fine-tuning's selection."""
+        return f"prompts from {self.dropped_by}"
+
 
 class Sft(Settings):
     select: SftSelect

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from sinterlm.errors import InputError
 from sinterlm.explain import Problem
+from sinterlm.files import content_digest
 from sinterlm.models.flops import Flops, add_flops, count_weights, scoring_flops
-from sinterlm.records import digest
 from sinterlm.scoring.protocol import Scorer
 from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.settings import Settings
@@ -128,7 +128,7 @@ class ScorerSettings(Settings):
             self.model_dump(exclude={*files, *(key for key, *_ in children), *self.placement}),
             weights[0] if len(weights) == 1 else weights or None,
             *([{"rules": rules}] if (rules := self.rules) else []),
-            *({key: file_digest(path)} for key, path in files.items()),
+            *({key: content_digest(path)} for key, path in files.items()),
         ]
         if children:
             described.append([[path, part.describe(fingerprint)] for path, part in children.items()])
@@ -206,8 +206,3 @@ def find_unread_keys(settings: Settings, choice: str, readers: Mapping[str, str]
     for key, reader in readers.items():
         if chosen != reader and getattr(settings, key) != type(settings).model_fields[key].get_default():
             yield Problem((key,), f"{choice}: {chosen} does not read it, {choice}: {reader} does; remove it")
-
-
-def file_digest(path: Path) -> str | None:
-    """The content's hash; None for a file that does not exist (a plan says so, a run refuses)."""
-    return digest(path.read_bytes().hex()) if path.is_file() else None

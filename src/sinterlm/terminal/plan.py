@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from sinterlm.models.flops import GPUS
-from sinterlm.pipeline.plan import HOURS_NOTE, SAMPLING, Plan
+from sinterlm.pipeline.forecast import HOURS_NOTE, SAMPLING
+from sinterlm.pipeline.plan import Plan
 from sinterlm.pipeline.progress import show_bytes
 from sinterlm.terminal.terminal import Terminal
 

@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from sinterlm.evaluation.rates import METRICS
-from sinterlm.pipeline.cells import describe_choice
 from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.grid_store import describe_choice
 from sinterlm.pipeline.outcome import FusedModel, describe_fused
 from sinterlm.pipeline.report import read_summary
 from sinterlm.pipeline.run import Outcome

@@ -23,11 +23,10 @@ from sinterlm.evaluation.rates import Rate
 from sinterlm.files import atomic_write, remove
 from sinterlm.models import Fingerprint
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.recipe.build import build_hyperparameters, engine_identity
+from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.grid import Choice, apply_choice, count_cells, list_choices
 from sinterlm.recipe.schema import Training
 from sinterlm.records import Dropped, Prompt, digest
-from sinterlm.scoring.scorers import Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +149,8 @@ class Grid:
                 self._fingerprint(start),
                 hashlib.sha256(rows.read_bytes()).hexdigest() if rows.is_file() else None,
                 fusion.recipe.seed,
-                engine_identity(
-                    ask.participant.config, location=None, settings=ask.settings, fingerprint=self._fingerprint
-                ),
-                describe_scorer(held_out.scorer, self._fingerprint),
+                fusion.recipe.target.identity(settings=ask.settings, fingerprint=self._fingerprint),
+                held_out.scorer.describe(self._fingerprint),
                 [[prompt.content_hash, prompt.answers] for prompt in self.development],
             ]
         )
@@ -163,11 +160,6 @@ def best_of(cells: Sequence[Cell]) -> Cell:
     """The finished cell with the highest figure; of equals the first."""
     finished = [(cell, result) for cell in cells if (result := cell.result)]
     return max(finished, key=lambda pair: pair[1].rate.value)[0]
-
-
-def describe_scorer(scorer: Scorer, fingerprint: Fingerprint) -> object:
-    """What besides the answers decides the scores."""
-    return scorer.describe(fingerprint)
 
 
 def write_search(fusion: Fusion, name: str, entries: Sequence[Sequence[Cell]]) -> None:

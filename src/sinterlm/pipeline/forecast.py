@@ -1,0 +1,153 @@
+"""What stages estimate their cost from, without loading a model: prompts or their number, stored answers, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sinterlm.models import FLOAT32_BYTES
+from sinterlm.models.flops import GPUS, Flops, count_weights
+from sinterlm.records import Prompt
+
+if TYPE_CHECKING:
+    from sinterlm.pipeline.fusion import Fusion, Round, SamplingRequest
+    from sinterlm.store import Store
+
+CHARACTERS_PER_TOKEN = 4
+"""A rule of thumb for English text, used where the store has no counts of the same model yet."""
+USUAL_ANSWER_TOKENS = 512
+"""An estimate of an answer to an open question, if the store has no mean and the limit is higher. WRPO's models write
+2,100 to 2,400 characters a question of AlpacaEval-2 (arXiv 2412.03187, appendix D)."""
+USUAL_PROMPT_TOKENS = 200
+"""An estimate of a prompt whose file is not on this machine."""
+OPTIMIZER_COPIES = 3
+"""A checkpoint holds the weights and AdamW's two moments; training holds these and the gradients."""
+
+HOURS_NOTE = (
+    f"GPU hours are estimates, right in their order of magnitude at best: {USUAL_ANSWER_TOKENS} tokens an answer "
+    f"(less where the limit is lower, the mean of what is stored where there is some), {USUAL_PROMPT_TOKENS} a prompt "
+    "where there is no file; "
+    + "; ".join(
+        f"{gpu.name}: {gpu.writing / 16e9:,.0f} tokens/s written and {gpu.reading / 16e9:,.0f} read with 8 billion "
+        f"weights, {gpu.training / 1e12:.0f} TFLOP/s in training"
+        for gpu in GPUS
+    )
+)
+
+SAMPLING = ("calls", "prompt_tokens", "new_tokens", "disk_bytes", "gpu_hours")
+"""The figures of a stage that samples; there are no others."""
+SCORING = ("calls", "gpu_hours")
+TRAINING = ("disk_bytes", "gpu_hours")
+
+KnownPart = Sequence[Prompt] | int
+"""The prompts of a part, or the number that the recipe gives if their file is not on this machine."""
+Part = KnownPart | None
+"""None if the file is not on this machine and the recipe gives a share of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What is left to do of one stage; a figure is None if the stage has no such figure, or if it is not known."""
+
+    name: str
+    done: bool = False
+    figures: tuple[str, ...] = ()
+    """The figures below that the stage has: if one of them is None, it is unknown."""
+    calls: int | None = None
+    """Answers still to be sampled, or scored."""
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    """An upper bound until the store has answers of the same model, and then from their mean."""
+    disk_bytes: int | None = None
+    gpu_hours: dict[str, float] | None = None
+    """By the kind of GPU; unknown too if the size of a model is not known."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is known before a run: its prompts by part, and the answers that the store has already."""
+
+    fusion: Fusion
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    store: Store | None = None
+    """None if there is no store yet."""
+
+    def asked(self, asked: Round) -> list[tuple[SamplingRequest, Part]]:
+        """Who is asked in a round, and which prompts."""
+        together = combine([self.parts[name] for name in asked.parts])
+        if isinstance(together, int):
+            sizes = self.fusion.recipe.prompts.sizes
+            return [(request, round(together * _share(request, sizes))) for request in asked.requests]
+        return [(request, None if together is None else request.asked(together)) for request in asked.requests]
+
+    def stored_prompts(self, part: str) -> list[Prompt]:
+        """The prompts of a part as an earlier command has split them; none if none has."""
+        return self.store.prompts(self.fusion.run_name, part) if self.store else []
+
+    @property
+    def target_bytes(self) -> int | None:
+        """The size of the target's weights in float32, in which they are trained and saved."""
+        target = self.fusion.recipe.target
+        weights = count_weights(target.model, target.active_billions)
+        return None if weights is None else round(weights) * FLOAT32_BYTES
+
+
+def combine(parts: Sequence[Part]) -> Part:
+    """All prompts of several parts, or their number."""
+    if any(isinstance(part, Sequence) for part in parts):
+        return [prompt for part in parts if isinstance(part, Sequence) for prompt in part]
+    return add([part for part in parts if not isinstance(part, Sequence)])
+
+
+def count(part: KnownPart) -> int:
+    """The number of prompts."""
+    return part if isinstance(part, int) else len(part)
+
+
+def show_count(part: Part) -> str:
+    """The number of prompts in words."""
+    return "unknown" if part is None else f"{count(part):,}"
+
+
+def estimate_prompt_tokens(part: KnownPart) -> float:
+    """The tokens of all prompts of a part together."""
+    if isinstance(part, int):
+        return part * USUAL_PROMPT_TOKENS
+    return sum(map(count_characters, part)) / CHARACTERS_PER_TOKEN
+
+
+def estimate_answer_tokens(request: SamplingRequest) -> int:
+    """The tokens of one answer, before there is any."""
+    return min(request.settings.max_new_tokens, USUAL_ANSWER_TOKENS) if request.settings else USUAL_ANSWER_TOKENS
+
+
+def count_characters(prompt: Prompt) -> int:
+    """The length of a prompt's messages."""
+    return sum(len(message.content) for message in prompt.messages)
+
+
+def add(values: Sequence[int | None]) -> int | None:
+    """The sum; None if one is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def hours(flops: Flops | None) -> dict[str, float] | None:
+    """The time of one GPU by its kind; None if the operations are not known."""
+    return None if flops is None else {gpu.name: flops.hours(gpu) for gpu in GPUS}
+
+
+def add_hours(values: Sequence[dict[str, float] | None]) -> dict[str, float] | None:
+    """The sums by the kind of GPU; None if one is unknown."""
+    known = [value for value in values if value is not None]
+    return {gpu.name: sum(hours[gpu.name] for hours in known) for gpu in GPUS} if len(known) == len(values) else None
+
+
+def _share(request: SamplingRequest, sizes: Mapping[str, int] | None) -> float:
+    """The share of the prompts that the participant is asked, by the sizes of the domains."""
+    domains = request.participant.config.domains
+    if domains is None or sizes is None:
+        return 1.0
+    return sum(sizes.get(domain, 0) for domain in domains) / sum(sizes.values())

@@ -1,0 +1,96 @@
+"""The stages ``score-sources``, ``score-target`` and ``score-held-out``: a score for every answer of a round."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from sinterlm.errors import InputError
+from sinterlm.models import Fingerprint
+from sinterlm.pipeline.forecast import (
+    SCORING,
+    Forecast,
+    StagePlan,
+    count,
+    estimate_answer_tokens,
+    estimate_prompt_tokens,
+    hours,
+)
+from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.inputs import Inputs
+from sinterlm.pipeline.score import score
+from sinterlm.pipeline.stage import RunContext, Stage, StageResult
+from sinterlm.pipeline.stored_scorer import StoredScorer
+from sinterlm.records import Prompt
+from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.settings import Preflight, build_scorer
+from sinterlm.store import Store
+
+
+class Score(Stage):
+    """Scores the answers of a round that have no score yet."""
+
+    def __init__(self, fusion: Fusion, round_name: str) -> None:
+        self._fusion = fusion
+        self._round = fusion.rounds[round_name]
+        self.name = f"score-{round_name}"
+        self.needs = (f"sample-{round_name}",)
+
+    def configuration(self, fingerprint: Fingerprint) -> object:
+        """What decides a score besides the answer: settings, rules, weights and files."""
+        return self._round.scorer.describe(fingerprint)
+
+    def check(self, inputs: Inputs) -> None:
+        """This machine has what the scorer needs, and every prompt has what its scorer reads."""
+        scorer = self._round.scorer
+        if inputs.is_new(self._round.parts, id(scorer)):
+            for part in scorer.walk():
+                part.check(Preflight(inputs.allow_code, partial(_has_scores, part, inputs.store)))
+            for name in self._round.parts:
+                _check_answers(scorer, inputs, name)
+
+    def estimate(self, forecast: Forecast) -> StagePlan:
+        """All answers are counted, whatever scores the store has."""
+        asked = forecast.asked(self._round)
+        note = "at most: what has a score keeps it"
+        known = [(request, part) for request, part in asked if part is not None]
+        if len(known) < len(asked):
+            return StagePlan(self.name, figures=SCORING, note=note)
+        calls = sum(count(part) * request.num_samples for request, part in known)
+        tokens = sum(
+            request.num_samples * (estimate_prompt_tokens(part) + count(part) * estimate_answer_tokens(request))
+            for request, part in known
+        )
+        gpu_hours = hours(self._round.scorer.flops(tokens))
+        return StagePlan(self.name, False, SCORING, calls, gpu_hours=gpu_hours, note=note)
+
+    def work(self, run: RunContext) -> StageResult:
+        """Score what has no score."""
+        prompts = run.prompts(*self._round.parts)
+        return score(run, self.name, self._round.scorer, self._round.requests, prompts)
+
+
+def _check_answers(scorer: Scorer, inputs: Inputs, part: str) -> None:
+    """Every prompt of a part has the accepted answers that its scorer reads, and the scorer can read them."""
+    prompts = inputs.parts[part]
+    path = inputs.fusion.recipe.prompts.path
+    by_domain: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_domain.setdefault(prompt.domain, []).append(prompt)
+    needing = {domain for domain in by_domain if build_scorer(scorer.for_domain(domain)).needs_answers}
+    unanswered = [prompt.id for prompt in prompts if not prompt.answers and prompt.domain in needing]
+    if unanswered:
+        raise InputError(
+            f"{path}: scorer {scorer.kind} needs accepted answers, but {len(unanswered)} prompts of the {part} part "
+            f"have none, e.g. {unanswered[0]!r}; add `answers`, or use another scorer"
+        )
+    for domain, own in by_domain.items():
+        for config in scorer.walk(domain):
+            if check := getattr(build_scorer(config), "check_prompts", None):
+                try:
+                    check(own)
+                except InputError as error:
+                    raise InputError(f"{path}: {error}") from None
+
+
+def _has_scores(scorer: Scorer, store: Store | None) -> bool:
+    return store is not None and StoredScorer(build_scorer(scorer), store).has_scored()

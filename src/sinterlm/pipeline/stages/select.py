@@ -1,0 +1,87 @@
+"""The stages ``select-NAME``: from scored answers to the training rows of one training, in ``rows/NAME.parquet``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sinterlm.errors import ToleranceError
+from sinterlm.formats import read_row_ids, write_rows
+from sinterlm.models import Fingerprint
+from sinterlm.pipeline.candidates import candidates_of
+from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.stage import RunContext, Stage, StageResult, count_reasons
+from sinterlm.recipe.build import build_policy
+from sinterlm.records import Prompt
+from sinterlm.selection.split import hand_over
+
+
+class Select(Stage):
+    """Selects the rows of one training: ``sft``, a method's own fine-tuning, or a preference method.
+
+    A fine-tuning with ``extra_prompts`` also learns from those, and no other method that starts from it does. Its
+    selection comes after that of the method which decides what prompts they are.
+    """
+
+    def __init__(self, fusion: Fusion, training: str) -> None:
+        self._fusion = fusion
+        self._training = training
+        self._compared = fusion.compared(training)
+        self._extra = fusion.extra_prompts(training)
+        self.name = f"select-{training}"
+        self.needs = (
+            "score-sources",
+            *(["score-target"] if self._compared else []),
+            *([f"select-{self._extra.dropped_by}"] if self._extra else []),
+        )
+        self.outputs = (fusion.rows_path(training),)
+
+    def configuration(self, fingerprint: Fingerprint) -> object:
+        """The policy, whose answers it compares, and what the prompts are asked with."""
+        recipe, compared = self._fusion.recipe, self._compared
+        return [
+            self._fusion.trainings[self._training].select.model_dump(),
+            *([compared and compared.name] if self._training in recipe.preference else []),
+            recipe.target.prompt.system,
+            recipe.seed,
+            *([self._extra.model_dump()] if self._extra else []),
+        ]
+
+    def work(self, run: RunContext) -> StageResult:
+        """Join answers by prompt, apply the policy and write the rows.
+
+        Raises:
+            ToleranceError: No prompt gives a row.
+        """
+        fusion, name, extra = run.fusion, self._training, self._extra
+        part = "sft" if name in fusion.recipe.fine_tunings else "preference"
+        prompts: Sequence[Prompt] = run.prompts(part)
+        moved: dict[str, float] = {}
+        if extra:
+            kept, handed_over = hand_over(
+                run.prompts("preference"),
+                with_row=read_row_ids(fusion.rows_path(extra.dropped_by)),
+                domains=extra.domains,
+            )
+            prompts = [*prompts, *handed_over] if part == "sft" else kept
+            moved[extra.count_name if part == "sft" else "prompts left to SFT"] = len(handed_over)
+        candidates = candidates_of(
+            run,
+            prompts,
+            fusion.recipe.scorer,
+            sources=fusion.rounds["sources"].requests,
+            targets=[fusion.for_training(self._compared)] if self._compared else [],
+        )
+        policy = build_policy(fusion.trainings[name].select, seed=fusion.recipe.seed, stage=self.name)
+        selection = policy(candidates)
+        if not selection.rows:
+            reasons = "; ".join(f"{reason}: {count}" for reason, count in count_reasons(selection.dropped).items())
+            raise ToleranceError(
+                f"{self.name}: none of the {len(prompts)} prompts for it gives a training row ({reasons}); "
+                "look at the answers and scores, bring more prompts or samples, or other sources"
+            )
+        write_rows(fusion.rows_path(name), selection.rows)
+        num_dropped = len(prompts) - len(selection.rows)
+        counts: dict[str, float] = {"rows": len(selection.rows), "dropped": num_dropped}
+        if num_left_out := len(selection.dropped) - num_dropped:
+            counts["sources left out of rows"] = num_left_out
+        return StageResult(counts | moved, selection.dropped)
