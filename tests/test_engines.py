@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from pydantic import TypeAdapter
 
 from sinterlm.records import SamplingSettings
 from sinterlm.sampling.engines import Source
+from tests.packages import install, worked_example
+from tests.tiny import save_tiny, save_tiny_reward_model
 
 SETTINGS = SamplingSettings(temperature=0.7, top_p=0.9, max_new_tokens=64, seed=3)
 PENALISED = SamplingSettings(temperature=0.7, top_p=0.9, max_new_tokens=64, seed=3, repetition_penalty=1.1)
@@ -88,3 +93,66 @@ def test_identities_are_those_of_every_release(
     identity = source.identity(location=location, settings=settings, fingerprint=names.get)
     assert identity is not None
     assert identity[:16] == expected
+
+
+RECIPE = """
+output: out
+prompts: {path: questions.jsonl, split: {sft: 1.0}}
+target: {model: target}
+sources: {mine: {engine: generate, model: source-2b, device: cpu, sampling: {num_samples: 1, max_new_tokens: 3}}}
+scorer: {kind: reward-model, model: reward}
+sft: {select: {kind: best-of-sources, truncated: keep}, train: {max_steps: 1, use_cpu: true, max_length: 64}}
+"""
+FUSED = """
+import json, sys
+from pathlib import Path
+from sinterlm import cli
+from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.plan import plan_fusion
+from sinterlm.recipe.catalogue import catalogue
+from sinterlm.recipe.load import load_recipe
+
+plan = plan_fusion(Fusion(load_recipe(Path("recipe.yaml")).recipe)).to_json()
+found = {"listed": catalogue("engines")[-1], "plan": plan, "torch": "torch" in sys.modules}
+cli.app(["run", "recipe.yaml"], standalone_mode=False)
+cli.app(["export", "out", "--format", "trl"], standalone_mode=False)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What a process says that samples its source by the worked engine of docs/extending.md, and what it leaves."""
+    folder = tmp_path_factory.mktemp("engine")
+    module = worked_example("src/sinterlm/sampling/generate_engine.py")
+    point = {"generate": "my_package.generate_engine:GenerateSource"}
+    install(folder / "site", "my_package", {"generate_engine": module}, {"sinterlm.engines": point})
+    save_tiny(folder / "target")
+    save_tiny(folder / "source-2b", seed=1)
+    save_tiny_reward_model(folder / "reward")
+    questions = [{"id": f"q{number}", "prompt": f"What is {number} plus 1?"} for number in range(4)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    (folder / "recipe.yaml").write_text(RECIPE)
+    program = f"import sys; sys.path.insert(0, {str(folder / 'site')!r})\n{FUSED}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), folder / "out"
+
+
+def test_an_installed_engine_is_listed_and_planned_without_torch(fused: tuple[dict[str, Any], Path]) -> None:
+    """Its GPU hours are those of a model in this process: 4 answers of at most 3 tokens."""
+    found, _ = fused
+    assert (found["listed"]["name"], found["listed"]["package"]) == ("generate", "my-package")
+    assert not found["torch"]
+    (sampling,) = (stage for stage in found["plan"]["stages"] if stage["name"] == "sample-sources")
+    assert (sampling["calls"], sampling["new_tokens"]) == (4, 12)
+    assert sampling["gpu_hours"]["H100"] > 0
+
+
+@pytest.mark.parametrize("file", ["target-sft/README.md", "report.html", "export/trl/README.md"])
+def test_an_installed_engine_is_described_everywhere_as_what_it_is(
+    file: str, fused: tuple[dict[str, Any], Path]
+) -> None:
+    text = (fused[1] / file).read_text()
+    assert "source-2b, chat" in text
+    assert "recorded answers" not in text

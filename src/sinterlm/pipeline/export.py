@@ -17,6 +17,7 @@ from sinterlm.formats import read_rows, read_rows_of_others
 from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
 from sinterlm.formats.row_formats import FORMATS, Format
 from sinterlm.formats.shape import Misfit, Shape
+from sinterlm.models import plain_name
 from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.outputs import require_undamaged
 from sinterlm.pipeline.progress import SilentReporter
@@ -118,8 +119,9 @@ def _of_run(fusion: Fusion, format_: Format) -> _Origin:
         prompts = [prompt for part in ("sft", "preference") for prompt in store.prompts(fusion.run_name, part)]
         rows = dict(_answers(run) if format_.is_of_answers else _selected(fusion))
     models = "\n".join(f"- source `{source.name}`: {source.config.provenance()}" for source in fusion.sources)
+    target = plain_name(fusion.recipe.target.model)
     description = (
-        f"Made by a fusion of several models' answers.\n\n- target: {fusion.recipe.target.provenance()}\n{models}\n"
+        f"Made by a fusion of several models' answers.\n\n- target: {target}\n{models}\n"
         f"- scorer: {fusion.recipe.scorer.title}\n\nThe licences of these models and of the prompts hold for it."
     )
     return _Origin(rows, {prompt.id: prompt.domain for prompt in prompts}, fusion.output.name, description)

@@ -1,8 +1,10 @@
-"""The engines that a recipe can name: a class of settings each, in one file with the engine's code."""
+"""The engines that a recipe can name: those that come with Sinter, and those of installed packages.
+
+A new one is a file beside this one and a row here, or a package with an entry point in the group ``sinterlm.engines``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sinterlm.components import union_of, with_installed
@@ -10,14 +12,17 @@ from sinterlm.sampling.recorded import RecordedSource
 from sinterlm.sampling.settings import EngineSettings
 from sinterlm.sampling.transformers_engine import TransformersSource
 
-BUILT_IN: Mapping[str, type[EngineSettings]] = {
-    "transformers": TransformersSource,
-    "recorded": RecordedSource,
-}
-ENGINES = with_installed("sinterlm.engines", BUILT_IN, EngineSettings)
+ENGINES: dict[str, type[EngineSettings]] = with_installed(
+    "sinterlm.engines",
+    {
+        "transformers": TransformersSource,
+        "recorded": RecordedSource,
+    },
+    EngineSettings,
+)
 
 if TYPE_CHECKING:
     Source = EngineSettings
 else:
     Source = union_of(ENGINES, "engine")
-"""A model's mapping in a recipe; its key ``engine`` picks the class."""
+    """The forms of a source's mapping, told apart by ``engine``."""
