@@ -139,7 +139,7 @@ def test_thoughts_of_train_and_of_a_recipe_reach_the_tokens(
     setting: list[str], expected: list[str], recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a kept thought begins with is its tag."""
-    from sinterlm.pipeline import train as stage
+    from sinterlm.pipeline.stages import train as stage
 
     class Enough(Exception):
         pass
@@ -293,7 +293,7 @@ def test_what_a_training_of_a_recipe_sees(
     recipe_path: Path, monkeypatch: pytest.MonkeyPatch, prompts_seen: list[list[int]]
 ) -> None:
     """The stage hands the target's options on."""
-    from sinterlm.pipeline import train as stage
+    from sinterlm.pipeline.stages import train as stage
 
     fusion = Fusion(
         load_recipe(
