@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from sinterlm.errors import InputError
+from sinterlm.files import describe_state
 from sinterlm.formats.annotated import ALL_ANSWERS, read_answers
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.records import FinishReason, Prompt
@@ -30,6 +33,10 @@ class RecordedAnswer:
     finish_reason: FinishReason = "stop"
 
 
+KEPT_BYTES = 32 * 2**20
+"""A file of up to this size stays in memory after it was read: the stages of a run that ask for it read it once."""
+
+
 def read_recorded(path: Path) -> list[RecordedAnswer]:
     """Read answers from JSON Lines or Parquet.
 
@@ -40,6 +47,17 @@ def read_recorded(path: Path) -> list[RecordedAnswer]:
     Raises:
         InputError: A line is of another shape, an answer is there twice, or there is none at all.
     """
+    is_small = path.is_file() and path.stat().st_size <= KEPT_BYTES
+    return list(_keep(path, describe_state(path.parent, [path.name]))) if is_small else _parse(path)
+
+
+@lru_cache(maxsize=8)
+def _keep(path: Path, state: str) -> Sequence[RecordedAnswer]:
+    """The answers of a file in a certain state on the disk."""
+    return tuple(_parse(path))
+
+
+def _parse(path: Path) -> list[RecordedAnswer]:
     counted: Counter[tuple[str | None, str | None, str]] = Counter()
     places: dict[tuple[str | None, str | None, str, int], str] = {}
     answers: list[RecordedAnswer] = []

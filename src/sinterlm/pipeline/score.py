@@ -72,8 +72,8 @@ def score(
     return StageResult(counts, dropped)
 
 
-def _length(answered: Exchange) -> int:
-    return sum(len(message.content) for message in answered.prompt.messages) + len(answered.response.content)
+def _length(exchange: Exchange) -> int:
+    return sum(len(message.content) for message in exchange.prompt.messages) + len(exchange.response.content)
 
 
 def _check_verdicts(config: Scorer, dropped: Sequence[Dropped], num_answers: int) -> None:

@@ -39,9 +39,9 @@ class StoredScorer:
         """As the scorer itself."""
         return self._scorer.needs_answers
 
-    def stored(self, answered: Sequence[Exchange]) -> list[Score | None]:
+    def stored(self, exchanges: Sequence[Exchange]) -> list[Score | None]:
         """The score of each answer in the store; None for one that the scorer has not been asked about."""
-        keys = [self._keys(entry) for entry in answered]
+        keys = [self._keys(entry) for entry in exchanges]
         found = self._store.scores(key for own in keys for key in own)
         scores: list[Score | None] = []
         for own in keys:
@@ -55,16 +55,16 @@ class StoredScorer:
         identities = scorer.identities if isinstance(scorer, ThoughtPolicy) else [self.identity]
         return any(map(self._store.has_scores, identities))
 
-    def missing(self, answered: Sequence[Exchange]) -> list[Exchange]:
+    def missing(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
         """The answers that the store has no score of, each once."""
-        stored = zip(answered, self.stored(answered), strict=True)
+        stored = zip(exchanges, self.stored(exchanges), strict=True)
         lacking = (entry for entry, score in stored if score is None)
         return list({(entry.prompt.id, entry.response.id, self._name(entry)): entry for entry in lacking}.values())
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Score what the store lacks, and give what it then has; where the scorer failed, the next call tries again."""
         failed: dict[tuple[str, str], Score] = {}
-        if missing := self.missing(answered):
+        if missing := self.missing(exchanges):
             try:
                 scored = list(zip(missing, self._scorer.score(missing), strict=True))
             except SinterError as error:
@@ -80,27 +80,27 @@ class StoredScorer:
                 if score.detail.get("reason") == SCORER_FAILED
             }
             self._keep(pair for pair in scored if (pair[0].prompt.id, pair[0].response.id) not in failed)
-        stored = zip(answered, self.stored(answered), strict=True)
+        stored = zip(exchanges, self.stored(exchanges), strict=True)
         found = [score or failed.get((entry.prompt.id, entry.response.id)) for entry, score in stored]
         return [score for score in found if score]
 
     def _keep(self, scored: Iterable[tuple[Exchange, Score]]) -> None:
         self._store.add_scores((entry.prompt, replace(score, scorer=self._name(entry))) for entry, score in scored)
 
-    def _identity(self, answered: Exchange) -> str:
+    def _identity(self, exchange: Exchange) -> str:
         """What decides the score of an answer, besides the answer itself."""
-        return self._scorer.identity_for(answered) if isinstance(self._scorer, ThoughtPolicy) else self.identity
+        return self._scorer.identity_for(exchange) if isinstance(self._scorer, ThoughtPolicy) else self.identity
 
-    def _name(self, answered: Exchange) -> str:
+    def _name(self, exchange: Exchange) -> str:
         """Under what the score of an answer is kept."""
-        return self._keys(answered)[0].scorer
+        return self._keys(exchange)[0].scorer
 
-    def _keys(self, answered: Exchange) -> list[ScoreKey]:
+    def _keys(self, exchange: Exchange) -> list[ScoreKey]:
         """The keys under which the store may have the score of an answer; the last names the scorer's identity.
 
         Earlier releases kept all scores under the latter.
         """
-        (prompt, response), identity = answered, self._identity(answered)
+        (prompt, response), identity = exchange, self._identity(exchange)
         names = [self._name_of_place(identity, response.source, response.index)] if self._by_place else []
         return [ScoreKey(response.id, name, prompt.answers_hash) for name in (*names, identity)]
 

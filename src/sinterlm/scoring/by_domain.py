@@ -79,21 +79,21 @@ class ByDomainScorer:
         """As any of the scorers."""
         return any(scorer.needs_answers for scorer in (*self._domains.values(), self._other))
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Let every scorer score the answers of its domains.
 
         Raises:
             InputError: Whatever the scorers raise.
         """
         places: dict[int, list[int]] = {}
-        scorers = [self._domains.get(entry.prompt.domain, self._other) for entry in answered]
+        scorers = [self._domains.get(entry.prompt.domain, self._other) for entry in exchanges]
         for place, scorer in enumerate(scorers):
             places.setdefault(id(scorer), []).append(place)
         scores: dict[int, Score] = {}
         for own in places.values():
-            found = scorers[own[0]].score([answered[place] for place in own])
+            found = scorers[own[0]].score([exchanges[place] for place in own])
             scores |= dict(zip(own, found, strict=True))
-        return [replace(scores[place], scorer=self.identity) for place in range(len(answered))]
+        return [replace(scores[place], scorer=self.identity) for place in range(len(exchanges))]
 
     def close(self) -> None:
         """Release what the scorers hold."""

@@ -113,19 +113,19 @@ class CombinationScorer:
         """As the parts."""
         return any(part.needs_answers for part in self._parts.values())
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Let the parts score, then combine.
 
         Raises:
             InputError: A part of a gate neither passes nor fails an answer; and whatever the parts raise.
         """
-        found: list[dict[str, Score]] = [{} for _ in answered]
+        found: list[dict[str, Score]] = [{} for _ in exchanges]
         for name, part in self._parts.items():
-            asked = [place for place in range(len(answered)) if not self._is_settled(found[place])]
-            scores = part.score([answered[place] for place in asked]) if asked else []
+            asked = [place for place in range(len(exchanges)) if not self._is_settled(found[place])]
+            scores = part.score([exchanges[place] for place in asked]) if asked else []
             for place, score in zip(asked, scores, strict=True):
                 found[place][name] = score
-        return [self._combine(entry, scores) for entry, scores in zip(answered, found, strict=True)]
+        return [self._combine(entry, scores) for entry, scores in zip(exchanges, found, strict=True)]
 
     def close(self) -> None:
         """Release what the parts hold."""
@@ -140,16 +140,16 @@ class CombinationScorer:
             and any(score.passed is False for score in scores.values())
         )
 
-    def _combine(self, answered: Exchange, scores: Mapping[str, Score]) -> Score:
+    def _combine(self, exchange: Exchange, scores: Mapping[str, Score]) -> Score:
         detail = {"parts": {name: _describe(score) for name, score in scores.items()}}
         for name, score in scores.items():
             if math.isnan(score.value):
                 problem = f"{name}: {score.detail.get('problem', NOT_A_NUMBER)}"
-                return no_score(answered, self.identity, score.detail.get("reason", NO_SCORE), problem, detail)
-        value, passed = self._apply(answered, scores)
-        return Score(answered.response.id, self.identity, value, passed, detail)
+                return no_score(exchange, self.identity, score.detail.get("reason", NO_SCORE), problem, detail)
+        value, passed = self._apply(exchange, scores)
+        return Score(exchange.response.id, self.identity, value, passed, detail)
 
-    def _apply(self, answered: Exchange, scores: Mapping[str, Score]) -> tuple[float, bool | None]:
+    def _apply(self, exchange: Exchange, scores: Mapping[str, Score]) -> tuple[float, bool | None]:
         """The rule: what the combination scores, and whether the answer passes."""
         if self._rule == "weighted-sum":
             return sum(self._weights[name] * score.value for name, score in scores.items()), None
@@ -160,7 +160,7 @@ class CombinationScorer:
         for name in checks:
             if name in scores and scores[name].passed is None:
                 raise InputError(
-                    f"scorer combination: its part {name} neither passes nor fails prompt {answered.prompt.id}; "
+                    f"scorer combination: its part {name} neither passes nor fails prompt {exchange.prompt.id}; "
                     "every part of a gate but the last must be a verifier, such as exact-match"
                 )
         passed = all(name in scores and scores[name].passed for name in checks)

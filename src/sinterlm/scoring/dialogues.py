@@ -183,7 +183,7 @@ class DialogueScorer(ABC):
         """Open prompts are scored as well."""
         return False
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Score every response; the first call loads the weights.
 
         An answer whose prompt leaves no room for it has no score, nor has one that the model gives no finite number.
@@ -196,7 +196,7 @@ class DialogueScorer(ABC):
         max_length = min(self._max_length, context_length(self._loaded.model) or self._max_length)
         scores: dict[int, Score] = {}
         dialogues: dict[int, Dialogue] = {}
-        for place, entry in enumerate(answered):
+        for place, entry in enumerate(exchanges):
             try:
                 found = encode_dialogue(
                     self._loaded.tokenizer, entry, self._options, max_length=max_length, truncate=self._truncate
@@ -225,8 +225,8 @@ class DialogueScorer(ABC):
             ):
                 readings = self._read_batch(batch, max_length)
             for place, reading in zip(places, readings, strict=True):
-                scores[place] = self._score_one(answered[place], dialogues[place], reading)
-        return [scores[place] for place in range(len(answered))]
+                scores[place] = self._score_one(exchanges[place], dialogues[place], reading)
+        return [scores[place] for place in range(len(exchanges))]
 
     def close(self) -> None:
         """Release the weights."""
@@ -252,11 +252,11 @@ class DialogueScorer(ABC):
             )
         return loaded
 
-    def _score_one(self, answered: Exchange, dialogue: Dialogue, reading: Reading) -> Score:
+    def _score_one(self, exchange: Exchange, dialogue: Dialogue, reading: Reading) -> Score:
         if not math.isfinite(reading.value):
-            return no_score(answered, self.identity, NO_SCORE, NOT_A_NUMBER, {})
+            return no_score(exchange, self.identity, NO_SCORE, NOT_A_NUMBER, {})
         detail = {**reading.detail, **({"truncated": True} if dialogue.is_truncated else {})}
-        return Score(answered.response.id, self.identity, reading.value, None, detail)
+        return Score(exchange.response.id, self.identity, reading.value, None, detail)
 
     def _read_batch(self, dialogues: Sequence[Dialogue], max_length: int) -> list[Reading]:
         import torch
@@ -270,7 +270,7 @@ class DialogueScorer(ABC):
 
 def encode_dialogue(
     tokenizer: PreTrainedTokenizerBase,
-    answered: Exchange,
+    exchange: Exchange,
     options: TemplateOptions = PLAIN,
     *,
     max_length: int,
@@ -284,7 +284,7 @@ def encode_dialogue(
         UnfitAnswer: The model would read other words than the answer's.
         TemplateRefusal: Its template refuses the conversation.
     """
-    prompt, response = answered
+    prompt, response = exchange
     tokens = encode_answered(tokenizer, prompt.messages, response.content, options)
     excess = len(tokens) - max_length
     if excess <= 0:

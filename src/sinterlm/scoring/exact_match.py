@@ -95,19 +95,19 @@ class ExactMatchScorer:
         """Accepted answers decide every score."""
         return True
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Compare every response with its prompt's accepted answers.
 
         Raises:
             InputError: A prompt has none.
         """
-        return [self._score_one(entry) for entry in answered]
+        return [self._score_one(entry) for entry in exchanges]
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _score_one(self, answered: Exchange) -> Score:
-        prompt, response = answered
+    def _score_one(self, exchange: Exchange) -> Score:
+        prompt, response = exchange
         accepted = {normalise(answer) for answer in prompt.answers} - {""}
         if not accepted:
             raise InputError(

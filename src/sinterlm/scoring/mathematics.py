@@ -133,7 +133,7 @@ class MathematicsScorer:
                 "write them so, or leave these prompts out"
             )
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Compare every response's final answer with its prompt's accepted ones.
 
         A response whose worker was lost (it waited too long, or something ended it) is asked about once more.
@@ -141,14 +141,14 @@ class MathematicsScorer:
         Raises:
             InputError: A prompt has no accepted answer, or math-verify is not installed.
         """
-        questions = [(_accepted(entry), entry.response.content) for entry in answered]
+        questions = [(_accepted(entry), entry.response.content) for entry in exchanges]
         outcomes = self._ask(judge_in_time, questions)
         lost = [place for place, outcome in enumerate(outcomes) if outcome == "lost"]
         if lost:
             again = self._ask(judge_in_time, [questions[place] for place in lost])
             for place, outcome in zip(lost, again, strict=True):
                 outcomes[place] = outcome
-        return [self._score_one(entry, outcome) for entry, outcome in zip(answered, outcomes, strict=True)]
+        return [self._score_one(entry, outcome) for entry, outcome in zip(exchanges, outcomes, strict=True)]
 
     def close(self) -> None:
         """Stop the workers."""
@@ -177,19 +177,19 @@ class MathematicsScorer:
             self._pool = ProcessPool(self._num_workers, initializer=_begin_worker, context=context)
         return self._pool
 
-    def _score_one(self, answered: Exchange, outcome: str) -> Score:
+    def _score_one(self, exchange: Exchange, outcome: str) -> Score:
         if outcome in ("right", "wrong", "no-answer"):
             is_right = outcome == "right"
-            return Score(answered.response.id, self.identity, float(is_right), is_right, {"outcome": outcome})
+            return Score(exchange.response.id, self.identity, float(is_right), is_right, {"outcome": outcome})
         if outcome == "unreadable":
-            problem = f"the accepted answers {list(_accepted(answered))} are no mathematics"
-            return no_score(answered, self.identity, "unreadable-accepted-answer", problem, {})
+            problem = f"the accepted answers {list(_accepted(exchange))} are no mathematics"
+            return no_score(exchange, self.identity, "unreadable-accepted-answer", problem, {})
         problem = (
             f"comparing it took more than {self._timeout_seconds:g} s of computing or {MEMORY_BYTES // 2**30} GB"
             if outcome in ("stopped", "lost")
             else f"comparing it failed ({outcome})"
         )
-        return no_score(answered, self.identity, STOPPED, problem, {"outcome": "stopped"})
+        return no_score(exchange, self.identity, STOPPED, problem, {"outcome": "stopped"})
 
 
 def check_packages() -> None:
@@ -230,11 +230,11 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _accepted(answered: Exchange) -> tuple[str, ...]:
-    answers = tuple(final_answer(answer) for answer in answered.prompt.answers)
+def _accepted(exchange: Exchange) -> tuple[str, ...]:
+    answers = tuple(final_answer(answer) for answer in exchange.prompt.answers)
     if not any(answers):
         raise InputError(
-            f"prompt {answered.prompt.id}: no accepted answers, which the scorer mathematics compares with; "
+            f"prompt {exchange.prompt.id}: no accepted answers, which the scorer mathematics compares with; "
             "give the prompt `answers`"
         )
     return answers

@@ -24,13 +24,13 @@ class Exchange(NamedTuple):
     response: Response
 
 
-def no_score(answered: Exchange, scorer: str, reason: str, problem: str, detail: Mapping[str, Any]) -> Score:
+def no_score(exchange: Exchange, scorer: str, reason: str, problem: str, detail: Mapping[str, Any]) -> Score:
     """The score of an answer that could not be scored: no number, and why.
 
     No policy selects such an answer. The pipeline counts them by ``reason``, a short fixed phrase as that of a
     :class:`~sinterlm.records.Dropped`, and shows the ``problem`` of each.
     """
-    return Score(answered.response.id, scorer, math.nan, None, {"reason": reason, "problem": problem, **detail})
+    return Score(exchange.response.id, scorer, math.nan, None, {"reason": reason, "problem": problem, **detail})
 
 
 class Scorer(Protocol):
@@ -46,7 +46,7 @@ class Scorer(Protocol):
         """Whether a prompt must have accepted answers to be scored; in the store they are part of every score's key."""
         ...
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Score one batch; raises InputError where a prompt lacks what the scorer needs."""
         ...
 

@@ -69,33 +69,33 @@ class RecordedScorer:
         """Open prompts have scores as well."""
         return False
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Look every answer up.
 
         Raises:
             InputError: An answer has no score, unless these are dropped; or two scores.
         """
-        found = [self._find(entry) for entry in answered]
-        missing = [entry for entry, recorded in zip(answered, found, strict=True) if recorded is None]
+        found = [self._find(entry) for entry in exchanges]
+        missing = [entry for entry, recorded in zip(exchanges, found, strict=True) if recorded is None]
         if missing and self._missing == "error":
             raise InputError(
-                f"{self._path}: no score for {len(missing)} of {len(answered)} answers, e.g. {_describe(missing[0])}; "
+                f"{self._path}: no score for {len(missing)} of {len(exchanges)} answers, e.g. {_describe(missing[0])}; "
                 "expected a line with its `prompt_id` or `prompt`, its `response` (or `source` and `index`) and "
                 "`score`; with `missing: drop` such answers are set aside"
             )
-        return [self._score_one(entry, recorded) for entry, recorded in zip(answered, found, strict=True)]
+        return [self._score_one(entry, recorded) for entry, recorded in zip(exchanges, found, strict=True)]
 
     def close(self) -> None:
         """Forget the scores that were read."""
         self.__dict__.pop("_scores", None)
 
-    def _score_one(self, answered: Exchange, recorded: RecordedScore | None) -> Score:
+    def _score_one(self, exchange: Exchange, recorded: RecordedScore | None) -> Score:
         if recorded is None:
-            return no_score(answered, self.identity, NO_RECORDED_SCORE, f"{self._path.name} has none", {})
-        return Score(answered.response.id, self.identity, recorded.value, recorded.passed)
+            return no_score(exchange, self.identity, NO_RECORDED_SCORE, f"{self._path.name} has none", {})
+        return Score(exchange.response.id, self.identity, recorded.value, recorded.passed)
 
-    def _find(self, answered: Exchange) -> RecordedScore | None:
-        return next((self._scores[key] for key in _keys_of(answered) if key in self._scores), None)
+    def _find(self, exchange: Exchange) -> RecordedScore | None:
+        return next((self._scores[key] for key in _keys_of(exchange) if key in self._scores), None)
 
     @cached_property
     def _scores(self) -> dict[_Key, RecordedScore]:
@@ -118,14 +118,14 @@ def _key(recorded: RecordedScore) -> _Key:
     return by, prompt, (recorded.source, recorded.index) if recorded.response is None else recorded.response
 
 
-def _keys_of(answered: Exchange) -> Iterator[_Key]:
+def _keys_of(exchange: Exchange) -> Iterator[_Key]:
     """Everything under which the answer's score may stand, the most exact first."""
-    prompt, response = answered
+    prompt, response = exchange
     for answer in ((response.source, response.index), response.content.strip()):
         yield "id", prompt.id, answer
         yield "content", prompt.content_hash, answer
 
 
-def _describe(answered: Exchange) -> str:
-    response = answered.response
-    return f"prompt {answered.prompt.id}, source {response.source}, index {response.index}"
+def _describe(exchange: Exchange) -> str:
+    response = exchange.response
+    return f"prompt {exchange.prompt.id}, source {response.source}, index {response.index}"

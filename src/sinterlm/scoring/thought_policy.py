@@ -39,9 +39,9 @@ class ThoughtPolicy:
         """Names the scorer and what becomes of thoughts."""
         return f"{self._scorer.identity}:thoughts-{self._thoughts}"
 
-    def identity_for(self, answered: Exchange) -> str:
+    def identity_for(self, exchange: Exchange) -> str:
         """Under what the score of this answer is stored: the inner scorer's identity where nothing is taken off."""
-        return self._scorer.identity if _without_thoughts(answered) == answered else self.identity
+        return self._scorer.identity if _without_thoughts(exchange) == exchange else self.identity
 
     @property
     def identities(self) -> tuple[str, str]:
@@ -62,32 +62,32 @@ class ThoughtPolicy:
         if check := getattr(self._scorer, "check_prompts", None):
             check(prompts)
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Score what is left of every answer; under ``refuse``, an answer with thoughts has no score.
 
         Raises:
             InputError: Whatever the scorer raises.
         """
-        bare = [_without_thoughts(entry) for entry in answered]
-        refused = [self._thoughts == "refuse" and own != entry for own, entry in zip(bare, answered, strict=True)]
+        bare = [_without_thoughts(entry) for entry in exchanges]
+        refused = [self._thoughts == "refuse" and own != entry for own, entry in zip(bare, exchanges, strict=True)]
         readable = [own for own, is_refused in zip(bare, refused, strict=True) if not is_refused]
         scores = iter(self._scorer.score(readable) if readable else ())
         return [
             self._refuse(entry) if is_refused else replace(next(scores), scorer=self.identity_for(entry))
-            for entry, is_refused in zip(answered, refused, strict=True)
+            for entry, is_refused in zip(exchanges, refused, strict=True)
         ]
 
     def close(self) -> None:
         """Close the scorer."""
         self._scorer.close()
 
-    def _refuse(self, answered: Exchange) -> Score:
+    def _refuse(self, exchange: Exchange) -> Score:
         problem = "it begins with a thought, which the scorer's `thoughts: refuse` does not allow"
-        return no_score(answered, self.identity, HOLDS_THOUGHTS, problem, {})
+        return no_score(exchange, self.identity, HOLDS_THOUGHTS, problem, {})
 
 
-def _without_thoughts(answered: Exchange) -> Exchange:
-    answer = split_thoughts(answered.response.content).answer
-    if answer == answered.response.content:
-        return answered
-    return answered._replace(response=replace(answered.response, content=answer))
+def _without_thoughts(exchange: Exchange) -> Exchange:
+    answer = split_thoughts(exchange.response.content).answer
+    if answer == exchange.response.content:
+        return exchange
+    return exchange._replace(response=replace(exchange.response, content=answer))

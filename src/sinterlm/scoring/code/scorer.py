@@ -69,20 +69,20 @@ class CodeScorer:
         for prompt in prompts:
             _read(prompt)
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Run every program against its prompt's tests.
 
         Raises:
             InputError: As :meth:`check_prompts`.
             SandboxError: There is no sandbox on this machine.
         """
-        jobs = [_prepare(entry) for entry in answered]
+        jobs = [_prepare(entry) for entry in exchanges]
         if not self._is_isolated:
             check_isolation()
             self._is_isolated = True
         with ThreadPoolExecutor(self._num_workers) as pool:
             verdicts = list(pool.map(self._judge, jobs))
-        return [self._score(entry, verdict) for entry, verdict in zip(answered, verdicts, strict=True)]
+        return [self._score(entry, verdict) for entry, verdict in zip(exchanges, verdicts, strict=True)]
 
     def close(self) -> None:
         """Nothing is held."""
@@ -129,8 +129,8 @@ def _read(prompt: Prompt) -> tuple[Tests, Problem | None]:
         raise InputError(f"prompt {prompt.id}: {error}") from None
 
 
-def _prepare(answered: Exchange) -> Job:
-    prompt, response = answered
+def _prepare(exchange: Exchange) -> Job:
+    prompt, response = exchange
     tests, problem = _read(prompt)
     if problem is None:
         program = build_program(response.content, prompt_code(prompt.messages), as_script=True)

@@ -31,7 +31,7 @@ class Method(Protocol):
     verdict: type[Verdict]
     """The form of a reply."""
 
-    def requests(self, answered: Exchange) -> list[str]:
+    def requests(self, exchange: Exchange) -> list[str]:
         """What the judge is asked about one answer."""
         ...
 
@@ -50,9 +50,9 @@ class Grading:
             dict.fromkeys(criteria, Annotated[int, Field(ge=LOWEST, le=HIGHEST)]), explain=explain
         )
 
-    def requests(self, answered: Exchange) -> list[str]:
+    def requests(self, exchange: Exchange) -> list[str]:
         """One: the answer by itself."""
-        return [grading_request(answered.prompt, answered.response.content, self._criteria, explain=self._explain)]
+        return [grading_request(exchange.prompt, exchange.response.content, self._criteria, explain=self._explain)]
 
     def value(self, verdicts: Sequence[Mapping[str, Any]]) -> float:
         """The mean grade."""
@@ -71,9 +71,9 @@ class Comparison:
         self._explain = explain
         self.verdict = verdict_form({"verdict": Literal["A", "B", "tie"]}, explain=explain)
 
-    def requests(self, answered: Exchange) -> list[str]:
+    def requests(self, exchange: Exchange) -> list[str]:
         """Two: the answer first, then the baseline first."""
-        prompt, ours, theirs = answered.prompt, answered.response.content, self._baseline_of(answered)
+        prompt, ours, theirs = exchange.prompt, exchange.response.content, self._baseline_of(exchange)
         if not has_thoughts(ours):
             theirs = split_thoughts(theirs).answer
         return [
@@ -86,8 +86,8 @@ class Comparison:
         first, second = (_POINTS[verdict["verdict"]] for verdict in verdicts)
         return (first + 1 - second) / 2
 
-    def _baseline_of(self, answered: Exchange) -> str:
-        prompt = answered.prompt
+    def _baseline_of(self, exchange: Exchange) -> str:
+        prompt = exchange.prompt
         if self._baseline is None:
             if not prompt.answers:
                 raise InputError(

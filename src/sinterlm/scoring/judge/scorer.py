@@ -117,7 +117,7 @@ class JudgeScorer:
         """A comparison without a file of baseline answers is with the prompt's accepted answer."""
         return self._mode == "pairwise" and self._baseline is None
 
-    def score(self, answered: Sequence[Exchange]) -> list[Score]:
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """SamplingRequest the judge about every answer; about equal answers to one prompt once.
 
         Raises:
@@ -126,7 +126,7 @@ class JudgeScorer:
             TryAgainError: The server cannot be reached, or keeps failing. As any error of a server's, it has the scores
                 of the answers that were judged before it (``scored``).
         """
-        texts = [self._method.requests(entry) for entry in answered]
+        texts = [self._method.requests(entry) for entry in exchanges]
         distinct = list(dict.fromkeys(text for pair in texts for text in pair))
         replies: dict[str, Reply] = {}
         try:
@@ -136,13 +136,13 @@ class JudgeScorer:
         except SinterError as error:
             error.scored = [
                 (entry.prompt.id, self._score_one(entry, [replies[text] for text in pair]))
-                for entry, pair in zip(answered, texts, strict=True)
+                for entry, pair in zip(exchanges, texts, strict=True)
                 if replies.keys() >= set(pair)
             ]
             raise
         return [
             self._score_one(entry, [replies[text] for text in pair])
-            for entry, pair in zip(answered, texts, strict=True)
+            for entry, pair in zip(exchanges, texts, strict=True)
         ]
 
     def close(self) -> None:
@@ -151,12 +151,12 @@ class JudgeScorer:
     def _request(self, text: str) -> dict[str, Any]:
         return {"model": self._model, "messages": [{"role": "user", "content": text}], **self._settings}
 
-    def _score_one(self, answered: Exchange, replies: Sequence[Reply]) -> Score:
+    def _score_one(self, exchange: Exchange, replies: Sequence[Reply]) -> Score:
         judge = next((reply.model for reply in replies if reply.model), self._model)
         try:
             verdicts = [read_verdict(self._method.verdict, reply) for reply in replies]
         except InvalidVerdict as error:
             shown = [reply.content[:MAX_SHOWN] for reply in replies]
-            return no_score(answered, self.identity, INVALID_VERDICT, str(error), {"judge": judge, "replies": shown})
+            return no_score(exchange, self.identity, INVALID_VERDICT, str(error), {"judge": judge, "replies": shown})
         value = self._method.value(verdicts)
-        return Score(answered.response.id, self.identity, value, None, {"judge": judge, "verdicts": verdicts})
+        return Score(exchange.response.id, self.identity, value, None, {"judge": judge, "verdicts": verdicts})
