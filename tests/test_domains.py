@@ -13,7 +13,7 @@ from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.plan import plan_fusion
 from sinterlm.recipe.load import load_recipe
-from sinterlm.recipe.schema import Recipe, scorer_title, scorers_in
+from sinterlm.recipe.schema import Recipe
 from sinterlm.records import Message, Prompt, Response, Score
 from sinterlm.scoring.by_domain import ByDomainScorer
 from sinterlm.scoring.protocol import Exchange
@@ -125,10 +125,8 @@ def test_a_recipe_builds_it_and_its_parts(recipe_path: Path) -> None:
 
     assert isinstance(build_scorer(config, wrap=wrap), ByDomainScorer)  # type: ignore[arg-type]  # the protocol's part
     assert wrapped == ["ThoughtPolicy", "ThoughtPolicy", "ThoughtPolicy", "ByDomainScorer"]
-    assert [part.kind for part in scorers_in(config)] == ["by-domain", "exact-match", "reward-model", "reward-model"]
-    assert scorer_title(config) == (
-        "exact-match for sums, reward-model org/poet-2b for poems, else reward-model org/reward-8b"
-    )
+    assert [part.kind for part in config.walk()] == ["by-domain", "exact-match", "reward-model", "reward-model"]
+    assert config.title == ("exact-match for sums, reward-model org/poet-2b for poems, else reward-model org/reward-8b")
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,12 @@ from sinterlm.pipeline.report import read_report
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.status import status_of
 from sinterlm.recipe.load import load_recipe
-from sinterlm.recipe.schema import scorer_title
 from sinterlm.records import Response
 from sinterlm.scoring.combination import Combination
 from sinterlm.scoring.exact_match import ExactMatch
 from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.reward_model import RewardModel
-from sinterlm.scoring.scorers import Scorer
-from sinterlm.scoring.settings import build_scorer
+from sinterlm.scoring.settings import ScorerSettings, build_scorer
 from sinterlm.store import Store
 from tests.test_pipeline import Lines
 from tests.tiny import save_tiny_reward_model
@@ -139,7 +137,7 @@ def test_recorded_answers_stand_for_the_targets_in_the_held_out_quadruples(tmp_p
 
 def test_a_scorer_is_called_by_its_kind_and_model() -> None:
     reward_model = RewardModel(kind="reward-model", model="org/reward-model")
-    assert scorer_title(ExactMatch(kind="exact-match")) == "exact-match"
-    parts: dict[str, Scorer] = {"right": ExactMatch(kind="exact-match"), "good": reward_model}
+    assert ExactMatch(kind="exact-match").title == "exact-match"
+    parts: dict[str, ScorerSettings] = {"right": ExactMatch(kind="exact-match"), "good": reward_model}
     gate = Combination(kind="combination", rule="gate", parts=parts)
-    assert scorer_title(gate) == "gate of exact-match, reward-model org/reward-model"
+    assert gate.title == "gate of exact-match, reward-model org/reward-model"

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from sinterlm.errors import InputError
 from sinterlm.records import Score, digest
 from sinterlm.scoring.code import scorer as code_scorer
-from sinterlm.scoring.scorers import SCORERS, Scorer
+from sinterlm.scoring.scorers import SCORERS, AnyScorer
 from sinterlm.scoring.settings import Preflight, ScorerSettings, build_scorer
 from tests.answers import answered
 
@@ -44,7 +44,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read(settings: Mapping[str, Any]) -> ScorerSettings:
-    return TypeAdapter(Scorer).validate_python(settings)
+    return TypeAdapter(AnyScorer).validate_python(settings)
 
 
 FROZEN: list[tuple[dict[str, Any], str, str | None]] = [
@@ -113,9 +113,9 @@ def test_naming_scorers_imports_none_of_what_they_need() -> None:
     script = f"""
 import sys
 from pydantic import TypeAdapter
-from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.scorers import AnyScorer
 for settings in {[EXACT_MATCH, MATHEMATICS, REWARD_MODEL, JUDGE]}:
-    scorer = TypeAdapter(Scorer).validate_python(settings)
+    scorer = TypeAdapter(AnyScorer).validate_python(settings)
     scorer.describe(str.upper), scorer.title, scorer.flops(1.0), list(scorer.find_problems())
 print([name for name in {HEAVY} if name in sys.modules])
 """

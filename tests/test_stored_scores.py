@@ -204,9 +204,9 @@ def test_settings_of_reaching_a_judge_redo_no_stage() -> None:
 def load_scorer(scorer: Mapping[str, Any]) -> Any:
     from pydantic import TypeAdapter
 
-    from sinterlm.scoring.scorers import Scorer
+    from sinterlm.scoring.scorers import AnyScorer
 
-    return TypeAdapter(Scorer).validate_python(scorer)
+    return TypeAdapter(AnyScorer).validate_python(scorer)
 
 
 def test_stage_keys_follow_the_files_and_weights_of_parts(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from sinterlm.recipe.load import load_recipe, read_train_settings, resolve_text
 from sinterlm.records import Message, Prompt, Response, RowResponse, SamplingSettings, TrainingRow
 from sinterlm.scoring.dialogues import encode_dialogue
 from sinterlm.scoring.protocol import Exchange
-from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.scorers import AnyScorer
 from sinterlm.scoring.settings import build_scorer
 from sinterlm.template import TemplateOptions
 from sinterlm.training import trainer as trainer_module
@@ -334,7 +334,7 @@ def test_keys_of_a_recipes_scorer_decide_its_scores(tmp_path: Path) -> None:
         {"template_date": "2026-12-01"},
         {"template_date": "2026-11-30", "chat_template_kwargs": {"short": "Be short."}},
     ):
-        scorer = build_scorer(TypeAdapter(Scorer).validate_python(config | keys))
+        scorer = build_scorer(TypeAdapter(AnyScorer).validate_python(config | keys))
         scores += [round(score.value, 5) for score in scorer.score([entry])]
         names.append(scorer.identity)
     assert (scores[0], names[0]) == (scores[1], names[1])

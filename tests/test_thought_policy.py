@@ -14,9 +14,8 @@ from pydantic import TypeAdapter
 
 from sinterlm.errors import SandboxError
 from sinterlm.scoring.code.sandbox import check_isolation
-from sinterlm.scoring.protocol import Exchange
-from sinterlm.scoring.protocol import Scorer as ScorerComponent
-from sinterlm.scoring.scorers import SCORERS, Scorer
+from sinterlm.scoring.protocol import Exchange, Scorer
+from sinterlm.scoring.scorers import SCORERS, AnyScorer
 from sinterlm.scoring.settings import build_scorer
 from sinterlm.store import Store
 from tests.answers import answered
@@ -29,9 +28,8 @@ BOXED = "<think>\nPerhaps \\boxed{12}? No.\n</think>\n\nIt is 5."
 FORMS = ["<think>\nPerhaps 4?\n</think>\n\n5", "Perhaps 4?\n</think>\n\n5", "[THINK]4?[/THINK]5"]
 
 
-def scorer(**settings: Any) -> ScorerComponent:
-    config: Scorer = TypeAdapter(Scorer).validate_python(settings)
-    return build_scorer(config)
+def scorer(**settings: Any) -> Scorer:
+    return build_scorer(TypeAdapter(AnyScorer).validate_python(settings))
 
 
 def value(entry: Exchange, **settings: Any) -> float:
@@ -77,7 +75,7 @@ def test_a_program_in_the_thoughts_is_no_answer() -> None:
 
 def test_every_scorer_that_reads_answers_has_the_key() -> None:
     """All but what puts others' scores together, and scores that are looked up."""
-    [union, _] = get_args(Scorer)
+    [union, _] = get_args(AnyScorer)
     kinds = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(union)}
     assert kinds.keys() == SCORERS.keys()
     without = {name for name, kind in kinds.items() if "thoughts" not in kind.model_fields}

@@ -11,13 +11,13 @@ from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.score import scored_answers_to, stored_scorer
 from sinterlm.pipeline.stage import RunContext
 from sinterlm.records import Candidates, Prompt
-from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.settings import ScorerSettings
 
 
 def candidates_of(
     run: RunContext,
     prompts: Sequence[Prompt],
-    scorer: Scorer,
+    scorer: ScorerSettings,
     *,
     sources: Sequence[SamplingRequest],
     targets: Sequence[SamplingRequest] = (),

@@ -16,7 +16,7 @@ from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import ExtraPrompts, Recipe, Training
 from sinterlm.records import Prompt, SamplingSettings
 from sinterlm.sampling.engines import Source
-from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.settings import ScorerSettings
 
 STORE = "store.sqlite"
 
@@ -64,7 +64,7 @@ class Round(NamedTuple):
     requests: tuple[SamplingRequest, ...]
     parts: tuple[str, ...]
     """The parts of the prompts."""
-    scorer: Scorer
+    scorer: ScorerSettings
 
 
 class Fusion:

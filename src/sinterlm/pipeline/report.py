@@ -23,7 +23,6 @@ from sinterlm.pipeline.metrics import read_metrics
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.recipe.build import build_hyperparameters
-from sinterlm.recipe.schema import scorer_title
 from sinterlm.records import Candidates, Prompt, Scored, Selection
 from sinterlm.report import data as page
 from sinterlm.report import write_report
@@ -122,8 +121,8 @@ def summarise(run: RunContext) -> dict[str, Any]:
         "peak_memory_bytes": max((stage.peak_memory_bytes for stage in past.values()), default=0),
         "seed": fusion.recipe.seed,
         "scorers": {
-            "training": scorer_title(fusion.recipe.scorer),
-            **({"held_out": scorer_title(held_out.scorer)} if held_out else {}),
+            "training": fusion.recipe.scorer.title,
+            **({"held_out": held_out.scorer.title} if held_out else {}),
         },
         "stages": stages,
         "held_out": flatten_rates(_read_models(figures)),
@@ -182,7 +181,7 @@ def _report_data(run: RunContext, summary: Mapping[str, Any]) -> page.ReportData
             name=fusion.output.name,
             target=plain_name(recipe.target.model),
             sources={source.name: source.config.provenance() for source in fusion.sources},
-            scorer=scorer_title(recipe.scorer),
+            scorer=recipe.scorer.title,
             seed=recipe.seed,
             seconds=summary["seconds"],
             stages=[
@@ -269,7 +268,7 @@ def _held_out(run: RunContext, figures: Mapping[str, Any]) -> page.HeldOut | Non
         return None
     prompts = run.store.prompts(fusion.run_name, "held_out")
     return page.HeldOut(
-        scorer=scorer_title(held_out.scorer),
+        scorer=held_out.scorer.title,
         models=_read_models(figures),
         domains={
             name: {domain: _rates(metrics) for domain, metrics in domains.items()}

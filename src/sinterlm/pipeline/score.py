@@ -12,10 +12,8 @@ from sinterlm.pipeline.sample import answers_to
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.records import Dropped, Prompt, Scored
-from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Exchange
-from sinterlm.scoring.protocol import Scorer as ScorerComponent
-from sinterlm.scoring.scorers import Scorer
-from sinterlm.scoring.settings import build_scorer
+from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Exchange, Scorer
+from sinterlm.scoring.settings import ScorerSettings, build_scorer
 
 SCORING_BATCH = 64
 """Answers that are scored at once."""
@@ -24,7 +22,7 @@ READING_BATCH = 64
 
 
 def score(
-    run: RunContext, stage: str, config: Scorer, asks: Iterable[SamplingRequest], prompts: Sequence[Prompt]
+    run: RunContext, stage: str, config: ScorerSettings, asks: Iterable[SamplingRequest], prompts: Sequence[Prompt]
 ) -> StageResult:
     """Score every answer that the store has no score of, in batches that are the same whatever is stored.
 
@@ -76,7 +74,7 @@ def _length(exchange: Exchange) -> int:
     return sum(len(message.content) for message in exchange.prompt.messages) + len(exchange.response.content)
 
 
-def _check_verdicts(config: Scorer, dropped: Sequence[Dropped], num_answers: int) -> None:
+def _check_verdicts(config: ScorerSettings, dropped: Sequence[Dropped], num_answers: int) -> None:
     tolerated = config.tolerated_invalid
     invalid = [drop for drop in dropped if drop.reason == INVALID_VERDICT]
     if len(invalid) > tolerated * num_answers:
@@ -87,10 +85,10 @@ def _check_verdicts(config: Scorer, dropped: Sequence[Dropped], num_answers: int
         )
 
 
-def stored_scorer(run: RunContext, config: Scorer) -> StoredScorer:
+def stored_scorer(run: RunContext, config: ScorerSettings) -> StoredScorer:
     """The scorer of a ``scorer:`` mapping, which keeps its scores in the store; so do the parts of a combination."""
 
-    def wrap(scorer: ScorerComponent, config: Scorer) -> StoredScorer:
+    def wrap(scorer: Scorer, config: ScorerSettings) -> StoredScorer:
         return StoredScorer(scorer, run.store, by_place=config.joins_by_place)
 
     wrapped = build_scorer(config, wrap=wrap)
@@ -116,7 +114,7 @@ def scored_answers_to(
 
 
 def scored_answers(
-    run: RunContext, config: Scorer, ask: SamplingRequest, prompts: Sequence[Prompt]
+    run: RunContext, config: ScorerSettings, ask: SamplingRequest, prompts: Sequence[Prompt]
 ) -> dict[str, tuple[Scored, ...]]:
     """The stored answers of one participant with their stored scores, by prompt id; a prompt without is missing."""
     with closing(stored_scorer(run, config)) as scorer:

@@ -14,7 +14,7 @@ from sinterlm.recipe.schema import ObjectiveSettings
 from sinterlm.records import Candidates, SamplingSettings, Selection
 from sinterlm.sampling.engines import Source
 from sinterlm.sampling.protocol import Engine
-from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.settings import ScorerSettings
 from sinterlm.selection.settings import SelectionPolicy
 from sinterlm.settings import Settings
 
@@ -37,7 +37,7 @@ def engine_identity(
     return config.identity(location=location, settings=settings, fingerprint=fingerprint)
 
 
-def template_options(config: Scorer | Source) -> dict[str, Any]:
+def template_options(config: ScorerSettings | Source) -> dict[str, Any]:
     """What a model's mapping says of its chat template, as far as it decides the text; see ``describe_options``."""
     return config.template_options if isinstance(config, ChatModel) else {}
 

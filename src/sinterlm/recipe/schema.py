@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model
@@ -21,7 +20,7 @@ from sinterlm.objectives.named import list_hyperparameters
 from sinterlm.sampling.engines import Source
 from sinterlm.sampling.recorded import RecordedSource
 from sinterlm.sampling.transformers_engine import TransformersSource
-from sinterlm.scoring.scorers import Scorer
+from sinterlm.scoring.scorers import AnyScorer
 from sinterlm.selection.policies import POLICIES
 from sinterlm.selection.settings import SelectionPolicy
 from sinterlm.settings import Domains, InputPath, OutputPath, Positive, Seed, Settings, expected
@@ -125,31 +124,6 @@ class Target(TransformersSource):
             yield Problem(("domains",), "the target is asked every prompt of its part; remove it")
 
 
-def parts_of(scorer: Scorer) -> Iterator[tuple[tuple[str, ...], Scorer]]:
-    """The scorers that a scorer is made of, in their order, each with its keys below the scorer's mapping."""
-    yield from scorer.children().items()
-
-
-def scorers_in(scorer: Scorer, *, domain: str | None = None) -> Iterator[Scorer]:
-    """The scorer and all that it is made of; with a domain, those that score its prompts."""
-    return scorer.walk(domain)
-
-
-def files_of(scorer: Scorer) -> Iterator[tuple[str, Path]]:
-    """The files that a scorer reads, those of its parts aside, by the key that names each."""
-    yield from scorer.files().items()
-
-
-def scorer_for(scorer: Scorer, domain: str) -> Scorer:
-    """Who scores the answers to a prompt of this domain."""
-    return scorer.for_domain(domain)
-
-
-def scorer_title(scorer: Scorer) -> str:
-    """What a scorer is called in reports."""
-    return scorer.title
-
-
 if TYPE_CHECKING:
     SftSelect = SelectionPolicy
     PreferenceSelect = SelectionPolicy
@@ -241,7 +215,7 @@ def name_own_sft(method: str) -> str:
 class HeldOut(Settings):
     """Greedy answers of every model to the held-out prompts."""
 
-    scorer: Scorer
+    scorer: AnyScorer
     max_new_tokens: Positive | None = None
     """Each model's own sampling limit unless given."""
 
@@ -262,7 +236,7 @@ class Recipe(Settings):
     prompts: Prompts
     target: Target
     sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
-    scorer: Scorer
+    scorer: AnyScorer
     sft: Sft | None = None
     preference: dict[MethodName, Preference] = {}
     """By method's name, e.g. ``wrpo``; each starts from the SFT model and shares its samples."""
@@ -285,7 +259,7 @@ class Recipe(Settings):
         return next((name for name in (own, "sft") if name in self.fine_tunings), None)
 
     @property
-    def scorers(self) -> dict[tuple[str, ...], Scorer]:
+    def scorers(self) -> dict[tuple[str, ...], AnyScorer]:
         """The scorers of the recipe by the keys under which they stand."""
         held_out = self.evaluation.held_out
         return {("scorer",): self.scorer} | (

@@ -38,9 +38,9 @@ SCORERS: dict[str, type[ScorerSettings]] = with_installed(
 )
 
 if TYPE_CHECKING:
-    Scorer = ScorerSettings
+    AnyScorer = ScorerSettings
 else:
-    Scorer = union_of(SCORERS, "kind")
+    AnyScorer = union_of(SCORERS, "kind")
     """The forms of the ``scorer:`` mapping, told apart by ``kind``."""
     for form in SCORERS.values():  # some are made of others, of any form
-        form.model_rebuild(_types_namespace={"Part": Scorer})
+        form.model_rebuild(_types_namespace={"Part": AnyScorer})

@@ -21,8 +21,7 @@ from sinterlm.pipeline.score import score
 from sinterlm.pipeline.stage import RunContext, Stage, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.records import Prompt
-from sinterlm.scoring.scorers import Scorer
-from sinterlm.scoring.settings import Preflight, build_scorer
+from sinterlm.scoring.settings import Preflight, ScorerSettings, build_scorer
 from sinterlm.store import Store
 
 
@@ -69,7 +68,7 @@ class Score(Stage):
         return score(run, self.name, self._round.scorer, self._round.requests, prompts)
 
 
-def _check_answers(scorer: Scorer, inputs: Inputs, part: str) -> None:
+def _check_answers(scorer: ScorerSettings, inputs: Inputs, part: str) -> None:
     """Every prompt of a part has the accepted answers that its scorer reads, and the scorer can read them."""
     prompts = inputs.parts[part]
     path = inputs.fusion.recipe.prompts.path
@@ -92,5 +91,5 @@ def _check_answers(scorer: Scorer, inputs: Inputs, part: str) -> None:
                     raise InputError(f"{path}: {error}") from None
 
 
-def _has_scores(scorer: Scorer, store: Store | None) -> bool:
+def _has_scores(scorer: ScorerSettings, store: Store | None) -> bool:
     return store is not None and StoredScorer(build_scorer(scorer), store).has_scored()

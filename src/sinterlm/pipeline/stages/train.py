@@ -31,7 +31,7 @@ from sinterlm.pipeline.progress import follow_training, show_bytes
 from sinterlm.pipeline.stage import RunContext, Stage, StageResult
 from sinterlm.recipe.build import build_hyperparameters, template_options
 from sinterlm.recipe.grid import apply_choice, list_choices
-from sinterlm.recipe.schema import ExtraPrompts, Training, scorer_title
+from sinterlm.recipe.schema import ExtraPrompts, Training
 from sinterlm.records import Message
 from sinterlm.template import TemplateOptions
 from sinterlm.training.arguments import DEFAULT_MAX_LENGTH
@@ -128,9 +128,7 @@ def fit(run: RunContext, name: str, training: Training, *, output: Path, label: 
             output_dir=output,
             seed=fusion.recipe.seed,
             cache_dir=fusion.workspace / "reference",
-            card=CardDetails(
-                fusion.recipe.target.model, {**sources, "Scorer": scorer_title(fusion.recipe.scorer), **grid}
-            ),
+            card=CardDetails(fusion.recipe.target.model, {**sources, "Scorer": fusion.recipe.scorer.title, **grid}),
             say=lambda line: run.reporter.say(f"  {label}: {line}"),
             report_progress=report_progress,
         )
