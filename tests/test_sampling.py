@@ -26,7 +26,7 @@ from sinterlm.chat import FewShot, encode_completion, encode_prompt, end_token_i
 from sinterlm.errors import InputError
 from sinterlm.models import load_model, load_tokenizer
 from sinterlm.records import Message, Prompt, SamplingSettings, digest
-from sinterlm.sampling.nucleus import draw_tokens, draw_uniforms
+from sinterlm.sampling.drawing import draw_tokens, draw_uniforms
 from sinterlm.sampling.protocol import Generation, Item
 from sinterlm.sampling.recorded import RecordedEngine, RecordedSource
 from sinterlm.sampling.settings import PromptFormat
@@ -329,7 +329,7 @@ def test_padding_is_out_of_sight(folders: dict[str, Path], name: str) -> None:
 
 def test_prompt_of_many_columns_is_read_in_parts(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(build(folders["gemma3"], SAMPLED), ITEMS)
-    monkeypatch.setattr("sinterlm.sampling.rows.TOKENS_AT_ONCE", 16)
+    monkeypatch.setattr("sinterlm.sampling.prefix_cache.TOKENS_AT_ONCE", 16)
     assert run(build(folders["gemma3"], SAMPLED), ITEMS) == whole
 
 
@@ -473,7 +473,7 @@ def test_weights_are_loaded_by_the_first_sample_and_released(folders: dict[str, 
 
 def test_few_rows_of_a_large_vocabulary_at_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(build(folders["chatml"], SAMPLED), ITEMS)
-    monkeypatch.setattr("sinterlm.sampling.decoding.PROBABILITIES_AT_ONCE", 1)
+    monkeypatch.setattr("sinterlm.sampling.drawing.PROBABILITIES_AT_ONCE", 1)
     assert run(build(folders["chatml"], SAMPLED), ITEMS) == whole
 
 

@@ -14,15 +14,14 @@ from transformers import AutoTokenizer
 
 from sinterlm.errors import InputError
 from sinterlm.models import cached_fingerprint, fingerprint, writes_date
-from sinterlm.models.settings import ChatModel
 from sinterlm.pipeline import run as run_module
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.stage import RunContext, stage_keys
 from sinterlm.pipeline.stages import build_stages
-from sinterlm.recipe.build import build_engine, engine_identity, template_options
 from sinterlm.recipe.load import load_recipe, read_train_settings, resolve_text
 from sinterlm.records import Message, Prompt, Response, RowResponse, SamplingSettings, TrainingRow
+from sinterlm.sampling.settings import LocalModel
 from sinterlm.scoring.dialogues import encode_dialogue
 from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.scorers import AnyScorer
@@ -269,13 +268,13 @@ def test_keys_of_a_recipe_reach_sampling_training_and_scoring(recipe_path: Path)
     texts, identities = [], set()
     for fusion in (plain, dated, switched):
         target = fusion.recipe.target
-        asking = build_engine(target, settings=SamplingSettings())._load().asking  # type: ignore[attr-defined]
+        asking = target.build(settings=SamplingSettings())._load().asking
         sampled = asking.encode(QUESTION)
         options = TemplateOptions.of(target.chat_template_kwargs, target.template_date)
-        assert template_options(target).get("template_date") == target.template_date
+        assert target.template_options.get("template_date") == target.template_date
         assert asking.options == options
-        texts.append(asking.tokenizer.decode(sampled))
-        identities.add(engine_identity(target, location=None, settings=SamplingSettings()))
+        texts.append(str(asking.tokenizer.decode(sampled)))
+        identities.add(target.identity(settings=SamplingSettings()))
     assert "Today is 30 November 2026." in texts[0]
     assert "Today is 01 December 2026." in texts[1]
     assert texts[2] == texts[0] + "<think>\n\n</think>\n\n"
@@ -403,13 +402,12 @@ def test_models_that_ask_for_no_date_are_named_as_before(recipe_path: Path, monk
     at(monkeypatch, "2026-11-30")
     fusion = Fusion(load_recipe(recipe_path).recipe)
     tiny = fusion.recipe.sources["tiny"]
-    assert isinstance(tiny, ChatModel)
+    assert isinstance(tiny, LocalModel)
     assert tiny.template_date is None
-    assert template_options(tiny) == {}
+    assert tiny.template_options == {}
     settings = SamplingSettings()
-    assert engine_identity(tiny, location=None, settings=settings) == engine_identity(
-        tiny.model_copy(update={"template_date": "2026-11-30"}), location=None, settings=settings
-    )
+    dated = tiny.model_copy(update={"template_date": "2026-11-30"})
+    assert tiny.identity(settings=settings) == dated.identity(settings=settings)
     assert cached_fingerprint(str(source)) == fingerprint(str(source))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sinterlm.models import FLOAT32_BYTES
-from sinterlm.models.flops import GPUS, Flops, count_weights
+from sinterlm.models.flops import GPUS, Flops
 from sinterlm.records import Prompt
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Forecast:
     def target_bytes(self) -> int | None:
         """The size of the target's weights in float32, in which they are trained and saved."""
         target = self.fusion.recipe.target
-        weights = count_weights(target.model, target.active_billions)
+        weights = target.num_weights
         return None if weights is None else round(weights) * FLOAT32_BYTES
 
 

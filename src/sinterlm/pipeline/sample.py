@@ -9,7 +9,6 @@ from contextlib import closing
 from sinterlm.errors import InputError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.stage import RunContext, StageResult
-from sinterlm.recipe.build import build_engine, engine_identity
 from sinterlm.records import NOT_ASKED, PROMPT_TOO_LONG, Dropped, Prompt, Response, StoredResponse, response_id
 from sinterlm.sampling.protocol import Engine, Generation, Item
 from sinterlm.scoring.protocol import Exchange
@@ -19,8 +18,7 @@ from sinterlm.store import RecordedResponse
 def engine_of(run: RunContext, ask: SamplingRequest) -> Engine:
     """The participant's engine, which says where its weights went once they are loaded."""
     participant = ask.participant
-    return build_engine(
-        participant.config,
+    return participant.config.build(
         location=participant.location,
         settings=ask.settings,
         on_loaded=lambda placement: run.reporter.say(f"  {participant.name}: loaded on {placement}"),
@@ -34,7 +32,7 @@ def identity_of(ask: SamplingRequest) -> str:
         InputError: The weights or the file of answers are not there.
     """
     participant = ask.participant
-    identity = engine_identity(participant.config, location=participant.location, settings=ask.settings)
+    identity = participant.config.identity(location=participant.location, settings=ask.settings)
     if identity is None:
         raise InputError(f"{participant.name}: its file of recorded answers is not there")
     return identity

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from sinterlm.sampling.decoding import check_finite, draw, penalise
+from sinterlm.sampling.drawing import check_finite, draw, penalise
 
 
 @torch.inference_mode()

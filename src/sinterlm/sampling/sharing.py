@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from sinterlm.attention.plug import CannotShareError
 from sinterlm.attention.trial import sharing_on_trial
-from sinterlm.sampling.decoding import check_finite
-from sinterlm.sampling.rows import compute_prefix, next_logits, read_prompts
+from sinterlm.sampling.drawing import check_finite
+from sinterlm.sampling.prefix_cache import compute_prefix, next_logits, read_prompts
 
 NUM_PREFIX = 32
 """Tokens of the prefix that the check reads."""

@@ -162,7 +162,7 @@ class TransformersEngine:
     def _load(self) -> _Loaded:
         from sinterlm.attention.plug import CannotShareError
         from sinterlm.attention.spans import count_shared
-        from sinterlm.sampling.rows import compute_prefix
+        from sinterlm.sampling.prefix_cache import compute_prefix
         from sinterlm.sampling.sharing import share_prefixes
 
         if self._loaded is None:
@@ -227,7 +227,7 @@ class TransformersEngine:
 
         from sinterlm.attention.plug import attend_as_before, plug_in
         from sinterlm.sampling.decoding import decode
-        from sinterlm.sampling.nucleus import draw_uniforms
+        from sinterlm.sampling.drawing import draw_uniforms
         from sinterlm.sampling.one_by_one import generate
 
         settings = self._settings

@@ -10,7 +10,7 @@ from sinterlm.chat import encode_prompt
 from sinterlm.files import FINISHED, move_whole, remove
 from sinterlm.formats import read_rows
 from sinterlm.models import Fingerprint, check_trainable, load_tokenizer
-from sinterlm.models.flops import count_weights, training_flops
+from sinterlm.models.flops import training_flops
 from sinterlm.objectives.named import resolve_objective
 from sinterlm.pipeline.forecast import (
     OPTIMIZER_COPIES,
@@ -29,7 +29,7 @@ from sinterlm.pipeline.grid_store import describe_grid, read_search, settle
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.progress import follow_training, show_bytes
 from sinterlm.pipeline.stage import RunContext, Stage, StageResult
-from sinterlm.recipe.build import build_hyperparameters, template_options
+from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.grid import apply_choice, list_choices
 from sinterlm.recipe.schema import ExtraPrompts, Training
 from sinterlm.records import Message
@@ -124,7 +124,7 @@ def fit(run: RunContext, name: str, training: Training, *, output: Path, label: 
             model=start,
             objective=training.objective.kind,
             hyperparameters=build_hyperparameters(training.objective),
-            arguments={**training.train, **template_options(fusion.recipe.target)},
+            arguments={**training.train, **fusion.recipe.target.template_options},
             output_dir=output,
             seed=fusion.recipe.seed,
             cache_dir=fusion.workspace / "reference",
@@ -149,7 +149,7 @@ def describe_training(fusion: Fusion, name: str, fingerprint: Fingerprint) -> li
         build_hyperparameters(training.objective),
         training.train,
         fusion.recipe.seed,
-        *([options] if (options := template_options(fusion.recipe.target)) else []),
+        *([options] if (options := fusion.recipe.target.template_options) else []),
     ]
 
 
@@ -158,7 +158,7 @@ def estimate_training_hours(forecast: Forecast, name: str) -> dict[str, float] |
     fusion = forecast.fusion
     part = selected_from(forecast, name)
     training, target = fusion.trainings[name], fusion.recipe.target
-    weights = count_weights(target.model, target.active_billions)
+    weights = target.num_weights
     if part is None or weights is None:
         return None
     num_prompts = count(part)

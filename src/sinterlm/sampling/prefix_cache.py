@@ -1,7 +1,7 @@
-"""Rows of tokens that a model has read, where what is the same in several rows was read once.
+"""The cache of keys and values of rows of tokens that share a prefix: what several rows share is read once.
 
 All rows begin with one prefix, which is kept once. Prompts with a common opening (the wording of a question, say) are
-one row until they part, and rows of like length are read together, so that little is padded.
+one row until they part, and rows of similar length are read together to save padding.
 
 Legend: B rows, S tokens of a row behind the prefix, T new tokens of a row, V vocabulary, H key heads, D head size.
 """
@@ -31,10 +31,10 @@ SHORTEST_OPENING = 4
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The keys and values of the rows' own tokens, and where these stand.
+class CachedRows:
+    """The keys and values of the rows' own tokens, and the tokens' positions.
 
-    Padding may stand anywhere in a row: its position, ``NOWHERE``, keeps it out of sight.
+    Padding may be anywhere in a row: its position, ``NOWHERE``, keeps it out of sight.
     """
 
     prefix: Prefix
@@ -42,13 +42,13 @@ class Rows:
     layers: tuple[KeysAndValues, ...] = ()
     """What the cache holds of each layer: mostly keys and values, of shapes (B, H, S, D)."""
 
-    def select(self, rows: Tensor) -> Rows:
-        """These rows, in this order; one may be there several times."""
+    def select(self, rows: Tensor) -> CachedRows:
+        """These rows, in this order; a row may be chosen several times."""
         layers = tuple((keys[rows], values[rows]) for keys, values in self.layers)
-        return Rows(self.prefix, self.positions_BS[rows], layers)
+        return CachedRows(self.prefix, self.positions_BS[rows], layers)
 
     def next_positions(self) -> Tensor:
-        """Where each row goes on, shape (B,)."""
+        """The position of each row's next token, shape (B,)."""
         return len(self.prefix.tokens) + (self.positions_BS < NOWHERE).sum(1)
 
 
@@ -60,7 +60,7 @@ def compute_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
     return Prefix(tuple(tokens), met)
 
 
-def read_prompts(model: PreTrainedModel, prefix: Prefix, prompts: Sequence[Sequence[int]]) -> Rows:
+def read_prompts(model: PreTrainedModel, prefix: Prefix, prompts: Sequence[Sequence[int]]) -> CachedRows:
     """Read prompts, one a row; of the prefix as much is used as all of them begin with."""
     shared = count_shared([prefix.tokens, *prompts])
     rests = [prompt[shared:] for prompt in prompts]
@@ -70,7 +70,7 @@ def read_prompts(model: PreTrainedModel, prefix: Prefix, prompts: Sequence[Seque
     return _read(model, rows, [rest[len(openings[i]) :] for rest, i in zip(rests, opening_of, strict=True)])
 
 
-def next_logits(model: PreTrainedModel, rows: Rows, tokens_B: Tensor) -> tuple[Tensor, Rows]:
+def next_logits(model: PreTrainedModel, rows: CachedRows, tokens_B: Tensor) -> tuple[Tensor, CachedRows]:
     """Read one token more in every row.
 
     Returns:
@@ -80,8 +80,8 @@ def next_logits(model: PreTrainedModel, rows: Rows, tokens_B: Tensor) -> tuple[T
     return output.logits[:, -1], rows
 
 
-def _empty_rows(model: PreTrainedModel, prefix: Prefix, count: int) -> Rows:
-    return Rows(prefix, torch.empty((count, 0), dtype=torch.long, device=model.device))
+def _empty_rows(model: PreTrainedModel, prefix: Prefix, count: int) -> CachedRows:
+    return CachedRows(prefix, torch.empty((count, 0), dtype=torch.long, device=model.device))
 
 
 def _find_openings(rests: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
@@ -103,7 +103,7 @@ def _find_openings(rests: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]],
     return openings, opening_of
 
 
-def _read(model: PreTrainedModel, rows: Rows, tokens: Sequence[Sequence[int]]) -> Rows:
+def _read(model: PreTrainedModel, rows: CachedRows, tokens: Sequence[Sequence[int]]) -> CachedRows:
     """Append to every row the tokens that are given for it, which may be none."""
     by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
     parts = []
@@ -121,11 +121,11 @@ def _length_class(length: int) -> int:
 
 def _read_padded(
     model: PreTrainedModel,
-    rows: Rows,
+    rows: CachedRows,
     tokens: Sequence[Sequence[int]],
     *,
     met: dict[int, KeysAndValues] | None = None,
-) -> Rows:
+) -> CachedRows:
     """Append tokens to every row, padded at the end, so many columns at once as the bound allows."""
     tokens_BT = pad_sequence([torch.tensor(row, dtype=torch.long) for row in tokens], batch_first=True).to(model.device)
     lengths = torch.tensor([len(row) for row in tokens], device=model.device)[:, None]
@@ -140,13 +140,13 @@ def _read_padded(
 
 def _extend(
     module: torch.nn.Module,
-    rows: Rows,
+    rows: CachedRows,
     tokens_BT: Tensor,
     positions_BT: Tensor,
     *,
     met: dict[int, KeysAndValues] | None = None,
     **options: Any,
-) -> tuple[Any, Rows]:
+) -> tuple[Any, CachedRows]:
     """Run the model, or its part below the head, on new tokens; returns its output and the longer rows."""
     cache = DynamicCache()
     for keys, values in rows.layers:
@@ -163,10 +163,10 @@ def _extend(
         new_tokens=NewTokens(rows.prefix, positions_BS, positions_BT, met),
         **options,
     )
-    return output, Rows(rows.prefix, positions_BS, tuple((keys, values) for keys, values, *_ in cache))
+    return output, CachedRows(rows.prefix, positions_BS, tuple((keys, values) for keys, values, *_ in cache))
 
 
-def _reunite(parts: Sequence[tuple[Tensor, Rows]]) -> Rows:
+def _reunite(parts: Sequence[tuple[Tensor, CachedRows]]) -> CachedRows:
     """Put rows that were read apart back where each part says, padded at the end; some may have no tokens at all."""
     count = sum(len(where) for where, _ in parts)
     width = max(part.positions_BS.shape[1] for _, part in parts)
@@ -182,4 +182,4 @@ def _reunite(parts: Sequence[tuple[Tensor, Rows]]) -> Rows:
         for (keys, values), (part_keys, part_values) in zip(layers, part.layers, strict=False):
             keys[where, :, own] = part_keys
             values[where, :, own] = part_values
-    return Rows(longest.prefix, positions_BS, layers)
+    return CachedRows(longest.prefix, positions_BS, layers)

@@ -1,4 +1,6 @@
-"""Nucleus sampling by inverse transform: a distribution and a uniform number give a token.
+"""From logits to tokens: nucleus sampling by inverse transform, in which a uniform number gives a token.
+
+An answer's uniform numbers depend on its key alone, so its tokens are the same in every batch.
 
 Legend: B rows, V vocabulary, K likeliest tokens in order, D draws from a row.
 """
@@ -6,12 +8,16 @@ Legend: B rows, V vocabulary, K likeliest tokens in order, D draws from a row.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+PROBABILITIES_AT_ONCE = 2**24
+"""Entries of the distributions that tokens are drawn from at once: bounds the memory of a large vocabulary."""
 NUM_ORDERED = 1024
 """Tokens of a row that are brought into order first; a whole vocabulary is slow to sort."""
 
@@ -68,3 +74,50 @@ def draw_tokens(
 def _locate(mass_BK: Tensor, points_BD: Tensor) -> Tensor:
     """Index of the interval that each point lies in: the first whose cumulative mass exceeds it."""
     return torch.searchsorted(mass_BK, points_BD, right=True).clamp(max=mass_BK.shape[-1] - 1)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Look at the largest logit of every row; others may be -inf, which forbids a token.
+
+    Raises:
+        FloatingPointError: a row has a NaN or an infinite one.
+    """
+    if not logits.amax(-1).isfinite().all():
+        raise FloatingPointError("logits are not finite")
+
+
+def penalise(logits_BV: Tensor, said: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Logits of tokens that were said already made less likely (Keskar et al., arXiv 1909.05858, section 4.1)."""
+    is_said_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+    for row, tokens in enumerate(said):
+        is_said_BV[row, torch.tensor(tokens, device=logits_BV.device)] = True
+    return torch.where(is_said_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+
+
+def draw(
+    logits_BV: Tensor,
+    histories: Sequence[Sequence[int]],
+    points: NDArray[np.float64],
+    temperature: float,
+    top_p: float,
+) -> list[tuple[int, int, int]]:
+    """A token for every sample, as (row, sample, token); ``points`` has a uniform number for each sample."""
+    if temperature == 0:
+        likeliest = logits_BV.argmax(-1).tolist()
+        drawn = [[token] * len(samples) for token, samples in zip(likeliest, histories, strict=True)]
+    else:
+        if logits_BV.device.type == "mps":  # has no float64
+            logits_BV = logits_BV.cpu()
+        uniforms_BD = pad_sequence([torch.from_numpy(points[samples]) for samples in histories], batch_first=True)
+        uniforms_BD = uniforms_BD.to(logits_BV.device)
+        drawn = []
+        num_rows = max(1, PROBABILITIES_AT_ONCE // logits_BV.shape[-1])
+        for start in range(0, len(histories), num_rows):
+            part = slice(start, start + num_rows)
+            probabilities_BV = torch.softmax(logits_BV[part].float() / temperature, dim=-1)
+            drawn += draw_tokens(probabilities_BV, uniforms_BD[part], top_p=top_p).tolist()
+    return [
+        (row, sample, token)
+        for row, (samples, tokens) in enumerate(zip(histories, drawn, strict=True))
+        for sample, token in zip(samples, tokens, strict=False)  # rows with fewer samples are padded
+    ]
