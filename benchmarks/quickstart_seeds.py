@@ -25,9 +25,9 @@ from sinterlm.evaluation.rates import (
 from sinterlm.pipeline.evaluate import held_out_scores
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import SilentReporter
-from sinterlm.pipeline.report import read_summary
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.stage import RunContext
+from sinterlm.pipeline.summary import read_summary
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.quickstart import quickstart_recipe
 from sinterlm.records import Score

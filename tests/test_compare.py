@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sinterlm.errors import InputError
+from sinterlm.evaluation.figures import Figures
 from sinterlm.evaluation.rates import Rate, compare_models
 from sinterlm.formats import read_rows
 from sinterlm.pipeline.compare import Compared, compare_runs
@@ -27,7 +28,7 @@ from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.quickstart import choose_quickstart_methods, list_quickstart_methods, quickstart_recipe
 from sinterlm.records import Candidates, Dropped, Message, Prompt, Response, RowResponse, Score, Scored, TrainingRow
 from sinterlm.report import write_report
-from sinterlm.report.data import HeldOut, ReportData, Run, TrainingRun
+from sinterlm.report.data import HeldOut, ReportData, RunFacts, TrainingRun
 from sinterlm.report.merge import merge_reports
 from sinterlm.selection.tally import tally_selection
 from sinterlm.terminal.comparison import print_comparison
@@ -87,7 +88,7 @@ def report_of(name: str, *, held_out: Mapping[str, tuple[bool, bool]], weights: 
         ("rejected", "target-sft", 1, 0.25),
     )
     return ReportData(
-        run=Run(name, "org/target", {"gemma": "org/gemma, chat"}, "exact-match", 0, 10.0, methods=["wrpo"]),
+        run=RunFacts(name, "org/target", {"gemma": "org/gemma, chat"}, "exact-match", 0, 10.0, methods=["wrpo"]),
         parts={
             "sft": [learn],
             "preference": [prefer],
@@ -97,7 +98,9 @@ def report_of(name: str, *, held_out: Mapping[str, tuple[bool, bool]], weights: 
         dropped=[Dropped("other", "select-wrpo", "tied-target-answers", "0 and 0")],
         held_out=HeldOut(
             "exact-match",
-            models={"gemma": {"exact_match": Rate(0, 0, 0, 1)}, "target-sft": {"exact_match": Rate(0, 0, 0, 1)}},
+            figures=Figures(
+                {"gemma": {"exact_match": Rate(0, 0, 0, 1)}, "target-sft": {"exact_match": Rate(0, 0, 0, 1)}}
+            ),
             answers={
                 "gemma": [answer(q, "gemma", 0, weights="greedy-g", passed=g) for q, (g, _) in held_out.items()],
                 "target-sft": [
@@ -150,13 +153,13 @@ def test_held_out_figures_are_those_of_the_shared_questions() -> None:
     """On q2 and q3 gemma answers one rightly, target-sft of a both and of b one: b minus a is (-1 + 0) / 2."""
     merged = merge_reports(two_reports())
     assert merged.held_out is not None
-    rates = {model: figures["exact_match"] for model, figures in merged.held_out.models.items()}
+    rates = {model: figures["exact_match"] for model, figures in merged.held_out.figures.models.items()}
     assert {model: (rate.value, rate.n) for model, rate in rates.items()} == {
         "gemma": (0.5, 2),
         "target-sft (a)": (1.0, 2),
         "target-sft (b)": (0.5, 2),
     }
-    differences = {(found.model, found.other): found.difference for found in merged.held_out.comparisons}
+    differences = {(found.model, found.other): found.difference for found in merged.held_out.figures.comparisons}
     assert {pair: difference.value for pair, difference in differences.items()} == {
         ("target-sft (a)", "gemma"): 0.5,
         ("target-sft (b)", "gemma"): 0.0,
@@ -188,7 +191,7 @@ def test_equal_runs_are_one() -> None:
     merged = merge_reports({"a": a, "copy": a})
     assert list(merged.rows) == ["sft", "wrpo"]
     assert merged.held_out is not None
-    assert list(merged.held_out.models) == ["gemma", "target-sft"]
+    assert list(merged.held_out.figures.models) == ["gemma", "target-sft"]
     assert merged.dropped == a.dropped
 
 
@@ -213,7 +216,7 @@ def test_a_run_without_figures_yet_does_not_hide_those_of_the_other() -> None:
     reports["b"] = replace(reports["b"], held_out=None)
     merged = merge_reports(reports)
     assert merged.held_out is not None
-    assert merged.held_out.models["gemma"]["exact_match"].n == 3
+    assert merged.held_out.figures.models["gemma"]["exact_match"].n == 3
     assert merged.notes[1] == "No held-out figures yet: b."
 
 

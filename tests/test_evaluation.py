@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sinterlm.evaluation.figures import Evaluation, Figures
 from sinterlm.evaluation.rates import (
     Z_95,
+    Comparison,
     Difference,
     Rate,
     compare_models,
@@ -286,3 +288,45 @@ def test_a_scorer_may_verify_some_questions_and_grade_others() -> None:
         "contains": (1.0, 1),
         "score": (0.25, 1),
     }
+
+
+def test_an_evaluation_is_read_back_as_it_was_written() -> None:
+    """The keys are those of every ``evaluation.json`` so far."""
+    rate = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    difference = {
+        "model": "target-sft", "other": "gemma", "metric": "contains",
+        "difference": 0.25, "low": 0.0, "high": 0.5, "n": 8,
+    }  # fmt: skip
+    figures = {
+        "models": {"gemma": {"exact_match": rate}},
+        "domains": {"gemma": {"sums": {"exact_match": rate}}},
+        "differences": [difference],
+    }
+    accuracies = {"source_chosen": rate, "target_chosen": rate, "chosen": rate}
+    content = {
+        **figures,
+        "development": figures,
+        "num_quadruples": 2,
+        "reward_accuracies": {"target-sft-wrpo": accuracies},
+        "average_logps": {"target": {"chosen_source": [-0.5], "target": [-1.0, -2.0]}},
+    }
+    evaluation = Evaluation.from_json(content)
+    assert evaluation.to_json() == content
+    assert list(evaluation.to_json()) == list(content)
+    assert evaluation.held_out.models["gemma"]["exact_match"] == Rate(0.5, 0.25, 0.75, 8)
+    assert evaluation.held_out.comparisons == [
+        Comparison("target-sft", "gemma", "contains", Difference(0.25, 0.0, 0.5, 8))
+    ]
+    assert evaluation.reward_accuracies["target-sft-wrpo"].target_chosen == Rate(0.5, 0.25, 0.75, 8)
+    assert Evaluation.from_json(figures).to_json() == figures
+
+
+def test_the_summary_names_a_figure_by_its_metric() -> None:
+    rates = {"exact_match": Rate(0.5, 0.25, 0.75, 8), "contains": Rate(0.75, 0.5, 1.0, 8), "score": Rate(-1, -2, 0, 3)}
+    assert Figures({"target": rates}).flatten() == {
+        "target": {
+            "exact_match": 0.5, "low": 0.25, "high": 0.75, "n": 8,
+            "contains": 0.75, "contains_low": 0.5, "contains_high": 1.0,
+            "score": -1, "score_low": -2, "score_high": 0, "score_n": 3,
+        }
+    }  # fmt: skip

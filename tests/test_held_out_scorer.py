@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sinterlm.formats import read_prompts, read_recorded, read_rows
+from sinterlm.pipeline.finished import read_only
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.outcome import read_only
 from sinterlm.pipeline.report import read_report
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.status import status_of

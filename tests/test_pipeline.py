@@ -22,9 +22,9 @@ from sinterlm.errors import InputError
 from sinterlm.formats import read_rows
 from sinterlm.pipeline.compare import compare_runs
 from sinterlm.pipeline.export import export_rows
+from sinterlm.pipeline.finished import rewrite_report
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.metrics import read_metrics
-from sinterlm.pipeline.outcome import rewrite_report
 from sinterlm.pipeline.progress import SilentReporter, show_counts
 from sinterlm.pipeline.run import Outcome, run_fusion
 from sinterlm.pipeline.stage import stage_keys

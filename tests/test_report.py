@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sinterlm.evaluation.figures import Figures
 from sinterlm.evaluation.rates import Comparison, Difference, Rate, pass_rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.records import Candidates, Dropped, Message, Prompt, Response, RowResponse, Score, Scored, TrainingRow
@@ -23,10 +24,10 @@ from sinterlm.report.data import (
     AverageLogps,
     HeldOut,
     ReportData,
-    Run,
+    RunFacts,
     Search,
     SearchedCell,
-    Stage,
+    StageFacts,
     TrainingRun,
 )
 from tests.pages import Opened, needs_browser, open_page, parse
@@ -119,27 +120,29 @@ def small_run() -> ReportData:
     }
     held_out = HeldOut(
         scorer="exact-match",
-        models=models,
-        domains={
-            model: {
-                domain: {"exact_match": pass_rate([1.0] * passes + [0.0] * (n - passes))}
-                for domain, passes, n in (("plural", 30, 40), ("capital", 11, 110))
-            }
-            for model in models
-        },
-        comparisons=[
-            Comparison("target-sft-wrpo", "target", "exact_match", Difference(0.573, 0.493, 0.653, 150)),
-            Comparison("target-sft-wrpo", "smollm2", "exact_match", Difference(0.093, -0.007, 0.187, 150)),
-            Comparison("target-sft-wrpo", "target", "contains", Difference(0.1, 0.013, 0.187, 150)),
-            Comparison("target-sft-wrpo", "smollm2", "contains", Difference(0.087, -0.013, 0.18, 150)),
-        ],
+        figures=Figures(
+            models=models,
+            domains={
+                model: {
+                    domain: {"exact_match": pass_rate([1.0] * passes + [0.0] * (n - passes))}
+                    for domain, passes, n in (("plural", 30, 40), ("capital", 11, 110))
+                }
+                for model in models
+            },
+            comparisons=[
+                Comparison("target-sft-wrpo", "target", "exact_match", Difference(0.573, 0.493, 0.653, 150)),
+                Comparison("target-sft-wrpo", "smollm2", "exact_match", Difference(0.093, -0.007, 0.187, 150)),
+                Comparison("target-sft-wrpo", "target", "contains", Difference(0.1, 0.013, 0.187, 150)),
+                Comparison("target-sft-wrpo", "smollm2", "contains", Difference(0.087, -0.013, 0.18, 150)),
+            ],
+        ),
         answers={
             "target": [scored("q3", "target", 0, "The plural is oxes.", passed=False)],
             "target-sft-wrpo": [scored("q3", "target-sft-wrpo", 0, "oxen", passed=True)],
         },
     )
     return ReportData(
-        run=Run(
+        run=RunFacts(
             name="quickstart",
             target="HuggingFaceTB/SmolLM2-135M-Instruct",
             sources={"gemma": "gemma-3-270m, few-shot prompt", "smollm2": "SmolLM2-135M, few-shot prompt"},
@@ -147,8 +150,8 @@ def small_run() -> ReportData:
             seed=7,
             seconds=462.0,
             stages=[
-                Stage("sample-sources", 42.0, {"responses": 2145}, 1_900_000_000),
-                Stage("train-wrpo", 95.5, {"rows": 128, "steps": 48}, 5_120_000_000),
+                StageFacts("sample-sources", 42.0, {"responses": 2145}, 1_900_000_000),
+                StageFacts("train-wrpo", 95.5, {"rows": 128, "steps": 48}, 5_120_000_000),
             ],
             peak_memory_bytes=5_120_000_000,
         ),
@@ -458,9 +461,10 @@ def test_hostile_names_are_inert_text_too(tmp_path: Path) -> None:
     data = small_run()
     assert data.held_out is not None
     hostile = f"{HOSTILE}\x07$a$"
-    figures = {hostile: data.held_out.models["gemma"], **data.held_out.models}
+    models = data.held_out.figures.models
+    figures = replace(data.held_out.figures, models={hostile: models["gemma"], **models})
     run = replace(data.run, name=hostile, sources={hostile: hostile}, scorer=hostile)
-    write_report(replace(data, run=run, held_out=replace(data.held_out, models=figures)), tmp_path / "report.html")
+    write_report(replace(data, run=run, held_out=replace(data.held_out, figures=figures)), tmp_path / "report.html")
     page = open_page(tmp_path / "report.html", profile=tmp_path / "profile")
     assert page.root.by_id("held-out-figures").table[0][0] == " ".join(hostile.split())
     assert not page.root.find_all("img")
@@ -586,12 +590,14 @@ def test_graded_scores_show_means_and_distributions(tmp_path: Path) -> None:
     }
     held_out = HeldOut(
         scorer="reward model",
-        models={
-            "gemma": {"score": Rate(0.75, 0.5, 1.0, 20)},
-            "target": {"score": Rate(-1.5, -1.75, -1.25, 20)},
-            "target-sft": {"score": Rate(1.0, 0.875, 1.125, 20)},
-        },
-        comparisons=[Comparison("target-sft", "target", "score", Difference(2.5, 2.25, 2.75, 20))],
+        figures=Figures(
+            models={
+                "gemma": {"score": Rate(0.75, 0.5, 1.0, 20)},
+                "target": {"score": Rate(-1.5, -1.75, -1.25, 20)},
+                "target-sft": {"score": Rate(1.0, 0.875, 1.125, 20)},
+            },
+            comparisons=[Comparison("target-sft", "target", "score", Difference(2.5, 2.25, 2.75, 20))],
+        ),
     )
     write_report(replace(data, parts=graded, held_out=held_out), tmp_path / "report.html")
     root = parse((tmp_path / "report.html").read_text())
@@ -620,15 +626,19 @@ def test_rates_and_scores_stand_beside_each_other_each_on_its_own_scale(tmp_path
     }
     held_out = HeldOut(
         scorer="by-domain: verifier for sums; reward model for the rest",
-        models=rates,
-        domains={
-            model: {"sums" if metric == "exact_match" else "essays": {metric: rate} for metric, rate in found.items()}
-            for model, found in rates.items()
-        },
-        comparisons=[
-            Comparison("target-sft", "gemma", "exact_match", Difference(0.25, 0.125, 0.375, 8)),
-            Comparison("target-sft", "gemma", "score", Difference(1.75, 1.5, 2.0, 4)),
-        ],
+        figures=Figures(
+            models=rates,
+            domains={
+                model: {
+                    "sums" if metric == "exact_match" else "essays": {metric: rate} for metric, rate in found.items()
+                }
+                for model, found in rates.items()
+            },
+            comparisons=[
+                Comparison("target-sft", "gemma", "exact_match", Difference(0.25, 0.125, 0.375, 8)),
+                Comparison("target-sft", "gemma", "score", Difference(1.75, 1.5, 2.0, 4)),
+            ],
+        ),
     )
     write_report(replace(small_run(), held_out=held_out), tmp_path / "report.html")
     root = parse((tmp_path / "report.html").read_text())

@@ -9,8 +9,8 @@ import pytest
 
 from sinterlm.errors import InputError
 from sinterlm.formats import read_rows
+from sinterlm.pipeline.finished import rewrite_report
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.outcome import rewrite_report
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.recipe.load import load_recipe
 from sinterlm.store import Store

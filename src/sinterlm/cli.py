@@ -120,14 +120,14 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def report(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Write a run's report.html and summary.json again and print its table."""
-    from sinterlm.pipeline.outcome import rewrite_report
+    from sinterlm.pipeline.finished import rewrite_report
     from sinterlm.terminal.summary import print_summary
 
-    summary = rewrite_report(folder)
+    run = rewrite_report(folder)
     if as_json:
-        _print_json(summary)
+        _print_json(run.summary)
     else:
-        print_summary(summary, folder, _console())
+        print_summary(run, _console())
 
 
 @app.command()
@@ -284,6 +284,7 @@ def _run(
     only: str | None = None,
     allow_code: bool = False,
 ) -> None:
+    from sinterlm.pipeline.finished import Run
     from sinterlm.pipeline.fusion import Fusion
     from sinterlm.pipeline.run import run_fusion
     from sinterlm.recipe.load import load_recipe
@@ -293,7 +294,7 @@ def _run(
     console = _console()
     fusion = Fusion(load_recipe(recipe, overrides).recipe)
     outcome = run_fusion(fusion, TerminalReporter(console), until=until, only=only, allow_code=allow_code)
-    print_outcome(fusion, outcome, console)
+    print_outcome(Run(fusion), outcome, console)
 
 
 def _console() -> Terminal:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError
+from sinterlm.pipeline.finished import read_only
 from sinterlm.pipeline.fusion import Fusion, load_fusion
-from sinterlm.pipeline.outcome import read_only
 from sinterlm.pipeline.outputs import require_undamaged
-from sinterlm.pipeline.report import flatten_rates, read_report
+from sinterlm.pipeline.report import read_report
 from sinterlm.report import write_report
 from sinterlm.report.browser import describe_prompt
 from sinterlm.report.data import ReportData
@@ -43,8 +43,8 @@ class Compared(NamedTuple):
             "notes": list(self.data.notes),
             "scorers": {"training": self.data.run.scorer, **({"held_out": held_out.scorer} if held_out else {})},
             "selections": {name: asdict(tally) for name, tally in self.selections.items()},
-            "held_out": flatten_rates(held_out.models) if held_out else {},
-            "held_out_differences": [found.to_json() for found in held_out.comparisons] if held_out else [],
+            "held_out": held_out.figures.flatten() if held_out else {},
+            "held_out_differences": held_out.figures.to_json()["differences"] if held_out else [],
             **({"prompt": describe_prompt(self.data, self.data.case)} if self.data.case else {}),
             "page": str(self.page),
         }

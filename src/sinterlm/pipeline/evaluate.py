@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sinterlm.chat import EncodedExample, UnfitAnswer, encode_example
 from sinterlm.context import context_length
-from sinterlm.evaluation.rates import compare_models, compute_rates, compute_rates_by_domain
-from sinterlm.evaluation.rewards import QuadrupleRewards, reward_accuracies
+from sinterlm.evaluation.figures import Evaluation, Figures, compute_figures
+from sinterlm.evaluation.rewards import QuadrupleRewards, RewardAccuracies, reward_accuracies
 from sinterlm.files import atomic_write
 from sinterlm.models import load_model, load_tokenizer
 from sinterlm.objectives.named import ResolvedObjective, resolve_objective
@@ -28,6 +29,9 @@ from sinterlm.template import TemplateOptions, TemplateRefusal
 if TYPE_CHECKING:
     from sinterlm.training.logprobs import SequenceLogp
 
+    _Logps = Mapping[str, Sequence[Mapping[Role, SequenceLogp]]]
+    # Model to one mapping a quadruple, from the role of an answer to its log-probability.
+
 QUADRUPLE_ROLES: tuple[Role, ...] = ("chosen_source", "chosen_target", "rejected")
 
 
@@ -35,38 +39,31 @@ def evaluate(run: RunContext) -> StageResult:
     """Compute every figure of the held-out part and write ``evaluation.json``."""
     fusion = run.fusion
     prompts = run.store.prompts(fusion.run_name, "held_out")
-    figures = _figures(run, prompts)
-    if development := run.store.prompts(fusion.run_name, "development"):
-        figures["development"] = _figures(run, development)
+    development = run.store.prompts(fusion.run_name, "development")
+    evaluation = Evaluation(_figures(run, prompts), _figures(run, development) if development else None)
     dropped: Sequence[Dropped] = ()
     if fusion.recipe.preference:
         quadruples, dropped = _quadruples(run, prompts)
         examples = _encode_quadruples(fusion, quadruples) if quadruples else []
-        figures["num_quadruples"] = len(examples)
+        evaluation = replace(evaluation, num_quadruples=len(examples))
         if examples:
-            figures |= _internal_figures(run, examples)
+            logps = _logps_of_models(run, examples)
+            evaluation = replace(
+                evaluation, reward_accuracies=_reward_accuracies(fusion, logps), average_logps=_average_logps(logps)
+            )
     with atomic_write(fusion.output / "evaluation.json") as path:
-        path.write_text(json.dumps(figures, indent=1))
-    return StageResult({"questions": len(prompts), "models": len(figures["models"])}, dropped)
+        path.write_text(json.dumps(evaluation.to_json(), indent=1))
+    return StageResult({"questions": len(prompts), "models": len(evaluation.held_out.models)}, dropped)
 
 
-def _figures(run: RunContext, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """Rates of every model on ``prompts``, by domain too, and paired differences."""
+def _figures(run: RunContext, prompts: Sequence[Prompt]) -> Figures:
+    """The figures of every model on ``prompts``."""
     fusion = run.fusion
-    scores = {participant.name: held_out_scores(run, prompts, participant) for participant in fusion.participants}
-    models = {name: rates for name, answered in scores.items() if (rates := compute_rates(answered))}
-    scores = {name: scores[name] for name in models}
-    domains = {prompt.id: prompt.domain for prompt in prompts}
-    return {
-        "models": {name: _as_json(rates) for name, rates in models.items()},
-        "domains": {
-            name: {domain: _as_json(rates) for domain, rates in compute_rates_by_domain(answered, domains).items()}
-            for name, answered in scores.items()
-        }
-        if any(domains.values())
-        else {},
-        "differences": [found.to_json() for found in compare_models(scores, [model.name for model in fusion.trained])],
-    }
+    return compute_figures(
+        {participant.name: held_out_scores(run, prompts, participant) for participant in fusion.participants},
+        {prompt.id: prompt.domain for prompt in prompts},
+        fused=[model.name for model in fusion.trained],
+    )
 
 
 def held_out_scores(run: RunContext, prompts: Sequence[Prompt], participant: Participant) -> dict[str, Score]:
@@ -96,16 +93,20 @@ def _quadruples(run: RunContext, prompts: Sequence[Prompt]) -> tuple[Sequence[Tr
     return selection.rows, selection.dropped
 
 
-def _internal_figures(run: RunContext, examples: Sequence[Sequence[EncodedExample]]) -> dict[str, Any]:
-    """Log-probabilities of the quadruples' answers under every form of the target, and what follows from them."""
-    fusion = run.fusion
-    models = (fusion.target, *fusion.trained)
+def _logps_of_models(run: RunContext, examples: Sequence[Sequence[EncodedExample]]) -> _Logps:
+    """What every form of the target thinks of the quadruples' answers."""
+    models = (run.fusion.target, *run.fusion.trained)
+    logps = {}
     with run.reporter.task("log-probabilities", len(models), "models") as task:
-        logps = {}
         for model in models:
             assert model.weights is not None
             logps[model.name] = _row_logps(model.weights, examples)
             task.advance(1)
+    return logps
+
+
+def _reward_accuracies(fusion: Fusion, logps: _Logps) -> dict[str, RewardAccuracies]:
+    """How often each preference-trained model's internal reward ranks the quadruples rightly."""
     accuracies = {}
     for method in fusion.recipe.preference:
         chosen = settle(fusion, method).objective
@@ -115,16 +116,18 @@ def _internal_figures(run: RunContext, examples: Sequence[Sequence[EncodedExampl
         columns = [_internal_rewards(objective, policy, reference, role) for role in QUADRUPLE_ROLES]
         rewards = [QuadrupleRewards(*row) for row in zip(*columns, strict=True)]
         alpha = hyperparameters.get("alpha", 0.0)
-        accuracies[fusion.model_of(method).name] = _as_json(reward_accuracies(rewards, alpha=alpha)._asdict())
+        accuracies[fusion.model_of(method).name] = reward_accuracies(rewards, alpha=alpha)
+    return accuracies
+
+
+def _average_logps(logps: _Logps) -> dict[str, dict[str, list[float]]]:
+    """Model to the mean log-probabilities per token of y_ws, and of both answers of the target."""
     return {
-        "reward_accuracies": accuracies,
-        "average_logps": {
-            name: {
-                "chosen_source": [row["chosen_source"].mean for row in rows],
-                "target": [row[role].mean for row in rows for role in ("chosen_target", "rejected")],
-            }
-            for name, rows in logps.items()
-        },
+        name: {
+            "chosen_source": [row["chosen_source"].mean for row in rows],
+            "target": [row[role].mean for row in rows for role in ("chosen_target", "rejected")],
+        }
+        for name, rows in logps.items()
     }
 
 
@@ -186,7 +189,3 @@ def _row_logps(location: str, rows: Sequence[Sequence[EncodedExample]]) -> list[
     ]
     logps = iter(sequence_logps(model, examples))
     return [{role: next(logps) for role in QUADRUPLE_ROLES} for _ in rows]
-
-
-def _as_json(rates: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {metric: rate._asdict() for metric, rate in rates.items()}

@@ -1,34 +1,29 @@
-"""What a run leaves for people in its folder: summary.json and report.html."""
+"""What the page of a run shows, put together from the store and the run's folder."""
 
 from __future__ import annotations
 
-import json
 import time
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
 from sinterlm.errors import InputError
-from sinterlm.evaluation.rates import Comparison, Difference, Rate
-from sinterlm.evaluation.rewards import RewardAccuracies
-from sinterlm.files import atomic_write
-from sinterlm.formats import read_rows
+from sinterlm.evaluation.figures import Evaluation
+from sinterlm.evaluation.rates import Rate
 from sinterlm.models import plain_name
 from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
-from sinterlm.pipeline.grid_store import describe_choice, read_search, settle
+from sinterlm.pipeline.grid_store import describe_choice, settle
 from sinterlm.pipeline.metrics import read_metrics
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
+from sinterlm.pipeline.summary import read_evaluation, read_selections, summarise, write_summary
 from sinterlm.recipe.build import build_hyperparameters
-from sinterlm.records import Candidates, Prompt, Scored, Selection
+from sinterlm.records import Candidates, Prompt, Scored
 from sinterlm.report import data as page
 from sinterlm.report import write_report
 from sinterlm.selection.overlap import REASONS as OVERLAPS
 from sinterlm.selection.policies import REASONS
-from sinterlm.selection.tally import tally_selection
 
 EXPLANATIONS = {
     **REASONS,
@@ -63,8 +58,7 @@ def write_run_report(run: RunContext) -> StageResult:
     fusion = run.fusion
     summary = summarise(run)
     data = _report_data(run, summary)
-    with atomic_write(fusion.output / "summary.json") as path:
-        path.write_text(json.dumps(summary, indent=2))
+    write_summary(fusion, summary)
     report = fusion.output / "report.html"
     write_report(data, report, seed=fusion.recipe.seed)
     return StageResult({"bytes": report.stat().st_size})
@@ -93,91 +87,17 @@ def _require_scores(run: RunContext, data: page.ReportData) -> None:
             )
 
 
-def read_summary(fusion: Fusion) -> dict[str, Any]:
-    """The run's ``summary.json``."""
-    return _read_json(fusion.output / "summary.json")
-
-
-def summarise(run: RunContext) -> dict[str, Any]:
-    """The figures of ``summary.json``."""
-    fusion = run.fusion
-    finished = run.store.finished_stages(fusion.run_name)
-    # A method that the recipe no longer has is no part of the run.
-    past = {name: finished[name] for name in run.stages if name in finished and name != "report"}
-    stages = {
-        name: {
-            "seconds": round(stage.seconds, 3),
-            "peak_memory_bytes": stage.peak_memory_bytes,
-            "counts": dict(stage.counts),
-        }
-        for name, stage in past.items()
-    }
-    figures = _figures(fusion)
-    development = figures.get("development")
-    held_out = fusion.recipe.evaluation.held_out
-    searches = {name: found for name in fusion.trainings if (found := read_search(fusion, name))}
-    return {
-        "seconds": round(sum(stage.seconds for stage in past.values()), 3),
-        "peak_memory_bytes": max((stage.peak_memory_bytes for stage in past.values()), default=0),
-        "seed": fusion.recipe.seed,
-        "scorers": {
-            "training": fusion.recipe.scorer.title,
-            **({"held_out": held_out.scorer.title} if held_out else {}),
-        },
-        "stages": stages,
-        "held_out": flatten_rates(_read_models(figures)),
-        "held_out_differences": figures.get("differences", []),
-        "reward_accuracies": figures.get("reward_accuracies", {}),
-        "selections": {name: asdict(tally_selection(found)) for name, found in _selections(run).items()},
-        **({"development": flatten_rates(_read_models(development))} if development else {}),
-        **({"searches": searches} if searches else {}),
-    }
-
-
 def read_report(run: RunContext) -> page.ReportData:
     """All that the report of a run shows."""
     return _report_data(run, summarise(run))
 
 
-def flatten_rates(models: Mapping[str, Mapping[str, Rate]]) -> dict[str, dict[str, float]]:
-    """Model to its figures by name, as in ``summary.json``."""
-    return {name: _flatten(rates) for name, rates in models.items()}
-
-
-def _flatten(rates: Mapping[str, Rate]) -> dict[str, float]:
-    """The main metric's interval is plain ``low``, ``high`` and ``n``; another's carries its name."""
-    flat: dict[str, float] = {}
-    for metric, rate in rates.items():
-        prefix = f"{metric}_" if flat else ""
-        flat |= {metric: rate.value, f"{prefix}low": rate.low, f"{prefix}high": rate.high}
-        if flat.setdefault("n", rate.n) != rate.n:
-            flat[f"{prefix}n"] = rate.n
-    return flat
-
-
-def _read_models(figures: Mapping[str, Any]) -> dict[str, dict[str, Rate]]:
-    return {name: _rates(metrics) for name, metrics in figures.get("models", {}).items()}
-
-
-def _figures(fusion: Fusion) -> dict[str, Any]:
-    path = fusion.output / "evaluation.json"
-    return _read_json(path) if path.is_file() else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged or not there ({error}); delete it and give `sinterlm run` again") from error
-    return content
-
-
 def _report_data(run: RunContext, summary: Mapping[str, Any]) -> page.ReportData:
     fusion = run.fusion
     recipe = fusion.recipe
-    figures = _figures(fusion)
+    evaluation = read_evaluation(fusion)
     data = page.ReportData(
-        run=page.Run(
+        run=page.RunFacts(
             name=fusion.output.name,
             target=plain_name(recipe.target.model),
             sources={source.name: source.config.provenance() for source in fusion.sources},
@@ -185,7 +105,7 @@ def _report_data(run: RunContext, summary: Mapping[str, Any]) -> page.ReportData
             seed=recipe.seed,
             seconds=summary["seconds"],
             stages=[
-                page.Stage(name, stage["seconds"], stage["counts"], stage["peak_memory_bytes"])
+                page.StageFacts(name, stage["seconds"], stage["counts"], stage["peak_memory_bytes"])
                 for name, stage in summary["stages"].items()
             ],
             peak_memory_bytes=summary["peak_memory_bytes"],
@@ -193,25 +113,22 @@ def _report_data(run: RunContext, summary: Mapping[str, Any]) -> page.ReportData
             methods=list(recipe.preference),
         ),
         parts={part: list(_candidates(run, part)) for part in typing.get_args(page.Part)},
-        rows={name: selection.rows for name, selection in _selections(run).items()},
+        rows={name: selection.rows for name, selection in read_selections(run).items()},
         dropped=[drop for drop in run.store.dropped(fusion.run_name) if drop.stage in summary["stages"]],
         drop_explanations=EXPLANATIONS,
-        held_out=_held_out(run, figures),
+        held_out=_held_out(run, evaluation),
         average_logps=[
             page.AverageLogps(model, cast(Any, responses), values)
-            for model, by_responses in figures.get("average_logps", {}).items()
+            for model, by_responses in evaluation.average_logps.items()
             for responses, values in by_responses.items()
         ],
         training=[
-            page.TrainingRun(name, _describe_training(fusion, name), metrics)
+            page.TrainingRun(name, training_title(fusion, name), metrics)
             for name in fusion.trainings
             if (metrics := read_metrics(fusion.output / fusion.model_of(name).name))
         ],
         searches=[_search(name, found) for name, found in summary.get("searches", {}).items()],
-        reward_accuracies={
-            model: RewardAccuracies(**{comparison: Rate(**rate) for comparison, rate in accuracies.items()})
-            for model, accuracies in figures.get("reward_accuracies", {}).items()
-        },
+        reward_accuracies=evaluation.reward_accuracies,
         notes=list(_handed_over(fusion, summary["stages"])),
     )
     _require_scores(run, data)
@@ -228,17 +145,6 @@ def _handed_over(fusion: Fusion, stages: Mapping[str, Any]) -> Iterator[str]:
                 f"Of the prompts that {dropping} dropped, {counts[label]:,.0f} went on to select-{name}; among the "
                 f"drops of {dropping} they count all the same."
             )
-
-
-def _selections(run: RunContext) -> dict[str, Selection]:
-    """The rows of every training that has any, and what its selection dropped."""
-    fusion = run.fusion
-    dropped = list(run.store.dropped(fusion.run_name))
-    return {
-        name: Selection(read_rows(path), [drop for drop in dropped if drop.stage == f"select-{name}"])
-        for name in fusion.trainings
-        if (path := fusion.rows_path(name)).is_file()
-    }
 
 
 def _candidates(run: RunContext, part: str) -> Iterator[Candidates]:
@@ -261,28 +167,15 @@ def _candidates(run: RunContext, part: str) -> Iterator[Candidates]:
     )
 
 
-def _held_out(run: RunContext, figures: Mapping[str, Any]) -> page.HeldOut | None:
+def _held_out(run: RunContext, evaluation: Evaluation) -> page.HeldOut | None:
     fusion = run.fusion
     held_out = fusion.recipe.evaluation.held_out
-    if held_out is None or not figures.get("models"):
+    if held_out is None or not evaluation.held_out.models:
         return None
     prompts = run.store.prompts(fusion.run_name, "held_out")
     return page.HeldOut(
         scorer=held_out.scorer.title,
-        models=_read_models(figures),
-        domains={
-            name: {domain: _rates(metrics) for domain, metrics in domains.items()}
-            for name, domains in figures["domains"].items()
-        },
-        comparisons=[
-            Comparison(
-                entry["model"],
-                entry["other"],
-                entry["metric"],
-                Difference(entry["difference"], entry["low"], entry["high"], entry["n"]),
-            )
-            for entry in figures["differences"]
-        ],
+        figures=evaluation.held_out,
         answers={
             participant.name: greedy_answers(run, fusion.for_evaluation(participant), prompts)
             for participant in fusion.participants
@@ -290,10 +183,6 @@ def _held_out(run: RunContext, figures: Mapping[str, Any]) -> page.HeldOut | Non
         },
         featured=fusion.fused.name if fusion.fused else "",
     )
-
-
-def _rates(metrics: Mapping[str, Any]) -> dict[str, Rate]:
-    return {metric: Rate(**rate) for metric, rate in metrics.items()}
 
 
 def greedy_answers(run: RunContext, ask: SamplingRequest, prompts: list[Prompt]) -> list[Scored]:
@@ -323,7 +212,8 @@ def _search(name: str, found: Mapping[str, Any]) -> page.Search:
     )
 
 
-def _describe_training(fusion: Fusion, name: str) -> str:
+def training_title(fusion: Fusion, name: str) -> str:
+    """The objective of a training and its hyper-parameters, e.g. ``dpo: beta 0.1``."""
     objective = settle(fusion, name).objective
     values = ", ".join(f"{key} {value}" for key, value in build_hyperparameters(objective).items())
     return f"{objective.kind}{f': {values}' if values else ''}"

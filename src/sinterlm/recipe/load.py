@@ -84,17 +84,32 @@ def load_recipe(path: Path, overrides: Sequence[str | Override] = ()) -> LoadedR
     Raises:
         InputError: a line for everything that is wrong, each with file, line and key.
     """
-    return LoadedRecipe(_check(apply_overrides(_read_document(path), overrides), path), path)
+    document = apply_overrides(_extend(read_yaml(path), path), overrides)
+    return LoadedRecipe(_check(document, path), path)
 
 
-def _read_document(path: Path, extending: tuple[Path, ...] = ()) -> Document:
+def parse_recipe(content: Mapping[str, Any], overrides: Sequence[str | Override] = ()) -> Recipe:
+    """Check a recipe that was not read from a file. All its relative paths are relative to the current folder.
+
+    Args:
+        content: What a recipe file would say.
+        overrides: As for :func:`load_recipe`.
+
+    Raises:
+        InputError: a line for everything that is wrong, each with its key.
+    """
+    path = Path.cwd() / "the recipe"
+    return _check(apply_overrides(_extend(Document(path.name, dict(content), {}), path), overrides), path)
+
+
+def _extend(document: Document, path: Path, extending: tuple[Path, ...] = ()) -> Document:
     """What a recipe says, on top of what the recipe says that it extends, if any.
 
     Args:
-        path: The recipe.
+        document: The recipe.
+        path: Where it is.
         extending: The recipes that extend it, for which it is read.
     """
-    document = read_yaml(path)
     if not (isinstance(document.value, dict) and EXTENDS in document.value):
         return document
     name = document.value[EXTENDS]
@@ -106,7 +121,7 @@ def _read_document(path: Path, extending: tuple[Path, ...] = ()) -> Document:
         raise refuse(document, [Problem((EXTENDS,), f"{name} extends this recipe itself; remove one of the two keys")])
     if not base.is_file():
         raise refuse(document, [Problem((EXTENDS,), f"there is no file {base}")])
-    extended = _read_document(base, seen)
+    extended = _extend(read_yaml(base), base, seen)
     # As checked, its paths are absolute: they keep their meaning in another folder.
     whole = _check(extended, base).model_dump(mode="json", exclude_unset=True)
     return extend(Document(extended.name, whole, extended.places), document)

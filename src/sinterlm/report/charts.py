@@ -65,8 +65,10 @@ RANKINGS = {
 
 def held_out_chart(held_out: HeldOut) -> Markup:
     """Every model's held-out figures with their intervals; the rates alone where there are scores too."""
-    metrics = [metric for metric in held_out.metrics if unit_of(metric) == held_out.unit]
-    shown = {model: {key: rates[key] for key in metrics if key in rates} for model, rates in held_out.models.items()}
+    metrics = [metric for metric in held_out.figures.metrics if unit_of(metric) == held_out.unit]
+    shown = {
+        model: {key: rates[key] for key in metrics if key in rates} for model, rates in held_out.figures.models.items()
+    }
     shown = {model: rates for model, rates in shown.items() if rates}
     is_rate = held_out.unit == "rate"
     scale = _SCALES[held_out.unit]
@@ -105,8 +107,8 @@ def held_out_chart(held_out: HeldOut) -> Markup:
 
 def comparisons_chart(held_out: HeldOut) -> Markup:
     """Paired differences of each fused model against the target and every source, one panel a metric."""
-    metrics = list(dict.fromkeys(comparison.metric for comparison in held_out.comparisons))
-    pairs = list(dict.fromkeys((comparison.model, comparison.other) for comparison in held_out.comparisons))
+    metrics = list(dict.fromkeys(comparison.metric for comparison in held_out.figures.comparisons))
+    pairs = list(dict.fromkeys((comparison.model, comparison.other) for comparison in held_out.figures.comparisons))
     units = [unit_of(metric) for metric in metrics]
     with chart_style():
         figure = Figure((_WIDTH, 0.9 + 0.27 * len(pairs)), layout="constrained")
@@ -116,7 +118,7 @@ def comparisons_chart(held_out: HeldOut) -> Markup:
             axes.set_title(words(metric))
             is_rate = unit_of(metric) == "rate"
             axes.set_xlabel("difference (percentage points)" if is_rate else "difference in mean score")
-        for comparison in held_out.comparisons:
+        for comparison in held_out.figures.comparisons:
             _draw_interval(
                 panels[metrics.index(comparison.metric)],
                 pairs.index((comparison.model, comparison.other)),
@@ -133,7 +135,7 @@ def comparisons_chart(held_out: HeldOut) -> Markup:
             (
                 f"{comparison.model} minus {comparison.other}, {words(comparison.metric)}: "
                 f"{_SCALES[unit_of(comparison.metric)] * comparison.difference.value:+.3g}"
-                for comparison in held_out.comparisons
+                for comparison in held_out.figures.comparisons
             ),
         )
 

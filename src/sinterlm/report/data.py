@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sinterlm.evaluation.rates import METRICS, Comparison, Rate
+from sinterlm.evaluation.figures import Figures
+from sinterlm.evaluation.rates import Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
 from sinterlm.records import Candidates, Dropped, Scored, TrainingRow
 from sinterlm.selection.policies import REASONS
@@ -29,8 +30,8 @@ def unit_of(metric: str) -> Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage of the run, e.g. ``Stage("sample-sources", 40.2, {"responses": 2145})``."""
+class StageFacts:
+    """One stage of the run, e.g. ``StageFacts("sample-sources", 40.2, {"responses": 2145})``."""
 
     name: str
     seconds: float
@@ -40,7 +41,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunFacts:
     """What was fused into what, and what it cost."""
 
     name: str
@@ -54,7 +55,7 @@ class Run:
     seed: int
     seconds: float
     """Wall-clock time of all stages, over all commands that it took."""
-    stages: Sequence[Stage] = ()
+    stages: Sequence[StageFacts] = ()
     peak_memory_bytes: int | None = None
     date: str = ""
     """When the run ended, as it should be shown; empty leaves it out."""
@@ -70,27 +71,17 @@ class HeldOut:
 
     scorer: str
     """In words, e.g. ``exact-match``."""
-    models: Mapping[str, Mapping[str, Rate]]
-    """Model to metric to figure, both in the order of display and as ``compute_rates`` gives them: the first metric is
-    the main one, ``exact_match`` or, with a graded scorer, ``score``."""
-    domains: Mapping[str, Mapping[str, Mapping[str, Rate]]] = field(default_factory=dict)
-    """Model to domain to metric to figure, as ``compute_rates_by_domain`` gives them; empty without domains."""
-    comparisons: Sequence[Comparison] = ()
-    """Each fused model against the target and every source."""
+    figures: Figures
+    """The first metric is the main one: ``exact_match`` or, with a graded scorer, ``score``."""
     answers: Mapping[str, Sequence[Scored]] = field(default_factory=dict)
     """Model to its greedy answers, for the browser of prompts; joined by prompt id."""
     featured: str = ""
-    """The fused model that the page leads with; the last one of ``models`` unless given."""
-
-    @property
-    def metrics(self) -> list[str]:
-        """Every metric of any model, in the order of display."""
-        return [metric for metric in METRICS if any(metric in rates for rates in self.models.values())]
+    """The fused model that the page leads with; the last one by default."""
 
     @property
     def main_metric(self) -> str:
         """The metric that models are compared by first."""
-        return self.metrics[0]
+        return self.figures.metrics[0]
 
     @property
     def unit(self) -> Unit:
@@ -163,7 +154,7 @@ class Search:
 class ReportData:
     """Everything that the page shows. Parts that a run does not have stay empty: their sections say so in one line."""
 
-    run: Run
+    run: RunFacts
     parts: Mapping[Part, Sequence[Candidates]] = field(default_factory=dict)
     """Every prompt of the run with its scored answers, by part; prompts without answers too (empty ``sources``)."""
     rows: Mapping[str, Sequence[TrainingRow]] = field(default_factory=dict)
@@ -180,7 +171,7 @@ class ReportData:
     """By which settings of trainings were chosen."""
     reward_accuracies: Mapping[str, RewardAccuracies] = field(default_factory=dict)
     """Preference-trained model to how often its internal reward ranks held-out quadruples rightly."""
-    compared: Sequence[Run] = ()
+    compared: Sequence[RunFacts] = ()
     """The runs that stand side by side (see :func:`~sinterlm.report.merge.merge_reports`); none on the page of one."""
     notes: Sequence[str] = ()
     """What a reader must know before he reads the figures, or compares them."""

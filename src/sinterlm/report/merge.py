@@ -16,9 +16,9 @@ from operator import eq
 from typing import NamedTuple, TypeVar
 
 from sinterlm.errors import InputError
-from sinterlm.evaluation.rates import compare_models, compute_rates, compute_rates_by_domain
+from sinterlm.evaluation.figures import Figures, compute_figures
 from sinterlm.records import Candidates, Dropped, Prompt, Score, Scored, TrainingRow
-from sinterlm.report.data import HeldOut, Part, ReportData, Run
+from sinterlm.report.data import HeldOut, Part, ReportData, RunFacts
 from sinterlm.report.tallies import kind_of
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def merge_reports(reports: Mapping[str, ReportData]) -> ReportData:
     held_out, held_out_notes = _merge_held_out(renamed)
     runs = [replace(data.run, name=name) for name, data in renamed.items()]
     return ReportData(
-        run=Run(
+        run=RunFacts(
             name=", ".join(reports),
             target=" and ".join(_unique(run.target for run in runs)),
             sources=dict(chain.from_iterable(run.sources.items() for run in runs)),
@@ -113,7 +113,7 @@ def _relabel_models(reports: Mapping[str, ReportData]) -> dict[str, ReportData]:
 def _find_answers(data: ReportData) -> dict[str, _Answers]:
     """Every model of a run with the ids of its answers; sampled and greedy ones are told apart."""
     greedy = data.held_out.answers if data.held_out else {}
-    evaluated = data.held_out.models if data.held_out else {}
+    evaluated = data.held_out.figures.models if data.held_out else {}
     found: dict[str, dict[Hashable, tuple[str, str]]] = {name: {} for name in (*data.run.sources, *evaluated)}
     for is_greedy, answers in ((False, _sampled(data)), (True, chain.from_iterable(greedy.values()))):
         for response, score in answers:
@@ -158,7 +158,7 @@ def _rename_models(data: ReportData, labels: Mapping[str, str]) -> ReportData:
         held_out=held_out
         and replace(
             held_out,
-            models={labels[name]: rates for name, rates in held_out.models.items()},
+            figures=Figures(),  # computed anew, over the questions that all runs share
             answers={labels[name]: list(map(rename, answers)) for name, answers in held_out.answers.items()},
             featured=labels.get(held_out.featured, ""),
         ),
@@ -313,16 +313,15 @@ def _merge_held_out(reports: Mapping[str, ReportData]) -> tuple[HeldOut | None, 
         )
     answers = {label: given for held_out in evaluated.values() for label, given in held_out.answers.items()}
     scores = {label: _scores(answers[label], shared) for label in sorted(answers, key=_rank)}
-    models = {label: rates for label, given in scores.items() if (rates := compute_rates(given))}
-    scores = {label: scores[label] for label in models}
-    domains = {key: prompt.domain for key, prompt in shared.items()}
-    by_domain = {label: compute_rates_by_domain(given, domains) for label, given in scores.items()}
+    figures = compute_figures(
+        scores,
+        {key: prompt.domain for key, prompt in shared.items()},
+        fused=[label for label in scores if kind_of(label) == "fused"],
+    )
     merged = HeldOut(
         scorer=scorers[0],
-        models=models,
-        domains=by_domain if any(domains.values()) else {},
-        comparisons=compare_models(scores, [label for label in scores if kind_of(label) == "fused"]),
-        answers={label: answers[label] for label in scores},
+        figures=figures,
+        answers={label: answers[label] for label in figures.models},
         featured=next((held_out.featured for held_out in reversed(evaluated.values()) if held_out.featured), ""),
     )
     return merged, notes

@@ -72,8 +72,8 @@ def _environment() -> Environment:
 
 def _context(data: ReportData) -> dict[str, Any]:
     script = _package_text("page.js")
-    held_out = data.held_out if data.held_out and data.held_out.models else None
-    units = {unit_of(metric) for metric in held_out.metrics} if held_out else set()
+    held_out = data.held_out if data.held_out and data.held_out.figures.models else None
+    units = {unit_of(metric) for metric in held_out.figures.metrics} if held_out else set()
     tallies = tally_scores(data.parts)
     shares = count_source_shares(data.rows, data.run.sources)
     selections = tally_selections(data.rows, data.dropped)
@@ -111,7 +111,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "drop_explanations": data.drop_explanations,
         "charts": {
             "held_out": held_out and charts.held_out_chart(held_out),
-            "comparisons": held_out and held_out.comparisons and charts.comparisons_chart(held_out),
+            "comparisons": held_out and held_out.figures.comparisons and charts.comparisons_chart(held_out),
             "shares": shares and charts.share_chart(_share_panels(shares), name="source-share", label="share of y_ws"),
             "role_scores": scored_roles and charts.role_score_chart(selections),
             "margins": any(tally.margins for tally in selections.values()) and charts.margin_chart(selections),
@@ -169,17 +169,17 @@ def _headline(held_out: HeldOut) -> _Headline | None:
     if not featured:
         return None
     metric = held_out.main_metric
-    rates = {model: figures[metric] for model, figures in held_out.models.items() if metric in figures}
+    rates = {model: figures[metric] for model, figures in held_out.figures.models.items() if metric in figures}
     if featured not in rates:
         return None
     sources = [model for model in rates if kind_of(model) == "source"]
     best_source = max(sources, key=lambda source: rates[source].value, default="")
-    comparisons = {c.other: c for c in held_out.comparisons if c.metric == metric and c.model == featured}
+    comparisons = {c.other: c for c in held_out.figures.comparisons if c.metric == metric and c.model == featured}
     return _Headline(
         metric,
         featured,
         [(other, comparisons.get(other)) for other in ("target", best_source) if other in rates],
-        is_partly_format=_is_partly_format(held_out.models.get("target", {})),
+        is_partly_format=_is_partly_format(held_out.figures.models.get("target", {})),
     )
 
 
@@ -202,7 +202,7 @@ class _Domain:
 def _domains(held_out: HeldOut) -> list[_Domain]:
     """Largest domains first."""
     by_domain: dict[str, dict[str, Mapping[str, Rate]]] = {}
-    for model, domains in held_out.domains.items():
+    for model, domains in held_out.figures.domains.items():
         for domain, figures in domains.items():
             by_domain.setdefault(domain, {})[model] = figures
     scores = [
@@ -211,7 +211,7 @@ def _domains(held_out: HeldOut) -> list[_Domain]:
     rows = []
     for name, models in by_domain.items():
         metric = next(metric for metric in METRICS if any(metric in figures for figures in models.values()))
-        row = [models.get(model, {}).get(metric) for model in held_out.models]
+        row = [models.get(model, {}).get(metric) for model in held_out.figures.models]
         low, high = (0.0, 1.0) if unit_of(metric) == "rate" else (min(scores), max(scores))
         cells = [rate and (rate, (rate.value - low) / ((high - low) or 1)) for rate in row]
         rows.append(_Domain(name, metric, max(rate.n for rate in row if rate), cells))

@@ -24,7 +24,7 @@ def kind_of(model: str) -> Kind:
 
 def featured_model(held_out: HeldOut) -> str:
     """The fused model that the page leads with; empty without any."""
-    fused = [model for model in held_out.models if kind_of(model) == "fused"]
+    fused = [model for model in held_out.figures.models if kind_of(model) == "fused"]
     return held_out.featured or (fused[-1] if fused else "")
 
 

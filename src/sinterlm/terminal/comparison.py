@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from sinterlm.pipeline.compare import Compared
+from sinterlm.report.browser import describe_prompt
 from sinterlm.report.tallies import count_outcomes
 from sinterlm.selection.tally import RoleTally, SelectionTally
 from sinterlm.terminal.summary import print_figures
@@ -21,10 +22,10 @@ def print_comparison(compared: Compared, console: Terminal) -> None:
     if compared.selections:
         console.print(_tabulate_selections(compared.selections))
         console.print(_tabulate_drops(compared.selections))
-    figures = compared.to_json()
-    print_figures(figures, console)
-    if case := figures.get("prompt"):
-        _print_case(case, console)
+    if held_out := compared.data.held_out:
+        print_figures(held_out.figures, held_out.scorer, console)
+    if compared.data.case:
+        _print_case(describe_prompt(compared.data, compared.data.case), console)
     console.say(f"\nThe page: {compared.page}")
 
 

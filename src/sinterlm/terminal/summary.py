@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator
 
 from rich.table import Table
 
-from sinterlm.evaluation.rates import METRICS
-from sinterlm.pipeline.fusion import Fusion
+from sinterlm.chat import with_system
+from sinterlm.evaluation.figures import Figures
+from sinterlm.evaluation.rates import Comparison, Rate
+from sinterlm.pipeline.finished import Model, Run
 from sinterlm.pipeline.grid_store import describe_choice
-from sinterlm.pipeline.outcome import FusedModel, describe_fused
-from sinterlm.pipeline.report import read_summary
 from sinterlm.pipeline.run import Outcome
+from sinterlm.records import Message
 from sinterlm.terminal.terminal import Terminal
 
 
-def print_outcome(fusion: Fusion, outcome: Outcome, console: Terminal) -> None:
+def print_outcome(run: Run, outcome: Outcome, console: Terminal) -> None:
     """The last lines of a run: the table, examples, the model and how to load it, the report, what to do next."""
     if outcome.left:
         console.say(f"left to do: {', '.join(outcome.left)}; `sinterlm run` without --until or --only goes on")
         return
     if not outcome.done_now:
-        console.say(f"{fusion.output}: all stages are done; nothing was left to do")
-    print_summary(read_summary(fusion), fusion.output, console)
-    if fused := describe_fused(fusion):
-        console.say("\n".join(_model_lines(fused)))
+        console.say(f"{run.folder}: all stages are done; nothing was left to do")
+    print_summary(run, console)
+    if run.fused:
+        console.say("\n".join(_model_lines(run, run.fused)))
     console.say(
-        f"\nThe report: {fusion.output / 'report.html'}\n"
-        f"To fuse your own models: copy {fusion.output / 'recipe.yaml'}, name your prompts, target and sources in it, "
+        f"\nThe report: {run.folder / 'report.html'}\n"
+        f"To fuse your own models: copy {run.folder / 'recipe.yaml'}, name your prompts, target and sources in it, "
         "and give it to `sinterlm run`; `sinterlm plan` shows beforehand what it will take.",
     )
 
 
-def print_summary(summary: Mapping[str, Any], folder: Path, console: Terminal) -> None:
-    """Print the held-out table and the differences that matter."""
-    if not summary["held_out"]:
-        console.say(f"{folder}: no held-out figures (not yet, or not in this recipe)")
+def print_summary(run: Run, console: Terminal) -> None:
+    """Print the held-out table, the differences that matter, what was searched, and what the run took."""
+    summary = run.summary
+    if not run.figures.models:
+        console.say(f"{run.folder}: no held-out figures (not yet, or not in this recipe)")
         return
-    print_figures(summary, console)
+    print_figures(run.figures, summary["scorers"]["held_out"], console)
     for name, found in summary.get("searches", {}).items():
         console.say(f"{name}: chosen on the development prompts: {describe_choice(found['chosen'])}")
     console.say(
@@ -48,59 +49,68 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Terminal) -
     )
 
 
-def print_figures(summary: Mapping[str, Any], console: Terminal) -> None:
-    """Print held-out figures and paired differences as they stand in ``summary.json``, if there are any."""
-    held_out = summary["held_out"]
-    if not held_out:
+def print_figures(figures: Figures, scorer: str, console: Terminal) -> None:
+    """Print figures on the held-out questions and the paired differences of the fused models, if there are any.
+
+    Args:
+        figures: What to print.
+        scorer: What scored the answers, in words.
+        console: Where to.
+    """
+    if not figures.models:
         return
-    num_questions = max(figures["n"] for figures in held_out.values())
-    metrics = [metric for metric in METRICS if any(metric in figures for figures in held_out.values())]
+    metrics = figures.metrics
     heads = [metric.replace("_", " ") for metric in metrics]
-    title = f"held-out questions: {num_questions}, scored by {summary['scorers']['held_out']} (95 % intervals)"
+    num_questions = max(next(iter(rates.values())).n for rates in figures.models.values())
+    title = f"held-out questions: {num_questions}, scored by {scorer} (95 % intervals)"
     table = Table("model", title=title, title_justify="left")
     for head in heads:
         table.add_column(head, justify="right")
-    for name, figures in held_out.items():
-        table.add_row(name, *(_interval(figures, metric, num_questions) for metric in metrics))
+    for name, rates in figures.models.items():
+        table.add_row(name, *(_show_rate(rates.get(metric), num_questions) for metric in metrics))
     console.print()
     console.print(table)
-    differences = Table("model", "minus", *heads)
-    by_pair: dict[tuple[str, str], dict[str, str]] = {}
-    for difference in summary["held_out_differences"]:
-        sure = "" if difference["low"] <= 0 <= difference["high"] else " *"
-        text = f"{difference['difference']:+z.3f} [{difference['low']:+z.3f}, {difference['high']:+z.3f}]{sure}"
-        by_pair.setdefault((difference["model"], difference["other"]), {})[difference["metric"]] = text
+    title = "paired differences (* the interval excludes zero)"
+    differences = Table("model", "minus", *heads, title=title, title_justify="left")
+    by_pair: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for comparison in figures.comparisons:
+        by_pair[comparison.model, comparison.other][comparison.metric] = _show_comparison(comparison)
     for (model, other), texts in by_pair.items():
         differences.add_row(model, other, *(texts.get(metric, "") for metric in metrics))
-    differences.title, differences.title_justify = "paired differences (* the interval excludes zero)", "left"
     console.print(differences)
-    target = held_out.get("target", {})
-    if metrics[0] == "exact_match" and target.get("contains", 0) - target.get("exact_match", 0) > 0.1:
-        console.say(
-            f"The target knows more than its exact match says: it answers in sentences (contains "
-            f"{target['contains']:.2f}, exact match {target['exact_match']:.2f}), so format alone is part of every "
-            "gain in exact match.",
-        )
+    target = figures.models.get("target", {})
+    if metrics[0] == "exact_match" and {"exact_match", "contains"} <= target.keys():
+        exact, contains = target["exact_match"].value, target["contains"].value
+        if contains - exact > 0.1:
+            console.say(
+                f"The target knows more than its exact match says: it answers in sentences (contains {contains:.2f}, "
+                f"exact match {exact:.2f}), so format alone is part of every gain in exact match.",
+            )
 
 
-def _interval(figures: Mapping[str, float], metric: str, num_questions: int) -> str:
-    """A figure with its interval, and over how many questions where that is not all of them."""
-    if metric not in figures:
+def _show_rate(rate: Rate | None, num_questions: int) -> str:
+    """A figure with its interval, and over how many questions if not over all."""
+    if rate is None:
         return ""
-    prefix = f"{metric}_" if f"{metric}_low" in figures else ""
-    n = figures.get(f"{prefix}n", figures["n"])
-    of = f" of {n}" if n < num_questions else ""
-    return f"{figures[metric]:.3f} [{figures[f'{prefix}low']:.3f}, {figures[f'{prefix}high']:.3f}]{of}"
+    of = f" of {rate.n}" if rate.n < num_questions else ""
+    return f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]{of}"
 
 
-def _model_lines(fused: FusedModel) -> Iterator[str]:
-    """The examples with the answers before and after, and how to load the fused model and ask it the first of them."""
-    for example in fused.examples:
-        yield f"\n{example.prompt.messages[-1].content}"
-        for label, answer in ((fused.target, example.before), (fused.name, example.after)):
-            yield f"  {label}: {answer.response.content!r} ({answer.score.value:g})"
-    messages = [message._asdict() for message in fused.messages]
-    others = ", the other methods' beside it" if fused.has_others else ""
+def _show_comparison(comparison: Comparison) -> str:
+    value, low, high, _ = comparison.difference
+    return f"{value:+z.3f} [{low:+z.3f}, {high:+z.3f}]{' *' if comparison.excludes_zero else ''}"
+
+
+def _model_lines(run: Run, fused: Model) -> Iterator[str]:
+    """Two questions with the answers before and after, and how to load the fused model and ask it the first of them."""
+    examples = run.examples()
+    for example in examples:
+        yield f"\n{example.before.prompt.messages[-1].content}"
+        for _, response, score in example:
+            yield f"  {response.source}: {response.content!r} ({score.value:g})"
+    asked = examples[0].before.prompt.messages if examples else (Message("user", "..."),)
+    messages = [message._asdict() for message in with_system(asked, run.recipe.target.prompt.system)]
+    others = ", the other methods' beside it" if len(run.recipe.preference) > 1 else ""
     yield f"\nThe fused model{others}: {fused.location}"
     yield "  from transformers import pipeline"
     yield f'  model = pipeline("text-generation", model={fused.location!r})'

@@ -1,0 +1,71 @@
+"""What a notebook or a script uses of Sinter; ``from sinterlm import run_fusion`` finds it here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sinterlm.pipeline import plan, run
+from sinterlm.pipeline.finished import Run, load_run
+from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.progress import Reporter
+from sinterlm.recipe.load import load_recipe, parse_recipe
+from sinterlm.recipe.schema import Recipe
+from sinterlm.terminal.progress import TerminalReporter
+from sinterlm.terminal.terminal import Terminal
+
+__all__ = ["load_run", "plan_fusion", "run_fusion"]
+
+AnyRecipe = str | Path | Mapping[str, Any] | Recipe
+"""A recipe file, what one would say, or a recipe that was read already."""
+
+
+def run_fusion(
+    recipe: AnyRecipe,
+    overrides: Sequence[str] = (),
+    *,
+    until: str | None = None,
+    only: str | None = None,
+    allow_code: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Carry out a recipe as ``sinterlm run`` does; the same call again resumes.
+
+    Args:
+        recipe: A recipe file, or what one would say, whose paths are then relative to the current folder.
+        overrides: Changes to it, e.g. ``["seed=1", "preference.wrpo.objective.alpha=0.3"]``.
+        until: The last stage to do; all are done by default.
+        only: The one stage to do.
+        allow_code: Whether to run the Python files that the recipe names.
+        reporter: Where progress is told; the default prints what the command line prints.
+
+    Raises:
+        SinterError: As the command line ends with another exit code than 0; its subclasses say which.
+    """
+    fusion = Fusion(_read(recipe, overrides))
+    run.run_fusion(fusion, reporter or TerminalReporter(Terminal()), until=until, only=only, allow_code=allow_code)
+    return Run(fusion)
+
+
+def plan_fusion(recipe: AnyRecipe, overrides: Sequence[str] = ()) -> plan.Plan:
+    """What a recipe will do, what of it is done, and what the rest will take; loads no model.
+
+    Args:
+        recipe: As for :func:`run_fusion`.
+        overrides: Changes to it.
+
+    Raises:
+        InputError: The recipe is wrong.
+    """
+    return plan.plan_fusion(Fusion(_read(recipe, overrides)))
+
+
+def _read(recipe: AnyRecipe, overrides: Sequence[str]) -> Recipe:
+    if isinstance(recipe, str | Path):
+        return load_recipe(Path(recipe), overrides).recipe
+    if isinstance(recipe, Recipe):
+        if not overrides:
+            return recipe
+        recipe = recipe.model_dump(mode="json", exclude_unset=True)
+    return parse_recipe(recipe, overrides)
