@@ -210,9 +210,11 @@ def test_the_database_of_another_program_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE songs (name TEXT)")
     connection.close()
+    before = path.read_bytes()
     for read_only in (True, False):
         with pytest.raises(InputError, match=r"store\.sqlite: is a database of another program"):
             Store(path, read_only=read_only)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("ending", ["", "-wal", "-shm", "-journal"])

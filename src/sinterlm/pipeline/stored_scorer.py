@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
+from typing import NamedTuple
 
 from sinterlm.errors import SinterError
 from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import SCORER_FAILED, Exchange, Scorer
 from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.store import ScoreKey, Store
+
+
+class _Entry(NamedTuple):
+    """An answer, and where the store has its score. The keys are found once: to see thoughts, an answer is read."""
+
+    exchange: Exchange
+    keys: list[ScoreKey]
+    """A score is kept under the first. Earlier releases kept all under the last, which names the scorer's identity."""
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        """Of prompt and response."""
+        return self.exchange.prompt.id, self.exchange.response.id
 
 
 class StoredScorer:
@@ -41,13 +55,7 @@ class StoredScorer:
 
     def stored(self, exchanges: Sequence[Exchange]) -> list[Score | None]:
         """The score of each answer in the store; None for one that the scorer has not been asked about."""
-        keys = [self._keys(entry) for entry in exchanges]
-        found = self._store.scores(key for own in keys for key in own)
-        scores: list[Score | None] = []
-        for own in keys:
-            score = next((found[key] for key in own if key in found), None)
-            scores.append(score and replace(score, scorer=own[-1].scorer))
-        return scores
+        return self._read(self._entries(exchanges))
 
     def has_scored(self) -> bool:
         """Whether the store has any score of this scorer, whatever it does with thoughts."""
@@ -57,53 +65,65 @@ class StoredScorer:
 
     def missing(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
         """The answers that the store has no score of, each once."""
-        stored = zip(exchanges, self.stored(exchanges), strict=True)
-        lacking = (entry for entry, score in stored if score is None)
-        return list({(entry.prompt.id, entry.response.id, self._name(entry)): entry for entry in lacking}.values())
+        entries = self._entries(exchanges)
+        return [entry.exchange for entry in _lacking(entries, self._read(entries))]
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
-        """Score what the store lacks, and give what it then has; where the scorer failed, the next call tries again."""
-        failed: dict[tuple[str, str], Score] = {}
-        if missing := self.missing(exchanges):
-            try:
-                scored = list(zip(missing, self._scorer.score(missing), strict=True))
-            except SinterError as error:
-                had = {(prompt_id, score.response_id): score for prompt_id, score in error.scored}
-                error.scored = ()  # a combination of scorers has not got what its part had
-                self._keep(
-                    (entry, had[key]) for entry in missing if (key := (entry.prompt.id, entry.response.id)) in had
-                )
-                raise
-            failed = {
-                (entry.prompt.id, entry.response.id): score
-                for entry, score in scored
-                if score.detail.get("reason") == SCORER_FAILED
-            }
-            self._keep(pair for pair in scored if (pair[0].prompt.id, pair[0].response.id) not in failed)
-        stored = zip(exchanges, self.stored(exchanges), strict=True)
-        found = [score or failed.get((entry.prompt.id, entry.response.id)) for entry, score in stored]
-        return [score for score in found if score]
+        """Score what the store lacks, and give what it then has; if the scorer failed, the next call tries again."""
+        entries = self._entries(exchanges)
+        scores = self._read(entries)
+        if missing := _lacking(entries, scores):
+            failed = self._score(missing)
+            places = [place for place, score in enumerate(scores) if score is None]
+            for place, score in zip(places, self._read([entries[place] for place in places]), strict=True):
+                scores[place] = score or failed.get(entries[place].ids)
+        return [score for score in scores if score]
 
-    def _keep(self, scored: Iterable[tuple[Exchange, Score]]) -> None:
-        self._store.add_scores((entry.prompt, replace(score, scorer=self._name(entry))) for entry, score in scored)
+    def _score(self, missing: Sequence[_Entry]) -> dict[tuple[str, str], Score]:
+        """Ask the scorer and keep what it says, but for the scores on which it failed: these are returned by ids."""
+        try:
+            scores = self._scorer.score([entry.exchange for entry in missing])
+        except SinterError as error:
+            had = {(prompt_id, score.response_id): score for prompt_id, score in error.scored}
+            error.scored = ()  # a combination of scorers has not got what its part had
+            self._keep((entry, had[entry.ids]) for entry in missing if entry.ids in had)
+            raise
+        scored = list(zip(missing, scores, strict=True))
+        failed = {entry.ids: score for entry, score in scored if score.detail.get("reason") == SCORER_FAILED}
+        self._keep((entry, score) for entry, score in scored if entry.ids not in failed)
+        return failed
+
+    def _keep(self, scored: Iterable[tuple[_Entry, Score]]) -> None:
+        self._store.add_scores(
+            (entry.exchange.prompt, replace(score, scorer=entry.keys[0].scorer)) for entry, score in scored
+        )
+
+    def _read(self, entries: Sequence[_Entry]) -> list[Score | None]:
+        found = self._store.scores(key for entry in entries for key in entry.keys)
+        scores: list[Score | None] = []
+        for entry in entries:
+            score = next((found[key] for key in entry.keys if key in found), None)
+            scores.append(score and replace(score, scorer=entry.keys[-1].scorer))
+        return scores
+
+    def _entries(self, exchanges: Iterable[Exchange]) -> list[_Entry]:
+        return [_Entry(exchange, self._keys(exchange)) for exchange in exchanges]
+
+    def _keys(self, exchange: Exchange) -> list[ScoreKey]:
+        (prompt, response), identity = exchange, self._identity(exchange)
+        names = [self._name_of_place(identity, response.source, response.index)] if self._by_place else []
+        return [ScoreKey(response.id, name, prompt.answers_hash) for name in (*names, identity)]
 
     def _identity(self, exchange: Exchange) -> str:
         """What decides the score of an answer, besides the answer itself."""
         return self._scorer.identity_for(exchange) if isinstance(self._scorer, ThoughtPolicy) else self.identity
 
-    def _name(self, exchange: Exchange) -> str:
-        """Under what the score of an answer is kept."""
-        return self._keys(exchange)[0].scorer
-
-    def _keys(self, exchange: Exchange) -> list[ScoreKey]:
-        """The keys under which the store may have the score of an answer; the last names the scorer's identity.
-
-        Earlier releases kept all scores under the latter.
-        """
-        (prompt, response), identity = exchange, self._identity(exchange)
-        names = [self._name_of_place(identity, response.source, response.index)] if self._by_place else []
-        return [ScoreKey(response.id, name, prompt.answers_hash) for name in (*names, identity)]
-
     def close(self) -> None:
         """Close the scorer; the store stays open."""
         self._scorer.close()
+
+
+def _lacking(entries: Sequence[_Entry], scores: Sequence[Score | None]) -> list[_Entry]:
+    """The entries without a score, each once."""
+    lacking = (entry for entry, score in zip(entries, scores, strict=True) if score is None)
+    return list({(entry.exchange.prompt.id, entry.keys[0]): entry for entry in lacking}.values())

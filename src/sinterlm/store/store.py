@@ -125,25 +125,30 @@ class Store:
                     f"{path}: is empty where a database was expected: something has cut it short. Restore it from a "
                     "copy; if there is none, remove it, and the same command begins with a new one"
                 )
-            if read_only:
-                self._connection = self._connect_read_only()
-            else:
-                self._connection = sqlite3.connect(path)
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.row_factory = sqlite3.Row
-            version = read_version(self._connection)
-            if version < 1:
-                raise InputError(f"{path}: is a database of another program; expected a store of Sinter's")
-            if version > VERSION:
-                raise InputError(
-                    f"{path}: store of version {version}, written by a newer release of Sinter; this one reads "
-                    f"versions up to {VERSION}. Upgrade Sinter, or use another workspace"
-                )
-            if read_only:
-                show_as_upgraded(self._connection)
-            else:
-                upgrade(self._connection)
+            self._connection = self._connect_read_only() if read_only else sqlite3.connect(path)
+            try:
+                self._prepare(read_only)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self, read_only: bool) -> None:
+        connection = self._connection
+        connection.row_factory = sqlite3.Row
+        version = read_version(connection)
+        if version < 1:
+            raise InputError(f"{self.path}: is a database of another program; expected a store of Sinter's")
+        if version > VERSION:
+            raise InputError(
+                f"{self.path}: store of version {version}, written by a newer release of Sinter; this one reads "
+                f"versions up to {VERSION}. Upgrade Sinter, or use another workspace"
+            )
+        if read_only:
+            show_as_upgraded(connection)
+        else:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            upgrade(connection)
 
     def _connect_read_only(self) -> sqlite3.Connection:
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
