@@ -146,8 +146,8 @@ class Fusion:
     @cached_property
     def sampled_targets(self) -> tuple[Participant, ...]:
         """Whose answers stand for the target's in training rows: forms of the target, or recorded answers."""
-        compared = (self.compared(training) for training in self.trainings)
-        return tuple(dict.fromkeys(participant for participant in compared if participant))
+        compared = {found.name: found for training in self.trainings if (found := self.compared(training))}
+        return tuple(compared.values())
 
     def model_of(self, training: str) -> Participant:
         """The model that a training makes: ``target-sft``, ``target-sft-wrpo``, ...

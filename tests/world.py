@@ -1,0 +1,403 @@
+"""A small world in which every setting of a recipe shows, and what is seen of a run at the far end.
+
+Nothing of the pipeline is faked: recipes are carried out by the command, on recorded answers, tiny models and a
+scripted server. One model says the first of four letters half of the time, whatever it is asked, so that its answers
+tell how it was sampled.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import gc
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pebble
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers
+from transformers import LlamaModel, Trainer
+from typer.testing import CliRunner
+
+from sinterlm import cli
+from sinterlm.formats import read_rows
+from sinterlm.records import TrainingRow
+from sinterlm.store import Store
+from tests.chat_server import Answer, ScriptedServer, serve
+from tests.test_armorm import save_checkpoint
+from tests.tiny import build_model, build_tokenizer, save_tiny, save_tiny_reward_model
+
+RECIPE = """\
+prompts: {path: prompts.jsonl}
+target: {model: FOLDER/letters, samples: {engine: recorded, path: own.jsonl}}
+sources:
+  a: {engine: recorded, path: a.jsonl}
+  b: {engine: recorded, path: b.jsonl}
+scorer: {kind: recorded, path: scores.jsonl}
+preference:
+  m:
+    select: {kind: wrpo}
+    objective: {kind: wrpo}
+    train: {max_steps: 2, learning_rate: 0.1, per_device_train_batch_size: 16, max_length: 128}
+"""
+NUM_PROMPTS = 16
+LENGTH = ("a2", "t3")
+"""Answers that the token limit cut."""
+SCORES = {
+    "a0": 5, "a1": 7, "a2": 9, "a3": 5, "b0": 7, "b1": 4, "b2": 1, "b3": 1, "t0": 3, "t1": 3, "t2": 1, "t3": 6,
+}  # fmt: skip
+POOR = {"a0": 2.0, "a1": 1.5, "a2": 1.5, "a3": 1.2, "b0": 1.4, "b1": 1.3, "b2": 1.1, "b3": 1.1}
+"""What the sources' answers to the first prompt score, whose accepted answer is the target's own."""
+THOUGHT = "<think>hm</think>a1"
+
+
+def write_world(folder: Path) -> None:
+    """Models, prompts, answers and scores that let every setting show."""
+    save_letters(folder / "letters", "ABCD")
+    save_letters(folder / "others", "WXYZ")
+    save_tiny(folder / "tiny")
+    save_tiny_reward_model(folder / "reward")
+    save_tiny_reward_model(folder / "reward2", seed=1)
+    for name in ("armorm", "armorm2"):
+        (folder / name).mkdir()
+        save_checkpoint(folder / name)
+    for name, source in (("asking", "letters"), ("asking-reward", "reward"), ("asking-armorm", "armorm")):
+        copy_with_template(folder / source, folder / name)
+    prompts: list[dict[str, Any]] = [
+        {
+            "id": f"n{number}",
+            "prompt": f"Question number {number}?",
+            "answers": ["a1", "b0"] if number else ["a1", "b0", "t1"],
+            "domain": "odd" if number % 2 else "even",
+        }
+        for number in range(NUM_PROMPTS)
+    ]
+    scores: list[dict[str, Any]] = [
+        {"prompt_id": prompt["id"], "response": content, "score": score_of(number, content)}
+        for number, prompt in enumerate(prompts)
+        for content in SCORES
+    ]
+    sums: list[dict[str, Any]] = [
+        {"id": f"s{n}", "prompt": f"What is {n} plus 2?", "answers": [str(n + 2)]} for n in range(2)
+    ]
+    programs: list[dict[str, Any]] = [{"id": "p0", "prompt": "Write `double`.", "answers": ["assert double(2) == 4"]}]
+    near = ["one two three four five six seven eight nine ten", "one two three four five six seven eight nine eleven"]
+    question = "see one two three four five six and then say something else altogether to me please, will you now"
+    files: dict[str, Sequence[Mapping[str, Any]]] = {
+        "prompts": prompts,
+        "few": prompts[1:3],
+        "near": [{"id": str(number), "prompt": text} for number, text in enumerate(near)],
+        "bench": [{"question": question}],
+        "same": [{"question": near[0]}],
+        "open": [{"id": prompt["id"], "prompt": prompt["prompt"]} for prompt in prompts[1:3]],
+        "sums": sums,
+        "programs": programs,
+        "scores": scores,
+        "one": prompts[1:2],
+        "uneven": [{**line, "score": 6.0} if line["response"] == "b0" else line for line in scores],
+        "long": [answer(prompt, f"{prompt['id']} {'well ' * 20} end") for prompt in prompts],
+        "turned": [{**line, "score": -line["score"]} for line in scores],
+        "gaps": [line for line in scores if line["response"] != "b3"],
+        **{name: [answer(p, content) for p in prompts for content in SCORES if content[0] == name] for name in "ab"},
+        "own": [answer(prompt, content) for prompt in prompts for content in SCORES if content[0] == "t"],
+        "own2": [answer(prompt, content) for prompt in prompts for content in ("t0", "t2")],
+        "thoughts": [answer(prompt, THOUGHT) for prompt in prompts],
+        "any": [answer(prompt, "a1") for prompt in [*sums, *programs, *({"id": str(n)} for n in range(2))]],
+        "thinking": [answer(prompt, f"<think>I say 7</think>{prompt['answers'][0]}") for prompt in sums],
+        "busy": [answer(programs[0], BUSY)],
+        "thoughtful": [answer(programs[0], f"<think>\n```python\n{WRONG}```\n</think>\n```python\n{RIGHT}```")],
+        "baseline": [answer(prompt, "the baseline") for prompt in prompts],
+    }
+    for name, lines in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / "mine.py").write_text(MINE)
+    (folder / "yours.py").write_text(MINE.replace("len(", "-len("))
+    (folder / "shots.yaml").write_text(
+        'template: "Q: {question}\\nA: {answer}\\n\\n"\nexamples: [{question: A shot, answer: Bang.}]\n'
+    )
+    (folder / "recipe.yaml").write_text(RECIPE.replace("FOLDER", str(folder)))
+
+
+RIGHT = "def double(number):\n    return 2 * number\n"
+WRONG = "def double(number):\n    return 3 * number\n"
+BUSY = f"```python\nimport time\n{RIGHT}while time.process_time() < 0.6:\n    pass\n```"
+"""Right, after more than half a second of computing."""
+
+
+MINE = """\
+def score(prompt, response):
+    return float(len(response.content))
+
+def score_twice(prompt, response):
+    return 2.0 * len(response.content)
+"""
+
+
+def score_of(number: int, content: str) -> float:
+    if number == 1 and content == "t0":
+        return 9.0
+    return POOR.get(content, SCORES[content]) if number == 0 else float(SCORES[content])
+
+
+def answer(prompt: Mapping[str, Any], content: str) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt["id"],
+        "response": content,
+        "finish_reason": "length" if content in LENGTH else "stop",
+    }
+
+
+def save_letters(folder: Path, letters: str) -> None:
+    """A model that says the first letter half of the time, the others seldomer and seldomer, whatever it is asked."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.get_parameter("model.norm.weight").fill_(1)
+        model.get_parameter("model.embed_tokens.weight")[:, 0] = 1
+    # So every last hidden state is (sqrt(size), 0, ...), of which the head below makes the logits.
+    head = torch.zeros(model.config.vocab_size, model.config.hidden_size)
+    head[:, 0] = -20.0
+    for letter, share in zip(letters, (0.5, 0.25, 0.15, 0.1), strict=True):
+        head[tokenizer.convert_tokens_to_ids(letter), 0] = math.log(share) + 3  # positive, for repetition penalties
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(head / model.config.hidden_size**0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+ASKING = "{{ '<' + (mark | default('plain')) + ' ' + strftime_now('%d %B %Y') + '>' }}"
+
+
+def copy_with_template(source: Path, folder: Path) -> None:
+    """A model whose chat template takes a variable and writes the date."""
+    shutil.copytree(source, folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = ASKING + str(tokenizer.chat_template)
+    tokenizer.save_pretrained(folder)
+
+
+# --- what is seen at the far end --------------------------------------------------------------------------------------
+
+
+class Read(NamedTuple):
+    """What a model was given to read at once."""
+
+    model: str
+    text: str
+    num_rows: int
+    num_tokens: int
+    dtype: torch.dtype
+
+
+@dataclass
+class Done:
+    """A run, and what was seen of it."""
+
+    folder: Path
+    error: str
+    said: str
+    reads: list[Read]
+    requests: list[dict[str, Any]]
+    headers: list[Mapping[str, str]]
+    most_open: int
+    arguments: list[Any]
+    """Transformers' TrainingArguments, one for each trainer."""
+    workers: list[int]
+    """Of every pool that was opened."""
+    asked_workers: list[tuple[Any, ...]]
+    """Arguments of what pools of processes were asked, the time limit last."""
+    overrides: tuple[str, ...] = ()
+
+    def rows(self, name: str = "m") -> list[TrainingRow]:
+        return read_rows(self.folder / "rows" / f"{name}.parquet")
+
+    def contents(self, role: str | None, name: str = "m") -> set[str]:
+        """What the answers of this role say over all rows; of all roles if there is none."""
+        return {answer.content for row in self.rows(name) for answer in row.responses if role in (None, answer.role)}
+
+    def weights(self, name: str = "m") -> dict[str, float]:
+        """By answer, of the third prompt; of weighted rows only."""
+        row = next(row for row in self.rows(name) if row.prompt_id == "n2")
+        return {answer.content: answer.weight for answer in row.responses if answer.weight is not None}
+
+    def ids(self, name: str = "m") -> set[str]:
+        return {row.prompt_id for row in self.rows(name)}
+
+    def parts(self) -> dict[str, int]:
+        with Store(self.folder / "store.sqlite", read_only=True) as store:
+            names = ("held_out", "sft", "development", "preference")
+            return {name: len(prompts) for name in names if (prompts := list(store.prompts(".", name)))}
+
+    def part(self, name: str) -> set[str]:
+        with Store(self.folder / "store.sqlite", read_only=True) as store:
+            return {prompt.id for prompt in store.prompts(".", name)}
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """The run's stored responses or scores, as they are exported."""
+        target = self.folder / "exported"
+        if not target.exists():
+            command("export", self.folder, "--format", "answers", "--output", target)
+        rows: list[dict[str, Any]] = pq.read_table(next((target / name).glob("*.parquet"))).to_pylist()
+        return rows
+
+    def letters(self) -> list[str]:
+        """The answers that a model of letters gave."""
+        return [row["content"] for row in self.table("responses") if row["content"][:1] in set("ABCDWXYZ")]
+
+    def scores(self) -> list[float | None]:
+        return sorted((row["value"] for row in self.table("scores")), key=str)
+
+    def read(self, name: str) -> list[Read]:
+        return [read for read in self.reads if read.model == name]
+
+    def has_read(self, text: str) -> bool:
+        return any(text in read.text for read in self.reads)
+
+    def steps(self) -> list[tuple[float, float]]:
+        """Loss and size of the gradient of every step."""
+        lines = next(self.folder.glob("target*m/metrics.jsonl")).read_text().splitlines()
+        return [(step["loss"], step["grad_norm"]) for step in map(json.loads, lines)]
+
+    def figures(self) -> dict[str, Any]:
+        figures: dict[str, Any] = json.loads((self.folder / "evaluation.json").read_text())
+        return figures
+
+    def plan(self) -> dict[str, Any]:
+        planned: dict[str, Any] = json.loads(command("plan", RECIPES[0], *self.overrides, "--json")[0])
+        return planned
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """What is planned for a stage."""
+        return next(entry for entry in self.plan()["stages"] if entry["name"] == name)
+
+
+RECIPES: list[Path] = []
+"""The one recipe, once it is written."""
+
+
+def command(*arguments: object) -> tuple[str, str]:
+    """What a command of ours prints, and its error."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    return result.output, "" if result.exception is None else str(result.exception)
+
+
+class World:
+    """Carries out the recipe with changes, and watches."""
+
+    def __init__(self, folder: Path, server: ScriptedServer) -> None:
+        self.folder, self.server = folder, server
+        self.carry_out = cache(self._carry_out)
+        self._number = 0
+
+    def _carry_out(self, overrides: tuple[str, ...], until: str) -> Done:
+        self._number += 1
+        output = self.folder / "runs" / str(self._number)
+        fill = {"FOLDER": str(self.folder), "URL": self.server.url}
+        for name, value in fill.items():
+            overrides = tuple(override.replace(name, value) for override in overrides)
+        done = Done(output, "", "", [], [], [], 0, [], [], [])
+        done.overrides = (f"output={output}", *overrides)
+        before, self.server.most_open = len(self.server.requests), 0
+        FAILED.clear()
+        if until:
+            with watched(done):
+                done.said, done.error = command("run", RECIPES[0], *done.overrides, "--until", until, "--allow-code")
+        done.requests, done.headers = (
+            self.server.requests[before:],
+            [{name.lower(): value for name, value in headers.items()} for headers in self.server.headers[before:]],
+        )
+        done.most_open = self.server.most_open
+        return done
+
+
+@contextmanager
+def watched(done: Done) -> Iterator[None]:
+    """Record what models read, what trainers are told and what workers are asked; math-verify's are not started."""
+    forward, train = LlamaModel.forward, Trainer.train
+    open_threads = concurrent.futures.ThreadPoolExecutor.__init__
+
+    def read(model: Any, input_ids: Any = None, *arguments: Any, **more: Any) -> Any:
+        if input_ids is not None:
+            name = Path(model.config._name_or_path)
+            text = tokenizer_of(name).decode(input_ids.flatten().tolist())
+            done.reads.append(Read(name.name, text, len(input_ids), input_ids.shape[-1], model.dtype))
+        return forward(model, input_ids, *arguments, **more)
+
+    def trained(trainer: Any, *arguments: Any, **more: Any) -> Any:
+        done.arguments.append(trainer.args)
+        return train(trainer, *arguments, **more)
+
+    def threads(pool: Any, max_workers: int | None = None, *arguments: Any, **more: Any) -> None:
+        done.workers.append(max_workers or 0)
+        open_threads(pool, max_workers, *arguments, **more)
+
+    def processes(pool: Any, max_workers: int = 0, *arguments: Any, **more: Any) -> None:
+        done.workers.append(max_workers)
+
+    def schedule(pool: Any, function: Any, args: Sequence[Any], timeout: float) -> Any:
+        done.asked_workers.append((*args, timeout))
+        future: concurrent.futures.Future[str] = concurrent.futures.Future()
+        future.set_result("right")
+        return future
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaModel, "forward", read)
+        patch.setattr(Trainer, "train", trained)
+        patch.setattr(concurrent.futures.ThreadPoolExecutor, "__init__", threads)
+        patch.setattr(pebble.ProcessPool, "__init__", processes)
+        patch.setattr(psutil.Process, "children", lambda process, recursive=False: [])  # watching memory takes long
+        patch.setattr(os, "fsync", lambda file: None)
+        for name, fake in (("schedule", schedule), ("stop", lambda pool: None), ("join", lambda pool: None)):
+            patch.setattr(pebble.ProcessPool, name, fake, raising=False)
+        yield
+
+
+@cache
+def tokenizer_of(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def judge(request: Mapping[str, Any]) -> Answer:
+    """Grades everything 7 and calls every game a tie, whichever it is asked for; `flaky` fails at first."""
+    text = request["messages"][0]["content"]
+    fields = json.dumps(request.get("response_format", {}))
+    if request["model"] == "flaky" and not FAILED:
+        FAILED.append(text)
+        return Answer(status=500, headers={"retry-after-ms": "1"})
+    if request["model"] == "slow":
+        time.sleep(0.4)
+    if request["model"] == "confused" and "b2" in text:
+        return Answer("I cannot say.")
+    reasons = {"explanation": "So."} if '"explanation"' in text + fields else {}
+    if '"tie"' in fields:
+        return Answer(json.dumps({**reasons, "verdict": "tie"}))
+    names = [name for name in ("wit", "depth") if f'"{name}"' in text + fields] or ["grade"]
+    return Answer(json.dumps({**reasons, **dict.fromkeys(names, 7)}))
+
+
+FAILED: list[str] = []
+
+
+@contextmanager
+def open_world(folder: Path) -> Iterator[World]:
+    """The world in an empty folder, with its judge."""
+    write_world(folder)
+    gc.collect()
+    gc.freeze()  # each training collects garbage: the imported libraries need not be looked through every time
+    RECIPES[:] = [folder / "recipe.yaml"]
+    with serve(judge, seconds=0.01) as server:
+        yield World(folder, server)
+    gc.unfreeze()
