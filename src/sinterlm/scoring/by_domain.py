@@ -22,8 +22,9 @@ class ByDomain(ScorerSettings):
 
     kind: Literal["by-domain"]
     domains: Annotated[dict[str, Part], Field(min_length=1)]
+    """The scorer of each domain."""
     other: Part
-    """Of prompts of any other domain, and of none."""
+    """The scorer for prompts of any other domain, and of none."""
 
     description: ClassVar = (
         "a scorer for every domain of the prompts, such as a verifier for mathematics and a reward model else"

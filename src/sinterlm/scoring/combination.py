@@ -34,14 +34,15 @@ class Combination(ScorerSettings):
 
     kind: Literal["combination"]
     rule: Rule
+    """How their scores become one."""
     parts: Annotated[dict[str, Part], Field(min_length=2)]
-    """By any name; for ``gate`` and ``rank`` their order matters."""
+    """At least two scorers, by any name; for ``gate`` and ``rank`` their order matters."""
     weights: dict[str, float] = {}
-    """Of a weighted sum, by the part's name; 1 by default."""
+    """For ``rule: weighted-sum``: weights by the name of the part, 1 by default."""
     failing_value: float | None = None
-    """The score of what does not pass a gate, which its last part is then not asked about."""
+    """For ``rule: gate``: the score of answers that do not pass; the last part is then not asked about them."""
     step: Annotated[float, Field(gt=0)] = 1.0
-    """For a rank: scores between the same two multiples of it are alike."""
+    """For ``rule: rank``: scores that round to the same multiple of it are alike."""
 
     description: ClassVar = (
         "several scorers as one: a weighted sum, a gate (a verifier first), or a rank (ties go to the next)"
@@ -78,12 +79,12 @@ class CombinationScorer:
     """Scores by a rule over the scores of other scorers, which stand in the detail under their names.
 
     Args:
-        rule: see above.
-        parts: scorers by name; for ``gate`` and ``rank`` their order matters.
-        weights: for ``weighted-sum``, by the name of a part; 1 unless given.
-        failing_value: for ``gate``: the score of answers that do not pass, which the last part is then not asked about.
+        rule: See above.
+        parts: Scorers by name; for ``gate`` and ``rank`` their order matters.
+        weights: For ``weighted-sum``, by the name of a part; 1 by default.
+        failing_value: For ``gate``: the score of answers that do not pass; the last part is then not asked about them.
             None lets it score them as well; they still do not pass.
-        step: for ``rank``: how far apart scores are that count as alike, at most.
+        step: For ``rank``: scores that round to the same multiple of it are alike.
     """
 
     def __init__(

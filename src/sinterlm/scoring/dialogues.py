@@ -41,10 +41,13 @@ class DialogueReader(AnswerReader, ChatModel):
     """A model on this machine that reads the whole dialogue, with its own chat template and tokenizer."""
 
     max_length: Positive = 4096
+    """Most tokens of prompt and answer; never more than the model has positions for."""
     truncate: Truncate = "end"
-    """What an answer loses that does not fit."""
+    """What an answer that does not fit loses: its end or its middle."""
     batch_tokens: Positive = 16_384
+    """About how many tokens are computed at once, padding included."""
     float32_head: bool = True
+    """Whether what follows the backbone is computed in float32, whatever ``dtype`` is."""
 
     placement: ClassVar = {"batch_tokens", "device"}
 
@@ -58,7 +61,7 @@ class DialogueReader(AnswerReader, ChatModel):
         return [self.model]
 
     def describe(self, fingerprint: Fingerprint) -> list[object]:
-        """Of its template's variables and date, only what decides the template's text."""
+        """As of every scorer; the template's variables and date only as far as they decide its text."""
         settings, *others = super().describe(fingerprint)
         assert isinstance(settings, dict)
         described = {key: value for key, value in settings.items() if key not in _TEMPLATE_KEYS}
@@ -87,7 +90,7 @@ class TooLong(NamedTuple):
     """A prompt that leaves no room for its answer."""
 
     num_tokens: int
-    """Of the dialogue with an empty answer."""
+    """Tokens of the dialogue with an empty answer."""
 
 
 class Batch(NamedTuple):
@@ -120,11 +123,11 @@ class DialogueScorer(ABC):
     """Scores by a model that reads the whole dialogue.
 
     Args:
-        model: hub name or folder.
-        max_length: tokens of the longest dialogue that is read whole; no more than the model has positions for.
-        truncate: whether an answer that does not fit loses its end or its middle; the detail then says ``truncated``.
-        batch_tokens: about so many tokens are computed at once, padding included; it changes a score by rounding only.
-        float32_head: whether what the model makes of its last hidden state is computed in float32, whatever ``dtype``
+        model: Hub name or folder.
+        max_length: Tokens of the longest dialogue that is read whole; no more than the model has positions for.
+        truncate: Whether an answer that does not fit loses its end or its middle; the detail then says ``truncated``.
+        batch_tokens: About how many tokens are computed at once, padding included; it changes a score by rounding only.
+        float32_head: Whether what the model makes of its last hidden state is computed in float32, whatever ``dtype``
             is.
         device: ``auto`` or a torch device.
         dtype: ``auto`` or a torch dtype's name. It belongs to the identity, because in another precision a score moves

@@ -60,7 +60,7 @@ _NAME_BEFORE = re.compile(r"(?:\w&|(?<![\w.])\.)$")
 
 
 class ExactMatch(AnswerReader):
-    """Whether an answer is an accepted one, by its text."""
+    """Whether an answer equals an accepted one, as text."""
 
     kind: Literal["exact-match"]
 

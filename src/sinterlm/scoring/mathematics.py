@@ -53,12 +53,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Mathematics(AnswerReader):
-    """Whether a response's final answer equals an accepted one, by value."""
+    """Whether the final answer of a response equals an accepted one, by value."""
 
     kind: Literal["mathematics"]
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """For one response."""
+    """Most computing time for one response; one that takes longer has no score."""
     num_workers: Positive = 2
+    """Responses that are compared at once, each in a process of its own."""
 
     description: ClassVar = (
         "1 where the final answer equals an accepted one by value, as math-verify finds and compares them; else 0"
@@ -91,8 +92,8 @@ class MathematicsScorer:
     (GSM8K) or in the last ``\boxed`` (MATH). An answer that takes too long or too much memory has no score.
 
     Args:
-        timeout_seconds: of computing, for one response.
-        num_workers: responses that are looked at at once.
+        timeout_seconds: Most computing time for one response.
+        num_workers: How many responses are compared at once.
     """
 
     def __init__(self, *, timeout_seconds: float, num_workers: int) -> None:

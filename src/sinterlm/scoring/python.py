@@ -120,7 +120,10 @@ class PythonScorer:
     @cached_property
     def _source(self) -> bytes:
         """The file's content, read once: what runs is what the identity names."""
-        return self._path.read_bytes()
+        try:
+            return self._path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be read ({error.strerror})") from error
 
     @cached_property
     def _call(self) -> Callable[..., Any]:

@@ -28,7 +28,9 @@ class RecordedScores(ScorerSettings):
 
     kind: Literal["recorded"]
     path: InputPath
+    """The file of scores, JSON Lines or Parquet."""
     missing: Literal["error", "drop"] = "error"
+    """What becomes of an answer that the file does not score: the run stops, or the answer is dropped."""
 
     description: ClassVar = "scores made elsewhere, from a JSON Lines or Parquet file, joined by prompt and answer"
 

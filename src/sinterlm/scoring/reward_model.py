@@ -11,7 +11,7 @@ from sinterlm.scoring.dialogues import Batch, DialogueReader, DialogueScorer, Lo
 
 
 class RewardModel(DialogueReader):
-    """Any sequence-classification reward model."""
+    """A sequence-classification model with one output, which grades answers."""
 
     kind: Literal["reward-model"]
 

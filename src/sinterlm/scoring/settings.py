@@ -153,10 +153,11 @@ class ScorerSettings(Settings):
 
 
 class AnswerReader(ScorerSettings):
-    """A scorer that reads answers; what it never sees is the thoughts before an answer, unless they are kept."""
+    """A scorer that reads answers; by default it reads them without the thoughts before them."""
 
     thoughts: ThoughtRule = "strip"
-    """What becomes of a model's thoughts before its answer: read with it, taken off first, or a reason for no score."""
+    """What becomes of a model's thoughts before its answer: they are read with it, taken off first, or a reason for no
+    score."""
 
     @abstractmethod
     def build_reader(self) -> Scorer:

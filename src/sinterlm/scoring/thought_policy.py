@@ -22,12 +22,12 @@ from sinterlm.thoughts import HOLDS_THOUGHTS, split_thoughts
 class ThoughtPolicy:
     """A scorer that reads answers without their thoughts, or refuses answers that have some.
 
-    An answer without thoughts has the same score under every policy, and is stored under the inner scorer's identity:
-    so another policy scores only those answers anew that it reads otherwise.
+    An answer without thoughts has the same score under every policy, and is stored under the inner scorer's identity.
+    So when the policy changes, only answers with thoughts are scored again.
 
     Args:
-        scorer: reads what is left.
-        thoughts: what becomes of them; to keep them, use the scorer alone.
+        scorer: Reads what is left.
+        thoughts: What becomes of thoughts; to keep them, use the scorer alone.
     """
 
     def __init__(self, scorer: Scorer, thoughts: Literal["strip", "refuse"]) -> None:

@@ -39,8 +39,8 @@ class CodeScorer:
     """Gives 1 to an answer whose program passes all tests, else 0; the detail says why.
 
     Args:
-        timeout_seconds: of computing, for one answer and all its tests; for a script, for each.
-        num_workers: answers that are tested at once.
+        timeout_seconds: Most computing time for one answer and all its tests; for a script, for each test.
+        num_workers: How many answers are tested at once.
     """
 
     def __init__(self, *, timeout_seconds: float, num_workers: int) -> None:

@@ -18,8 +18,9 @@ class Code(AnswerReader):
 
     kind: Literal["code"]
     timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Of computing, for one response and all its tests; for a script, for each test."""
+    """Most computing time for one response and all its tests; for a program that reads input, for each test."""
     num_workers: Positive = 2
+    """Responses that are tested at once."""
 
     description: ClassVar = "1 where the program in the answer passes the prompt's tests, run in a sandbox; else 0"
     placement: ClassVar = {"num_workers"}

@@ -41,7 +41,7 @@ class Method(Protocol):
 
 
 class Grading:
-    """A grade for each criterion, of which the score is the mean."""
+    """A grade for each criterion; the score is their mean."""
 
     def __init__(self, criteria: Mapping[str, str], *, explain: bool) -> None:
         self._criteria = criteria
@@ -82,7 +82,7 @@ class Comparison:
         ]
 
     def value(self, verdicts: Sequence[Mapping[str, Any]]) -> float:
-        """The mean of the two games, in the second of which the answer is B."""
+        """The mean of the two games; in the second one the answer is B."""
         first, second = (_POINTS[verdict["verdict"]] for verdict in verdicts)
         return (first + 1 - second) / 2
 

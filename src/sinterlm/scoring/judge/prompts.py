@@ -1,7 +1,7 @@
-"""What a judge is told: every word of it stands here.
+"""What a judge is told, every word of it.
 
 The texts to judge were written by models, which may have seen what judges are told: a text may hold a verdict, an end
-of its own, or the special tokens of a chat template. So each text stands between marks that no text of the request
+of its own, or the special tokens of a chat template. So each text is put between marks that no text of the request
 holds, and special tokens in it are spelt so that no tokenizer reads them as such. What a text cannot be kept from is
 persuading the judge; that the reply is read as a whole (see ``judge.py``) keeps a quoted verdict from counting.
 """
@@ -76,7 +76,7 @@ def grading_request(prompt: Prompt, answer: str, criteria: Mapping[str, str], *,
 
 
 def comparison_request(prompt: Prompt, first: str, second: str, *, with_reference: bool, explain: bool) -> str:
-    """The request to compare two answers, the first of which is called A.
+    """The request to compare two answers; the first is called A.
 
     Args:
         prompt: what was asked.

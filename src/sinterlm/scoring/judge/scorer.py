@@ -31,7 +31,7 @@ class JudgeScorer:
         rubric: criteria by name, for ``rubric``.
         baseline: a file of recorded answers, one to each prompt, for ``pairwise``; None compares with the prompt's
             first accepted answer.
-        explain: whether the judge gives reasons before its verdict; they stand in the detail.
+        explain: whether the judge gives reasons before its verdict; the detail holds them.
         temperature: of the judge; ``none`` leaves it to the server.
         max_tokens: of one reply.
         response_format: how the server is told of the verdict's form; the reply is checked in any case.

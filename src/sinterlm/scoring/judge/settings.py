@@ -37,27 +37,35 @@ class Judge(AnswerReader):
 
     kind: Literal["judge"]
     model: str
-    """As the server names it."""
+    """The judge, as its server names it."""
     mode: Mode = "grade"
+    """One grade, a grade for each criterion of ``rubric``, or the win rate against ``baseline``."""
     rubric: Annotated[dict[Annotated[str, AfterValidator(_check_criterion)], str], Field(min_length=1)] | None = None
-    """Criteria and what each means, for ``rubric``."""
+    """For ``mode: rubric``: criteria, and what each means."""
     baseline: InputPath | None = None
-    """Recorded answers, one to each prompt, for ``pairwise``; the prompt's first accepted answer by default."""
+    """For ``mode: pairwise``: a file of answers, one to each prompt; by default the prompt's first accepted answer."""
     explain: bool = True
+    """Whether the judge gives its reasons before the verdict."""
     temperature: Annotated[float, Field(ge=0)] | Literal["none"] = 0.0
-    """``none`` leaves it to the server: some models take no other than their own."""
+    """The judge's; ``none`` leaves it to the server, because some models accept only their own."""
     max_tokens: Positive = 2048
-    """Of a reply."""
+    """The longest reply."""
     response_format: ResponseFormat = "json_schema"
+    """How the server is told the form of a verdict; every reply is checked in any case."""
     extra_body: dict[str, Any] = {}
+    """What else the server understands, sent with every request."""
     revision: str | None = None
-    """Names the weights, wherever they are served; without it the server is part of who judges."""
+    """Names the judge's weights, wherever they are served; without it the server is part of who judges."""
     base_url: Annotated[str, AfterValidator(_check_url)] = "https://api.openai.com/v1"
+    """The server's address, without ``/chat/completions``."""
     api_key_env: str | None = None
-    """By default ``OPENAI_API_KEY`` at OpenAI's own server, and no key at any other."""
+    """The environment variable with the key; by default ``OPENAI_API_KEY`` at OpenAI's server, no key elsewhere."""
     concurrency: Positive = 16
+    """Most requests at once."""
     max_retries: Annotated[int, Field(ge=0)] = 8
+    """How often a request that failed is sent again."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """How long one reply may take."""
     max_invalid: Annotated[float, Field(ge=0, le=1)] = 0.02
     """The share of answers without a verdict that a run tolerates."""
 
