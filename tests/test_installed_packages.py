@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from sinterlm.components import union_of, with_installed
 from sinterlm.errors import InputError
 from sinterlm.formats import write_rows
-from sinterlm.objectives import Objective
+from sinterlm.objectives import OBJECTIVES, Objective
 from sinterlm.records import Message, RowResponse, TrainingRow
 from sinterlm.selection.on_policy import OnPolicy
 from sinterlm.selection.settings import SelectionPolicy
+from sinterlm.training.check import check_arguments
 from tests.packages import install, worked_example
 from tests.tiny import save_tiny
 
@@ -35,6 +37,7 @@ preference:
 """
 WITHOUT_TORCH = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 from sinterlm.errors import InputError
 from sinterlm.pipeline.fusion import Fusion
@@ -179,3 +182,10 @@ def test_an_objective_whose_hyperparameters_cannot_be_keys(
     with pytest.raises(InputError, match=problem):
         with_installed("sinterlm.objectives", {}, Objective)
     sys.modules.pop("broken_two", None)
+
+
+def test_a_path_that_leads_to_no_function_is_found_before_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = replace(OBJECTIVES["dpo"], link="sinterlm.objectives.links:hing")
+    monkeypatch.setitem(cast(dict[str, Objective], OBJECTIVES), "mine", row)
+    with pytest.raises(InputError, match=r"the link of objective 'mine' is sinterlm\.objectives\.links:hing, which is"):
+        check_arguments("mine", {}, {})

@@ -21,7 +21,7 @@ from sinterlm.errors import InputError
 from sinterlm.formats.yaml_file import dump_yaml, parse_value, read_yaml
 from sinterlm.objectives.named import OBJECTIVES, resolve_objective
 from sinterlm.recipe import train_arguments
-from sinterlm.recipe.build import build_hyperparameters, build_policy
+from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.load import load_recipe, read_train_settings, resolve_text
 from sinterlm.recipe.overrides import Override
 from sinterlm.recipe.quickstart import quickstart_recipe
@@ -352,7 +352,7 @@ def test_every_policy_from_a_recipe(recipe_path: Path) -> None:
     for training in trainings:
         options: dict[str, Any] = {"window": [0.0, 1.0]} if training.select.kind == "fusechat3" else {}
         options |= {"rank": 1} if training.select.kind == "wrpo" else {}
-        selection = build_policy(training.select.model_copy(update=options), seed=0, stage="select-x")([case])
+        selection = training.select.model_copy(update=options).select([case], seed=0, stage="select-x")
         (row,) = selection.rows
         assert "best" not in {response.content for response in row.responses}, "the third sample"
         hyperparameters = build_hyperparameters(training.objective)

@@ -339,8 +339,18 @@ class ResolvedObjective:
         return own | {name: value for name, value in self.scheduled_values(progress).items() if name in own}
 
     def part(self, name: str, progress: float = 1.0) -> Callable[..., Any]:
-        """The function that plays the part ``name``, with its hyper-parameters' values at ``progress``."""
-        function: Callable[..., Any] = resolve_name(self.parts[name])
+        """The function that plays the part ``name``, with its hyper-parameters' values at ``progress``.
+
+        Raises:
+            ImportError: The row's path leads to no function.
+        """
+        path = self.parts[name]
+        try:
+            function: Callable[..., Any] = resolve_name(path)
+        except (AttributeError, ImportError) as error:
+            raise ImportError(
+                f"the {name} of objective {self.name!r} is {path}, which is not found ({error})"
+            ) from error
         return partial(function, **self.settings_of(name, progress))
 
     def scheduled_values(self, progress: float) -> dict[str, float]:

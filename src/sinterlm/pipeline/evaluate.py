@@ -15,13 +15,12 @@ from sinterlm.evaluation.figures import Evaluation, Figures, compute_figures
 from sinterlm.evaluation.rewards import QuadrupleRewards, RewardAccuracies, reward_accuracies
 from sinterlm.files import atomic_write
 from sinterlm.models import load_model, load_tokenizer
-from sinterlm.objectives.named import ResolvedObjective, resolve_objective
+from sinterlm.objectives.named import ResolvedObjective
 from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.fusion import Fusion, Participant
 from sinterlm.pipeline.grid_store import settle
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
-from sinterlm.recipe.build import build_hyperparameters, build_policy
 from sinterlm.records import Dropped, Prompt, Role, Score, TrainingRow
 from sinterlm.selection.wrpo import Wrpo
 from sinterlm.template import TemplateOptions, TemplateRefusal
@@ -89,7 +88,7 @@ def _quadruples(run: RunContext, prompts: Sequence[Prompt]) -> tuple[Sequence[Tr
         sources=[fusion.for_training(source) for source in fusion.sources],
         targets=[fusion.for_training(fusion.answering_for(fusion.start))],
     )
-    selection = build_policy(quadruple_policy, seed=fusion.recipe.seed, stage="evaluate")(candidates)
+    selection = quadruple_policy.select(candidates, seed=fusion.recipe.seed, stage="evaluate")
     return selection.rows, selection.dropped
 
 
@@ -110,18 +109,12 @@ def _reward_accuracies(fusion: Fusion, logps: _Logps) -> dict[str, RewardAccurac
     accuracies = {}
     for method in fusion.recipe.preference:
         chosen = settle(fusion, method).objective
-        hyperparameters = build_hyperparameters(chosen)
-        objective = resolve_objective(chosen.kind, hyperparameters)
+        objective = chosen.resolve()
         policy, reference = logps[fusion.model_of(method).name], logps[fusion.start_of(method).name]
         columns = [_internal_rewards(objective, policy, reference, role) for role in QUADRUPLE_ROLES]
         rewards = [QuadrupleRewards(*row) for row in zip(*columns, strict=True)]
-        alpha = hyperparameters.get("alpha", 0.0)
+        alpha = float(objective.values.get("alpha", 0.0))
         accuracies[fusion.model_of(method).name] = reward_accuracies(rewards, alpha=alpha)
-    return accuracies
-
-
-def _average_logps(logps: _Logps) -> dict[str, dict[str, list[float]]]:
-    """Model to the mean log-probabilities per token of y_ws, and of both answers of the target."""
     return {
         name: {
             "chosen_source": [row["chosen_source"].mean for row in rows],

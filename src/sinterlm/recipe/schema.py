@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from sinterlm.components import union_of
 from sinterlm.explain import Problem
 from sinterlm.models.settings import TemplateDate
-from sinterlm.objectives.named import list_hyperparameters
+from sinterlm.objectives.named import ResolvedObjective, list_hyperparameters, resolve_objective
 from sinterlm.sampling.engines import Source
 from sinterlm.sampling.recorded import RecordedSource
 from sinterlm.sampling.transformers_engine import TransformersSource
@@ -144,6 +144,10 @@ class ObjectiveSettings(Settings):
     def given(self) -> dict[str, Any]:
         """The hyper-parameters that the recipe gives, by name."""
         return {name: value for name, value in self if name != "kind" and value is not None}
+
+    def resolve(self) -> ResolvedObjective:
+        """The objective with every hyper-parameter set: what the recipe gives, over the table's defaults."""
+        return resolve_objective(self.kind, self.given)
 
     if TYPE_CHECKING:  # every hyper-parameter of the table is a field, see below
 

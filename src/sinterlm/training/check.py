@@ -28,7 +28,9 @@ def build_config(
     """
     try:
         # Here, because FusionConfig itself cannot tell a hyper-parameter from an argument of its own.
-        resolve_objective(objective, hyperparameters)
+        resolved = resolve_objective(objective, hyperparameters)
+        for part in resolved.parts:
+            resolved.part(part)
         return FusionConfig(output_dir=str(output_dir), seed=seed, objective=objective, **hyperparameters, **arguments)
     except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
         raise _refused(error) from error

@@ -10,7 +10,6 @@ from sinterlm.models import Fingerprint
 from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stage import RunContext, Stage, StageResult, count_reasons
-from sinterlm.recipe.build import build_policy
 from sinterlm.records import Prompt
 from sinterlm.selection.split import hand_over
 
@@ -71,8 +70,8 @@ class Select(Stage):
             sources=fusion.rounds["sources"].requests,
             targets=[fusion.for_training(self._compared)] if self._compared else [],
         )
-        policy = build_policy(fusion.trainings[name].select, seed=fusion.recipe.seed, stage=self.name)
-        selection = policy(candidates)
+        policy = fusion.trainings[name].select
+        selection = policy.select(candidates, seed=fusion.recipe.seed, stage=self.name)
         if not selection.rows:
             reasons = "; ".join(f"{reason}: {count}" for reason, count in count_reasons(selection.dropped).items())
             raise ToleranceError(
