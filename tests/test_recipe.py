@@ -19,9 +19,8 @@ from transformers import TrainingArguments
 from sinterlm.chat import FewShot
 from sinterlm.errors import InputError
 from sinterlm.formats.yaml_file import dump_yaml, parse_value, read_yaml
-from sinterlm.objectives.named import OBJECTIVES, resolve_objective
+from sinterlm.objectives.named import OBJECTIVES
 from sinterlm.recipe import train_arguments
-from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.load import load_recipe, read_train_settings, resolve_text
 from sinterlm.recipe.overrides import Override
 from sinterlm.recipe.quickstart import quickstart_recipe
@@ -355,8 +354,7 @@ def test_every_policy_from_a_recipe(recipe_path: Path) -> None:
         selection = training.select.model_copy(update=options).select([case], seed=0, stage="select-x")
         (row,) = selection.rows
         assert "best" not in {response.content for response in row.responses}, "the third sample"
-        hyperparameters = build_hyperparameters(training.objective)
-        assert find_members(row, resolve_objective(training.objective.kind, hyperparameters)).responses
+        assert find_members(row, training.objective.resolve()).responses
 
 
 def replace_source(answer: Scored, name: str) -> Scored:

@@ -16,7 +16,6 @@ import yaml
 
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stages.train import responses_in_row
-from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.catalogue import catalogue
 from sinterlm.recipe.load import load_recipe, resolve_text
 from sinterlm.records import digest
@@ -73,7 +72,7 @@ def resolved(name: str, folder: Path) -> dict[str, Any]:
     return {
         "text": json.dumps(parts, ensure_ascii=False),  # the order of the keys too
         "select": digest(training.select.model_dump()),
-        "objective": digest([training.objective.kind, build_hyperparameters(training.objective)]),
+        "objective": digest([training.objective.kind, training.objective.resolve().values]),
         "responses": responses_in_row(Fusion(loaded), training),
     }
 

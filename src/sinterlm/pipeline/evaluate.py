@@ -115,6 +115,11 @@ def _reward_accuracies(fusion: Fusion, logps: _Logps) -> dict[str, RewardAccurac
         rewards = [QuadrupleRewards(*row) for row in zip(*columns, strict=True)]
         alpha = float(objective.values.get("alpha", 0.0))
         accuracies[fusion.model_of(method).name] = reward_accuracies(rewards, alpha=alpha)
+    return accuracies
+
+
+def _average_logps(logps: _Logps) -> dict[str, dict[str, list[float]]]:
+    """Model to the mean log-probabilities per token of y_ws, and of both answers of the target."""
     return {
         name: {
             "chosen_source": [row["chosen_source"].mean for row in rows],

@@ -23,7 +23,6 @@ from sinterlm.evaluation.rates import Rate
 from sinterlm.files import atomic_write, remove
 from sinterlm.models import Fingerprint
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.grid import Choice, apply_choice, count_cells, list_choices
 from sinterlm.recipe.schema import Training
 from sinterlm.records import Dropped, Prompt, digest
@@ -131,7 +130,7 @@ class Grid:
 
     def _cell(self, number: int, choice: Choice) -> Cell:
         training = apply_choice(self._training, choice)
-        settings = [training.objective.kind, build_hyperparameters(training.objective), training.train]
+        settings = [training.objective.kind, training.objective.resolve().values, training.train]
         return Cell(number, choice, training, self._folder / digest([self._shared, settings])[:16])
 
     @cached_property

@@ -18,7 +18,6 @@ from sinterlm.pipeline.metrics import read_metrics
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.summary import read_evaluation, read_selections, summarise, write_summary
-from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.records import Candidates, Prompt, Scored
 from sinterlm.report import data as page
 from sinterlm.report import write_report
@@ -215,5 +214,5 @@ def _search(name: str, found: Mapping[str, Any]) -> page.Search:
 def training_title(fusion: Fusion, name: str) -> str:
     """The objective of a training and its hyper-parameters, e.g. ``dpo: beta 0.1``."""
     objective = settle(fusion, name).objective
-    values = ", ".join(f"{key} {value}" for key, value in build_hyperparameters(objective).items())
+    values = ", ".join(f"{key} {value}" for key, value in objective.resolve().values.items())
     return f"{objective.kind}{f': {values}' if values else ''}"

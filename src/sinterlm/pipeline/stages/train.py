@@ -11,7 +11,6 @@ from sinterlm.files import FINISHED, move_whole, remove
 from sinterlm.formats import read_rows
 from sinterlm.models import Fingerprint, check_trainable, load_tokenizer
 from sinterlm.models.flops import training_flops
-from sinterlm.objectives.named import resolve_objective
 from sinterlm.pipeline.forecast import (
     OPTIMIZER_COPIES,
     TRAINING,
@@ -29,7 +28,6 @@ from sinterlm.pipeline.grid_store import describe_grid, read_search, settle
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.progress import follow_training, show_bytes
 from sinterlm.pipeline.stage import RunContext, Stage, StageResult
-from sinterlm.recipe.build import build_hyperparameters
 from sinterlm.recipe.grid import apply_choice, list_choices
 from sinterlm.recipe.schema import ExtraPrompts, Training
 from sinterlm.records import Message
@@ -123,7 +121,7 @@ def fit(run: RunContext, name: str, training: Training, *, output: Path, label: 
             read_rows(fusion.rows_path(name)),
             model=start,
             objective=training.objective.kind,
-            hyperparameters=build_hyperparameters(training.objective),
+            hyperparameters=training.objective.resolve().values,
             arguments={**training.train, **fusion.recipe.target.template_options},
             output_dir=output,
             seed=fusion.recipe.seed,
@@ -146,7 +144,7 @@ def describe_training(fusion: Fusion, name: str, fingerprint: Fingerprint) -> li
     return [
         fingerprint(fusion.recipe.target.model),
         training.objective.kind,
-        build_hyperparameters(training.objective),
+        training.objective.resolve().values,
         training.train,
         fusion.recipe.seed,
         *([options] if (options := fusion.recipe.target.template_options) else []),
@@ -169,7 +167,7 @@ def estimate_training_hours(forecast: Forecast, name: str) -> dict[str, float] |
     if arguments["max_steps"] > 0:
         batch = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
         epochs = arguments["max_steps"] * batch / max(num_prompts, 1)
-    objective = resolve_objective(training.objective.kind, build_hyperparameters(training.objective))
+    objective = training.objective.resolve()
     flops = training_flops(
         weights,
         tokens=estimate_prompt_tokens(part) + num_prompts * answer * responses_in_row(fusion, training),
@@ -226,7 +224,7 @@ def _check_arguments(fusion: Fusion, training: Training) -> None:
     choices = [choice for entry in training.grid for choice in list_choices(entry)]
     for settings in [training, *(apply_choice(training, choice) for choice in choices)]:
         objective = settings.objective
-        check_arguments(objective.kind, build_hyperparameters(objective), settings.train, seed=fusion.recipe.seed)
+        check_arguments(objective.kind, objective.resolve().values, settings.train, seed=fusion.recipe.seed)
 
 
 def _adopt(model: Path, output: Path) -> None:
