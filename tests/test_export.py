@@ -473,9 +473,9 @@ def set_(key: str, value: Any) -> Change:
         ("responses", set_("index", 7), "`id` is '.*'; expected the hash of identity, prompt_hash and index, "),
         ("responses", set_("index", -1), "`index` is -1; expected a whole number, 0 to"),
         ("responses", set_("num_tokens", None), "`num_tokens` is missing; expected a whole number"),
-        ("responses", set_("finish_reason", "eos"), '`finish_reason` is "eos"; expected stop, length'),
+        ("responses", set_("finish_reason", "eos"), '`finish_reason` is "eos"; expected one of stop, length'),
         ("responses", set_("finish_reason", None), "`finish_reason` is missing; expected one of stop, length"),
-        ("responses", set_("prompt_hash", "abc"), "`prompt_hash` is 'abc'; expected a SHA-256 as 64"),
+        ("responses", set_("prompt_hash", "abc"), '`prompt_hash` is "abc"; expected a SHA-256 as 64'),
         (
             "responses",
             set_("prompt", [{"role": "user", "content": "?"}]),
@@ -484,9 +484,9 @@ def set_(key: str, value: Any) -> Change:
         (
             "responses",
             set_("sampling", {"temperature": float("inf")}),
-            r"`sampling\[0\]`: `temperature` is Infinity; expected",
+            r"`sampling\.temperature` is Infinity; expected",
         ),
-        ("scores", set_("response_id", "x"), "`response_id` is 'x'; expected a SHA-256"),
+        ("scores", set_("response_id", "x"), '`response_id` is "x"; expected a SHA-256'),
         ("scores", set_("scorer", None), "`scorer` is missing; expected text"),
         ("scores", set_("value", float("inf")), "`value` is Infinity; expected a finite number"),
     ],

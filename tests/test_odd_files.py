@@ -19,11 +19,25 @@ import pytest
 from sinterlm import cli
 from sinterlm.errors import InputError
 from sinterlm.formats import read_prompts, read_recorded, read_scores
+from sinterlm.formats.fields import Identifier, Number, Record, Whole
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.formats.yaml_file import parse_value, read_yaml
 from sinterlm.recipe.load import load_recipe
 from sinterlm.report.charts import score_chart
 from sinterlm.report.tallies import ScoreTally
+
+
+class OneNumber(Record):
+    x: Number
+
+
+class OneWhole(Record):
+    x: Whole
+
+
+class OneIdentifier(Record):
+    x: Identifier
+
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
@@ -78,10 +92,10 @@ def test_ids_of_every_type_are_the_same_text(column: pa.Array, expected: str, tm
 
 @pytest.mark.parametrize("value", [np.float32(1.5), np.float64(1.5), Decimal("1.5"), 1.5])
 def test_numbers_of_other_libraries_are_numbers(value: Any) -> None:
-    assert Line("row 1", {"x": value}).number("x") == 1.5
+    assert Line("row 1", {"x": value}).parse(OneNumber).x == 1.5
     for one in (np.int64(1), np.uint8(1), np.float32(1), Decimal(1), 1, 1.0):
-        assert Line("row 1", {"x": one}).whole_number("x") == 1
-        assert Line("row 1", {"x": one}).identifier("x") == "1"
+        assert Line("row 1", {"x": one}).parse(OneWhole).x == 1
+        assert Line("row 1", {"x": one}).parse(OneIdentifier).x == "1"
 
 
 @pytest.mark.parametrize(
@@ -108,9 +122,9 @@ def test_numbers_of_other_libraries_are_numbers(value: Any) -> None:
 )
 def test_what_is_no_finite_number_is_refused(value: Any) -> None:
     with pytest.raises(InputError, match=r"row 1: `x` is .*; expected a finite number"):
-        Line("row 1", {"x": value}).number("x")
+        Line("row 1", {"x": value}).parse(OneNumber)
     with pytest.raises(InputError, match=r"row 1: `x` is .*; expected a whole number"):
-        Line("row 1", {"x": value}).whole_number("x")
+        Line("row 1", {"x": value}).parse(OneWhole)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +138,7 @@ def test_scores_that_differ_by_rounding_alone_can_be_drawn(scores: Sequence[floa
 @pytest.mark.parametrize("value", [1.5, Decimal("1.5"), float(2**53), np.float64(1e300), True, b"x", [], ""], ids=repr)
 def test_what_names_nothing_is_no_id(value: Any) -> None:
     with pytest.raises(InputError, match=r"row 1: `x` is .*; expected text or a whole number"):
-        Line("row 1", {"x": value}).identifier("x")
+        Line("row 1", {"x": value}).parse(OneIdentifier)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 KeyPath = tuple[str | int, ...]
 """Keys and list positions from the root, e.g. ``("sources", "gemma", "model")``."""
@@ -52,6 +53,40 @@ class Problem(NamedTuple):
     text: str
 
 
+class Expects(NamedTuple):
+    """What a type takes, in words: metadata of an annotation, for every error at its place."""
+
+    words: str
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a value, not yet put into a sentence."""
+
+    path: KeyPath
+    found: object
+    """:data:`MISSING` where there is nothing."""
+    expected: str
+    """In words; empty where ``said`` says everything."""
+    hint: str = ""
+    """What may have been meant."""
+    said: str = ""
+    """What a validator found, in words, with ``{key}`` for the path."""
+
+
+MISSING = object()
+
+
+def misfit(found: str, expected: str, path: KeyPath = ()) -> PydanticCustomError:
+    """What a validator raises for more than a wrong type.
+
+    Args:
+        found: A phrase, in which ``{key}`` becomes the place of the fault.
+        expected: What was expected, in words.
+        path: The place of the fault below the value that is validated.
+    """
+    return PydanticCustomError("misfit", "{expected}", {"found": found, "expected": expected, "path": path})
+
+
 def show_path(path: KeyPath) -> str:
     """``path`` as messages write it, e.g. ``examples[2].answer``."""
     dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
@@ -60,7 +95,18 @@ def show_path(path: KeyPath) -> str:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """Everything that is wrong with a value that should have been a ``model``, in pydantic's order."""
-    return [_explain(details, model) for details in error.errors(include_url=False)]
+    return [Problem(fault.path, _in_words(fault)) for fault in find_faults(error, model)]
+
+
+def find_faults(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
+    """As :func:`explain`, for those who put it into words of their own."""
+    return [_find_fault(details, model) for details in error.errors(include_url=False)]
+
+
+def _in_words(fault: Fault) -> str:
+    if fault.found is MISSING:
+        return f"missing, expected {fault.expected}"
+    return fault.said or found_but_expected(fault.found, fault.expected) + fault.hint
 
 
 def found_but_expected(found: object, expected: str) -> str:
@@ -97,35 +143,39 @@ def unknown_name(name: str, known: Iterable[str], what: str = "key") -> str:
     return f"unknown {what}{_did_you_mean(name, names)}{listing}"
 
 
-def _explain(details: ErrorDetails, root: type[BaseModel]) -> Problem:
+def _find_fault(details: ErrorDetails, root: type[BaseModel]) -> Fault:
     path, annotation = _locate(root, details["loc"])
     kind, found, context = details["type"], details["input"], details.get("ctx", {})
     if kind == "extra_forbidden":
         _, parent = _locate(root, details["loc"][:-1])
         known = [name for model in _models(parent) for name in model.model_fields]
-        return Problem(path, unknown_name(str(path[-1]), known))
+        return Fault(path, found, "", said=unknown_name(str(path[-1]), known))
     if kind == "missing":
-        return Problem(path, f"missing, expected {_describe_annotation(annotation)}")
+        return Fault(path, MISSING, _describe_annotation(annotation))
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _explain_tag(path, found, [tag for model in _models(annotation) for tag in _tags(model)], context)
+        return _find_fault_of_tag(path, found, [tag for model in _models(annotation) for tag in _tags(model)], context)
     if kind == "expected":
-        return Problem(path, found_but_expected(found, details["msg"]))
+        return Fault(path, found, details["msg"])
+    if kind == "misfit":
+        return Fault((*path, *context["path"]), found, context["expected"], said=context["found"])
+    if words := _expected_words(annotation):
+        return Fault(path, found, words)
     if kind in _EXPECTED:
         expected = _EXPECTED[kind].format_map(context)
         hint = "; put it in quotes" if kind == "string_type" and isinstance(found, bool | int | float) else ""
-        return Problem(path, found_but_expected(found, expected) + hint + _did_you_mean(found, _literals(annotation)))
-    return Problem(path, f"found {describe(found)}: {details['msg']}")
+        return Fault(path, found, expected, hint + _did_you_mean(found, _literals(annotation)))
+    return Fault(path, found, "", said=f"found {describe(found)}: {details['msg']}")
 
 
-def _explain_tag(path: KeyPath, found: Any, tags: Sequence[str], context: Mapping[str, Any]) -> Problem:
+def _find_fault_of_tag(path: KeyPath, found: Any, tags: Sequence[str], context: Mapping[str, Any]) -> Fault:
     """About the key that picks among several forms of a mapping."""
     discriminator = str(context["discriminator"]).strip("'")
     path = (*path, discriminator)
     one_of = f"one of {', '.join(tags)}"
     if discriminator not in found:
-        return Problem(path, f"missing, expected {one_of}")
+        return Fault(path, MISSING, one_of)
     value = found[discriminator]
-    return Problem(path, found_but_expected(value, one_of) + _did_you_mean(value, tags))
+    return Fault(path, value, one_of, _did_you_mean(value, tags))
 
 
 def _locate(root: type[BaseModel], location: Sequence[str | int]) -> tuple[KeyPath, Any]:
@@ -147,8 +197,25 @@ def _locate(root: type[BaseModel], location: Sequence[str | int]) -> tuple[KeyPa
 def _child(annotation: Any, key: str | int) -> Any:
     """What is declared for ``key`` of a mapping or list that is declared as ``annotation``."""
     for model in _models(annotation):
-        return model.model_fields[key].annotation if key in model.model_fields else None
+        field = next((field for name, field in model.model_fields.items() if key in (name, *_aliases(field))), None)
+        return field and Annotated[(field.annotation, *(field.metadata or [None]))]
     return typing.get_args(_members(annotation)[0])[-1]
+
+
+def _aliases(field: FieldInfo) -> Sequence[object]:
+    """The other names by which a field is read."""
+    alias = field.validation_alias
+    return alias.choices if isinstance(alias, AliasChoices) else [alias]
+
+
+def _expected_words(annotation: Any) -> str:
+    """What the annotation itself, or the first of its alternatives that does, says that it expects."""
+    for metadata in getattr(annotation, "__metadata__", ()):
+        if isinstance(metadata, Expects):
+            return metadata.words
+    if typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
+        return next(filter(None, map(_expected_words, typing.get_args(annotation))), "")
+    return ""
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -179,7 +246,11 @@ def _literals(annotation: Any) -> list[str]:
 
 def _describe_annotation(annotation: Any) -> str:
     (member, *_) = _members(annotation)
-    return " or ".join(_literals(member)) or _TYPES.get(typing.get_origin(member) or member, "a mapping")
+    return (
+        _expected_words(annotation)
+        or " or ".join(_literals(member))
+        or _TYPES.get(typing.get_origin(member) or member, "a mapping")
+    )
 
 
 def _did_you_mean(found: object, names: Sequence[str]) -> str:

@@ -9,26 +9,42 @@ All answers are one model's. Such a file serves as prompts, as recorded answers 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import Field
 
-from sinterlm.formats.conversations import MESSAGES, answer_messages, build_row, dump_answer, dump_messages, not_empty
+from sinterlm.explain import Expects
+from sinterlm.formats.conversations import MESSAGES, Row, build_row, dump_answer, dump_messages, not_empty
+from sinterlm.formats.fields import Answer, Number, Question, Record
 from sinterlm.formats.lines import Line
 from sinterlm.formats.shape import Misfit, Shape
-from sinterlm.records import Role, RowResponse, TrainingRow
+from sinterlm.records import Message, Role, RowResponse, TrainingRow
 
 ALL_ANSWERS, ALL_SCORES = "all_generated_responses", "all_rm_scores"
 
 
+class _Answers(Record):
+    all_generated_responses: Annotated[list[str], Field(min_length=1), Expects("a list of texts, one for each answer")]
+    all_rm_scores: Annotated[list[Number] | None, Expects("a list of numbers")] = None
+
+
+class _Row(_Answers, Row):
+    prompt: Question
+    source: str = ""
+    chosen: Answer | None = None
+    rejected: Answer | None = None
+
+
 def read_answers(line: Line) -> list[tuple[str, float | None]]:
     """The answers of a line, each with its score where the line has scores."""
-    answers = line.fields[ALL_ANSWERS]
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise line.error(f"`{ALL_ANSWERS}` is no list of texts", "one text for each answer")
-    if ALL_SCORES not in line.fields:
+    return _scored(line, line.parse(_Answers))
+
+
+def _scored(line: Line, record: _Answers) -> list[tuple[str, float | None]]:
+    answers, scores = record.all_generated_responses, record.all_rm_scores
+    if scores is None:
         return [(answer, None) for answer in answers]
-    scores = line.numbers(ALL_SCORES)
     if len(scores) != len(answers):
         raise line.error(f"`{ALL_SCORES}` has {len(scores)} numbers", f"one for each of the {len(answers)} answers")
     return list(zip(answers, scores, strict=True))
@@ -36,22 +52,22 @@ def read_answers(line: Line) -> list[tuple[str, float | None]]:
 
 def read_annotated(line: Line) -> TrainingRow:
     """A row of all answers; those that ``chosen`` and ``rejected`` repeat have these roles."""
-    answers = read_answers(line)
+    record = line.parse(_Row)
+    answers = _scored(line, record)
     roles: dict[int, Role] = {}
-    keys: tuple[Role, ...] = ("chosen", "rejected")
-    for role in keys:
-        if role in line.fields:
-            content = answer_messages(line, role)[-1].content
+    repeated: dict[Role, tuple[Message, ...] | None] = {"chosen": record.chosen, "rejected": record.rejected}
+    for role, conversation in repeated.items():
+        if conversation is not None:
+            content = conversation[-1].content
             places = [place for place, (answer, _) in enumerate(answers) if answer == content and place not in roles]
             if not places:
                 raise line.error(f"`{role}` ends with none of `{ALL_ANSWERS}`", "one of them")
             roles[places[0]] = role
-    source = line.text("source", default="")
     responses = tuple(
-        RowResponse(not_empty(line, f"{ALL_ANSWERS}[{place}]", answer), roles.get(place), source, place, score)
+        RowResponse(not_empty(line, f"{ALL_ANSWERS}[{place}]", answer), roles.get(place), record.source, place, score)
         for place, (answer, score) in enumerate(answers)
     )
-    return build_row(line, line.prompt("prompt"), responses)
+    return build_row(line, record, record.prompt, responses)
 
 
 def _records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:

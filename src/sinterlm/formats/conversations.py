@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
+from pydantic import AliasChoices, Field
 
 from sinterlm.errors import InputError
+from sinterlm.formats.fields import Identifier, Number, Question, Record
 from sinterlm.formats.lines import Line
 from sinterlm.records import Message, Prompt, Role, RowResponse, TrainingRow
 
@@ -14,22 +16,46 @@ MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 """A conversation in Parquet, as TRL has it."""
 
 
-def answer_messages(line: Line, key: str) -> tuple[Message, ...]:
-    """The conversation under ``key`` that ends with an answer; plain text is the assistant's."""
-    return line.messages(key, speaker="assistant")
+class Row(Record):
+    """What rows of all shapes may have."""
+
+    prompt_id: Identifier | None = Field(None, validation_alias=AliasChoices("prompt_id", "id"))
+    weight: Number = 1.0
+
+
+class ConversationsRow(Row):
+    """A row of answers, each of which is a conversation; the first of them begins with the prompt if there is none."""
+
+    prompt: Question | None = None
+    source: str = ""
+    score_chosen: Number | None = None
+
+
+class PairRow(ConversationsRow):
+    """A row of two answers."""
+
+    source_rejected: str | None = None
+    score_rejected: Number | None = None
+
+    @property
+    def sources(self) -> dict[Role, str]:
+        """The models of the pair: ``source``, and ``source_rejected`` where the rejected answer is another's."""
+        other = self.source if self.source_rejected is None else self.source_rejected
+        return {"chosen": self.source, "rejected": other}
 
 
 def row_of_conversations(
-    line: Line, conversations: Mapping[Role, tuple[Message, ...]], sources: Mapping[Role, str]
+    line: Line, record: ConversationsRow, conversations: Mapping[Role, tuple[Message, ...]], sources: Mapping[Role, str]
 ) -> TrainingRow:
     """A row of answers, each given as a conversation that ends with it and may begin with the prompt.
 
     Args:
-        line: Where they stand; its ``prompt`` may be missing, and ``score_ROLE`` is the score of that answer.
+        line: Where they are, for messages.
+        record: The line as its shape has it; ``score_ROLE`` is the score of the answer of that role.
         conversations: By the role of the answer.
-        sources: The models that gave the answers, where they are known.
+        sources: The models that gave the answers, if they are known.
     """
-    prompt = line.prompt("prompt") if "prompt" in line.fields else next(iter(conversations.values()))[:-1]
+    prompt = record.prompt or next(iter(conversations.values()))[:-1]
     responses = []
     for role, (*before, answer) in conversations.items():
         if answer.role != "assistant" or not prompt:
@@ -45,28 +71,21 @@ def row_of_conversations(
                 content=not_empty(line, role, answer.content),
                 role=role,
                 source=sources.get(role, ""),
-                score=line.optional_number(f"score_{role}"),
+                score=getattr(record, f"score_{role}", None),
             )
         )
-    return build_row(line, prompt, tuple(responses))
+    return build_row(line, record, prompt, tuple(responses))
 
 
-def sources_of_pair(line: Line) -> dict[Role, str]:
-    """The models of a pair: ``source``, and ``source_rejected`` where the rejected answer is another's."""
-    source = line.text("source", default="")
-    return {"chosen": source, "rejected": line.text("source_rejected", default=source)}
-
-
-def build_row(line: Line, prompt: tuple[Message, ...], responses: tuple[RowResponse, ...]) -> TrainingRow:
-    """The row of a line: its id (else the prompt's hash) and its weight, which all shapes may have."""
-    weight = line.number("weight", default=1.0)
-    if weight < 0:
-        raise line.error(f"`weight` is {weight:g}", "a number, at least 0")
+def build_row(line: Line, record: Row, prompt: tuple[Message, ...], responses: tuple[RowResponse, ...]) -> TrainingRow:
+    """The row of a record, which is known by its id, or else by the hash of its prompt."""
+    if record.weight < 0:
+        raise line.error(f"`weight` is {record.weight:g}", "a number, at least 0")
     return TrainingRow(
-        prompt_id=line.identifier("prompt_id") or line.identifier("id") or Prompt("", prompt).content_hash,
+        prompt_id=record.prompt_id or Prompt("", prompt).content_hash,
         messages=prompt,
         responses=responses,
-        weight=weight,
+        weight=record.weight,
     )
 
 

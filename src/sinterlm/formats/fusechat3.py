@@ -15,11 +15,13 @@ import pyarrow as pa
 
 from sinterlm.formats.conversations import (
     MESSAGES,
-    answer_messages,
+    ConversationsRow,
     dump_answer,
     dump_messages,
     row_of_conversations,
 )
+from sinterlm.formats.fields import Answer as AnswerField
+from sinterlm.formats.fields import Number, Record
 from sinterlm.formats.lines import Line
 from sinterlm.formats.pairs import Answer, PreferencePair, chosen_of, each, pairs_of
 from sinterlm.formats.shape import Misfit, Shape
@@ -27,13 +29,24 @@ from sinterlm.formats.sharegpt import TURNS, dump_turns, row_of_turns
 from sinterlm.records import Message, Role, TrainingRow
 
 
+class _Source(Record):
+    source_model: str
+
+
+class _Pair(ConversationsRow):
+    chosen: AnswerField
+    rejected: AnswerField
+    score_rejected: Number | None = None
+
+
 def read_fusechat3(line: Line) -> TrainingRow:
     """A row of either data set."""
-    roles: tuple[Role, ...] = ("chosen", "rejected")
-    sources = dict.fromkeys(roles, line.text("source_model"))
+    source = line.parse(_Source).source_model
+    sources: dict[Role, str] = {"chosen": source, "rejected": source}
     if "conversations" in line.fields:
         return row_of_turns(line, sources)
-    return row_of_conversations(line, {role: answer_messages(line, role) for role in roles}, sources)
+    record = line.parse(_Pair)
+    return row_of_conversations(line, record, {"chosen": record.chosen, "rejected": record.rejected}, sources)
 
 
 def _sft_record(row: TrainingRow, answer: Answer) -> dict[str, Any]:

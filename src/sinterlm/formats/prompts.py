@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import AliasChoices, Field
+
 from sinterlm.errors import InputError
+from sinterlm.formats.fields import Identifier, Question, Record, Texts
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.records import Prompt
+
+
+class _PromptRecord(Record):
+    id: Identifier | None = Field(None, validation_alias=AliasChoices("id", "prompt_id"))
+    prompt: Question = Field(validation_alias=AliasChoices("prompt", "messages"))
+    answers: Texts = []
+    domain: str = ""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -35,10 +45,6 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def _parse_prompt(line: Line) -> Prompt:
-    messages = line.prompt("messages" if "messages" in line.fields and "prompt" not in line.fields else "prompt")
-    return Prompt(
-        id=line.identifier("id") or line.identifier("prompt_id") or Prompt("", messages).content_hash,
-        messages=messages,
-        answers=line.texts("answers"),
-        domain=line.text("domain", default=""),
-    )
+    record = line.parse(_PromptRecord)
+    prompt_id = record.id or Prompt("", record.prompt).content_hash
+    return Prompt(prompt_id, record.prompt, tuple(record.answers), record.domain)

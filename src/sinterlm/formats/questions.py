@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, BeforeValidator, Field
 
 from sinterlm.errors import InputError
+from sinterlm.formats.fields import Conversation, Record
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.records import Message, Prompt
 
 KEYS = ("prompt", "messages", "turns", "question", "problem", "instruction", "text")
 """Where benchmarks keep what they ask; the first that is there counts."""
+
+
+def _as_turns_of_user(value: object) -> object:
+    """Turns that are texts, or have no role, are the user's."""
+    if not isinstance(value, list):
+        return value
+    turns = [{"content": turn} if isinstance(turn, str) else turn for turn in value]
+    return [{"role": "user", **turn} if isinstance(turn, Mapping) else turn for turn in turns]
+
+
+class _QuestionRecord(Record):
+    question: Annotated[Conversation, BeforeValidator(_as_turns_of_user)] = Field(validation_alias=AliasChoices(*KEYS))
 
 
 def read_questions(*paths: Path) -> list[Prompt]:
@@ -41,12 +57,6 @@ def _name_of(path: Path, paths: Sequence[Path]) -> Path:
 
 
 def _ask(line: Line) -> tuple[Message, ...]:
-    key = next((key for key in KEYS if key in line.fields), None)
-    if key is None:
+    if not line.fields.keys() & set(KEYS):
         raise line.error(f"the keys are {', '.join(line.fields)}", f"one of {', '.join(KEYS)}")
-    if key != "turns":
-        return line.messages(key)
-    turns = line.fields[key]
-    if isinstance(turns, list) and all(isinstance(turn, Mapping) for turn in turns):
-        return tuple(Message("user", turn.text("content")) for turn in line.objects(key))
-    return tuple(Message("user", turn) for turn in line.texts(key))
+    return line.parse(_QuestionRecord).question

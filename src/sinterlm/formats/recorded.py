@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, model_validator
 
 from sinterlm.errors import InputError
+from sinterlm.explain import Expects
 from sinterlm.files import describe_state
 from sinterlm.formats.annotated import ALL_ANSWERS, read_answers
+from sinterlm.formats.fields import Identifier, Question, Record, Whole, with_reasoning
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.records import FinishReason, Prompt
 
@@ -35,6 +40,30 @@ class RecordedAnswer:
 
 KEPT_BYTES = 32 * 2**20
 """A file of up to this size stays in memory after it was read: the stages of a run that ask for it read it once."""
+
+
+class _OfPromptId(Record):
+    prompt_id: Identifier
+    source: str = ""
+
+
+class _OfPrompt(Record):
+    prompt: Question
+    source: str = ""
+
+
+class _Ended(Record):
+    finish_reason: Annotated[Literal["stop", "length"] | None, Expects("stop, length, or none")] = None
+
+
+class _AnswerRecord(_Ended):
+    response: str = Field(validation_alias=AliasChoices("response", "content"))
+    index: Whole | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _put_reasoning_before(cls, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_reasoning(fields, "response" if "response" in fields else "content")
 
 
 def read_recorded(path: Path) -> list[RecordedAnswer]:
@@ -62,16 +91,14 @@ def _parse(path: Path) -> list[RecordedAnswer]:
     places: dict[tuple[str | None, str | None, str, int], str] = {}
     answers: list[RecordedAnswer] = []
     for line in read_lines(path):
-        prompt_id = line.identifier("prompt_id")
-        content_hash = None if prompt_id else Prompt("", line.prompt("prompt")).content_hash
-        source = line.text("source", default="")
-        for content, index in _contents(line, counted[prompt_id, content_hash, source]):
-            key = (prompt_id, content_hash, source, index)
+        who = _who(line)
+        prompt_id, content_hash, source = who
+        for content, index, finish_reason in _contents(line, counted[who]):
+            key = (*who, index)
             if key in places:
                 raise line.error(f"answer {index} to this prompt is there already ({places[key]})", "each answer once")
             places[key] = line.place
-            counted[prompt_id, content_hash, source] += 1
-            finish_reason: FinishReason = line.choice("finish_reason", ("stop", "length")) or "stop"
+            counted[who] += 1
             answers.append(RecordedAnswer(prompt_id, content_hash, content, source, index, finish_reason))
     if not answers:
         raise InputError(
@@ -80,9 +107,20 @@ def _parse(path: Path) -> list[RecordedAnswer]:
     return answers
 
 
-def _contents(line: Line, num_before: int) -> list[tuple[str, int]]:
-    """The answers of a line, each with its sample index; ``num_before`` came earlier from the same model."""
+def _who(line: Line) -> tuple[str | None, str | None, str]:
+    """Id or content hash of the prompt, and the model that answered."""
+    if "prompt_id" in line.fields:
+        known = line.parse(_OfPromptId)
+        return known.prompt_id, None, known.source
+    asked = line.parse(_OfPrompt)
+    return None, Prompt("", asked.prompt).content_hash, asked.source
+
+
+def _contents(line: Line, num_before: int) -> list[tuple[str, int, FinishReason]]:
+    """The answers of a line, each with sample index and finish reason; ``num_before`` came earlier from this model."""
     if ALL_ANSWERS in line.fields:
-        return [(content, num_before + place) for place, (content, _) in enumerate(read_answers(line))]
-    key = "content" if "content" in line.fields and "response" not in line.fields else "response"
-    return [(line.with_reasoning(line.text(key)), line.whole_number("index", default=num_before))]
+        reason = line.parse(_Ended).finish_reason or "stop"
+        return [(content, num_before + place, reason) for place, (content, _) in enumerate(read_answers(line))]
+    record = line.parse(_AnswerRecord)
+    index = num_before if record.index is None else record.index
+    return [(record.response, index, record.finish_reason or "stop")]

@@ -5,11 +5,15 @@ prompt, responses [{content, role, source, index, score, group, weight, truncate
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
 
 import pyarrow as pa
+from pydantic import BeforeValidator, Field
 
-from sinterlm.formats.conversations import MESSAGES, build_row, dump_messages, not_empty
+from sinterlm.explain import Expects
+from sinterlm.formats.conversations import MESSAGES, Row, build_row, dump_messages, not_empty
+from sinterlm.formats.fields import Number, Question, Record, Whole, as_list, present, with_reasoning
 from sinterlm.formats.lines import Line
 from sinterlm.formats.shape import Shape
 from sinterlm.records import Role, RowResponse, TrainingRow
@@ -37,23 +41,38 @@ _SCHEMA = pa.schema(
 )
 
 
+class _Response(Record):
+    content: str
+    role: Annotated[Role | None, Expects(f"{', '.join(get_args(Role))}, or none")] = None
+    source: str = ""
+    index: Whole = 0
+    score: Number | None = None
+    group: str = ""
+    weight: Number | None = None
+    truncated: bool = False
+
+
+def _read_response(response: object) -> object:
+    return with_reasoning(present(response)) if isinstance(response, Mapping) else response
+
+
+class _Responses(Row):
+    prompt: Question
+    responses: Annotated[
+        list[Annotated[_Response, BeforeValidator(_read_response), Expects("an object with `content`")]],
+        Field(min_length=1),
+        BeforeValidator(as_list),
+        Expects("a list of objects"),
+    ]
+
+
 def read_responses(line: Line) -> TrainingRow:
     """A row of many responses."""
-    responses = tuple(_read_response(item) for item in line.objects("responses"))
-    return build_row(line, line.prompt("prompt"), responses)
-
-
-def _read_response(item: Line) -> RowResponse:
-    return RowResponse(
-        content=not_empty(item, "content", item.with_reasoning(item.text("content"))),
-        role=item.choice("role", get_args(Role)),
-        source=item.text("source", default=""),
-        index=item.whole_number("index", default=0),
-        score=item.optional_number("score"),
-        group=item.text("group", default=""),
-        weight=item.optional_number("weight"),
-        truncated=item.flag("truncated"),
-    )
+    record = line.parse(_Responses)
+    responses = tuple(RowResponse(**dict(response)) for response in record.responses)
+    for place, response in enumerate(responses):
+        not_empty(line, f"responses[{place}].content", response.content)
+    return build_row(line, record, record.prompt, responses)
 
 
 def dump_row(row: TrainingRow) -> dict[str, Any]:

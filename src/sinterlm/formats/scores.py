@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import AliasChoices, Field
+
 from sinterlm.errors import InputError
 from sinterlm.formats.annotated import ALL_ANSWERS, read_answers
+from sinterlm.formats.fields import Identifier, Number, Question, Record, Whole
 from sinterlm.formats.lines import Line, read_lines
 from sinterlm.records import Prompt
 
@@ -29,6 +32,22 @@ class RecordedScore:
     passed: bool | None
     place: str
     """Where it stands, for messages."""
+
+
+class _ScoreRecord(Record):
+    response: str | None = Field(None, validation_alias=AliasChoices("response", "content"))
+    source: str = ""
+    index: Whole = 0
+    score: Number
+    passed: bool | None = None
+
+
+class _OfPromptId(_ScoreRecord):
+    prompt_id: Identifier
+
+
+class _OfPrompt(_ScoreRecord):
+    prompt: Question
 
 
 def read_scores(path: Path) -> list[RecordedScore]:
@@ -58,17 +77,16 @@ def _parse_scores(line: Line) -> list[RecordedScore]:
 
 
 def _parse_score(line: Line) -> RecordedScore:
-    prompt_id = line.identifier("prompt_id")
-    text = next((line.text(key) for key in ("response", "content") if key in line.fields), None)
-    if text is None and not {"source", "index"} <= line.fields.keys():
+    record = line.parse(_OfPromptId if "prompt_id" in line.fields else _OfPrompt)
+    if record.response is None and not {"source", "index"} <= line.fields.keys():
         raise line.error("no `response`, nor `source` and `index`", "the answer that is scored, by one or the other")
     return RecordedScore(
-        prompt_id=prompt_id,
-        content_hash=None if prompt_id else Prompt("", line.prompt("prompt")).content_hash,
-        response=None if text is None else text.strip(),
-        source=line.text("source", default=""),
-        index=line.whole_number("index", default=0),
-        value=line.number("score"),
-        passed=line.flag("passed") if "passed" in line.fields else None,
+        prompt_id=record.prompt_id if isinstance(record, _OfPromptId) else None,
+        content_hash=Prompt("", record.prompt).content_hash if isinstance(record, _OfPrompt) else None,
+        response=None if record.response is None else record.response.strip(),
+        source=record.source,
+        index=record.index,
+        value=record.score,
+        passed=record.passed,
         place=line.place,
     )

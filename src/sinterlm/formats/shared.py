@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pyarrow as pa
+from pydantic import Field
 
 from sinterlm.errors import InputError
+from sinterlm.explain import Expects
 from sinterlm.formats.conversations import MESSAGES, dump_messages
 from sinterlm.formats.dataset import FILE_NAME
-from sinterlm.formats.lines import MIN_WHOLE_NUMBER, Line, parse_json, read_lines
+from sinterlm.formats.fields import Conversation, Number, Record, SignedWhole, Whole
+from sinterlm.formats.lines import Line, parse_json, read_lines
 from sinterlm.records import IMPORT, Dropped, FinishReason, Prompt, SamplingSettings, Score, StoredResponse, StoredScore
 
 _SETTINGS = get_type_hints(SamplingSettings)
@@ -55,7 +57,49 @@ SCORE_SCHEMA = pa.schema(
 )
 MAX_DETAIL, MAX_DEPTH = 2**20, 32
 """Characters and levels of a score's detail."""
-_HASH = re.compile("[0-9a-f]{64}")
+
+_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$"), Expects("a SHA-256 as 64 hexadecimal digits")]
+
+
+class _Sampling(Record):
+    temperature: Number | None = None
+    top_p: Number | None = None
+    max_new_tokens: SignedWhole | None = None
+    seed: SignedWhole | None = None
+    repetition_penalty: Number | None = None
+
+
+class _ResponseRecord(Record):
+    id: str
+    identity: str
+    prompt_hash: _Hash
+    index: Whole
+    content: str
+    finish_reason: Annotated[FinishReason, Expects(f"one of {', '.join(get_args(FinishReason))}")]
+    num_prompt_tokens: Whole
+    num_tokens: Whole
+    sampling: Annotated[_Sampling | None, Expects("an object")] = None
+    prompt: Conversation | None = None
+
+
+class _ScoreRecord(Record):
+    response_id: _Hash
+    scorer: str
+    answers_hash: _Hash
+    value: Number = math.nan
+    passed: bool | None = None
+
+
+class _DetailText(Record):
+    detail: str
+
+
+class _Detail(Record):
+    """The keys of a score's detail that others read."""
+
+    reason: str = ""
+    problem: str = ""
+    contains: Number = 0.0
 
 
 def dump_response(response: StoredResponse) -> dict[str, Any]:
@@ -110,63 +154,39 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _parse_response(line: Line) -> StoredResponse:
-    prompt = line.messages("prompt") if "prompt" in line.fields else None
-    finish_reason = line.choice("finish_reason", get_args(FinishReason))
-    if finish_reason is None:
-        raise line.error("`finish_reason` is missing", f"one of {', '.join(get_args(FinishReason))}")
+    record = line.parse(_ResponseRecord)
+    sampling = None if record.sampling is None else SamplingSettings(**record.sampling.model_dump(exclude_none=True))
     response = StoredResponse(
-        identity=line.text("identity"),
-        prompt_hash=_hash(line, "prompt_hash"),
-        index=line.whole_number("index"),
-        content=line.text("content"),
-        finish_reason=finish_reason,
-        num_prompt_tokens=line.whole_number(
-            "num_prompt_tokens",
-        ),
-        num_tokens=line.whole_number(
-            "num_tokens",
-        ),
-        sampling=_sampling(line),
-        prompt=prompt,
+        identity=record.identity,
+        prompt_hash=record.prompt_hash,
+        index=record.index,
+        content=record.content,
+        finish_reason=record.finish_reason,
+        num_prompt_tokens=record.num_prompt_tokens,
+        num_tokens=record.num_tokens,
+        sampling=sampling,
+        prompt=record.prompt,
     )
-    if line.text("id") != response.id:
-        raise line.error(f"`id` is {line.text('id')!r}", f"the hash of identity, prompt_hash and index, {response.id}")
-    if prompt is not None and Prompt("", prompt).content_hash != response.prompt_hash:
+    if record.id != response.id:
+        raise line.error(f"`id` is {record.id!r}", f"the hash of identity, prompt_hash and index, {response.id}")
+    if record.prompt is not None and Prompt("", record.prompt).content_hash != record.prompt_hash:
         raise line.error("`prompt` is not what `prompt_hash` names", "the messages of which it is the hash")
     return response
 
 
-def _sampling(line: Line) -> SamplingSettings | None:
-    if "sampling" not in line.fields:
-        return None
-    (settings,) = line.objects("sampling")
-    given: dict[str, Any] = {
-        name: settings.whole_number(name, least=MIN_WHOLE_NUMBER) if type_ is int else settings.number(name)
-        for name, type_ in _SETTINGS.items()
-        if name in settings.fields
-    }
-    return SamplingSettings(**given)
-
-
 def _parse_score(line: Line) -> StoredScore | Dropped:
-    response_id = _hash(line, "response_id")
+    record = line.parse(_ScoreRecord)
     try:
         detail = _parse_detail(line)
     except InputError as error:
-        return Dropped(response_id, IMPORT, "unreadable-score-detail", str(error))
-    score = Score(
-        response_id=response_id,
-        scorer=line.text("scorer"),
-        value=line.number("value") if "value" in line.fields else math.nan,
-        passed=line.flag("passed") if "passed" in line.fields else None,
-        detail=detail,
-    )
-    return StoredScore(score, _hash(line, "answers_hash"))
+        return Dropped(record.response_id, IMPORT, "unreadable-score-detail", str(error))
+    score = Score(record.response_id, record.scorer, record.value, record.passed, detail)
+    return StoredScore(score, record.answers_hash)
 
 
 def _parse_detail(line: Line) -> dict[str, Any]:
     """What a scorer found besides the value: of any shape, but for its bounds and the keys that others read."""
-    text, expected = line.text("detail"), "a JSON object"
+    text, expected = line.parse(_DetailText).detail, "a JSON object"
     if len(text) > MAX_DETAIL:
         raise line.error(f"`detail` has {len(text):,} characters", f"{MAX_DETAIL:,} at most")
     detail = parse_json(text, f"{line.place}, `detail`", expected)
@@ -174,21 +194,10 @@ def _parse_detail(line: Line) -> dict[str, Any]:
         raise line.error(f"`detail` is {text[:80]}", expected)
     if _is_deeper(detail, MAX_DEPTH):
         raise line.error("`detail` is nested too deeply", f"{MAX_DEPTH} levels at most")
-    inner = Line(f"{line.place}, `detail`", detail)
-    for key in {"reason", "problem"} & detail.keys():
-        inner.text(key)
-    if "contains" in detail:
-        inner.number("contains")
+    Line(f"{line.place}, `detail`", detail).parse(_Detail)
     return detail
 
 
 def _is_deeper(value: object, levels: int) -> bool:
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(_is_deeper(item, levels - 1) for item in items)
-
-
-def _hash(line: Line, key: str) -> str:
-    value = line.text(key)
-    if not _HASH.fullmatch(value):
-        raise line.error(f"`{key}` is {value!r}", "a SHA-256 as 64 hexadecimal digits")
-    return value

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from sinterlm.formats.conversations import row_of_conversations, sources_of_pair
+from sinterlm.explain import Expects
+from sinterlm.formats.conversations import PairRow, row_of_conversations
 from sinterlm.formats.dataset import FILE_NAME
+from sinterlm.formats.fields import (
+    Record,
+    TurnWeight,
+    as_list,
+    check_beside_messages,
+    check_weights,
+    drop_unread,
+)
 from sinterlm.formats.lines import Line
 from sinterlm.formats.pairs import (
     ANSWER_COLUMNS,
@@ -36,42 +46,67 @@ TURNS = pa.list_(_TURN)
 """A conversation in Parquet, as LLaMA-Factory has it."""
 
 
+class _Speech(Record):
+    """One turn of a conversation."""
+
+    speaker: Annotated[
+        Literal["human", "gpt", "system", "user", "assistant"], Expects(f"one of {', '.join(_ROLES)}")
+    ] = Field(validation_alias="from")
+    value: str
+    weight: TurnWeight = None
+
+
+def _check_speech(turn: object) -> object:
+    return drop_unread(turn, ("from", "value")) if isinstance(turn, Mapping) and len(turn) > 2 else turn
+
+
+def _read_turns(value: object, info: ValidationInfo) -> object:
+    check_beside_messages(info)
+    return as_list(value)
+
+
+def _as_messages(turns: Sequence[_Speech]) -> tuple[Message, ...]:
+    check_weights([(_ROLES[turn.speaker] == "assistant", turn.weight) for turn in turns])
+    return tuple(Message(_ROLES[turn.speaker], turn.value) for turn in turns)
+
+
+if TYPE_CHECKING:
+    _Speeches = tuple[Message, ...]
+else:
+    _Speeches = Annotated[
+        list[Annotated[_Speech, BeforeValidator(_check_speech), Expects("a turn with `from` and `value`")]],
+        Field(min_length=1),
+        BeforeValidator(_read_turns),
+        AfterValidator(_as_messages),
+        Expects("a list of objects"),
+    ]
+
+
+class _Supervised(PairRow):
+    conversations: _Speeches
+    system: str = ""
+
+
+class _Ranking(_Supervised):
+    chosen: _Speeches
+    rejected: _Speeches
+
+
 def read_sharegpt(line: Line) -> TrainingRow:
-    """A conversation to learn from, or one that goes on with a chosen and a rejected answer."""
-    return row_of_turns(line, sources_of_pair(line))
+    """A conversation to learn from, or one that continues with a chosen and a rejected answer."""
+    return row_of_turns(line)
 
 
-def row_of_turns(line: Line, sources: Mapping[Role, str]) -> TrainingRow:
-    """As :func:`read_sharegpt`, with answers of ``sources``."""
-    before = read_turns(line, "conversations")
-    if "system" in line.fields and line.text("system"):
-        before = (Message("system", line.text("system")), *before)
-    if "chosen" not in line.fields and "rejected" not in line.fields:
-        return row_of_conversations(line, {"chosen": before}, sources)
-    roles: tuple[Role, ...] = ("chosen", "rejected")
-    answers = {role: (*before, *read_turns(line, role)) for role in roles}
-    return row_of_conversations(line, answers, sources)
-
-
-def read_turns(line: Line, key: str) -> tuple[Message, ...]:
-    """The conversation under ``key``: a list of turns, or one turn."""
-    turns = line.objects(key)
-    line.check_beside_messages()
-    messages = []
-    for number, turn in enumerate(turns):
-        speaker = turn.text("from")
-        if speaker not in _ROLES:
-            raise turn.error(f"`from` is {json.dumps(speaker)}", f"one of {', '.join(_ROLES)}")
-        is_said, is_last = _ROLES[speaker] == "assistant", number == len(turns) - 1
-        line.check_turn(
-            f"{key}[{number}]",
-            turn.fields,
-            ("from", "value"),
-            is_answer=is_said and is_last,
-            is_earlier_answer=is_said and not is_last,
-        )
-        messages.append(Message(_ROLES[speaker], turn.text("value")))
-    return tuple(messages)
+def row_of_turns(line: Line, sources: Mapping[Role, str] | None = None) -> TrainingRow:
+    """As :func:`read_sharegpt`, with answers of ``sources`` if they are given."""
+    record = line.parse(_Ranking if {"chosen", "rejected"} & line.fields.keys() else _Supervised)
+    before = record.conversations
+    if record.system:
+        before = (Message("system", record.system), *before)
+    answers: dict[Role, tuple[Message, ...]] = {"chosen": before}
+    if isinstance(record, _Ranking):
+        answers = {"chosen": (*before, *record.chosen), "rejected": (*before, *record.rejected)}
+    return row_of_conversations(line, record, answers, sources or record.sources)
 
 
 def dump_turns(messages: Sequence[Message]) -> list[dict[str, str]]:

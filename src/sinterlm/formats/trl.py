@@ -17,12 +17,14 @@ import pyarrow as pa
 
 from sinterlm.formats.conversations import (
     MESSAGES,
-    answer_messages,
+    ConversationsRow,
+    PairRow,
     dump_answer,
     dump_messages,
     row_of_conversations,
-    sources_of_pair,
 )
+from sinterlm.formats.fields import Answer as AnswerField
+from sinterlm.formats.fields import Conversation, Number
 from sinterlm.formats.lines import Line
 from sinterlm.formats.pairs import (
     ANSWER_COLUMNS,
@@ -41,31 +43,52 @@ from sinterlm.formats.wrpo import is_authors_row, read_authors_row
 from sinterlm.records import Message, Role, TrainingRow
 
 
+class _Preference(PairRow):
+    chosen: AnswerField
+    rejected: AnswerField
+
+
+class _Completion(ConversationsRow):
+    completion: AnswerField
+
+
+class _Unpaired(_Completion):
+    label: bool = False
+    score_rejected: Number | None = None
+
+
+class _LanguageModelling(ConversationsRow):
+    messages: Conversation
+
+
 def read_pair(line: Line) -> TrainingRow:
     """A preference pair, or the WRPO authors' row, whose ``chosen`` holds two answers."""
-    chosen, rejected = answer_messages(line, "chosen"), answer_messages(line, "rejected")
-    if is_authors_row(chosen):
-        return read_authors_row(line, chosen, rejected)
-    return row_of_conversations(line, {"chosen": chosen, "rejected": rejected}, sources_of_pair(line))
+    if is_authors_row(line):
+        return read_authors_row(line)
+    record = line.parse(_Preference)
+    return row_of_conversations(line, record, {"chosen": record.chosen, "rejected": record.rejected}, record.sources)
 
 
 def read_completion(line: Line) -> TrainingRow:
     """A prompt and the answer to learn."""
-    return _single(line, "chosen", answer_messages(line, "completion"))
+    record = line.parse(_Completion)
+    return _single(line, record, "chosen", record.completion)
 
 
 def read_unpaired(line: Line) -> TrainingRow:
     """A prompt and an answer that is chosen or rejected by itself."""
-    return _single(line, "chosen" if line.flag("label") else "rejected", answer_messages(line, "completion"))
+    record = line.parse(_Unpaired)
+    return _single(line, record, "chosen" if record.label else "rejected", record.completion)
 
 
 def read_messages(line: Line) -> TrainingRow:
     """A conversation, of which the last message is the answer to learn."""
-    return _single(line, "chosen", line.messages("messages"))
+    record = line.parse(_LanguageModelling)
+    return _single(line, record, "chosen", record.messages)
 
 
-def _single(line: Line, role: Role, conversation: tuple[Message, ...]) -> TrainingRow:
-    return row_of_conversations(line, {role: conversation}, {role: line.text("source", default="")})
+def _single(line: Line, record: ConversationsRow, role: Role, conversation: tuple[Message, ...]) -> TrainingRow:
+    return row_of_conversations(line, record, {role: conversation}, {role: record.source})
 
 
 def _preference_record(row: TrainingRow, pair: PreferencePair) -> dict[str, Any]:

@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from sinterlm.formats.conversations import MESSAGES, answer_messages, dump_answer, row_of_conversations
+from sinterlm.formats.conversations import MESSAGES, ConversationsRow, dump_answer, row_of_conversations
+from sinterlm.formats.fields import Answer, Number
 from sinterlm.formats.lines import Line
 from sinterlm.formats.shape import Misfit, Shape
 from sinterlm.records import Message, Role, TrainingRow
@@ -21,31 +22,48 @@ from sinterlm.records import Message, Role, TrainingRow
 _ROLES: tuple[Role, ...] = ("chosen_source", "chosen_target", "rejected", "rejected_source")
 
 
+class _Answers(ConversationsRow):
+    rejected: Answer | None = None
+    rejected_source: Answer | None = None
+    score_chosen_source: Number | None = None
+    score_chosen_target: Number | None = None
+    score_rejected: Number | None = None
+    score_rejected_source: Number | None = None
+
+
+class _Quadruple(_Answers):
+    chosen_source: Answer | None = None
+    chosen_target: Answer | None = None
+
+
+class _AuthorsRow(_Answers):
+    chosen: Answer
+    rejected: Answer
+
+
 def read_quadruple(line: Line) -> TrainingRow:
     """A quadruple with a key for every role."""
-    return _row(line, {role: answer_messages(line, role) for role in _ROLES if role in line.fields})
+    record = line.parse(_Quadruple)
+    return _row(line, record, {role: getattr(record, role) for role in _ROLES})
 
 
-def is_authors_row(chosen: Sequence[Message]) -> bool:
+def is_authors_row(line: Line) -> bool:
     """Whether the ``chosen`` of a line is the authors': two answers, and no conversation."""
-    return [message.role for message in chosen] == ["assistant", "assistant"]
+    chosen = line.fields.get("chosen")
+    roles = [isinstance(turn, Mapping) and turn.get("role") for turn in chosen] if isinstance(chosen, list) else []
+    return roles == ["assistant", "assistant"]
 
 
-def read_authors_row(line: Line, chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> TrainingRow:
+def read_authors_row(line: Line) -> TrainingRow:
     """A quadruple in the authors' shape."""
-    conversations: dict[Role, tuple[Message, ...]] = {
-        "chosen_source": chosen[:1],
-        "chosen_target": chosen[1:],
-        "rejected": rejected,
-    }
-    if "rejected_source" in line.fields:
-        conversations["rejected_source"] = answer_messages(line, "rejected_source")
-    return _row(line, conversations)
+    record = line.parse(_AuthorsRow)
+    answers = (record.chosen[:1], record.chosen[1:], record.rejected, record.rejected_source)
+    return _row(line, record, dict(zip(_ROLES, answers, strict=True)))
 
 
-def _row(line: Line, conversations: dict[Role, tuple[Message, ...]]) -> TrainingRow:
-    source = line.text("source", default="")
-    return row_of_conversations(line, conversations, {"chosen_source": source, "rejected_source": source})
+def _row(line: Line, record: _Answers, conversations: Mapping[Role, tuple[Message, ...] | None]) -> TrainingRow:
+    given = {role: conversation for role, conversation in conversations.items() if conversation is not None}
+    return row_of_conversations(line, record, given, {"chosen_source": record.source, "rejected_source": record.source})
 
 
 def _authors_records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
