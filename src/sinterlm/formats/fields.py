@@ -70,6 +70,8 @@ def _number(value: object) -> int | float | None:
 
 
 def _read_number(value: object) -> float:
+    if type(value) is float and abs(value) <= MAX_NUMBER:  # by far the most frequent, and by far faster
+        return value
     if (number := _number(value)) is None:
         raise ValueError
     return float(number)
@@ -77,6 +79,8 @@ def _read_number(value: object) -> float:
 
 def _read_whole(value: object) -> int:
     """The whole number that a value is; of a floating-point number only where it says exactly which."""
+    if type(value) is int:
+        return value
     number = _number(value)
     is_exact = isinstance(value, numbers.Integral | Decimal) or (number is not None and abs(number) < 2**53)
     if not isinstance(number, int) or not is_exact:
