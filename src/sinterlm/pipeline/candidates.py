@@ -28,7 +28,7 @@ def candidates_of(
     """
     system = run.fusion.recipe.target.prompt.system
     with closing(stored_scorer(run, scorer)) as stored:
-        of_sources, of_targets = (scored_answers_to(run, stored, asks, prompts) for asks in (sources, targets))
+        of_sources, of_targets = (scored_answers_to(run, stored, requests, prompts) for requests in (sources, targets))
         for prompt, from_sources, from_target in zip(prompts, of_sources, of_targets, strict=True):
             yield Candidates(
                 prompt=replace(prompt, messages=with_system(prompt.messages, system)),

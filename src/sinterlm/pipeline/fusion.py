@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sinterlm.errors import InputError
+from sinterlm.models import Fingerprint, fingerprint
 from sinterlm.models.settings import with_template_date
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import ExtraPrompts, Recipe, Training
 from sinterlm.records import Prompt, SamplingSettings
 from sinterlm.sampling.engines import Source
+from sinterlm.sampling.protocol import Engine
 from sinterlm.scoring.settings import ScorerSettings
 
 STORE = "store.sqlite"
@@ -49,6 +51,16 @@ class SamplingRequest(NamedTuple):
     settings: SamplingSettings | None
     """None for recorded answers."""
     num_samples: int
+
+    def identity(self, fingerprint: Fingerprint = fingerprint) -> str | None:
+        """What names the answers in the store; None if the weights are not known, or a file of answers is missing."""
+        asked = self.participant
+        return asked.config.identity(location=asked.location, settings=self.settings, fingerprint=fingerprint)
+
+    def build_engine(self, on_loaded: Callable[[str], None]) -> Engine:
+        """The engine that answers; ``on_loaded`` is told where its weights went once they are loaded."""
+        asked = self.participant
+        return asked.config.build(location=asked.location, settings=self.settings, on_loaded=on_loaded)
 
     def asked(self, prompts: Iterable[Prompt]) -> list[Prompt]:
         """The prompts that the participant is asked: of its domains, if it has some."""

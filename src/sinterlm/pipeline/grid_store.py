@@ -142,13 +142,12 @@ class Grid:
         rows = fusion.rows_path(self._name)
         start = fusion.start_of(self._name).weights
         assert start is not None
-        ask = fusion.for_evaluation(fusion.target)
         return digest(
             [
                 self._fingerprint(start),
                 hashlib.sha256(rows.read_bytes()).hexdigest() if rows.is_file() else None,
                 fusion.recipe.seed,
-                fusion.recipe.target.identity(settings=ask.settings, fingerprint=self._fingerprint),
+                fusion.for_evaluation(fusion.target).identity(self._fingerprint),
                 held_out.scorer.describe(self._fingerprint),
                 [[prompt.content_hash, prompt.answers] for prompt in self.development],
             ]

@@ -106,8 +106,7 @@ def _missing(fusion: Fusion) -> Iterator[str]:
             yield f"{', '.join(limited)}: counted as if asked about all domains"
     recorded = (fusion.answering_for(fusion.target),) if recipe.target.samples else ()
     for participant in (*fusion.sources, fusion.target, *recorded):
-        ask = fusion.for_training(participant)
-        identity = participant.config.identity(settings=ask.settings, fingerprint=cached_fingerprint)
+        identity = fusion.for_training(participant).identity(cached_fingerprint)
         if identity is None and participant.weights:
             yield f"{participant.weights}: not read yet, so what the store has of {participant.name} is unknown"
         elif identity is None:

@@ -15,31 +15,26 @@ from sinterlm.scoring.protocol import Exchange
 from sinterlm.store import RecordedResponse
 
 
-def engine_of(run: RunContext, ask: SamplingRequest) -> Engine:
+def engine_of(run: RunContext, request: SamplingRequest) -> Engine:
     """The participant's engine, which says where its weights went once they are loaded."""
-    participant = ask.participant
-    return participant.config.build(
-        location=participant.location,
-        settings=ask.settings,
-        on_loaded=lambda placement: run.reporter.say(f"  {participant.name}: loaded on {placement}"),
-    )
+    name = request.participant.name
+    return request.build_engine(lambda placement: run.reporter.say(f"  {name}: loaded on {placement}"))
 
 
-def identity_of(ask: SamplingRequest) -> str:
+def identity_of(request: SamplingRequest) -> str:
     """What names the answers in the store.
 
     Raises:
-        InputError: The weights or the file of answers are not there.
+        InputError: The file of answers is missing.
     """
-    participant = ask.participant
-    identity = participant.config.identity(location=participant.location, settings=ask.settings)
+    identity = request.identity()
     if identity is None:
-        raise InputError(f"{participant.name}: its file of recorded answers is not there")
+        raise InputError(f"{request.participant.name}: its file of recorded answers is not there")
     return identity
 
 
 def sample(
-    run: RunContext, stage: str, ask: SamplingRequest, prompts: Sequence[Prompt], *, must_answer: bool = False
+    run: RunContext, stage: str, request: SamplingRequest, prompts: Sequence[Prompt], *, must_answer: bool = False
 ) -> StageResult:
     """Sample one participant for every prompt, as often as asked, except what the store has.
 
@@ -49,25 +44,25 @@ def sample(
     Raises:
         ToleranceError: ``must_answer``, and the participant can be asked none of the prompts or every answer is empty.
     """
-    name, identity, prompts = ask.participant.name, identity_of(ask), ask.asked(prompts)
-    with closing(engine_of(run, ask)) as engine:
-        batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(ask.num_samples)])
+    name, identity, prompts = request.participant.name, identity_of(request), request.asked(prompts)
+    with closing(engine_of(run, request)) as engine:
+        batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(request.num_samples)])
         tokens_per_second: float | None = None
         problems: dict[str, str] = {}
-        if ask.settings is None:
+        if request.settings is None:
             recorded = _look_up(engine, batches)
-            num_new = run.store.set_recorded(identity, prompts, recorded, num_samples=ask.num_samples)
+            num_new = run.store.set_recorded(identity, prompts, recorded, num_samples=request.num_samples)
         else:
             stored = run.store.response_ids(identity)
             pending = [batch for batch in batches if any(_response_id(identity, item) not in stored for item in batch)]
             if pending:
-                tokens_per_second, problems = _answer(run, ask, engine, pending)
+                tokens_per_second, problems = _answer(run, request, engine, pending)
             num_new = sum(map(len, pending))
     answered = {item.prompt.id for batch in batches for item in batch}
     num_answers = num_cut = 0
     empty: list[Dropped] = []
     not_asked: dict[str, Dropped] = {}
-    for prompt, responses in zip(prompts, _stored(run, ask, prompts), strict=True):
+    for prompt, responses in zip(prompts, _stored(run, request, prompts), strict=True):
         for response in responses:
             if response.finish_reason in NOT_ASKED:
                 not_asked.setdefault(prompt.id, _not_asked(stage, name, prompt, response, problems.get(prompt.id)))
@@ -129,20 +124,20 @@ def _look_up(engine: Engine, batches: Sequence[Sequence[Item]]) -> Iterator[Reco
 
 
 def _answer(
-    run: RunContext, ask: SamplingRequest, engine: Engine, batches: Sequence[Sequence[Item]]
+    run: RunContext, request: SamplingRequest, engine: Engine, batches: Sequence[Sequence[Item]]
 ) -> tuple[float, dict[str, str]]:
     """Sample ``batches`` into the store, batch by batch; tokens a second, and why prompts were refused, by id."""
-    identity = identity_of(ask)
+    identity = identity_of(request)
     items = {(item.prompt.id, item.index): item for batch in batches for item in batch}
     started, tokens = time.monotonic(), 0
     problems: dict[str, str] = {}
-    with run.reporter.task(ask.participant.name, len(items), "answers") as task:
+    with run.reporter.task(request.participant.name, len(items), "answers") as task:
         for generations in engine.sample(batches):
             answered = [(items[generation.prompt_id, generation.index], generation) for generation in generations]
             run.store.add_responses(
                 identity,
                 [
-                    (item.prompt, _response(generation, _response_id(identity, item), ask))
+                    (item.prompt, _response(generation, _response_id(identity, item), request))
                     for item, generation in answered
                 ],
             )
@@ -156,36 +151,38 @@ def _response_id(identity: str, item: Item) -> str:
     return response_id(identity, item.prompt.content_hash, item.index)
 
 
-def _response(generation: Generation, key: str, ask: SamplingRequest) -> Response:
+def _response(generation: Generation, key: str, request: SamplingRequest) -> Response:
     return Response(
         id=key,
         prompt_id=generation.prompt_id,
-        source=ask.participant.name,
+        source=request.participant.name,
         index=generation.index,
         content=generation.content,
         finish_reason=generation.finish_reason,
         num_prompt_tokens=generation.num_prompt_tokens,
         num_tokens=generation.num_tokens,
-        sampling=ask.settings,
+        sampling=request.settings,
     )
 
 
-def answers_to(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Exchange]]:
+def answers_to(run: RunContext, request: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Exchange]]:
     """The stored answers of one participant to each of ``prompts``, in their order; none to one that it is not asked.
 
     They are read from the store as they are taken, a few hundred at once.
     """
-    asked = ask.asked(prompts)
+    asked = request.asked(prompts)
     asked_ids = {prompt.id for prompt in asked}
-    stored = _stored(run, ask, asked)
+    stored = _stored(run, request, asked)
     for prompt in prompts:
         responses = next(stored) if prompt.id in asked_ids else []
         yield [Exchange(prompt, response) for response in responses if response.finish_reason not in NOT_ASKED]
 
 
-def _stored(run: RunContext, ask: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Response]]:
+def _stored(run: RunContext, request: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Response]]:
     """What the store has of one participant on each prompt: answers, or that it cannot be asked."""
-    return run.store.responses(identity_of(ask), prompts, source=ask.participant.name, num_samples=ask.num_samples)
+    return run.store.responses(
+        identity_of(request), prompts, source=request.participant.name, num_samples=request.num_samples
+    )
 
 
 def _not_asked(stage: str, name: str, prompt: Prompt, response: Response, problem: str | None) -> Dropped:

@@ -22,14 +22,14 @@ READING_BATCH = 64
 
 
 def score(
-    run: RunContext, stage: str, config: ScorerSettings, asks: Iterable[SamplingRequest], prompts: Sequence[Prompt]
+    run: RunContext, stage: str, config: ScorerSettings, requests: Iterable[SamplingRequest], prompts: Sequence[Prompt]
 ) -> StageResult:
     """Score every answer that the store has no score of, in batches that are the same whatever is stored.
 
     Raises:
         ToleranceError: No answer got a number, or a judge gave no verdict on more answers than the recipe tolerates.
     """
-    answered = [entry for ask in asks for entries in answers_to(run, ask, prompts) for entry in entries]
+    answered = [entry for request in requests for entries in answers_to(run, request, prompts) for entry in entries]
     # Answers of like length side by side, so that a model that computes by token budget has full batches; the longest
     # first, so that what is too much for the memory shows at once.
     by_length = sorted(answered, key=_length, reverse=True)
@@ -97,13 +97,13 @@ def stored_scorer(run: RunContext, config: ScorerSettings) -> StoredScorer:
 
 
 def scored_answers_to(
-    run: RunContext, scorer: StoredScorer, asks: Sequence[SamplingRequest], prompts: Sequence[Prompt]
+    run: RunContext, scorer: StoredScorer, requests: Sequence[SamplingRequest], prompts: Sequence[Prompt]
 ) -> Iterator[tuple[Scored, ...]]:
     """The stored answers of several participants to each of ``prompts``, in their order, with their stored scores.
 
     An answer without a score is left out. Answers and scores are read as they are taken, a few hundred at once.
     """
-    answers = [answers_to(run, ask, prompts) for ask in asks]
+    answers = [answers_to(run, request, prompts) for request in requests]
     for start in range(0, len(prompts), READING_BATCH):
         batch = [
             [entry for entries in answers for entry in next(entries)] for _ in prompts[start : start + READING_BATCH]
@@ -114,9 +114,9 @@ def scored_answers_to(
 
 
 def scored_answers(
-    run: RunContext, config: ScorerSettings, ask: SamplingRequest, prompts: Sequence[Prompt]
+    run: RunContext, config: ScorerSettings, request: SamplingRequest, prompts: Sequence[Prompt]
 ) -> dict[str, tuple[Scored, ...]]:
     """The stored answers of one participant with their stored scores, by prompt id; a prompt without is missing."""
     with closing(stored_scorer(run, config)) as scorer:
-        scored = scored_answers_to(run, scorer, [ask], prompts)
+        scored = scored_answers_to(run, scorer, [request], prompts)
         return {prompt.id: answers for prompt, answers in zip(prompts, scored, strict=True) if answers}

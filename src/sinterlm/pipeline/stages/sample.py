@@ -129,11 +129,7 @@ class SampleHeldOut(Sample):
 
 def describe_request(request: SamplingRequest, fingerprint: Fingerprint) -> object:
     """What decides the answers to a request."""
-    participant = request.participant
-    identity = participant.config.identity(
-        location=participant.location, settings=request.settings, fingerprint=fingerprint
-    )
-    return [identity, request.num_samples, participant.config.domains]
+    return [request.identity(fingerprint), request.num_samples, request.participant.config.domains]
 
 
 def estimate_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], store: Store | None) -> StagePlan:
@@ -147,9 +143,7 @@ def estimate_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], 
             continue  # the answers are there
         if part is None:
             return StagePlan(name, figures=SAMPLING)
-        identity = config.identity(
-            location=request.participant.location, settings=request.settings, fingerprint=cached_fingerprint
-        )
+        identity = request.identity(cached_fingerprint)
         stored = store.response_ids(identity) if store and identity else set()
         means = store.mean_tokens(identity) if store and identity else None
         prefix = len(config.prompt_prefix()) / CHARACTERS_PER_TOKEN
