@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from transformers import LlamaModel, Trainer
+from transformers import LlamaConfig, LlamaModel, Trainer
 from typer.testing import CliRunner
 
 from sinterlm import cli
@@ -167,15 +167,20 @@ def save_letters(folder: Path, letters: str) -> None:
             parameter.zero_()
         model.get_parameter("model.norm.weight").fill_(1)
         model.get_parameter("model.embed_tokens.weight")[:, 0] = 1
-    # So every last hidden state is (sqrt(size), 0, ...), of which the head below makes the logits.
-    head = torch.zeros(model.config.vocab_size, model.config.hidden_size)
-    head[:, 0] = -20.0
-    for letter, share in zip(letters, (0.5, 0.25, 0.15, 0.1), strict=True):
-        head[tokenizer.convert_tokens_to_ids(letter), 0] = math.log(share) + 3  # positive, for repetition penalties
     model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(head / model.config.hidden_size**0.5)
+    model.lm_head.weight = torch.nn.Parameter(letter_head(model.config, letters))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def letter_head(config: LlamaConfig, letters: str, shares: Sequence[float] = (0.5, 0.25, 0.15, 0.1)) -> torch.Tensor:
+    """The output layer that gives each letter its share, where every last hidden state is (sqrt(size), 0, ...)."""
+    tokenizer = build_tokenizer()
+    head = torch.zeros(int(config.vocab_size), int(config.hidden_size))
+    head[:, 0] = -20.0
+    for letter, share in zip(letters, shares, strict=True):
+        head[tokenizer.convert_tokens_to_ids(letter), 0] = math.log(share) + 3  # positive, for repetition penalties
+    return head / math.sqrt(config.hidden_size)
 
 
 ASKING = "{{ '<' + (mark | default('plain')) + ' ' + strftime_now('%d %B %Y') + '>' }}"
