@@ -15,8 +15,8 @@ from sinterlm.errors import InputError
 from sinterlm.models import load_model, load_tokenizer
 from sinterlm.training.check import check_arguments
 from sinterlm.training.encoding import encode_rows, row_examples
-from sinterlm.training.logprobs import sequence_logps
 from sinterlm.training.lora import add_adapter, base_weights, merge_adapter
+from sinterlm.training.sequence_logps import sequence_logps
 from tests import processes
 from tests.processes import keep_gradients
 from tests.test_distributed import assert_same_steps, assert_same_weights, lines_of

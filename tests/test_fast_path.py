@@ -53,9 +53,11 @@ from sinterlm.attention.flash import segments
 from sinterlm.attention.spans import Spans, ancestors, positions, span_starts
 from sinterlm.chat import EncodedExample
 from sinterlm.errors import InputError
-from sinterlm.training import logprobs, packing
-from sinterlm.training.logprobs import attach_response_logps, choose_layout, response_logps, sequence_logps
+from sinterlm.training import layout_choice, logprobs, packing, token_logps
+from sinterlm.training.layout_choice import choose_layout
+from sinterlm.training.logprobs import attach_response_logps, response_logps
 from sinterlm.training.packing import Layout, one_to_a_line, shared
+from sinterlm.training.sequence_logps import sequence_logps
 
 VOCABULARY = 61
 SIZES: Mapping[str, Any] = {
@@ -264,7 +266,7 @@ def test_other_models_take_the_plain_layout_and_it_is_said_once(name: str, caplo
     own = model.config._attn_implementation
     with caplog.at_level(logging.WARNING):
         assert choose_layout(model, rows) is one_to_a_line
-    assert [record.message.split(" (")[0] for record in caplog.records if record.name == logprobs.__name__] == [
+    assert [record.message.split(" (")[0] for record in caplog.records if record.name == layout_choice.__name__] == [
         f"{type(model).__name__}: shared prompts are computed once per response"
     ]
     assert model.config._attn_implementation == own
@@ -546,7 +548,7 @@ def test_target_logps_against_float64(num_positions: int, dtype: torch.dtype) ->
     exact = logits.detach().double().requires_grad_()
     expected = exact.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     expected.backward(incoming.double())
-    found = logprobs.target_logps(logits, targets)
+    found = token_logps.target_logps(logits, targets)
     found.backward(incoming)
     assert found.dtype == torch.float32
     assert torch.allclose(found.double(), expected, rtol=1e-6, atol=1e-6)

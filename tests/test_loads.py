@@ -41,7 +41,7 @@ from sinterlm.sampling.transformers_engine import TransformersEngine
 from sinterlm.scoring.armorm_model import ArmoRM
 from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.reward_model import RewardModelScorer
-from sinterlm.training.logprobs import sequence_logps
+from sinterlm.training.sequence_logps import sequence_logps
 from sinterlm.training.train import train
 from tests.tiny import build_model, build_tokenizer, save_tiny, save_tiny_reward_model
 from tests.tiny_gguf import write_gguf

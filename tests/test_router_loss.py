@@ -20,8 +20,9 @@ from sinterlm import FusionConfig, FusionTrainer
 from sinterlm.chat import EncodedExample
 from sinterlm.errors import InputError
 from sinterlm.records import TrainingRow
-from sinterlm.training.logprobs import response_logps_and_router_loss, router_coefficient
+from sinterlm.training.logprobs import response_logps_and_router_loss
 from sinterlm.training.packing import one_to_a_line, shared
+from sinterlm.training.router import router_coefficient
 from tests.test_trl_parity import SHARED, WHOLE_BATCH, Run, answers, conversations, finish, pairs, wrpo_rows
 from tests.tiny import build_model, build_tokenizer
 

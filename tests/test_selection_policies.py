@@ -35,8 +35,8 @@ from sinterlm.selection import (
 )
 from sinterlm.selection.choices import REASONS
 from sinterlm.selection.policies import POLICIES
-from sinterlm.training.logprobs import sequence_logps
 from sinterlm.training.members import find_members
+from sinterlm.training.sequence_logps import sequence_logps
 from tests.answers import PROMPT, Case, any_candidates, candidates, outcome, scored
 from tests.reference import selection as reference
 from tests.tiny import build_model, build_tokenizer

@@ -52,10 +52,11 @@ from sinterlm.training.card import CardDetails, render_card, source_shares
 from sinterlm.training.check import check_arguments
 from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint, write_manifest
 from sinterlm.training.encoding import EncodedRow, encode_rows
-from sinterlm.training.logprobs import attach_response_logps, response_logps, sequence_logps
+from sinterlm.training.logprobs import attach_response_logps, response_logps
 from sinterlm.training.packing import Layout, one_to_a_line, shared
 from sinterlm.training.reference import ReferenceCache, with_reference
 from sinterlm.training.result import TrainingResult
+from sinterlm.training.sequence_logps import sequence_logps
 from sinterlm.training.train import METRICS, train
 from tests.tiny import build_model, build_tokenizer, save_tiny
 

@@ -26,7 +26,7 @@ from sinterlm.selection.wrpo import Wrpo
 from sinterlm.template import TemplateOptions, TemplateRefusal
 
 if TYPE_CHECKING:
-    from sinterlm.training.logprobs import SequenceLogp
+    from sinterlm.training.sequence_logps import SequenceLogp
 
     _Logps = Mapping[str, Sequence[Mapping[Role, SequenceLogp]]]
     # Model to one mapping a quadruple, from the role of an answer to its log-probability.
@@ -174,7 +174,7 @@ def _encode_quadruples(fusion: Fusion, rows: Sequence[TrainingRow]) -> list[list
 
 def _row_logps(location: str, rows: Sequence[Sequence[EncodedExample]]) -> list[dict[Role, SequenceLogp]]:
     """What the model at ``location`` thinks of every row's answers, by role."""
-    from sinterlm.training.logprobs import sequence_logps  # brings torch in
+    from sinterlm.training.sequence_logps import sequence_logps  # brings torch in
 
     # Rewards are small differences of large sums: half precision would drown them.
     model = load_model(location, dtype="float32")

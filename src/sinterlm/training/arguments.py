@@ -74,7 +74,7 @@ class FusionArguments:
     )
     lora_r: int | None = field(
         default=None,
-        metadata={"help": "Rank of the adapters that LoRA trains; unless given, all weights train.", "at_least": 1},
+        metadata={"help": "Rank of the adapters that LoRA trains; by default all weights train.", "at_least": 1},
     )
     lora_alpha: int = field(
         default=32, metadata={"help": "What adapters add is scaled by lora_alpha / lora_r.", "at_least": 1}

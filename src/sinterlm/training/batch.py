@@ -43,7 +43,7 @@ class RowBatch(TypedDict):
     num_row_tokens: Tensor
     """(B,): tokens of the prompt, counted once, and of the responses."""
     names: list[str]
-    """Of the rows, for messages."""
+    """The names of the rows, for messages."""
 
 
 class RowCollator:
@@ -56,7 +56,7 @@ class RowCollator:
         layout: how the sequences lie in tensors.
         pad_token_id: any token of the vocabulary; padding is never attended to.
         counts: whether a row counts as one in the step's loss, or by its weighted response tokens.
-        chunk_tokens: about so many tokens are computed at once; a row is never cut.
+        chunk_tokens: about how many tokens are computed at once; a row is never cut.
         for_router: whether the loss of a mixture's router is asked for.
     """
 

@@ -26,7 +26,7 @@ MAX_STEPS = 500
 
 
 def steps_between(num_steps: int) -> int:
-    """Optimizer steps from one checkpoint to the next, in a training of so many, unless told.
+    """Optimizer steps from one checkpoint to the next, by default, in a training of ``num_steps``.
 
     What a kill costs is a tenth of the training; what checkpoints cost is bounded by their number, and by that of the
     steps between, since one takes about as long as a step.

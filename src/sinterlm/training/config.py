@@ -67,7 +67,7 @@ class FusionConfig(ObjectiveArguments, FusionArguments, TrainingArguments):  # t
     """
 
     learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Initial learning rate; the objective's default unless given."}
+        default=None, metadata={"help": "Initial learning rate; by default the objective's."}
     )
     logging_steps: float = field(default=1, metadata={"help": "Optimizer steps between two lines of metrics."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Losses that are not finite are errors."})

@@ -36,17 +36,17 @@ class EncodedRow(TypedDict):
     """The prompt once, then every response."""
     num_prompt_tokens: int
     num_response_tokens: list[int]
-    """Of each response."""
+    """The tokens of each response."""
     pairs: list[dict[str, int]]
-    """Of every pair, the number of the response with each role."""
+    """The number of the response with each role, for every pair."""
     weights: list[float] | None
     """What each response counts within the row; None where the objective does not weigh."""
     scores: list[float] | None
-    """Of each response; None where the objective reads none."""
+    """The score of each response; None if the objective reads none."""
     groups: list[int]
     """The group of each response, numbered within the row."""
     reference_logps: list[float]
-    """Of each response; empty without a reference."""
+    """The reference's log-probability of each response; empty without a reference."""
 
 
 class EncodedRows(NamedTuple):
@@ -87,7 +87,7 @@ def encode_rows(
 
     So is a pair whose answers are the same tokens, and a row that has no other.
 
-    Where prompt and longest answer do not fit, the prompt loses its beginning (but for the BOS) as far as needed and
+    If prompt and longest answer do not fit, the prompt loses its beginning (but for the BOS) as far as needed and
     no further than ``max_prompt_length``; then every answer that still does not fit, and only that one, loses its end
     and so its end-of-turn.
 
@@ -96,7 +96,7 @@ def encode_rows(
         tokenizer: of the model that is trained, with its chat template.
         objective: says which responses are read.
         max_length: most tokens of a prompt and one response.
-        max_prompt_length: tokens that a prompt keeps; half of ``max_length`` unless given.
+        max_prompt_length: tokens that a prompt keeps; by default half of ``max_length``.
         thoughts: what becomes of an answer that begins with a thought.
         options: of the chat template.
 

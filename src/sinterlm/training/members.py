@@ -33,7 +33,7 @@ class Members(NamedTuple):
 
     responses: tuple[RowResponse, ...]
     pairs: tuple[Mapping[str, int], ...]
-    """Of every pair, the number of the response with each role; empty for objectives that compare no pairs."""
+    """The number of the response with each role, for every pair; empty for objectives that compare no pairs."""
     groups: tuple[int, ...]
     """The group of each response, numbered within the row by first appearance."""
 
@@ -42,7 +42,7 @@ def find_members(row: TrainingRow, objective: ResolvedObjective) -> Members:
     """The responses of ``row`` that ``objective`` reads.
 
     Raises:
-        UnfitRow: a response is missing or stands twice, or lacks a group, weight or score that the objective reads.
+        UnfitRow: a response is missing or given twice, or lacks a group, weight or score that the objective reads.
     """
     readable = [response for response in row.responses if _is_readable(response, objective)]
     if not readable:

@@ -29,7 +29,7 @@ class StepMetrics:
         self._started = 0.0
 
     def begin(self, num_tokens: int) -> None:
-        """A step begins, with so many tokens over all devices."""
+        """Begin a step of ``num_tokens`` tokens over all devices."""
         self._started = self._started or perf_counter()
         self._num_tokens += num_tokens
 

@@ -23,7 +23,7 @@ class EpochOrder(Sampler[int]):
         seed: of the order of epoch 0; any epoch's is this one plus its number, as in Accelerate.
         epoch: tells the epoch that begins, or in which a resumed run is. (``set_epoch`` of Transformers and Accelerate
             does not reach the sampler where several processes resume within an epoch.)
-        multiple: an epoch has a multiple of so many places.
+        multiple: the number of places in an epoch is a multiple of it.
         filler: the row that fills up, of weight 0.
     """
 

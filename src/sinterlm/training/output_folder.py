@@ -62,7 +62,7 @@ def require_own_or_empty(output_dir: Path) -> None:
 
 
 def claim(output_dir: Path, own: Claim, say: Callable[[str], None]) -> None:
-    """Make the folder this run's: what one with other rows or settings left must not be resumed, nor taken for this's.
+    """Make the folder this run's, so that nothing of a run with other rows or settings is resumed or taken for its own.
 
     Checkpoints of other settings are set aside, one set of them, until a training is finished here: a run that returns
     to these settings resumes from them.
@@ -70,7 +70,7 @@ def claim(output_dir: Path, own: Claim, say: Callable[[str], None]) -> None:
     Args:
         output_dir: its own or an empty folder, see :func:`require_own_or_empty`.
         own: the run.
-        say: told what differs and what becomes of what is there, before that happens.
+        say: told what differs, and what happens to the files in the folder before it happens.
     """
     checkpoints, aside = output_dir / CHECKPOINTS, output_dir / ASIDE
     finished = _read_claim(output_dir / RESULT)

@@ -1,7 +1,7 @@
 """How the sequences of a micro-batch lie in tensors: one to a line, or with what they share computed once.
 
 The responses of a row share its prompt, and neighbouring prompts may share their beginning (a system prompt, a few
-shots). In the shared layout every such part stands once, in one line (padded to a multiple of 16 only), as a forest of
+shots). In the shared layout every such part is held once, in one line (padded to a multiple of 16 only), as a forest of
 spans (``attention/spans.py``): beginning -> rest of the prompt -> responses. Positions continue the parent's. That is
 the same computation as one sequence to a line, with fewer tokens.
 Shapes: N sequences, M response tokens of all of them, P lines of at most U tokens. No prediction needs a sequence's
@@ -24,7 +24,7 @@ MIN_SHARED_BEGINNING = 8
 
 
 LINE_MULTIPLE = 16
-"""Of a line's tokens, so that lengths recur: for each, oneDNN makes kernels, and keeps some 8 MB of them."""
+"""Lines are padded to a multiple of it, so that lengths recur: oneDNN makes kernels for each, which take some 8 MB."""
 
 
 class SequenceBatch(TypedDict):
@@ -37,7 +37,7 @@ class SequenceBatch(TypedDict):
     position_ids: NotRequired[Tensor]
     """(P, U), of the shared layout."""
     spans: NotRequired[Spans]
-    """Of the one line of the shared layout."""
+    """The spans of the one line of the shared layout."""
     predictors: Tensor
     """(M,): positions, counted over all P * U, whose hidden states predict a response token."""
     targets: Tensor
@@ -45,7 +45,7 @@ class SequenceBatch(TypedDict):
     lengths: Tensor
     """(N,): response tokens of each sequence."""
     occurrences: NotRequired[Tensor]
-    """(P, U): in how many sequences each token stands, 0 for padding; asks for the loss of a mixture's router."""
+    """(P, U): the number of sequences that hold each token, 0 for padding; asks for the loss of a mixture's router."""
 
 
 class Layout(Protocol):
@@ -93,7 +93,7 @@ def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int, for_r
 
     Args:
         rows: the examples of each row, which have one prompt.
-        pad_token_id: any token; it stands at the line's end, where no response sees it.
+        pad_token_id: any token; it pads the line's end, where no response sees it.
         for_router: as above; a beginning then counts for every sequence that has it.
     """
     line = _Line(end=None if for_router else -1)
@@ -108,7 +108,7 @@ def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int, for_r
     line.prolong([pad_token_id] * num_padding)
     batch = SequenceBatch(
         input_ids=torch.tensor([line.token_ids]),
-        # Positions that go on could be more than the model has.
+        # Further positions could be more than the model has.
         position_ids=torch.tensor([position_ids + [0] * num_padding]),
         spans=tuple(line.spans),
         predictors=torch.tensor(predictors),
@@ -147,7 +147,7 @@ class _Line:
         self.spans[-1] = (length + len(token_ids), parent)
 
     def occurrences(self) -> list[int]:
-        """Of each token: in how many sequences it stands."""
+        """The number of sequences that hold each token."""
         counts = [0] * len(self.spans)
         for leaf in self.leaves:
             for span in (*ancestors(self.spans, leaf), leaf):
@@ -194,3 +194,8 @@ def _targets(rows: Sequence[Sequence[EncodedExample]]) -> Tensor:
 
 def _lengths(rows: Sequence[Sequence[EncodedExample]]) -> Tensor:
     return torch.tensor([len(example.response_ids) for row in rows for example in row])
+
+
+def num_tokens(example: EncodedExample) -> int:
+    """Tokens of prompt and response."""
+    return len(example.prompt_ids) + len(example.response_ids)

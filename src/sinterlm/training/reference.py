@@ -122,7 +122,7 @@ def _compute(
     was_training = model.training
     model.train(False)
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-    # As many for every process, since all of them must call a sharded model together.
+    # The same number for every process, because all must call a sharded model together.
     num_each = math.ceil(len(rows) / accelerator.num_processes)
     own = list(
         islice(
@@ -140,7 +140,7 @@ def _compute(
 
 
 def _logps(model: nn.Module, batch: dict[str, list[RowBatch]], accelerator: Accelerator) -> list[float]:
-    """Of every response of the batch, in order."""
+    """The log-probability of every response of the batch, in order."""
     num_own = len(batch["chunks"])
     fill_up_chunks([batch], accelerator)
     sequences = [

@@ -40,17 +40,19 @@ from sinterlm.training.arguments import DEFAULT_MAX_LENGTH
 from sinterlm.training.batch import RowBatch, RowCollator, num_occurrences, responses_of
 from sinterlm.training.config import FusionConfig
 from sinterlm.training.encoding import EncodedRow, encode_rows, row_examples
-from sinterlm.training.logprobs import SharePrompt, attach_response_logps, choose_layout, router_coefficient
+from sinterlm.training.layout_choice import SharePrompt, choose_layout
+from sinterlm.training.logprobs import attach_response_logps
 from sinterlm.training.lora import add_adapter
 from sinterlm.training.metrics import StepMetrics
 from sinterlm.training.order import EpochOrder, fill_up_chunks, filler_row
 from sinterlm.training.reference import ReferenceCache, with_reference
+from sinterlm.training.router import router_coefficient
 
 logger = logging.getLogger(__name__)
 
 CPU_CHUNK_TOKENS = 2048
 CHUNK_TOKENS = 16384
-"""Tokens computed at once, unless told: enough to keep the device busy, and a bound on its memory."""
+"""Tokens computed at once by default: enough to keep the device busy, and a bound on its memory."""
 
 
 class FusionTrainer(Trainer):
