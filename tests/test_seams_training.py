@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
@@ -20,6 +22,7 @@ from sinterlm.errors import InputError, ToleranceError
 from sinterlm.records import Message, Role, RowResponse, TrainingRow
 from sinterlm.training.arguments import FusionArguments
 from sinterlm.training.checkpoints import RegularCheckpoints, steps_between
+from sinterlm.training.metrics import StepMetrics
 from sinterlm.training.train import METRICS, train
 from tests.tiny import build_model, build_tokenizer, save_tiny
 
@@ -181,15 +184,27 @@ def test_the_steps_would_tell_another_alpha_and_swapped_models(steps: list[Step]
     assert abs(last["rewards/margins"]) > 0.1
 
 
+def test_the_models_own_dropout_is_off(tmp_path: Path) -> None:
+    """Before the first update policy and reference agree, in the library's attention, which would drop weights."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    config = FusionConfig(str(tmp_path), objective="wrpo", beta=1.0, max_steps=1, share_prompt="off", **CPU)
+    trainer = FusionTrainer(model, config, ROWS, tokenizer)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
 # --- seeds -----------------------------------------------------------------------------------------------------------
 
 
 def losses_of(
     folder: Path, rows: Sequence[TrainingRow] = ROWS, objective: str = "wrpo", **arguments: Any
 ) -> list[float]:
-    """Of three steps of four rows."""
+    """The losses of six steps of four rows."""
     tokenizer = build_tokenizer()
-    given = {"max_steps": 3, "per_device_train_batch_size": 4, **CPU, **arguments}
+    given = {"max_steps": 6, "per_device_train_batch_size": 4, **CPU, **arguments}
     trainer = FusionTrainer(
         build_model(tokenizer), FusionConfig(str(folder), objective=objective, **given), rows, tokenizer
     )
@@ -205,11 +220,12 @@ PLAIN = [plain(index) for index in range(12)]
 
 
 def test_the_seed_decides_the_order_of_the_rows(tmp_path: Path) -> None:
-    """At a learning rate of 0 a step's loss tells its rows."""
+    """At a learning rate of 0 a step's loss tells its rows. Epochs differ in their order, and have the same rows."""
     first, again, other = (losses_of(tmp_path, PLAIN, "sft", seed=seed, learning_rate=0.0) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     assert losses_of(tmp_path, PLAIN, "sft", seed=1, data_seed=2, learning_rate=0.0) == other
+    assert first[:3] != first[3:]
 
 
 def test_the_seed_decides_a_new_adapter_and_its_dropout(tmp_path: Path) -> None:
@@ -237,16 +253,54 @@ def test_the_seed_decides_a_new_adapter_and_its_dropout(tmp_path: Path) -> None:
     assert not torch.equal(adapter, other)
 
 
-def test_train_takes_the_seed_it_is_given(tmp_path: Path) -> None:
-    """Through the whole of ``train``: the metrics of a run on a disk."""
-    folder = save_tiny(tmp_path / "model")
+def test_what_train_is_given_reaches_the_trainer(tmp_path: Path) -> None:
+    """Seed, cache and progress, through the whole of ``train``; another seed in the same folder trains anew."""
+    folder, cache = save_tiny(tmp_path / "model"), tmp_path / "cache"
+    arguments = {**CPU, "max_steps": 2, "per_device_train_batch_size": 4, "max_length": 45}
 
-    def curve(output: str, seed: int) -> list[float]:
-        arguments = {**CPU, "max_steps": 3, "per_device_train_batch_size": 2}
-        train(PLAIN, model=str(folder), objective="sft", output_dir=tmp_path / output, arguments=arguments, seed=seed)
-        return [json.loads(line)["loss"] for line in (tmp_path / output / METRICS).read_text().splitlines()]
+    def curve(output: str, seed: int) -> tuple[list[float], int, int]:
+        told: list[tuple[int, int, float]] = []
+        result = train(
+            ROWS[:8],
+            model=str(folder),
+            objective="wrpo",
+            output_dir=tmp_path / output,
+            hyperparameters={"beta": BETA},
+            arguments=arguments,
+            seed=seed,
+            cache_dir=cache,
+            report_progress=lambda *step: told.append(step),
+        )
+        lines = [json.loads(line) for line in (tmp_path / output / METRICS).read_text().splitlines()]
+        assert [(step, num_steps) for step, num_steps, _ in told] == [(1, 2), (2, 2)]
+        assert [loss for *_, loss in told] == [line["loss"] for line in lines]
+        return [line["logps/rejected"] for line in lines], result.num_cut, result.num_cut_prompts
 
-    assert curve("first", 1) == curve("again", 1) != curve("other", 2)
+    first, num_cut, num_cut_prompts = curve("out", 1)
+    assert len(list(cache.iterdir())) == 1
+    assert not (tmp_path / "out" / "reference").exists()
+    tokenizer = build_tokenizer()
+    examples = [
+        [encode_example(tokenizer, row.messages, response.content) for response in row.responses] for row in ROWS[:8]
+    ]
+    kept = [min(len(row[0].prompt_ids), max(22, 45 - max(len(one.response_ids) for one in row))) for row in examples]
+    assert num_cut_prompts == sum(len(row[0].prompt_ids) > room for row, room in zip(examples, kept, strict=True)) > 0
+    assert num_cut == sum(
+        len(one.response_ids) > 45 - room for row, room in zip(examples, kept, strict=True) for one in row
+    )
+    assert curve("out", 2)[0] != first
+    assert curve("again", 1)[0] == first
+
+
+def test_the_speed_of_several_steps_counts_their_tokens() -> None:
+    """With ``logging_steps`` above 1 a line tells of several steps."""
+    metrics = StepMetrics()
+    for num_tokens in (100, 20):
+        metrics.begin(num_tokens)
+        metrics.add({"reward": torch.tensor([1.0, 5.0])}, counted=torch.tensor([True, False]))
+    logged = metrics.pop(Accelerator(cpu=True))
+    assert logged["tokens_per_second"] * logged["step_seconds"] == pytest.approx(120)
+    assert logged["reward"] == 1
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
