@@ -82,6 +82,14 @@ def test_a_score_belongs_to_the_accepted_answers(store: Store) -> None:
     assert score_of(store, response(0), stricter) is None
 
 
+@pytest.mark.parametrize("scorer", ['a "judge"', "ä€😀", "it's\\n", "nul\0l", ""])
+def test_scores_are_found_under_any_name(store: Store, scorer: str) -> None:
+    """Scorers of other packages name themselves."""
+    store.add_scores([(PROMPT, Score("r", scorer, 1.0)), (PROMPT, Score("r", "another", 0.0))])
+    key = ScoreKey("r", scorer, PROMPT.answers_hash)
+    assert store.scores([key]) == {key: Score("r", scorer, 1.0)}
+
+
 def test_prompts_keep_part_and_order(store: Store) -> None:
     second = Prompt("b", (Message("system", "s"), Message("user", "u")))
     store.set_prompts("run", {"sft": [second, PROMPT], "held_out": []})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ class Counts:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.statements: Counter[str] = Counter()
+        self.queries: dict[str, str] = {}
         self.read: Counter[str] = Counter()
         self.hashed: Counter[str] = Counter()
         self.num_digests = 0
@@ -37,7 +40,7 @@ class Counts:
 
         def traced(*arguments: Any, **others: Any) -> sqlite3.Connection:
             connection: sqlite3.Connection = connect(*arguments, **others)
-            connection.set_trace_callback(lambda statement: self.statements.update([statement.split()[0]]))
+            connection.set_trace_callback(self.add_statement)
             return connection
 
         def counted(content: object) -> str:
@@ -56,6 +59,12 @@ class Counts:
         monkeypatch.setattr(records._CANONICAL, "encode", counted)
         monkeypatch.setattr(hashlib, "file_digest", hashed)
         monkeypatch.setattr(recorded, "read_lines", lines)
+
+    def add_statement(self, statement: str) -> None:
+        verb = statement.split()[0]
+        self.statements[verb] += 1
+        if verb in ("SELECT", "WITH"):
+            self.queries[re.sub(r"'[^']*'", "''", statement)] = statement
 
     def per_answer(self) -> tuple[float, float]:
         """Statements that read the store, and digests, since the last call."""
@@ -113,6 +122,21 @@ def test_answers_and_scores_are_read_by_batch_and_named_once(fusion: Fusion, mon
     assert {
         stage: (reads <= limits[stage][0], digests <= limits[stage][1]) for stage, (reads, digests) in found.items()
     } == {stage: (True, True) for stage in limits}, found
+
+
+def test_no_query_of_a_run_reads_a_whole_table(fusion: Fusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers, scores and places are found by their indices, however many there are."""
+    counts = Counts(monkeypatch)
+    run_fusion(fusion, Lines(), until="select-wrpo")
+    with closing(sqlite3.connect(fusion.store_path)) as connection:
+        plans = {
+            query: [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {query}")]
+            for query in list(counts.queries.values())
+        }
+    steps = [step for plan in plans.values() for step in plan]
+    assert sum("SEARCH responses" in step for step in steps) >= 2
+    assert any("SEARCH scores" in step for step in steps)
+    assert not [step for step in steps if re.search("SCAN (responses|scores|places)", step)], plans
 
 
 def test_a_recorded_file_is_hashed_and_parsed_once_in_a_command(

@@ -301,16 +301,15 @@ class Store:
 
     def scores(self, keys: Iterable[ScoreKey]) -> dict[ScoreKey, Score]:
         """The stored scores by their keys; a key without a score is missing."""
-        query = """WITH asked (response_id, scorer, answers_hash) AS (
-                       SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
-                       FROM json_each(?)
-                   )
-                   SELECT scores.* FROM asked CROSS JOIN scores USING (response_id, scorer, answers_hash)"""
-        return {
-            ScoreKey(row["response_id"], row["scorer"], row["answers_hash"]): _score(row)
-            for asked in _chunks(keys)
-            for row in self._read(query, json.dumps(asked))
-        }
+        query = "SELECT scores.* FROM json_each(?) AS asked CROSS JOIN scores ON response_id = asked.value"
+        found = {}
+        for chunk in _chunks(keys):
+            asked = set(chunk)
+            for row in self._read(query, json.dumps(sorted({key.response_id for key in asked}))):
+                key = ScoreKey(row["response_id"], row["scorer"], row["answers_hash"])
+                if key in asked:  # of the few scores of an answer
+                    found[key] = _score(row)
+        return found
 
     def has_scores(self, scorer: str) -> bool:
         """Whether ``scorer`` has scored anything."""
