@@ -703,7 +703,7 @@ class TestMemory:
     def test_sampling(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = save_tiny(tmp_path / "model")
         engine = TransformersEngine(str(folder), few_shot=None, system=None, settings=SamplingSettings(), device="cpu")
-        monkeypatch.setattr("sinterlm.sampling.transformers_engine.decode", self.fail)
+        monkeypatch.setattr("sinterlm.sampling.decoding.decode", self.fail)
         items = [Item(Prompt("a", (Message("user", "What?"),)), 0)]
         with pytest.raises(OutOfMemoryError, match=r"sampling model .*a lower max_new_tokens"):
             list(engine.sample([items]))
