@@ -49,7 +49,7 @@ from sinterlm.objectives import (
 )
 from sinterlm.objectives.named import OBJECTIVES, known_hyperparameters
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.report import EXPLANATIONS
+from sinterlm.pipeline.reasons import EXPLANATIONS
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe import schema

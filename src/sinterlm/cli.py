@@ -338,10 +338,10 @@ def exit_code() -> int:
         _complain(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; the same command goes on from here")
+        _complain("interrupted; rerun the command to resume")
         return INTERRUPTED
     except Terminated as error:
-        _complain("terminated; the same command goes on from here")
+        _complain("terminated; rerun the command to resume")
         return error.exit_code
     except OSError as error:
         _complain(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}")

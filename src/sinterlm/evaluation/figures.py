@@ -91,7 +91,7 @@ class Evaluation:
             content["development"] = self.development.to_json()
         if self.num_quadruples is not None:
             content["num_quadruples"] = self.num_quadruples
-        if self.num_quadruples:
+        if self.average_logps:
             content["reward_accuracies"] = {
                 model: _dump_rates(accuracies._asdict()) for model, accuracies in self.reward_accuracies.items()
             }

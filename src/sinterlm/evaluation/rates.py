@@ -47,8 +47,8 @@ class Difference(NamedTuple):
 def metrics_of(score: Score) -> dict[str, float]:
     """The figures that one score contributes to, main one first.
 
-    ``exact_match`` (and ``contains`` where the scorer tells it) for pass-or-fail scorers, ``score`` for graded ones;
-    nothing where the scorer gave no number.
+    ``exact_match`` for pass-or-fail scorers (and ``contains`` if the scorer tells it), ``score`` for graded ones;
+    nothing if the scorer gave no number.
     """
     if math.isnan(score.value):
         return {}
@@ -177,7 +177,7 @@ class Comparison:
         return self.difference.low > 0 or self.difference.high < 0
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in ``summary.json``."""
+        """The form that ``summary.json`` and ``evaluation.json`` hold."""
         value, low, high, n = self.difference
         return {
             "model": self.model,

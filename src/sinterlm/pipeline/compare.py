@@ -15,9 +15,9 @@ from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.outputs import require_undamaged
 from sinterlm.pipeline.report import read_report
 from sinterlm.report import write_report
-from sinterlm.report.browser import describe_prompt
 from sinterlm.report.data import ReportData
 from sinterlm.report.merge import merge_reports
+from sinterlm.report.prompt_browser import describe_prompt
 from sinterlm.report.tallies import tally_selections
 from sinterlm.selection.tally import SelectionTally
 from sinterlm.store import Store
@@ -54,9 +54,9 @@ def compare_runs(folders: Sequence[Path], *, prompt: str = "", page: Path | None
     """Put runs side by side and write the page that shows it.
 
     Args:
-        folders: output folders of runs; one is enough where its recipe has several methods.
+        folders: output folders of runs; one is enough if its recipe has several methods.
         prompt: the id of a prompt to open with.
-        page: the file to write; ``comparison.html`` in the first run's workspace unless given.
+        page: the file to write; ``comparison.html`` in the first run's workspace by default.
 
     Raises:
         InputError: a folder holds no run or is given twice, the runs have different prompts under one id, or there is

@@ -41,7 +41,7 @@ def export_answers(folder: Path, output: Path | None = None) -> Exported:
 
     Args:
         folder: The workspace, or the output folder of a run in it.
-        output: Where the data set goes; ``export/answers`` in ``folder`` unless given.
+        output: Where the data set goes; ``export/answers`` in ``folder`` by default.
 
     Raises:
         InputError: There is no store, or the output folder holds something else.

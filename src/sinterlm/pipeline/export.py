@@ -58,9 +58,9 @@ def export_rows(path: Path, output: Path | None = None, *, format_name: str, nam
 
     Args:
         path: The output folder of a run, or a file of rows in any format.
-        output: Where the data set goes; ``export/FORMAT`` in the run's folder unless given.
+        output: Where the data set goes; ``export/FORMAT`` in the run's folder by default.
         format_name: A row of :data:`~sinterlm.formats.row_formats.FORMATS`.
-        names: The rows to export, e.g. ``sft``; all unless given.
+        names: The rows to export, e.g. ``sft``; all by default.
 
     Raises:
         InputError: There is no such format, run, or name, or the output folder holds something else.

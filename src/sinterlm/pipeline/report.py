@@ -15,48 +15,21 @@ from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.grid_store import describe_choice, settle
 from sinterlm.pipeline.metrics import read_metrics
+from sinterlm.pipeline.reasons import EXPLANATIONS
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, StageResult
-from sinterlm.pipeline.summary import read_evaluation, read_selections, summarise, write_summary
+from sinterlm.pipeline.summary import Results, read_results, summarise, write_summary
 from sinterlm.records import Candidates, Prompt, Scored
 from sinterlm.report import data as page
 from sinterlm.report import write_report
-from sinterlm.selection.overlap import REASONS as OVERLAPS
-from sinterlm.selection.policies import REASONS
-
-EXPLANATIONS = {
-    **REASONS,
-    **OVERLAPS,
-    "no-score": "the scorer gave no number, so the answer cannot be chosen",
-    "invalid-verdict": "the judge's reply held no verdict, so the answer cannot be chosen",
-    "prompt-too-long": "the prompt leaves no room for an answer in what the model, or the reward model, can read",
-    "prompt-refused": "the model cannot be asked this prompt: its chat template or few-shot prompt refuses it",
-    "holds-thoughts": "the answer begins with a thought, which `thoughts: refuse` does not allow",
-    "only-a-thought": "nothing is left of the answer without its thought",
-    "comparison-stopped": "comparing the answer met a limit of the scorer's, which says nothing of the answer",
-    "unreadable-accepted-answer": "no accepted answer of the prompt can be read as mathematics",
-    "harness-limit": "the program failed for what the scorer cannot do, which says nothing of the answer",
-    "scorer-failed": "the scorer itself failed on this answer; the next run tries again",
-    "refused-by-the-chat-template": "the chat template, of the target or the reward model, refuses this dialogue",
-    "prompt-is-no-prefix": "the tokenizer cannot write an answer behind the tokens of its prompt",
-    "thought-after-a-closed-one": "the prompt ends with an empty thought, and the answer begins with another",
-    "answer-written-otherwise": "the tokens of the target, or of the reward model, do not say what the answer says",
-    "no-recorded-score": "the file of recorded scores has none for this answer, so it cannot be chosen",
-    "unmatched-recorded-answer": "a recorded answer that belongs to no prompt of the run",
-    "surplus-recorded-answer": "a recorded answer beyond the source's num_samples",
-    "empty-answer": "the model gave an empty answer, which no policy may choose",
-    "no-recorded-answer": "the file of recorded answers has none for this prompt",
-    "answers-alike": "the answers of the row's pairs are the same, so that there is nothing to compare",
-    "pair-alike": "the two answers of one of the row's pairs are the same: the row goes without that pair",
-    "answers-alike-after-cutting": "cut at max_length tokens, the answers of the row's pairs are the same",
-}
 
 
 def write_run_report(run: RunContext) -> StageResult:
     """Write ``summary.json`` and ``report.html`` from the store and the run's folder."""
     fusion = run.fusion
-    summary = summarise(run)
-    data = _report_data(run, summary)
+    results = read_results(run)
+    summary = summarise(run, results)
+    data = _report_data(run, results, summary)
     write_summary(fusion, summary)
     report = fusion.output / "report.html"
     write_report(data, report, seed=fusion.recipe.seed)
@@ -64,7 +37,7 @@ def write_run_report(run: RunContext) -> StageResult:
 
 
 def _require_scores(run: RunContext, data: page.ReportData) -> None:
-    """Refuse to show a run without its scores where it has some, but this release would not find them.
+    """Refuse to show a run without its scores if it has some that this release would not find.
 
     Raises:
         InputError: which stage, and what to do.
@@ -88,13 +61,14 @@ def _require_scores(run: RunContext, data: page.ReportData) -> None:
 
 def read_report(run: RunContext) -> page.ReportData:
     """All that the report of a run shows."""
-    return _report_data(run, summarise(run))
+    results = read_results(run)
+    return _report_data(run, results, summarise(run, results))
 
 
-def _report_data(run: RunContext, summary: Mapping[str, Any]) -> page.ReportData:
+def _report_data(run: RunContext, results: Results, summary: Mapping[str, Any]) -> page.ReportData:
     fusion = run.fusion
     recipe = fusion.recipe
-    evaluation = read_evaluation(fusion)
+    evaluation = results.evaluation
     data = page.ReportData(
         run=page.RunFacts(
             name=fusion.output.name,
@@ -112,7 +86,7 @@ def _report_data(run: RunContext, summary: Mapping[str, Any]) -> page.ReportData
             methods=list(recipe.preference),
         ),
         parts={part: list(_candidates(run, part)) for part in typing.get_args(page.Part)},
-        rows={name: selection.rows for name, selection in read_selections(run).items()},
+        rows={name: selection.rows for name, selection in results.selections.items()},
         dropped=[drop for drop in run.store.dropped(fusion.run_name) if drop.stage in summary["stages"]],
         drop_explanations=EXPLANATIONS,
         held_out=_held_out(run, evaluation),
@@ -135,7 +109,7 @@ def _report_data(run: RunContext, summary: Mapping[str, Any]) -> page.ReportData
 
 
 def _handed_over(fusion: Fusion, stages: Mapping[str, Any]) -> Iterator[str]:
-    """Where prompts went on that a preference method has dropped."""
+    """What became of prompts that a preference method has dropped."""
     for name, sft in fusion.recipe.fine_tunings.items():
         counts = stages.get(f"select-{name}", {"counts": {}})["counts"]
         if sft.extra_prompts and (label := sft.extra_prompts.count_name) in counts:  # not yet in an older selection

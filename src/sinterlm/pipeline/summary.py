@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.evaluation.figures import Evaluation
@@ -19,6 +19,14 @@ from sinterlm.records import Selection
 from sinterlm.selection.tally import tally_selection
 
 
+class Results(NamedTuple):
+    """What the stages of a run have left in its folder: rows and figures."""
+
+    evaluation: Evaluation
+    selections: Mapping[str, Selection]
+    """Training to its rows, and to what their selection dropped; a training without rows is missing."""
+
+
 def read_summary(fusion: Fusion) -> dict[str, Any]:
     """The run's ``summary.json``.
 
@@ -28,8 +36,20 @@ def read_summary(fusion: Fusion) -> dict[str, Any]:
     return _read_json(fusion.output / "summary.json")
 
 
-def summarise(run: RunContext) -> dict[str, Any]:
-    """The figures of ``summary.json``."""
+def read_results(run: RunContext) -> Results:
+    """Read what the stages of a run have written."""
+    fusion = run.fusion
+    dropped = list(run.store.dropped(fusion.run_name))
+    selections = {
+        name: Selection(read_rows(path), [drop for drop in dropped if drop.stage == f"select-{name}"])
+        for name in fusion.trainings
+        if (path := fusion.rows_path(name)).is_file()
+    }
+    return Results(read_evaluation(fusion), selections)
+
+
+def summarise(run: RunContext, results: Results) -> dict[str, Any]:
+    """The content of ``summary.json``."""
     fusion = run.fusion
     finished = run.store.finished_stages(fusion.run_name)
     # A method that the recipe no longer has is no part of the run.
@@ -42,7 +62,7 @@ def summarise(run: RunContext) -> dict[str, Any]:
         }
         for name, stage in past.items()
     }
-    evaluation = read_evaluation(fusion)
+    evaluation = results.evaluation
     held_out = fusion.recipe.evaluation.held_out
     searches = {name: found for name in fusion.trainings if (found := read_search(fusion, name))}
     return {
@@ -57,7 +77,7 @@ def summarise(run: RunContext) -> dict[str, Any]:
         "held_out": evaluation.held_out.flatten(),
         "held_out_differences": evaluation.held_out.to_json()["differences"],
         "reward_accuracies": evaluation.to_json().get("reward_accuracies", {}),
-        "selections": {name: asdict(tally_selection(found)) for name, found in read_selections(run).items()},
+        "selections": {name: asdict(tally_selection(found)) for name, found in results.selections.items()},
         **({"development": evaluation.development.flatten()} if evaluation.development else {}),
         **({"searches": searches} if searches else {}),
     }
@@ -77,17 +97,6 @@ def read_evaluation(fusion: Fusion) -> Evaluation:
     """
     path = fusion.output / "evaluation.json"
     return Evaluation.from_json(_read_json(path)) if path.is_file() else Evaluation()
-
-
-def read_selections(run: RunContext) -> dict[str, Selection]:
-    """The rows of every training that has any, and what its selection dropped."""
-    fusion = run.fusion
-    dropped = list(run.store.dropped(fusion.run_name))
-    return {
-        name: Selection(read_rows(path), [drop for drop in dropped if drop.stage == f"select-{name}"])
-        for name in fusion.trainings
-        if (path := fusion.rows_path(name)).is_file()
-    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

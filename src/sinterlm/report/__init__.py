@@ -15,7 +15,7 @@ def write_report(data: ReportData, path: Path, *, max_bytes: int = 20_000_000, s
     Args:
         data: what the page shows.
         path: the file; it is replaced whole or not at all.
-        max_bytes: size that the file keeps to; where not all prompts fit, a random sample of them is shown and the page
+        max_bytes: size that the file keeps to; if not all prompts fit, a random sample of them is shown and the page
             says so. Everything else on the page counts all prompts in any case.
         seed: decides that sample.
     """

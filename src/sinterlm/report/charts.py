@@ -1,4 +1,4 @@
-"""The charts of the report page: plain data to themed SVG. Titles and captions stand in the template."""
+"""The charts of the report page: plain data to themed SVG. Titles and captions are in the template."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _REWARD_LINES = {
     "rewards/rejected": ("rejected answer (y_l)", Colour.REJECTED, "--"),
     "rewards/margins": ("margin", Colour.INK, ":"),
 }
-"""Metric to label, colour and line style; ``rewards/chosen`` only where it is not a mix of the first two."""
+"""Metric to label, colour and line style; ``rewards/chosen`` only if it is not a mix of the first two."""
 
 _ROLE_LOOKS: Mapping[Role | None, tuple[str, Colour, str]] = {
     "chosen_source": ("source's chosen (y_ws)", Colour.SOURCE, "o"),
@@ -64,7 +64,7 @@ RANKINGS = {
 
 
 def held_out_chart(held_out: HeldOut) -> Markup:
-    """Every model's held-out figures with their intervals; the rates alone where there are scores too."""
+    """Every model's held-out figures with their intervals; the rates alone if there are scores too."""
     metrics = [metric for metric in held_out.figures.metrics if unit_of(metric) == held_out.unit]
     shown = {
         model: {key: rates[key] for key in metrics if key in rates} for model, rates in held_out.figures.models.items()
@@ -428,7 +428,7 @@ def reward_metrics(run: TrainingRun) -> list[str]:
 
 
 def curve(run: TrainingRun, metric: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one metric; means over equal stretches where there are more steps than a chart can show."""
+    """Steps and values of one metric; means over equal stretches if a chart cannot show all steps."""
     points = [(record["step"], record[metric]) for record in run.metrics if record.get(metric) is not None]
     if not points:
         return [], []
@@ -443,7 +443,7 @@ def _to_svg(figure: Figure, name: str, kind: str, facts: Iterable[str]) -> Marku
 
 
 def _offset(position: int, count: int) -> float:
-    """Where the marks of one row stand around its middle, so that they do not cover each other."""
+    """How far the marks of one row lie from its middle, so that they do not cover each other."""
     return 0.26 * (position - (count - 1) / 2)
 
 
@@ -472,7 +472,7 @@ def _draw_spread(axes: Axes, row: int, spread: Spread) -> None:
 
 
 def _bin_edges(values: npt.NDArray[np.float64]) -> list[float]:
-    """Equal bins over all values; around them where they differ by rounding alone, which leaves no room between."""
+    """Equal bins over all values; around them if they differ by rounding alone, which leaves no room between."""
     low, high = float(values.min()), float(values.max())
     size = max(abs(low), abs(high))
     if high - low <= max(1e-9 * size, 1e-100):

@@ -85,7 +85,7 @@ class HeldOut:
 
     @property
     def unit(self) -> Unit:
-        """Of the main metric."""
+        """The main metric's unit."""
         return unit_of(self.main_metric)
 
 
@@ -99,14 +99,14 @@ class AverageLogps:
     model: str
     """Whose log-probabilities: the target before SFT, after SFT, after each preference training."""
     responses: Literal["chosen_source", "target"]
-    """Of which answers: y_ws, or the target's own."""
+    """The answers: y_ws, or the target's own."""
     values: Sequence[float]
     """One an answer, finite; the same answers for every model."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """One training and the records of its ``metrics.jsonl``, one an optimizer step, as they stand there.
+    """One training and the records of its ``metrics.jsonl``, one per optimizer step, unchanged.
 
     Example: ``TrainingRun("wrpo", "WRPO: beta 0.1, alpha 0 to 0.5", ({"step": 1, "loss": 0.69, "alpha": 0.0},))``
     """
@@ -146,7 +146,7 @@ class Search:
 
     @property
     def unit(self) -> Unit:
-        """Of the metric."""
+        """The metric's unit."""
         return unit_of(self.metric)
 
 
@@ -172,7 +172,7 @@ class ReportData:
     reward_accuracies: Mapping[str, RewardAccuracies] = field(default_factory=dict)
     """Preference-trained model to how often its internal reward ranks held-out quadruples rightly."""
     compared: Sequence[RunFacts] = ()
-    """The runs that stand side by side (see :func:`~sinterlm.report.merge.merge_reports`); none on the page of one."""
+    """The runs that are compared (see :func:`~sinterlm.report.merge.merge_reports`); none on the page of one."""
     notes: Sequence[str] = ()
     """What a reader must know before he reads the figures, or compares them."""
     case: str = ""

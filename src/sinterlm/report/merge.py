@@ -1,4 +1,4 @@
-"""Several runs as the data of one page, so that their selections and models stand side by side.
+"""Several runs as the data of one page, so that their selections and models are side by side.
 
 What the runs share is shown once: a model that gave the same answers, rows that are the same, a training with the same
 steps.
@@ -88,7 +88,7 @@ def _check_prompts(reports: Mapping[str, ReportData]) -> None:
 
 
 def _label(found: Mapping[str, Mapping[str, T]], is_same: Callable[[T, T], bool]) -> dict[str, dict[str, str]]:
-    """Run to name to label: the name itself, or with the run where the name means different things.
+    """Run to name to label: the name itself, or with the run if the name means different things.
 
     Args:
         found: run to name to what the name means there.
@@ -130,7 +130,7 @@ def _sampled(data: ReportData) -> Iterator[Scored]:
 
 
 def _is_same_model(answers: _Answers, others: _Answers) -> bool:
-    """By the answers to what both were asked: an answer's id stands for weights, settings and template."""
+    """By the answers to what both were asked: an answer's id is a hash of weights, settings and template."""
     shared = answers.keys() & others.keys()
     return (bool(shared) or not answers or not others) and all(answers[key] == others[key] for key in shared)
 

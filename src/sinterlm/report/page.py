@@ -12,10 +12,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sinterlm.evaluation.rates import METRICS, Comparison, Difference, Rate
-from sinterlm.report import charts
-from sinterlm.report.browser import PromptSample, describe_prompt, sample_prompts
-from sinterlm.report.data import AverageLogps, HeldOut, ReportData, TrainingRun, Unit, unit_of
+from sinterlm.evaluation.rates import METRICS, Comparison, Rate
+from sinterlm.report import charts, numbers
+from sinterlm.report.data import AverageLogps, HeldOut, ReportData, TrainingRun, unit_of
+from sinterlm.report.prompt_browser import PromptSample, describe_prompt, sample_prompts
 from sinterlm.report.tallies import (
     count_drops,
     count_outcomes,
@@ -56,12 +56,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "figure": figure,
-        "signed": signed,
-        "signed_length": signed_length,
-        "interval": interval,
-        "duration": duration,
-        "memory": memory,
+        **{name: getattr(numbers, name) for name in numbers.__all__},
         "words": charts.words,
         "unit": unit_of,
         "kind": kind_of,
@@ -189,7 +184,7 @@ def _is_partly_format(target: Mapping[str, Rate]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Domain:
-    """One row of the table by domain: a cell a model, None where it has no figure."""
+    """One row of the table by domain: a cell per model, None if it has no figure."""
 
     name: str
     metric: str
@@ -245,64 +240,3 @@ def _training_summary(run: TrainingRun) -> dict[str, Any]:
         "last_accuracy": ends["rewards/accuracies"][-1] if ends["rewards/accuracies"] else None,
         "num_tokens": last.get("num_tokens"),
     }
-
-
-def figure(value: float, unit: Unit = "rate") -> str:
-    """A rate in per cent, or a score, as text.
-
-    >>> figure(0.5733), figure(0.5733, "score")
-    ('57.3', '0.573')
-    """
-    return _minus(f"{100 * value:z.1f}" if unit == "rate" else f"{value:z.3f}")
-
-
-def signed(value: float, unit: Unit = "rate") -> str:
-    """A difference with its sign, as text.
-
-    >>> signed(0.0933)
-    '+9.3'
-    """
-    return _minus(f"{100 * value:+z.1f}" if unit == "rate" else f"{value:+z.3f}")
-
-
-def signed_length(characters: float) -> str:
-    """A difference of lengths in characters with its sign, as text.
-
-    >>> signed_length(1234.56), signed_length(-0.04)
-    ('+1,234.6', '+0.0')
-    """
-    return _minus(f"{characters:+z,.1f}")
-
-
-def interval(figures: Rate | Difference, unit: Unit = "rate") -> str:
-    """The ends of an interval.
-
-    >>> interval(Rate(0.5733, 0.4933, 0.65, 150))
-    '49.3 to 65.0'
-    """
-    return f"{figure(figures.low, unit)} to {figure(figures.high, unit)}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as one says them.
-
-    >>> duration(4.21), duration(462), duration(7260)
-    ('4.2 s', '7 min 42 s', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def memory(num_bytes: int) -> str:
-    """Bytes as one says them.
-
-    >>> memory(5_120_000_000)
-    '5.1 GB'
-    """
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.0f} MB"
-
-
-def _minus(number: str) -> str:
-    return number.replace("-", "\N{MINUS SIGN}")

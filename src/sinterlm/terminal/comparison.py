@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from sinterlm.pipeline.compare import Compared
-from sinterlm.report.browser import describe_prompt
+from sinterlm.report.prompt_browser import describe_prompt
 from sinterlm.report.tallies import count_outcomes
 from sinterlm.selection.tally import RoleTally, SelectionTally
 from sinterlm.terminal.summary import print_figures
@@ -61,7 +61,7 @@ def _describe_origin(role: RoleTally) -> str:
 def _tabulate_drops(selections: Mapping[str, SelectionTally]) -> Table:
     title = "drops by reason (a source that is left out of a row counts too)"
     table = Table(title=title, title_justify="left")
-    table.add_column("dropped", no_wrap=True)  # a reason is one long word, and stands whole
+    table.add_column("dropped", no_wrap=True)  # a reason is one long word and must not be broken
     for name in selections:
         table.add_column(name, justify="right")
     for reason, counts in count_outcomes(selections).items():

@@ -46,7 +46,7 @@ def print_plan(plan: Plan, console: Terminal) -> None:
 
 
 def _cells(values: Mapping[str, Any], figures: Collection[str]) -> Iterator[str]:
-    """The figures in the order of the columns; empty where there is nothing of the kind."""
+    """The figures in the order of the columns; empty if the stage has nothing of the kind."""
     hours = values["gpu_hours"]
     columns: list[tuple[str, Any, Callable[[Any], str]]] = [
         *((name, values[name], "{:,}".format) for name in ("calls", "prompt_tokens", "new_tokens")),

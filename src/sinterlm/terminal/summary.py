@@ -21,7 +21,7 @@ from sinterlm.terminal.terminal import Terminal
 def print_outcome(run: Run, outcome: Outcome, console: Terminal) -> None:
     """The last lines of a run: the table, examples, the model and how to load it, the report, what to do next."""
     if outcome.left:
-        console.say(f"left to do: {', '.join(outcome.left)}; `sinterlm run` without --until or --only goes on")
+        console.say(f"left to do: {', '.join(outcome.left)}; `sinterlm run` without --until or --only does it")
         return
     if not outcome.done_now:
         console.say(f"{run.folder}: all stages are done; nothing was left to do")

@@ -23,7 +23,7 @@ def show_controls(text: str) -> str:
     r"""Text that a terminal prints and never obeys: its control characters as escapes, as Python writes them.
 
     Prompts, answers, names and servers' replies are other people's text. An escape sequence in one could set the
-    terminal's title, fill its clipboard or overwrite what stands above.
+    terminal's title, fill its clipboard or overwrite the lines above.
 
     >>> print(show_controls("It is \x1b]0;5\x07"))
     It is \x1b]0;5\x07
@@ -42,7 +42,7 @@ class Terminal(Console):
     Args:
         file: Where to, instead of standard output or, with ``stderr``, standard error.
         stderr: Whether it is for errors.
-        width: In characters; what the terminal says unless given.
+        width: In characters; the terminal's own by default.
         quiet: Whether to print nothing.
     """
 

@@ -56,7 +56,7 @@ def sample_prompts(data: ReportData, *, max_bytes: int, seed: int) -> PromptSamp
 
 
 def describe_prompt(data: ReportData, prompt_id: str) -> dict[str, Any]:
-    """One prompt with every model's answers, their scores, and the rows that they stand in.
+    """One prompt with every model's answers, their scores, and the training rows that hold them.
 
     Raises:
         InputError: No run has such a prompt.
@@ -155,6 +155,6 @@ def _cut(text: str) -> str:
 
 
 def _script_json(entry: dict[str, Any]) -> Markup:
-    """JSON for a script element: ``<``, ``>``, ``&``, U+2028 and U+2029 stand escaped."""
+    """JSON for a script element: ``<``, ``>``, ``&``, U+2028 and U+2029 are escaped."""
     text = htmlsafe_json_dumps(entry, ensure_ascii=False, separators=(",", ":"))
     return text.replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
