@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NUM_TAG_TOKENS = 16
-"""Of a prompt's last tokens, in which the tag of a thought is."""
+"""The tag of a thought is looked for in this many of a prompt's last tokens."""
 
 
 class Asking(NamedTuple):
@@ -23,16 +23,16 @@ class Asking(NamedTuple):
 
     tokenizer: PreTrainedTokenizerBase
     few_shot: FewShot | None
-    """None: by chat template."""
+    """None asks by chat template."""
     system: str | None
     end_tokens: frozenset[int]
     options: TemplateOptions = PLAIN
-    """Of the chat template."""
+    """Options of the chat template."""
     thought_tokens: frozenset[int] = frozenset()
     """Special tokens that stay in an answer's text."""
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids up to where the answer begins; what all prompts begin with is encoded together with the rest.
+        """Token ids up to where the answer begins; what prompts share is encoded together with the rest.
 
         Raises:
             TemplateRefusal: The model cannot be asked this prompt.
@@ -50,21 +50,20 @@ class Asking(NamedTuple):
         )
 
     def is_finished(self, tokens: Sequence[int]) -> bool:
-        """Whether an answer, whose last token is new, is whole."""
+        """Whether an answer is complete; its last token is new."""
         if tokens[-1] in self.end_tokens:
             return True
         if self.few_shot is None:
             return False
-        # The stop text would end in the new token, and each of its tokens is at least a byte of it; one token more,
-        # because the first of a run may lose its space in decoding.
+        # The stop text ends in the new token, and each of its tokens is at least one byte of it. One more token is
+        # decoded because the first of a run may lose its space.
         last = tokens[-len(self.few_shot.stop.encode()) - 1 :]
         return self.few_shot.stop in self._decode(last)
 
     def read(self, tokens: Sequence[int], prompt_tokens: Sequence[int] = ()) -> str:
         """The answer's text, up to the stop text: without special tokens, and stripped of white space.
 
-        A thought that the prompt opened and the limit cut gets the opening tag, without which it would pass for an
-        answer.
+        A thought that the prompt opened and the limit cut gets its opening tag back: it would pass for an answer.
         """
         text = self._decode(tokens)
         if self.few_shot is not None:

@@ -1,8 +1,8 @@
-"""Token by token: many answers to many prompts, where nothing that is the same is computed twice.
+"""Many answers to many prompts, token by token; what is the same is computed once.
 
-A row of the batch is a *history*: the samples of one prompt share a row as long as they have drawn the same tokens, and
-part where they differ; a row whose samples have all ended is dropped. So a prompt is read once for all its samples, and
-greedy samples never part.
+A row of the batch is a *history*: the samples of a prompt share a row while they have drawn the same tokens, and part
+at the first token that differs. A row whose samples have all ended is dropped. So a prompt is read once for all its
+samples, and greedy samples never part.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def decode(
     most_tokens: Sequence[int] | None = None,
     is_finished: Callable[[list[int]], bool],
 ) -> list[list[int]]:
-    """Sample an answer to every prompt; a prompt that stands several times gets as many samples.
+    """Sample an answer to every prompt; a prompt that is given several times gets as many samples.
 
     Args:
         model: a causal language model with our attention, whose layers attend to all tokens or to a window of them.
-        prefix: what the prompts may begin with; as much of it is used as all of them share.
+        prefix: what the prompts may begin with; the part that all of them share is used.
         prompts: token ids of each, at least one.
         uniforms: a number in [0, 1) for each token that an answer may have, shape (prompts, tokens).
         temperature: 0 takes the likeliest token.
         top_p: mass of the nucleus.
-        repetition_penalty: divides positive logits of tokens that stand in the prompt or the answer so far, and
+        repetition_penalty: divides positive logits of tokens of the prompt and the answer so far, and
             multiplies negative ones; 1 changes nothing.
-        most_tokens: of each prompt's answer, where it may have fewer than there are uniform numbers.
-        is_finished: whether an answer, whose last token is new, is whole.
+        most_tokens: the most tokens of each answer, if they are fewer than the uniform numbers.
+        is_finished: whether an answer is complete; its last token is new.
 
     Returns:
         For every prompt the new tokens, the one that ended the answer included.

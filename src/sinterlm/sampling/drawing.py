@@ -19,17 +19,17 @@ from torch.nn.utils.rnn import pad_sequence
 PROBABILITIES_AT_ONCE = 2**24
 """Entries of the distributions that tokens are drawn from at once: bounds the memory of a large vocabulary."""
 NUM_ORDERED = 1024
-"""Tokens of a row that are brought into order first; a whole vocabulary is slow to sort."""
+"""Tokens of a row that are sorted first; a whole vocabulary is slow to sort."""
 
 
 def draw_uniforms(seed: int, prompt_hash: str, index: int, count: int) -> NDArray[np.float64]:
-    """Give the uniform numbers of one answer, one a token; they depend on its key alone.
+    """The uniform numbers of one answer, one a token; they depend on its key alone.
 
     Args:
         seed: the sampling seed.
         prompt_hash: names the prompt's content.
         index: the sample index.
-        count: how many; fewer are the beginning of more.
+        count: how many; a smaller count gives the beginning of a larger one.
 
     Returns:
         Numbers in [0, 1), shape (count,).
@@ -44,14 +44,14 @@ def draw_tokens(
     """Draw from the smallest set of likeliest tokens whose mass reaches ``top_p`` (Holtzman et al., arXiv 1904.09751).
 
     The set's tokens are laid side by side, the likeliest first, each as wide as it is probable; a uniform number points
-    at one of them. Only the ``num_ordered`` likeliest are brought into order, and the whole row where their mass falls
-    short of ``top_p``, so that the result is exact.
+    at one of them. Only the ``num_ordered`` likeliest are sorted, or the whole row if their mass falls short of
+    ``top_p``, so the result is exact.
 
     Args:
         probabilities_BV: float32 distributions over the vocabulary, shape (B, V).
         uniforms_BD: float64 numbers in [0, 1), one for each draw from a row, shape (B, D).
         top_p: mass that is kept, in (0, 1].
-        num_ordered: how many of the likeliest tokens are brought into order at first.
+        num_ordered: how many of the likeliest tokens are sorted at first.
 
     Returns:
         Token ids, shape (B, D).
@@ -77,7 +77,7 @@ def _locate(mass_BK: Tensor, points_BD: Tensor) -> Tensor:
 
 
 def check_finite(logits: Tensor) -> None:
-    """Look at the largest logit of every row; others may be -inf, which forbids a token.
+    """Check the largest logit of every row; others may be -inf, which forbids a token.
 
     Raises:
         FloatingPointError: a row has a NaN or an infinite one.
@@ -87,7 +87,7 @@ def check_finite(logits: Tensor) -> None:
 
 
 def penalise(logits_BV: Tensor, said: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Logits of tokens that were said already made less likely (Keskar et al., arXiv 1909.05858, section 4.1)."""
+    """Make tokens that were said already less likely (Keskar et al., arXiv 1909.05858, section 4.1)."""
     is_said_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
     for row, tokens in enumerate(said):
         is_said_BV[row, torch.tensor(tokens, device=logits_BV.device)] = True

@@ -1,6 +1,6 @@
-"""Answers by Transformers' own generate, prompt by prompt: slower, and for every model that it can generate with.
+"""Answers by Transformers' own generate, prompt by prompt: slower, for any model that Transformers can sample.
 
-Tokens are drawn as in ``decoding.py``, from the same numbers.
+Tokens are drawn as in ``decoding.py``, by the same uniform numbers.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def generate(
         model: a causal language model with its own attention.
         prompt: its token ids, at least one.
         uniforms: a number in [0, 1) for each token that an answer may have, shape (samples, tokens).
-        temperature: as in :func:`decode`, and so the other arguments.
+        temperature: this and the other arguments are those of :func:`decode`.
         top_p: mass of the nucleus.
-        repetition_penalty: makes tokens that were said less likely.
-        is_finished: whether an answer, whose last token is new, is whole.
+        repetition_penalty: makes tokens of the prompt and the answer so far less likely.
+        is_finished: whether an answer is complete; its last token is new.
 
     Returns:
         For every sample the new tokens, the one that ended the answer included.
@@ -51,7 +51,7 @@ def generate(
     is_done = [False] * num_rows
 
     def keep_drawn(input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Leave of each row's tokens the drawn one alone."""
+        """Forbid every token of a row except the drawn one."""
         check_finite(scores)
         if repetition_penalty != 1:
             scores = penalise(scores, input_ids.tolist(), repetition_penalty)
@@ -68,7 +68,7 @@ def generate(
         return torch.tensor(is_done, device=input_ids.device)
 
     input_ids = torch.tensor([list(prompt)] * num_rows, device=model.device)
-    # Penalties and forbidden tokens of the model's own are no part of the recipe's settings.
+    # The model's own penalties and forbidden tokens are no part of the recipe's settings.
     model.generation_config = GenerationConfig()
     cast(Any, model).generate(
         input_ids,

@@ -14,7 +14,7 @@ from sinterlm.records import FinishReason, Prompt
 
 
 class Item(NamedTuple):
-    """One answer that is wanted."""
+    """One answer to give: the prompt, and which of its samples."""
 
     prompt: Prompt
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
@@ -31,16 +31,16 @@ class Generation:
     num_prompt_tokens: int
     num_tokens: int
     name: tuple[str, int] | None = None
-    """What names an answer that was made elsewhere, in place of engine and sample index: what it says, as a hash, and
-    which it is of several to the prompt that say the same."""
+    """For an answer made elsewhere, in place of engine and sample index: a hash of what it says, and its number among
+    the answers to the prompt that say the same. An engine that draws nothing must give it."""
     problem: str = ""
-    """Why there is no answer, where the prompt was refused."""
+    """Why the prompt was refused, if it was."""
 
 
 class Engine(Protocol):
     """A source of answers. Cheap to construct: weights are loaded by the first :meth:`sample`.
 
-    What names its answers in the store its settings know, without building it.
+    The name of its answers in the store comes from its settings, without building it.
     """
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
@@ -67,7 +67,7 @@ class Unused(NamedTuple):
 
 @runtime_checkable
 class HoldsAnswers(Protocol):
-    """What an engine may promise besides, if it holds answers that were made elsewhere."""
+    """An optional part of an engine that holds answers made elsewhere."""
 
     def unused(self, prompts: Sequence[Prompt], *, num_samples: int) -> list[Unused]:
         """Answers that no prompt asks for: those to other prompts, and those beyond ``num_samples``."""

@@ -68,9 +68,9 @@ class RecordedSource(EngineSettings):
 class RecordedEngine:
     """Gives the answers that a JSON Lines or Parquet file holds, joined to the prompts by id or by content.
 
-    All answers of the file to a prompt, of whatever model, are its samples: in the order of the model's name and the
-    recorded index they are numbered from 0; white space around an answer
-    is no part of it. Items for which there is none are left out of the batches.
+    All answers of the file to a prompt, of any model, are its samples, numbered from 0 in the order of the model's name
+    and the recorded index. Answers are stripped of white space. Items that the file does not answer are left out of
+    the batches.
 
     Args:
         path: the file, as :func:`sinterlm.formats.read_recorded` reads it.
@@ -80,7 +80,7 @@ class RecordedEngine:
         self._path = Path(path)
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
-        """Leave the items that the file answers, in one batch.
+        """Put the items that the file answers into one batch.
 
         Raises:
             InputError: The file answers none of them.

@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 16_384
 CHARACTERS_PER_TOKEN = 3
-"""A low estimate, by which batches are cut before any tokenizer is loaded."""
+"""A low estimate: batches are formed before any tokenizer is loaded."""
 PROBES = ("a", "1")
-"""Two questions that have nothing in common: what their encodings begin with together, every prompt begins with."""
+"""Two questions that have nothing in common: every prompt begins with what both encodings begin with."""
 
 
 class _Loaded(NamedTuple):
     model: PreTrainedModel
     asking: Asking
     prefix: Prefix | None
-    """None where the model cannot share what prompts begin with."""
+    """None if the model cannot share what prompts begin with."""
     context: float
-    """Tokens of prompt and answer together, at most."""
+    """Most tokens of prompt and answer together."""
     shared_length: float
-    """Up to so many, the positions of one row do not depend on the length of another."""
+    """Up to this many tokens, the positions of a row do not depend on the lengths of others."""
 
 
 class TransformersSource(LocalModel):
@@ -75,20 +75,20 @@ class TransformersSource(LocalModel):
 class TransformersEngine:
     """Samples a causal language model, asked by its chat template or by a few-shot completion prompt.
 
-    An answer ends at the template's end-of-turn or an eos, a few-shot answer also where the text that follows
-    ``{answer}`` in the template begins. Its content has neither special tokens (but tags of a thought) nor white space
-    around it; its token count includes the token that ended it.
+    An answer ends at the template's end-of-turn or an eos; a few-shot answer also ends at the text that follows
+    ``{answer}`` in the template. Its content is stripped of white space and of special tokens other than the tags of a
+    thought; its token count includes the token that ended it.
 
-    Prompt and answer together have as many tokens as the model's context at most. A prompt that leaves no room there
-    for one token of an answer is not answered: its generation is empty, with the finish reason ``prompt-too-long``.
-    So is that of a prompt that the template refuses, with ``prompt-refused``.
+    Prompt and answer together fit into the model's context. A prompt that leaves no room for one token of an answer
+    gets an empty generation with the finish reason ``prompt-too-long``, and a prompt that the template refuses one
+    with ``prompt-refused``.
 
-    What prompts begin with is computed once, if a check with a few tokens finds the logits that the library's own
-    attention gives. Any other model is sampled by Transformers' own generate, prompt by prompt.
+    What prompts begin with is computed once, if a check with a few tokens gives the logits of the library's own
+    attention. Any other model is sampled by Transformers' own generate, prompt by prompt.
 
     Args:
         model: hub name, folder or ``gguf:PACKAGE/FILE.gguf``.
-        few_shot: the completion prompt; by chat template unless given.
+        few_shot: the completion prompt; None asks by chat template.
         system: system prompt for messages that have none; with a chat template only.
         chat_template_kwargs: variables of the chat template.
         template_date: what the chat template takes for today, as 2026-11-30.
@@ -96,7 +96,7 @@ class TransformersEngine:
         device: ``auto`` or a torch device.
         dtype: ``auto`` or a torch dtype's name. Device and dtype change an answer by rounding only, so they are no part
             of the identity.
-        on_loaded: is told where the weights came to lie, e.g. ``cpu, float32``, and why sampling is slow where it is.
+        on_loaded: told where the weights were loaded, e.g. ``cpu, float32``, and why sampling is slow if it is.
         batch_tokens: roughly the tokens of a batch: prompts and answers of all its samples.
     """
 
@@ -128,7 +128,7 @@ class TransformersEngine:
         self._loaded: _Loaded | None = None
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
-        """Put prompts of like length together, and all samples of a prompt into one batch."""
+        """Put prompts of similar length together, and all samples of a prompt into one batch."""
         ordered = sorted(items, key=lambda item: (_length(item.prompt), item.prompt.id, item.index))
         batches: list[list[Item]] = []
         room = 0
@@ -262,7 +262,7 @@ class TransformersEngine:
 
     @contextmanager
     def _understood_errors(self, model: PreTrainedModel) -> Iterator[None]:
-        """Say in words what a model does that is no answer."""
+        """Turn logits that are not finite into an error that says what to do."""
         try:
             yield
         except FloatingPointError as error:
@@ -296,7 +296,7 @@ def _finish_reason(asking: Asking, tokens: Sequence[int] | None, problem: str | 
 
 
 def _length(prompt: Prompt) -> int:
-    """Characters of what is asked; what all prompts have in common takes no room of its own."""
+    """Characters of the prompt's own messages; what all prompts share takes no room of its own."""
     return sum(len(message.content) for message in prompt.messages)
 
 
