@@ -31,6 +31,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/overlap.py
 	$(BIN)/python -m benchmarks.verifiers
+	$(BIN)/python benchmarks/store.py
 
 setup: $(STAMP)
 
