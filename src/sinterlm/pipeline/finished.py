@@ -27,6 +27,7 @@ from sinterlm.pipeline.summary import read_evaluation, read_summary
 from sinterlm.recipe.schema import Recipe
 from sinterlm.records import Dropped, Prompt, Response, Score, TrainingRow
 from sinterlm.report.data import Part
+from sinterlm.scoring.settings import ScorerSettings
 from sinterlm.store import Store
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class Example(NamedTuple):
     def gain(self) -> float:
         """By how much the score has risen."""
         return self.after.score.value - self.before.score.value
+
+
+class _Asked(NamedTuple):
+    request: SamplingRequest
+    scorer: ScorerSettings
 
 
 class Run:
@@ -180,12 +186,20 @@ class Run:
         Raises:
             InputError: No such model answered prompts of this part.
         """
+        asked = self._asked(part)
+        if model is not None and model not in asked:
+            raise InputError(unknown_name(model, asked, f"model {model!r} among those asked about {part}"))
         with self._reading() as run:
-            requests = {request.participant.name: request for request in self._requests(part)}
-            if model is not None and model not in requests:
-                raise InputError(unknown_name(model, requests, f"model {model!r} among those asked about {part}"))
-            names = requests if model is None else [model]
-            return [answer for name in names for answer in self._answers_to(run, requests[name], part)]
+            prompts = run.store.prompts(run.fusion.run_name, part)
+            found = []
+            for name in asked if model is None else [model]:
+                scored = scored_answers(run, asked[name].scorer, asked[name].request, prompts)
+                found += [
+                    Answer(prompt, response, score)
+                    for prompt in prompts
+                    for response, score in scored.get(prompt.id, ())
+                ]
+            return found
 
     def table(self, name: TableName) -> list[dict[str, Any]]:
         """A table as a list of flat records, for ``pandas.DataFrame``, ``polars.DataFrame`` or ``pyarrow.Table``.
@@ -222,26 +236,14 @@ class Run:
         with closing(Store(self._fusion.store_path, read_only=True)) as store:
             yield read_only(self._fusion, store)
 
-    def _requests(self, part: Part) -> Sequence[SamplingRequest]:
-        """What the models were asked about the prompts of a part."""
-        fusion = self._fusion
-        if part in ("held_out", "development"):
-            return [fusion.for_evaluation(each) for each in fusion.participants if each.is_there]
-        asked = fusion.sources if part == "sft" else (*fusion.sources, *fusion.sampled_targets)
-        return [fusion.for_training(each) for each in asked if each.is_there]
-
-    def _answers_to(self, run: RunContext, request: SamplingRequest, part: Part) -> Iterator[Answer]:
-        held_out = self.recipe.evaluation.held_out
-        scorer = self.recipe.scorer
-        if part in ("held_out", "development"):
-            if held_out is None:
-                return
-            scorer = held_out.scorer
-        prompts = run.store.prompts(run.fusion.run_name, part)
-        scored = scored_answers(run, scorer, request, prompts)
-        for prompt in prompts:
-            for response, score in scored.get(prompt.id, ()):
-                yield Answer(prompt, response, score)
+    def _asked(self, part: Part) -> Mapping[str, _Asked]:
+        """Model to what it was asked about the prompts of a part; of held-out ones that is the evaluation's answer."""
+        asked: dict[str, _Asked] = {}
+        for questions in self._fusion.rounds.values():
+            for request in questions.requests if part in questions.parts else ():
+                if request.participant.is_there:  # the evaluation's requests come before those for internal rewards
+                    asked.setdefault(request.participant.name, _Asked(request, questions.scorer))
+        return asked
 
     def _list_figures(self) -> Iterator[dict[str, Any]]:
         for model, rates in self.figures.models.items():
