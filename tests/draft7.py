@@ -12,7 +12,7 @@ TYPES: Mapping[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "null": (type(None),),
 }
-ANNOTATIONS = {"$schema", "$defs", "title", "description", "default"}
+ANNOTATIONS = {"$schema", "$defs", "title", "description", "default", "format"}
 
 Path = tuple[str | int, ...]
 

@@ -29,6 +29,7 @@ from accelerate.commands.launch import launch_command_parser
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from safetensors.torch import load_file
+from scripts.document_keys import with_tables
 from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner, Result
 
@@ -404,6 +405,16 @@ def test_recipes_md_lists_exactly_the_keys_of_the_schema_with_their_defaults(hea
             assert unquote(cell) == shown, f"{heading}: {key}"
         else:
             assert "`" not in cell, f"{heading}: {key} has no default of its own"
+
+
+def test_the_tables_of_recipes_md_are_the_docstrings_of_the_settings() -> None:
+    """If this fails: python scripts/document_keys.py."""
+    page = (DOCS / "recipes.md").read_text()
+    assert with_tables(page) == page
+    shown = {heading: tables(DOCS / "recipes.md")[heading] for heading in SECTIONS if heading != "objective"}
+    assert page.count("<!-- keys: ") == len(shown)
+    unsaid = [f"{heading}: {row[0]}" for heading, rows in shown.items() for row in rows if len(row[-1]) < 5]
+    assert unsaid == [], "keys without a docstring"
 
 
 def test_recipes_md_has_a_section_for_every_mapping_of_the_schema() -> None:

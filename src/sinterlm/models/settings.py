@@ -35,11 +35,19 @@ class ChatModel(Settings):
     """A model on this machine that answers, or reads, through its own chat template."""
 
     model: ModelName
-    """A hub name, a folder, or ``gguf:PACKAGE/FILE.gguf`` for a GGUF file inside an installed package."""
+    """A hub name (``org/name``, or ``org/name@REVISION`` for a branch, tag or commit), a folder in Transformers'
+    format, or ``gguf:PACKAGE/FILE.gguf`` for a GGUF file inside an installed Python package.
+    """
     device: str = "auto"
+    """Where the model is computed, as torch names it. ``auto`` is CUDA, else MPS, else the CPU."""
     dtype: Dtype = "auto"
+    """Precision of the weights. ``auto`` is bfloat16 on CUDA, else float32."""
     chat_template_kwargs: TemplateVariables = {}
+    """Variables of the chat template, such as ``{enable_thinking: false}``; of the target for training, too. One that
+    the template does not read is an error.
+    """
     template_date: TemplateDate = None
+    """The date that this model's chat template takes for today, such as ``2026-11-30``; by default the recipe's."""
 
     @property
     def template_options(self) -> dict[str, Any]:

@@ -39,7 +39,10 @@ def recipe_schema() -> JsonSchema:
     definitions: dict[str, JsonSchema] = {**whole.pop("$defs"), **unions}
     for definition in definitions.values():
         if _is_training(definition):
-            definition["properties"] |= {key: {"$ref": f"{_REF}{key}"} for key in (_OBJECTIVE, _TRAIN)}
+            for key in (_OBJECTIVE, _TRAIN):
+                about = {name: definition["properties"][key].get(name) for name in ("description", "default")}
+                given = {name: value for name, value in about.items() if value is not None}
+                definition["properties"][key] = {**given, "$ref": f"{_REF}{key}"}
     definitions |= {_OBJECTIVE: _objective_schema(), _TRAIN: _train_schema(), "recipe": whole}
     changes = {f"{_CHANGES}{name}": _as_changes(schema, definitions) for name, schema in definitions.items()}
     changes[f"{_CHANGES}recipe"]["properties"][EXTENDS] = {
@@ -76,7 +79,7 @@ def _plain(schema: Any, unions: dict[str, JsonSchema]) -> Any:
         return [_plain(item, unions) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    plain = {key: _plain(value, unions) for key, value in schema.items() if (key, value) != ("format", "path")}
+    plain = {key: _plain(value, unions) for key, value in schema.items()}
     if isinstance(plain.get("description"), str):
         plain["description"] = " ".join(plain["description"].split()).replace("``", "`")
     if not isinstance(picker := plain.pop("discriminator", None), dict):

@@ -70,50 +70,63 @@ class Split(Settings):
     """Which prompt serves what. Each prompt is in exactly one part."""
 
     held_out: Size = 0
-    """A count, or a fraction of all prompts."""
+    """For evaluation. A fraction is a share of all prompts."""
     sft: Size = 0.33
-    """A count, or a fraction of what ``held_out`` leaves; so too the next three."""
+    """For ``sft``. A fraction is a share of what ``held_out`` leaves; so are the fractions below."""
     sft_domains: dict[str, Size] = {}
-    """By domain of the prompts, in place of ``sft``."""
+    """For ``sft``, by domain of the prompts: a count or fraction of that domain, in place of ``sft``. Here and wherever
+    a recipe names domains, one that no prompt has is an error.
+    """
     development: Size = 0
+    """For choosing settings: no training sees it. With ``evaluation``, every model answers it as it does ``held_out``;
+    ``summary.json`` then has a table ``development`` of the shape of ``held_out``.
+    """
     preference: SizeOrRest = "rest"
+    """For the preference methods."""
 
 
 class Deduplicate(Settings):
     """The first of prompts that are alike is kept."""
 
     ngram: Positive | Literal["none"] = 5
-    """Words in an n-gram; ``none`` compares whole texts only."""
+    """Number of words in an n-gram. Shorter prompts are compared as a whole, and with ``none`` all of them are."""
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """From this Jaccard similarity of their n-grams on, two prompts are alike."""
+    """Prompts whose n-grams have at least this Jaccard similarity are duplicates."""
 
 
 class Decontaminate(Settings):
     """Prompts that hold a benchmark's question, or a part of it, are dropped."""
 
-    against: Annotated[list[InputPath], BeforeValidator(_as_list), Field(min_length=1)]
-    """Files of benchmark questions."""
+    against: Annotated[
+        list[InputPath],
+        BeforeValidator(_as_list, json_schema_input_type=list[InputPath] | InputPath),
+        Field(min_length=1),
+    ]
+    """Questions of benchmarks, relative to the recipe."""
     ngram: Positive = 13
     """Words in an n-gram; one with more operators than words does not count."""
     coverage: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The share of the words of a question's turn that shared n-grams must cover; at 0 one n-gram is enough."""
+    """The share of the words of a question's turn that the shared n-grams must cover; at 0 one n-gram is enough."""
 
 
 class Prompts(Settings):
     path: InputPath
-    """JSON Lines or Parquet with ``prompt`` or ``messages``, and optional ``id``, ``answers``, ``domain``."""
+    """The prompt file, relative to the recipe."""
     sizes: dict[str, Positive] | None = None
-    """Prompts by domain: for a plan, where the file is not here."""
+    """Number of prompts by domain. Only ``sinterlm plan`` reads it, when the file is missing."""
     deduplicate: Deduplicate | None = None
+    """Keeps only the first of several duplicate prompts."""
     decontaminate: Decontaminate | None = None
+    """Drops prompts that hold a benchmark's question."""
     split: Split = Split()
+    """Which prompt serves what."""
 
 
 class Target(TransformersSource):
     """The model that is trained."""
 
     samples: RecordedSource | None = None
-    """Answers used for its own in preference rows, in place of sampling it."""
+    """Recorded answers that take the place of the target's own in preference rows; it is then not sampled for them."""
 
     def find_problems(self) -> Iterator[Problem]:
         """Keys that a source may have and the target may not."""
@@ -176,9 +189,11 @@ class ExtraPrompts(Settings):
     """Prompts of the preference part that SFT learns from, because a preference method has no row of them."""
 
     dropped_by: str
-    """The method: of those that start from this fine-tuning, one whose rows hold no answer of the target."""
+    """The method: one that starts from this SFT and selects among the sources' answers alone (``fusechat3``,
+    ``fusepo``, ``fusepo-rloo``). The target's answers come after SFT, so a method that reads them is an error.
+    """
     domains: Domains = None
-    """Of these domains only; of all unless they are given."""
+    """Prompts of these domains only; by default all."""
 
     @property
     def count_name(self) -> str:
@@ -188,24 +203,35 @@ class ExtraPrompts(Settings):
 
 class Sft(Settings):
     select: SftSelect
+    """``kind: best-of-sources`` or ``kind: fusesft``."""
     extra_prompts: ExtraPrompts | None = None
+    """Prompts of the preference part that SFT learns from too, because a method has no row of them."""
     objective: ObjectiveSettings = ObjectiveSettings(kind="sft")
+    """``kind: sft``, or for weighted rows ``kind: fusesft``; by default plain SFT."""
     train: TrainArguments = {}
+    """Training arguments."""
     grid: list[GridEntry] = []
-    """As that of a preference method; of ``train.NAME`` only."""
+    """Values of ``train.NAME`` to choose from."""
 
 
 class Preference(Settings):
     select: PreferenceSelect
+    """Which answers become rows."""
     objective: ObjectiveSettings
+    """What the loss is. It must find in the rows what it reads: ``wrpo`` needs ``select: {kind: wrpo}``, ``dpo`` needs
+    ``kind: on-policy`` or ``kind: fusechat3``.
+    """
     target_samples: Literal["target", "target-sft"] | None = None
-    """Whose answers stand for the target's in the rows; those of the model that the training starts from unless given.
+    """Whose answers the rows hold as the target's: those of the target as it came, or of the tuned model; by default
+    those of the model that the training starts from.
     """
     train: TrainArguments = {}
+    """Training arguments."""
     grid: list[GridEntry] = []
-    """Searched an entry after the other: the best of one is kept for the next."""
+    """Values of ``train.NAME`` and ``objective.NAME`` to choose from."""
     sft: Sft | None = None
-    """A fine-tuning of its own, which this training starts from in place of the recipe's."""
+    """A fine-tuning of its own to start from, on the same prompts; its keys are those of sft; by default the recipe's.
+    """
 
 
 Training = Sft | Preference
@@ -220,31 +246,51 @@ class HeldOut(Settings):
     """Greedy answers of every model to the held-out prompts."""
 
     scorer: AnyScorer
+    """A scorer, which may differ from that of the training answers."""
     max_new_tokens: Positive | None = None
-    """Each model's own sampling limit unless given."""
+    """Token limit of these answers; by default each model's own."""
 
 
 class Evaluation(Settings):
     held_out: HeldOut | None = None
+    """Every model answers the held-out prompts once, greedily; those of ``development`` too."""
 
 
 class Recipe(Settings):
     """One fusion."""
 
     output: OutputPath
+    """Where the run writes. Relative to the current working directory."""
     workspace: OutputPath | None = None
-    """Holds store.sqlite; the output folder unless given."""
+    """Holds ``store.sqlite``. Recipes that name one workspace share its answers and scores; by default the output
+    folder.
+    """
     seed: Seed = 0
-    """Of the split, of ties, of sampling and training unless they name their own."""
+    """Seed of the split, of ties and of training, and of sampling for models without a seed of their own."""
     template_date: TemplateDate = None
+    """What chat templates take for today, such as ``2026-11-30``, where they ask; by default the day of the first
+    command.
+    """
     prompts: Prompts
+    """What the models are asked."""
     target: Target
+    """The model that is trained."""
     sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
+    """The models learnt from, at least one, each under a name of its own. A name neither begins with ``target`` nor
+    holds a ``/``.
+    """
     scorer: AnyScorer
+    """Gives every training answer its score."""
     sft: Sft | None = None
+    """Supervised fine-tuning. Without it, preference training starts from the target as it is, and all training prompts
+    go to it.
+    """
     preference: dict[MethodName, Preference] = {}
-    """By method's name, e.g. ``wrpo``; each starts from the SFT model and shares its samples."""
+    """Preference methods by name (``a-z``, ``0-9``, ``-``; not ``sft``). Each starts from the SFT model, unless it has
+    an ``sft`` of its own, and all compare the same answers.
+    """
     evaluation: Evaluation = Evaluation()
+    """What is measured."""
 
     @property
     def fine_tunings(self) -> dict[str, Sft]:

@@ -26,8 +26,9 @@ class RecordedSource(EngineSettings):
 
     engine: Literal["recorded"]
     path: InputPath
+    """The file of answers, relative to the recipe."""
     num_samples: Positive = 5
-    """Use at most this many answers to a prompt."""
+    """Use at most this many answers to each prompt."""
 
     def build(
         self,

@@ -41,7 +41,7 @@ class EngineSettings(Settings):
     engine: str
     """Its name in recipes: a literal in every engine's own settings."""
     domains: Domains = None
-    """A source is asked about prompts of these domains only."""
+    """Domains of the prompts that a source is asked; by default all prompts. The target has no such key."""
 
     if TYPE_CHECKING:  # a key of the mapping itself, or of a mapping within it
 
@@ -155,11 +155,17 @@ class Sampling(Settings):
     """How one model is sampled for training data."""
 
     num_samples: Positive = 5
+    """Answers to each prompt."""
     temperature: Annotated[float, Field(ge=0)] = 0.8
+    """Sampling temperature; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus sampling."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Above 1, tokens of the prompt and of the answer so far become less likely."""
+    """Above 1, tokens that stand in the prompt or the answer so far become less likely: positive logits are divided by
+    it, negative ones multiplied.
+    """
     max_new_tokens: Positive = 512
+    """A longer answer is cut; its finish reason is then ``length``."""
     seed: Seed | None = None
     """By default the recipe's own seed."""
 
@@ -168,8 +174,14 @@ class PromptFormat(Settings):
     """How a model is asked: its chat template (with a system prompt, if any), or a few-shot completion prompt."""
 
     system: str | None = None
+    """A system prompt. It is put before the prompt's messages, unless they begin with one. For templates without a
+    system role it opens the first user turn.
+    """
     few_shot: InputPath | None = None
-    """A YAML file with ``template`` and ``examples``."""
+    """For sources only: a few-shot file, relative to the recipe, for models without a chat template. The prompt must
+    then be one question, and ``system`` cannot be given. The target is trained on its chat template, and so asked by
+    it.
+    """
 
     def load_few_shot(self) -> FewShot | None:
         """The few-shot prompt; None for a model that is asked by its chat template."""
@@ -180,7 +192,9 @@ class AskedModel(EngineSettings):
     """What every model has that is asked for its answers, wherever it runs."""
 
     prompt: PromptFormat = PromptFormat()
+    """How the model is asked; by default the chat template."""
     sampling: Sampling = Sampling()
+    """How it is sampled for training data."""
 
     @property
     def num_samples(self) -> int:
@@ -228,7 +242,9 @@ class LocalModel(AskedModel, ChatModel):
     """A model that is loaded into this process."""
 
     active_billions: Annotated[float, Field(gt=0)] | None = None
-    """Weights that a token passes through: for a plan, if the files are not here and the name does not say."""
+    """Weights that each token passes through, in billions. Only ``sinterlm plan`` reads it, when the files are missing
+    and the name does not say.
+    """
 
     @property
     def weights(self) -> str:

@@ -22,7 +22,7 @@ class ByDomain(ScorerSettings):
 
     kind: Literal["by-domain"]
     domains: Annotated[dict[str, Part], Field(min_length=1)]
-    """The scorer of each domain."""
+    """Scorers by domain."""
     other: Part
     """The scorer for prompts of any other domain, and of none."""
 

@@ -36,13 +36,13 @@ class Combination(ScorerSettings):
     rule: Rule
     """How their scores become one."""
     parts: Annotated[dict[str, Part], Field(min_length=2)]
-    """At least two scorers, by any name; for ``gate`` and ``rank`` their order matters."""
+    """At least two scorers by any name, combinations too; for ``gate`` and ``rank`` their order matters."""
     weights: dict[str, float] = {}
-    """For ``rule: weighted-sum``: weights by the name of the part, 1 by default."""
+    """With ``rule: weighted-sum``: weights by the part's name; 1 unless given."""
     failing_value: float | None = None
-    """For ``rule: gate``: the score of answers that do not pass; the last part is then not asked about them."""
+    """With ``rule: gate``: the score of answers that fail, which the last part is then not asked about."""
     step: Annotated[float, Field(gt=0)] = 1.0
-    """For ``rule: rank``: scores that round to the same multiple of it are alike."""
+    """With ``rule: rank``: scores are alike that are nearest to the same multiple of it."""
 
     description: ClassVar = (
         "several scorers as one: a weighted sum, a gate (a verifier first), or a rank (ties go to the next)"

@@ -43,11 +43,11 @@ class DialogueReader(AnswerReader, ChatModel):
     max_length: Positive = 4096
     """Most tokens of prompt and answer; never more than the model has positions for."""
     truncate: Truncate = "end"
-    """What an answer that does not fit loses: its end or its middle."""
+    """What an answer loses that does not fit."""
     batch_tokens: Positive = 16_384
     """About how many tokens are computed at once, padding included."""
     float32_head: bool = True
-    """Whether what follows the backbone is computed in float32, whatever ``dtype`` is."""
+    """What follows the backbone is computed in float32, whatever ``dtype`` is."""
 
     placement: ClassVar = {"batch_tokens", "device"}
 

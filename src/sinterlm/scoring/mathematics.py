@@ -57,9 +57,9 @@ class Mathematics(AnswerReader):
 
     kind: Literal["mathematics"]
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Most computing time for one response; one that takes longer has no score."""
+    """Most computing time for one answer; what takes longer has no score and is dropped as ``comparison-stopped``."""
     num_workers: Positive = 2
-    """Responses that are compared at once, each in a process of its own."""
+    """Processes at work."""
 
     description: ClassVar = (
         "1 where the final answer equals an accepted one by value, as math-verify finds and compares them; else 0"

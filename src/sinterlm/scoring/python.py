@@ -38,11 +38,11 @@ class Python(AnswerReader):
 
     kind: Literal["python"]
     path: InputPath
-    """A Python file."""
+    """The Python file, relative to the recipe."""
     function: Annotated[str, Field(min_length=1)] = "score"
-    """Takes a ``Prompt`` and a ``Response``; gives a number, True or False, or a ``Score``."""
+    """The function's name."""
     needs_answers: bool = False
-    """Whether a prompt without accepted answers is refused before anything is sampled."""
+    """Whether the run refuses prompts without accepted answers before it samples anything."""
 
     description: ClassVar = "a function of your own, in a Python file beside the recipe; it runs only with --allow-code"
     placement: ClassVar = {"needs_answers"}

@@ -28,9 +28,11 @@ class RecordedScores(ScorerSettings):
 
     kind: Literal["recorded"]
     path: InputPath
-    """The file of scores, JSON Lines or Parquet."""
+    """The file of scores, relative to the recipe."""
     missing: Literal["error", "drop"] = "error"
-    """What becomes of an answer that the file does not score: the run stops, or the answer is dropped."""
+    """What becomes of an answer that the file does not score: the run stops, or the answer is dropped as
+    ``no-recorded-score``.
+    """
 
     description: ClassVar = "scores made elsewhere, from a JSON Lines or Parquet file, joined by prompt and answer"
 

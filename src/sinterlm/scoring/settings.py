@@ -156,8 +156,10 @@ class AnswerReader(ScorerSettings):
     """A scorer that reads answers; by default it reads them without the thoughts before them."""
 
     thoughts: ThoughtRule = "strip"
-    """What becomes of a model's thoughts before its answer: they are read with it, taken off first, or a reason for no
-    score."""
+    """What becomes of a reasoning model's thoughts before its answer: the scorer reads them too, they are taken off
+    first, or the answer gets no score and is dropped as ``holds-thoughts``. Every scorer that reads answers has this
+    key: all but ``recorded``, ``combination`` and ``by-domain``.
+    """
 
     @abstractmethod
     def build_reader(self) -> Scorer:

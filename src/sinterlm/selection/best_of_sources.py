@@ -16,7 +16,11 @@ class BestOfSources(SelectAmongSources):
 
     kind: Literal["best-of-sources"]
     ties: Ties = "hash"
+    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
+    order, which is the argmax of the papers.
+    """
     truncated: Truncated = "drop"
+    """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
     description = "SFT rows: the best-scored answer over all sources, or of those that are named"
     formula = "y = argmax over k, i of s(y_ki)"

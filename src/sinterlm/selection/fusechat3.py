@@ -43,10 +43,15 @@ class FuseChat3(SelectAmongSources):
 
     kind: Literal["fusechat3"]
     window: WindowKey = [0.01, 0.1]
+    """The scores of a pair are at least and at most so far apart, ``[LOW, HIGH]``."""
     windows: dict[str, WindowKey] = {}
-    """By domain of the prompts, in place of ``window``."""
+    """A window for each domain named, in place of ``window``."""
     ties: Ties = "hash"
+    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
+    order, which is the argmax of the papers.
+    """
     truncated: Truncated = "drop"
+    """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
     description = "pairs: best against worst answer of one source, their scores in a window; by domain where it says so"
     formula = "of the k with low ≤ R_k - min over i of s(y_ki) ≤ high that with the highest R_k: argmax and argmin"

@@ -25,9 +25,15 @@ class FusePo(SelectAmongSources):
 
     kind: Literal["fusepo"]
     temperature: Temperature
+    """Of the softmax that makes weights of scores, in units of the scores."""
     min_margin: Margin | None = None
+    """The scores of a pair are at least so far apart."""
     ties: Ties = "hash"
+    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
+    order, which is the argmax of the papers.
+    """
     truncated: Truncated = "drop"
+    """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
     description = "weighted pairs: of every source its best answer against its worst"
     formula = "for each k: argmax and argmin over i of s(y_ki); w_k ∝ exp(R_k / t), R_k = max over i of s(y_ki)"

@@ -27,7 +27,9 @@ class FusePoRloo(SelectAmongSources):
 
     kind: Literal["fusepo-rloo"]
     temperature: Temperature
+    """Of the softmax that makes weights of scores, in units of the scores."""
     truncated: Truncated = "drop"
+    """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
     description = "all answers of every source with their scores, weighted over the sources"
     formula = "for each k: all y_ki; w_k as for fusepo"

@@ -21,10 +21,17 @@ class FuseSft(SelectAmongSources):
 
     kind: Literal["fusesft"]
     temperature: Temperature
+    """Of the softmax that makes weights of scores, in units of the scores."""
     keep: Keep = "pooled"
+    """The best of all sources' answers together, or the best of each source."""
     num_responses: Positive = 4
+    """The most answers in a row."""
     ties: Ties = "hash"
+    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
+    order, which is the argmax of the papers.
+    """
     truncated: Truncated = "drop"
+    """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
     description = "weighted SFT rows: the best M answers over all sources, or the best of each source"
     formula = "T = the M highest s(y_ki); w_y = exp(s(y) / t) / Σ_T exp(s(y') / t)"

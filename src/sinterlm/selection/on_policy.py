@@ -17,8 +17,13 @@ class OnPolicy(SelectionPolicy):
 
     kind: Literal["on-policy"]
     min_margin: Margin | None = None
+    """The scores of a pair are at least so far apart."""
     ties: Ties = "hash"
+    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
+    order, which is the argmax of the papers.
+    """
     truncated: Truncated = "drop"
+    """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
     description = "pairs: the target's own best answer against its worst"
     formula = "argmax and argmin over j of s(y_j)"

@@ -23,6 +23,7 @@ class Rloo(SelectionPolicy):
 
     kind: Literal["rloo"]
     truncated: Truncated = "drop"
+    """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
     description = "all of the target's own answers with their scores"
     formula = "all y_j"

@@ -92,9 +92,9 @@ class SelectAmongSources(SelectionPolicy):
     """A policy that looks at the sources' answers."""
 
     sources: Annotated[list[str], Field(min_length=1)] | None = None
-    """Names of those that take part; all by default."""
+    """Names of the sources that take part."""
     num_samples: Positive | None = None
-    """How many samples of each source take part, by index; all by default."""
+    """How many samples of each source take part, by index."""
 
     def named_sources(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """The sources that take part."""

@@ -28,11 +28,19 @@ class Wrpo(SelectAmongSources):
 
     kind: Literal["wrpo"]
     rank: Positive = 1
+    """Which of the sources' answers is chosen, 2 the second best."""
     rejected_source: bool = False
+    """The worst answer of the chosen answer's source stands in the row too (equation 9)."""
     min_margin: Margin | None = None
+    """The scores of a pair are at least so far apart."""
     ties: Ties = "hash"
+    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
+    order, which is the argmax of the papers.
+    """
     target_ties: PairTies = "keep"
+    """Whether a prompt stays where the target's best answer is no better than its worst."""
     truncated: Truncated = "drop"
+    """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
     description = "quadruples: prompt, the sources' best answer, the target's own best and worst"
     formula = "y_ws = argmax over k, i of s(y_ki); y_wt = argmax, y_l = argmin over j of s(y_j)"

@@ -18,9 +18,11 @@ class Code(AnswerReader):
 
     kind: Literal["code"]
     timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Most computing time for one response and all its tests; for a program that reads input, for each test."""
+    """Most computing time for one answer, or for one pair of a program that reads input; what takes longer fails. A
+    program that waits has four times as long.
+    """
     num_workers: Positive = 2
-    """Responses that are tested at once."""
+    """Answers that are tested at once; each may take 1 GB."""
 
     description: ClassVar = "1 where the program in the answer passes the prompt's tests, run in a sandbox; else 0"
     placement: ClassVar = {"num_workers"}

@@ -37,37 +37,43 @@ class Judge(AnswerReader):
 
     kind: Literal["judge"]
     model: str
-    """The judge, as its server names it."""
+    """As the server names it."""
     mode: Mode = "grade"
-    """One grade, a grade for each criterion of ``rubric``, or the win rate against ``baseline``."""
+    """One grade from 1 to 10; the mean of a grade for each criterion; or the win rate against a baseline, between 0 and
+    1.
+    """
     rubric: Annotated[dict[Annotated[str, AfterValidator(_check_criterion)], str], Field(min_length=1)] | None = None
-    """For ``mode: rubric``: criteria, and what each means."""
+    """With ``mode: rubric``, and required there: criteria by name, and what each means."""
     baseline: InputPath | None = None
-    """For ``mode: pairwise``: a file of answers, one to each prompt; by default the prompt's first accepted answer."""
+    """With ``mode: pairwise``: a file of recorded answers, one to each prompt, relative to the recipe. Without it the
+    answer is compared with the prompt's first accepted answer.
+    """
     explain: bool = True
-    """Whether the judge gives its reasons before the verdict."""
+    """Whether the judge gives its reasons first."""
     temperature: Annotated[float, Field(ge=0)] | Literal["none"] = 0.0
-    """The judge's; ``none`` leaves it to the server, because some models accept only their own."""
+    """``none`` leaves it to the server."""
     max_tokens: Positive = 2048
-    """The longest reply."""
+    """Of a reply; a reply that is cut is no verdict."""
     response_format: ResponseFormat = "json_schema"
-    """How the server is told the form of a verdict; every reply is checked in any case."""
+    """How the server is told of the verdict's form. The first keeps most servers from giving anything else."""
     extra_body: dict[str, Any] = {}
-    """What else the server understands, sent with every request."""
+    """What else the server understands, such as ``{chat_template_kwargs: {enable_thinking: false}}``."""
     revision: str | None = None
-    """Names the judge's weights, wherever they are served; without it the server is part of who judges."""
+    """Names the weights that judge. Where it is given, verdicts stay valid when ``base_url`` changes."""
     base_url: Annotated[str, AfterValidator(_check_url)] = "https://api.openai.com/v1"
-    """The server's address, without ``/chat/completions``."""
+    """The server, up to and without ``/chat/completions``."""
     api_key_env: str | None = None
-    """The environment variable with the key; by default ``OPENAI_API_KEY`` at OpenAI's server, no key elsewhere."""
+    """The environment variable that holds the key. Without it, ``OPENAI_API_KEY`` for OpenAI's own server, and no key
+    for any other.
+    """
     concurrency: Positive = 16
     """Most requests at once."""
     max_retries: Annotated[int, Field(ge=0)] = 8
-    """How often a request that failed is sent again."""
+    """How often a request is sent again that met a busy or failing server, or one that answered nonsense."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """How long one reply may take."""
+    """Of one reply, from the request to its last byte."""
     max_invalid: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """The share of answers without a verdict that a run tolerates."""
+    """The share of answers without a verdict above which the run stops, with exit code 3."""
 
     description: ClassVar = (
         "a language model behind the OpenAI protocol: a grade, grades by a rubric, or the win rate against a baseline"
