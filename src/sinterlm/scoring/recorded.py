@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sinterlm.errors import InputError
+from sinterlm.files import file_sha256
 from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import Exchange, no_score
 from sinterlm.scoring.settings import BuildPart, ScorerSettings
@@ -65,7 +65,7 @@ class RecordedScorer:
     @cached_property
     def identity(self) -> str:
         """Names the file's content and what becomes of answers that it does not score."""
-        content = hashlib.sha256(self._path.read_bytes()).hexdigest()
+        content = file_sha256(self._path)
         return digest({"scorer": "recorded", "content": content, "missing": self._missing})
 
     @property

@@ -6,7 +6,6 @@ other: what else was sampled must not change it. Its mean over prompts is then t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from sinterlm.endpoint import OPENAI_URL, Endpoint, Reply
 from sinterlm.errors import SinterError
+from sinterlm.files import file_sha256
 from sinterlm.records import Score, digest
 from sinterlm.scoring.judge.methods import Comparison, Grading, Method
 from sinterlm.scoring.judge.prompts import OVERALL, WORDING
@@ -100,7 +100,7 @@ class JudgeScorer:
                 "served_by": self._served_by,
                 "mode": self._mode,
                 "criteria": self._criteria,
-                "baseline": self._baseline and hashlib.sha256(self._baseline.read_bytes()).hexdigest(),
+                "baseline": self._baseline and file_sha256(self._baseline),
                 "explain": self._explain,
                 "words": WORDING,
                 "settings": self._settings,
