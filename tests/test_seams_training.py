@@ -23,6 +23,7 @@ from sinterlm.records import Message, Role, RowResponse, TrainingRow
 from sinterlm.training.arguments import FusionArguments
 from sinterlm.training.checkpoints import RegularCheckpoints, steps_between
 from sinterlm.training.metrics import StepMetrics
+from sinterlm.training.result import TrainingResult
 from sinterlm.training.train import METRICS, train
 from tests.tiny import build_model, build_tokenizer, save_tiny
 
@@ -258,7 +259,7 @@ def test_what_train_is_given_reaches_the_trainer(tmp_path: Path) -> None:
     folder, cache = save_tiny(tmp_path / "model"), tmp_path / "cache"
     arguments = {**CPU, "max_steps": 2, "per_device_train_batch_size": 4, "max_length": 45}
 
-    def curve(output: str, seed: int) -> tuple[list[float], int, int]:
+    def curve(output: str, seed: int) -> tuple[list[float], TrainingResult]:
         told: list[tuple[int, int, float]] = []
         result = train(
             ROWS[:8],
@@ -274,9 +275,10 @@ def test_what_train_is_given_reaches_the_trainer(tmp_path: Path) -> None:
         lines = [json.loads(line) for line in (tmp_path / output / METRICS).read_text().splitlines()]
         assert [(step, num_steps) for step, num_steps, _ in told] == [(1, 2), (2, 2)]
         assert [loss for *_, loss in told] == [line["loss"] for line in lines]
-        return [line["logps/rejected"] for line in lines], result.num_cut, result.num_cut_prompts
+        assert json.loads((tmp_path / output / "training.json").read_text())["settings"]["beta"] == BETA
+        return [line["logps/rejected"] for line in lines], result
 
-    first, num_cut, num_cut_prompts = curve("out", 1)
+    first, result = curve("out", 1)
     assert len(list(cache.iterdir())) == 1
     assert not (tmp_path / "out" / "reference").exists()
     tokenizer = build_tokenizer()
@@ -284,9 +286,18 @@ def test_what_train_is_given_reaches_the_trainer(tmp_path: Path) -> None:
         [encode_example(tokenizer, row.messages, response.content) for response in row.responses] for row in ROWS[:8]
     ]
     kept = [min(len(row[0].prompt_ids), max(22, 45 - max(len(one.response_ids) for one in row))) for row in examples]
-    assert num_cut_prompts == sum(len(row[0].prompt_ids) > room for row, room in zip(examples, kept, strict=True)) > 0
-    assert num_cut == sum(
+    assert (
+        result.num_cut_prompts
+        == sum(len(row[0].prompt_ids) > room for row, room in zip(examples, kept, strict=True))
+        > 0
+    )
+    assert result.num_cut == sum(
         len(one.response_ids) > 45 - room for row, room in zip(examples, kept, strict=True) for one in row
+    )
+    assert result.num_tokens == sum(
+        room + sum(min(len(one.response_ids), 45 - room) for one in encoded)
+        for row, encoded, room in zip(ROWS[:8], examples, kept, strict=True)
+        if row.weight
     )
     assert curve("out", 2)[0] != first
     assert curve("again", 1)[0] == first
