@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
-.PHONY: quickstart test test-slow check setup bench format
+.PHONY: quickstart test test-slow check setup bench format mutants
 
 quickstart: $(STAMP)
 	$(BIN)/sinterlm quickstart --output runs/quickstart
@@ -32,6 +32,11 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/overlap.py
 	$(BIN)/python -m benchmarks.verifiers
 	$(BIN)/python benchmarks/store.py
+
+# How many small changes of the code the tests notice, on a sample that takes an hour at most.
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
+	timeout 3600 $(BIN)/python scripts/mutants.py
 
 setup: $(STAMP)
 

@@ -330,3 +330,17 @@ def test_the_summary_names_a_figure_by_its_metric() -> None:
             "score": -1, "score_low": -2, "score_high": 0, "score_n": 3,
         }
     }  # fmt: skip
+
+
+def test_a_fused_model_is_compared_with_the_others_and_with_the_fused_ones_before_it() -> None:
+    """Over the metrics that both have; one without figures is passed over."""
+    scores = {
+        "gemma": {"a": graded(1.0)},
+        "first": {"a": exact_match(True, 1.0)},
+        "second": {"a": exact_match(False, 1.0)},
+    }
+    found = compare_models(scores, ["gone", "first", "second"])
+    assert [(each.model, each.other, each.metric, each.difference.value) for each in found] == [
+        ("second", "first", "exact_match", -1.0),
+        ("second", "first", "contains", 0.0),
+    ]

@@ -89,6 +89,8 @@ def test_internal_rewards_of_held_out_quadruples_by_hand(world: World, monkeypat
         "target": 5.0,
         "target-m": 9.0,
     }
+    gaps = {(gap["model"], gap["other"]): gap["difference"] for gap in figures["differences"]}
+    assert gaps == {("target-m", "d"): 0.0, ("target-m", "target"): 4.0}
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------------

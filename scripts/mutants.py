@@ -1,0 +1,98 @@
+"""Changes the code a little, again and again, and counts how often a test notices: `make mutants`.
+
+Mutants are mutmut's (https://mutmut.readthedocs.io). It makes all of a copy of the sources, runs the tests once to see
+which test calls which function, and then, in a fork for each mutant, only the tests that call the changed one, until
+one fails. A sample of them is run, drawn with a seed: all would take a day.
+
+    python scripts/mutants.py --number 300 --packages pipeline recipe training evaluation
+
+What survived is printed as differences. Each is to be judged: either it changes nothing that counts, or a test is
+missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("src", "tests", "recipes", "docs", "examples", "benchmarks", "pyproject.toml", "README.md", "CHANGELOG.md")
+TESTS = {
+    "pipeline": ("test_seams", "test_seams_recipe", "test_extra_prompts", "test_grid", "test_export", "test_compare"),
+    "recipe": ("test_recipe", "test_extension", "test_settings", "test_bad_input", "test_seams_recipe"),
+    "training": ("test_seams_training", "test_training", "test_members", "test_trl_parity", "test_seams_recipe"),
+    "evaluation": ("test_evaluation", "test_seams"),
+}
+"""The fast tests of each package."""
+
+
+def main() -> None:
+    """Make a copy, mutate it, run a sample and print what survived."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", nargs="+", choices=TESTS, default=list(TESTS))
+    parser.add_argument("--number", type=int, default=300, help="of mutants that are run")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "mutants", help="of the copy; is made anew")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    copy_sources(folder, arguments.packages)
+    # No mutant has this name: mutants are made, the tests run once, and that is all.
+    mutmut(folder, "run", "none")
+    names = sorted(outcomes(folder))
+    sample = random.Random(arguments.seed).sample(names, min(arguments.number, len(names)))
+    print(f"{len(sample)} of {len(names)} mutants", flush=True)
+    mutmut(folder, "run", "--max-children", "2", *sample)
+    found = outcomes(folder)
+    counts = Counter(found[name] for name in sample)
+    print(", ".join(f"{outcome}: {count}" for outcome, count in counts.most_common()))
+    noticed = sum(count for outcome, count in counts.items() if outcome in ("killed", "timeout", "segfault"))
+    print(f"noticed: {100 * noticed / len(sample):.1f} %")
+    for name in sample:
+        if found[name] not in ("killed", "timeout", "segfault"):
+            print(f"\n{name}: {found[name]}\n{mutmut(folder, 'show', name)}")
+
+
+def copy_sources(folder: Path, packages: Sequence[str]) -> None:
+    """Copy what the tests need, with mutmut's settings."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    tests = dict.fromkeys(f"tests/{test}.py" for package in packages for test in TESTS[package])
+    settings = {
+        "source_paths": ["src/sinterlm"],
+        "only_mutate": [f"src/sinterlm/{package}/*" for package in packages],
+        "pytest_add_cli_args_test_selection": [test for test in tests if (ROOT / test).is_file()],
+        "pytest_add_cli_args": ["-p", "no:cacheprovider"],
+        "also_copy": [name for name in COPIED if name not in ("src", "tests", "pyproject.toml")],
+    }
+    lines = [f"{name} = {value!r}".replace("'", '"') for name, value in settings.items()]
+    with (folder / "pyproject.toml").open("a") as file:
+        file.write("\n".join(["", "[tool.mutmut]", *lines, ""]))
+
+
+def mutmut(folder: Path, *arguments: str) -> str:
+    """What mutmut prints, without its moving bars."""
+    command = [sys.executable, "-m", "mutmut", *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return "\n".join(line.rpartition("\r")[2] for line in result.stdout.splitlines()) + result.stderr
+
+
+def outcomes(folder: Path) -> dict[str, str]:
+    """What became of every mutant."""
+    lines = mutmut(folder, "results", "--all", "true").splitlines()
+    return {found[1]: found[2] for line in lines if (found := re.fullmatch(r"\s*(\S+__mutmut_\d+): (.+)", line))}
+
+
+if __name__ == "__main__":
+    main()
