@@ -22,7 +22,7 @@ from sinterlm.evaluation.rates import (
     paired_difference,
     values_by_metric,
 )
-from sinterlm.pipeline.evaluate import held_out_scores
+from sinterlm.pipeline.stages.evaluate import held_out_scores
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.run import run_fusion

@@ -18,10 +18,11 @@ from sinterlm.pipeline.fusion import Fusion, SamplingRequest, load_fusion
 from sinterlm.pipeline.metrics import read_metrics
 from sinterlm.pipeline.outputs import require_undamaged
 from sinterlm.pipeline.progress import SilentReporter
-from sinterlm.pipeline.report import training_title, write_run_report
+from sinterlm.pipeline.report import write_run_report
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext
 from sinterlm.pipeline.stages import build_stages
+from sinterlm.pipeline.stages.train import training_title
 from sinterlm.pipeline.status import status_of
 from sinterlm.pipeline.summary import read_evaluation, read_summary
 from sinterlm.recipe.schema import Recipe
@@ -160,7 +161,8 @@ class Run:
     def dropped(self) -> Sequence[Dropped]:
         """Everything that went no further in some stage, and why."""
         with self._reading() as run:
-            return [drop for drop in run.store.dropped(run.fusion.run_name) if drop.stage in run.stages]
+            stages = {stage.name for stage in run.stages}
+            return [drop for drop in run.store.dropped(run.fusion.run_name) if drop.stage in stages]
 
     def rows(self, training: str) -> Sequence[TrainingRow]:
         """The selected rows of ``sft`` or of a preference method.
@@ -334,5 +336,4 @@ def rewrite_report(folder: Path) -> Run:
 
 def read_only(fusion: Fusion, store: Store) -> RunContext:
     """A run that is only looked at."""
-    stages = tuple(stage.name for stage in build_stages(fusion))
-    return RunContext(fusion, store, SilentReporter(), stages=stages)
+    return RunContext(fusion, store, SilentReporter(), stages=tuple(build_stages(fusion)))

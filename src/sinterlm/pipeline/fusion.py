@@ -79,6 +79,14 @@ class Round(NamedTuple):
     scorer: ScorerSettings
 
 
+class PartRequests(NamedTuple):
+    """Whose training answers there are to the prompts of one part, and who scores them."""
+
+    sources: tuple[SamplingRequest, ...]
+    targets: tuple[SamplingRequest, ...]
+    scorer: ScorerSettings
+
+
 class Fusion:
     """The models and folders of one recipe.
 
@@ -247,6 +255,21 @@ class Fusion:
             compared = (*sources, self.for_training(self.answering_for(self.start))) if recipe.preference else ()
             rounds.append(Round("held-out", (*requests, *compared), ("held_out", "development"), held_out.scorer))
         return {each.name: each for each in rounds}
+
+    def answers_to(self, part: str) -> PartRequests:
+        """What rows are made of: training answers to a part's prompts.
+
+        On the parts that no training sees, internal rewards are measured on quadruples: of the sources' answers and of
+        those of the model that preference methods start from.
+        """
+        sources = self.rounds["sources"]
+        if "held-out" in self.rounds and part in self.rounds["held-out"].parts:
+            start = (self.for_training(self.answering_for(self.start)),) if self.recipe.preference else ()
+            return PartRequests(sources.requests, start, self.rounds["held-out"].scorer)
+        target = self.rounds.get("target")
+        return PartRequests(
+            sources.requests, target.requests if target and part in target.parts else (), sources.scorer
+        )
 
     def rows_path(self, name: str) -> Path:
         """The training rows of ``sft`` or a preference method."""

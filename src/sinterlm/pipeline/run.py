@@ -91,7 +91,7 @@ def run_fusion(
                 reporter.say(f"{stage.name} is done again: {why}")
             if only:
                 _check_needs(stage, [other for other in stages if _why_undone(other, keys, store, fusion)])
-            _do(RunContext(fusion, store, reporter, keys[stage.name], tuple(keys)), stage)
+            _do(RunContext(fusion, store, reporter, keys[stage.name], tuple(stages)), stage)
             done_now.append(stage.name)
         return Outcome(done_now, [stage.name for stage in stages if _why_undone(stage, keys, store, fusion)])
 

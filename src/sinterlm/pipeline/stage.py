@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from sinterlm.models import Fingerprint
 from sinterlm.pipeline.forecast import Forecast, StagePlan
@@ -14,6 +14,7 @@ from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.records import Dropped, Prompt, digest
+from sinterlm.report.data import ReportData
 from sinterlm.store import Store
 
 FORMAT = 1
@@ -28,8 +29,8 @@ class RunContext(NamedTuple):
     reporter: Reporter
     key: str = ""
     """The key of the stage at work."""
-    stages: tuple[str, ...] = ()
-    """The names of the recipe's stages."""
+    stages: tuple[Stage, ...] = ()
+    """The stages of the recipe."""
 
     def prompts(self, *parts: str) -> list[Prompt]:
         """The prompts of several parts, one part after the other, as the store has them."""
@@ -41,6 +42,19 @@ class StageResult(NamedTuple):
 
     counts: Mapping[str, float]
     dropped: Sequence[Dropped] = ()
+
+
+def _unchanged(data: ReportData) -> ReportData:
+    return data
+
+
+class Shown(NamedTuple):
+    """What a stage says of itself once it is done, or as far as it is."""
+
+    summary: Mapping[str, Any] = {}
+    """Its part of ``summary.json``; mappings of several stages are merged."""
+    fill: Callable[[ReportData], ReportData] = _unchanged
+    """Fills its part of the report's page in."""
 
 
 class Stage(ABC):
@@ -57,6 +71,8 @@ class Stage(ABC):
     """Files and folders without which the stage does not count as done."""
     may_change: ClassVar[bool] = False
     """Whether other commands write the outputs again, so that it is enough if they exist."""
+    is_reported: ClassVar[bool] = True
+    """Whether the report shows its time and counts; all but the report itself."""
     reads_inputs: ClassVar[bool] = True
     """Whether it reads what the recipe names, and not only what earlier stages have left."""
     reads_target: bool = False
@@ -84,6 +100,14 @@ class Stage(ABC):
     def progress(self, forecast: Forecast) -> Mapping[str, float] | None:
         """What is done of it while it is not finished; None if it is not counted."""
         return None
+
+    def show(self, run: RunContext) -> Shown:
+        """What the summary and the report say of it beside its time and counts.
+
+        Raises:
+            InputError: They cannot say what the stage has done.
+        """
+        return Shown()
 
 
 def stage_keys(stages: Sequence[Stage], fingerprint: Fingerprint) -> dict[str, str]:

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sinterlm.errors import InputError
 from sinterlm.evaluation.figures import Evaluation
 from sinterlm.files import atomic_write
-from sinterlm.formats import read_rows
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.grid_store import read_search
-from sinterlm.pipeline.stage import RunContext
-from sinterlm.records import Selection
-from sinterlm.selection.tally import tally_selection
-
-
-class Results(NamedTuple):
-    """What the stages of a run have left in its folder: rows and figures."""
-
-    evaluation: Evaluation
-    selections: Mapping[str, Selection]
-    """Training to its rows, and to what their selection dropped; a training without rows is missing."""
+from sinterlm.pipeline.stage import RunContext, Shown
 
 
 def read_summary(fusion: Fusion) -> dict[str, Any]:
@@ -36,51 +23,42 @@ def read_summary(fusion: Fusion) -> dict[str, Any]:
     return _read_json(fusion.output / "summary.json")
 
 
-def read_results(run: RunContext) -> Results:
-    """Read what the stages of a run have written."""
-    fusion = run.fusion
-    dropped = list(run.store.dropped(fusion.run_name))
-    selections = {
-        name: Selection(read_rows(path), [drop for drop in dropped if drop.stage == f"select-{name}"])
-        for name in fusion.trainings
-        if (path := fusion.rows_path(name)).is_file()
-    }
-    return Results(read_evaluation(fusion), selections)
+def show_stages(run: RunContext) -> list[Shown]:
+    """What every stage says of itself, read once for the summary and the report."""
+    return [stage.show(run) for stage in run.stages]
 
 
-def summarise(run: RunContext, results: Results) -> dict[str, Any]:
-    """The content of ``summary.json``."""
-    fusion = run.fusion
-    finished = run.store.finished_stages(fusion.run_name)
+def summarise(run: RunContext, shown: Sequence[Shown]) -> dict[str, Any]:
+    """The figures of ``summary.json``: what every stage took, and what each says of itself."""
+    finished = run.store.finished_stages(run.fusion.run_name)
     # A method that the recipe no longer has is no part of the run.
-    past = {name: finished[name] for name in run.stages if name in finished and name != "report"}
-    stages = {
-        name: {
-            "seconds": round(stage.seconds, 3),
-            "peak_memory_bytes": stage.peak_memory_bytes,
-            "counts": dict(stage.counts),
-        }
-        for name, stage in past.items()
-    }
-    evaluation = results.evaluation
-    held_out = fusion.recipe.evaluation.held_out
-    searches = {name: found for name in fusion.trainings if (found := read_search(fusion, name))}
-    return {
-        "seconds": round(sum(stage.seconds for stage in past.values()), 3),
-        "peak_memory_bytes": max((stage.peak_memory_bytes for stage in past.values()), default=0),
-        "seed": fusion.recipe.seed,
+    past = [finished[stage.name] for stage in run.stages if stage.is_reported and stage.name in finished]
+    held_out = run.fusion.rounds.get("held-out")
+    summary: dict[str, Any] = {
+        "seconds": round(sum(stage.seconds for stage in past), 3),
+        "peak_memory_bytes": max((stage.peak_memory_bytes for stage in past), default=0),
+        "seed": run.fusion.recipe.seed,
         "scorers": {
-            "training": fusion.recipe.scorer.title,
+            "training": run.fusion.recipe.scorer.title,
             **({"held_out": held_out.scorer.title} if held_out else {}),
         },
-        "stages": stages,
-        "held_out": evaluation.held_out.flatten(),
-        "held_out_differences": evaluation.held_out.to_json()["differences"],
-        "reward_accuracies": evaluation.to_json().get("reward_accuracies", {}),
-        "selections": {name: asdict(tally_selection(found)) for name, found in results.selections.items()},
-        **({"development": evaluation.development.flatten()} if evaluation.development else {}),
-        **({"searches": searches} if searches else {}),
+        "stages": {
+            stage.name: {
+                "seconds": round(stage.seconds, 3),
+                "peak_memory_bytes": stage.peak_memory_bytes,
+                "counts": dict(stage.counts),
+            }
+            for stage in past
+        },
+        "held_out": {},
+        "held_out_differences": [],
+        "reward_accuracies": {},
+        "selections": {},
     }
+    for part in shown:
+        for key, value in part.summary.items():
+            summary[key] = {**summary.get(key, {}), **value} if isinstance(value, dict) else value
+    return summary
 
 
 def write_summary(fusion: Fusion, summary: Mapping[str, Any]) -> None:

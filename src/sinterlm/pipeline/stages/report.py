@@ -16,6 +16,7 @@ class Report(Stage):
     name = "report"
     may_change = True
     reads_inputs = False
+    is_reported = False
 
     def __init__(self, fusion: Fusion, *, after: Iterable[str]) -> None:
         self.needs = tuple(after)
@@ -27,4 +28,4 @@ class Report(Stage):
 
     def work(self, run: RunContext) -> StageResult:
         """Write both files."""
-        return write_run_report(run)
+        return StageResult({"bytes": write_run_report(run)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 
 from sinterlm.errors import InputError
@@ -17,8 +18,8 @@ from sinterlm.pipeline.forecast import (
 )
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.inputs import Inputs
-from sinterlm.pipeline.score import score
-from sinterlm.pipeline.stage import RunContext, Stage, StageResult
+from sinterlm.pipeline.score import score, scored_answers_to, stored_scorer
+from sinterlm.pipeline.stage import RunContext, Shown, Stage, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.records import Prompt
 from sinterlm.scoring.settings import Preflight, ScorerSettings, build_scorer
@@ -66,6 +67,28 @@ class Score(Stage):
         """Score what has no score."""
         prompts = run.prompts(*self._round.parts)
         return score(run, self.name, self._round.scorer, self._round.requests, prompts)
+
+    def show(self, run: RunContext) -> Shown:
+        """Nothing of its own; but no report is written without scores that this stage has given.
+
+        Raises:
+            InputError: The stage has scored answers by rules, weights or files that the scorer no longer has.
+        """
+        past = run.store.finished_stages(run.fusion.run_name).get(self.name)
+        counts = past.counts if past else {}
+        num_scored = counts.get("answers", 0) - counts.get("without a score", 0)
+        if num_scored and not self._finds_scores(run):
+            raise InputError(
+                f"{run.fusion.output}: {self.name} has scored {num_scored:,.0f} answers, but by other rules, weights "
+                "or files than the scorer has now, so that a report would show none of them. Give the same "
+                "`sinterlm run` again: it scores the stored answers anew and writes the report"
+            )
+        return Shown()
+
+    def _finds_scores(self, run: RunContext) -> bool:
+        requests = [request for request in self._round.requests if request.participant.is_there]
+        with closing(stored_scorer(run, self._round.scorer)) as scorer:
+            return any(scored_answers_to(run, scorer, requests, run.prompts(*self._round.parts)))
 
 
 def _check_answers(scorer: ScorerSettings, inputs: Inputs, part: str) -> None:

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sinterlm.errors import SinterError
-from sinterlm.evaluation.rates import compute_rates
+from sinterlm.evaluation.rates import Rate, compute_rates
 from sinterlm.models import Fingerprint, cached_fingerprint, fingerprint
 from sinterlm.pipeline.forecast import Forecast, StagePlan, add_hours
 from sinterlm.pipeline.fusion import Fusion, Participant
-from sinterlm.pipeline.grid_store import Cell, CellResult, Grid, best_of, describe_choice, write_search
+from sinterlm.pipeline.grid_store import Cell, CellResult, Grid, best_of, describe_choice, read_search, write_search
 from sinterlm.pipeline.metrics import read_metrics
 from sinterlm.pipeline.sample import sample
 from sinterlm.pipeline.score import score
-from sinterlm.pipeline.stage import RunContext, Stage, StageResult
+from sinterlm.pipeline.stage import RunContext, Shown, Stage, StageResult
 from sinterlm.pipeline.stages.evaluate import held_out_scores
 from sinterlm.pipeline.stages.sample import describe_request, estimate_sampling
 from sinterlm.pipeline.stages.train import (
@@ -27,6 +27,7 @@ from sinterlm.pipeline.stages.train import (
     fit,
     training_needs,
 )
+from sinterlm.report import data as page
 
 
 class Search(Stage):
@@ -99,6 +100,28 @@ class Search(Stage):
         return StageResult(
             {"cells": grid.num_cells, "trained now": num_trained, f"best {result.metric}": round(result.rate.value, 4)},
             [drop for finished in results.values() if finished for drop in finished.dropped],
+        )
+
+    def show(self, run: RunContext) -> Shown:
+        """The cells beside each other, and the chosen settings."""
+        found = read_search(run.fusion, self._training)
+        if not found:
+            return Shown()
+        cells = [
+            page.SearchedCell(
+                cell["number"],
+                describe_choice(cell["settings"]),
+                Rate(cell["value"], cell["low"], cell["high"], cell["n"]),
+                loss=cell["loss"],
+                margin=cell["margin"],
+                is_chosen=cell["chosen"],
+            )
+            for entry in found["entries"]
+            for cell in entry
+        ]
+        search = page.Search(self._training, found["metric"], cells)
+        return Shown(
+            {"searches": {self._training: found}}, lambda data: replace(data, searches=[*data.searches, search])
         )
 
     def _grid(self, forecast: Forecast) -> Grid:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 
 from sinterlm.errors import ToleranceError
-from sinterlm.formats import read_row_ids, write_rows
+from sinterlm.formats import read_row_ids, read_rows, write_rows
 from sinterlm.models import Fingerprint
 from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.fusion import Fusion
-from sinterlm.pipeline.stage import RunContext, Stage, StageResult, count_reasons
-from sinterlm.records import Prompt
+from sinterlm.pipeline.stage import RunContext, Shown, Stage, StageResult, count_reasons
+from sinterlm.records import Prompt, Selection
 from sinterlm.selection.split import hand_over
+from sinterlm.selection.tally import tally_selection
 
 
 class Select(Stage):
@@ -63,13 +65,8 @@ class Select(Stage):
             )
             prompts = [*prompts, *handed_over] if part == "sft" else kept
             moved[extra.count_name if part == "sft" else "prompts left to SFT"] = len(handed_over)
-        candidates = candidates_of(
-            run,
-            prompts,
-            fusion.recipe.scorer,
-            sources=fusion.rounds["sources"].requests,
-            targets=[fusion.for_training(self._compared)] if self._compared else [],
-        )
+        compared = (fusion.for_training(self._compared),) if self._compared else ()
+        candidates = candidates_of(run, prompts, fusion.answers_to(part)._replace(targets=compared))
         policy = fusion.trainings[name].select
         selection = policy.select(candidates, seed=fusion.recipe.seed, stage=self.name)
         if not selection.rows:
@@ -84,3 +81,29 @@ class Select(Stage):
         if num_left_out := len(selection.dropped) - num_dropped:
             counts["sources left out of rows"] = num_left_out
         return StageResult(counts | moved, selection.dropped)
+
+    def show(self, run: RunContext) -> Shown:
+        """What was chosen, why prompts gave no row, and which prompts another method's selection has left."""
+        selection, notes = self._read(run), list(self._notes(run))
+        if selection is None:
+            return Shown(fill=lambda data: replace(data, notes=[*data.notes, *notes]))
+        return Shown(
+            {"selections": {self._training: asdict(tally_selection(selection))}},
+            lambda data: replace(data, rows={**data.rows, self._training: selection.rows}, notes=[*data.notes, *notes]),
+        )
+
+    def _read(self, run: RunContext) -> Selection | None:
+        """The rows and drops that are in the run's folder and the store; None before the first selection."""
+        path = self._fusion.rows_path(self._training)
+        dropped = [drop for drop in run.store.dropped(run.fusion.run_name) if drop.stage == self.name]
+        return Selection(read_rows(path), dropped) if path.is_file() else None
+
+    def _notes(self, run: RunContext) -> Iterator[str]:
+        past = run.store.finished_stages(run.fusion.run_name).get(self.name)
+        # A selection of an earlier release does not know the number.
+        if self._extra and past and (number := past.counts.get(self._extra.count_name)) is not None:
+            dropping = f"select-{self._extra.dropped_by}"
+            yield (
+                f"Of the prompts that {dropping} dropped, {number:,.0f} went on to {self.name}; among the drops of "
+                f"{dropping} they count all the same."
+            )

@@ -26,11 +26,13 @@ from sinterlm.pipeline.forecast import (
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.grid_store import describe_grid, read_search, settle
 from sinterlm.pipeline.inputs import Inputs
+from sinterlm.pipeline.metrics import read_metrics
 from sinterlm.pipeline.progress import follow_training, show_bytes
-from sinterlm.pipeline.stage import RunContext, Stage, StageResult
+from sinterlm.pipeline.stage import RunContext, Shown, Stage, StageResult
 from sinterlm.recipe.grid import apply_choice, list_choices
 from sinterlm.recipe.schema import ExtraPrompts, Training
 from sinterlm.records import Message
+from sinterlm.report import data as page
 from sinterlm.template import TemplateOptions
 from sinterlm.training.arguments import DEFAULT_MAX_LENGTH
 from sinterlm.training.output_folder import require_own_or_empty
@@ -104,6 +106,19 @@ class Train(Stage):
             "cut prompts": result.num_cut_prompts,
         }
         return StageResult(counts, [replace(drop, stage=self.name) for drop in result.dropped])
+
+    def show(self, run: RunContext) -> Shown:
+        """The training's curves."""
+        metrics = read_metrics(self.outputs[0].parent)
+        training = page.TrainingRun(self._training, training_title(run.fusion, self._training), metrics)
+        return Shown(fill=lambda data: replace(data, training=[*data.training, training])) if metrics else Shown()
+
+
+def training_title(fusion: Fusion, name: str) -> str:
+    """The objective of a training and its hyper-parameters, e.g. ``dpo: beta 0.1``."""
+    objective = settle(fusion, name).objective
+    values = ", ".join(f"{key} {value}" for key, value in objective.resolve().values.items())
+    return f"{objective.kind}{f': {values}' if values else ''}"
 
 
 def fit(run: RunContext, name: str, training: Training, *, output: Path, label: str) -> TrainingResult:
