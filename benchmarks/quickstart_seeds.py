@@ -22,11 +22,11 @@ from sinterlm.evaluation.rates import (
     paired_difference,
     values_by_metric,
 )
-from sinterlm.pipeline.stages.evaluate import held_out_scores
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.stage import RunContext
+from sinterlm.pipeline.stages.evaluate import held_out_scores
 from sinterlm.pipeline.summary import read_summary
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.quickstart import quickstart_recipe
