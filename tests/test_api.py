@@ -32,7 +32,7 @@ SIGNATURES = {
     ),
 }
 MEMBERS = {
-    "answers": "(self, part: 'Part' = 'held_out', model: 'str | None' = None) -> 'Sequence[Answer]'",
+    "answers": "(self, part: 'Part' = 'held_out', model: 'str | None' = None) -> 'Sequence[ScoredAnswer]'",
     "examples": "(self) -> 'Sequence[Example]'",
     "rows": "(self, training: 'str') -> 'Sequence[TrainingRow]'",
     "table": "(self, name: 'TableName') -> 'list[dict[str, Any]]'",

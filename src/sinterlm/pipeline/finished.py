@@ -61,7 +61,7 @@ class Model:
         return load_model(self.location), load_tokenizer(self.location)
 
 
-class Answer(NamedTuple):
+class ScoredAnswer(NamedTuple):
     """One model's answer to one prompt, and its score."""
 
     prompt: Prompt
@@ -72,8 +72,8 @@ class Answer(NamedTuple):
 class Example(NamedTuple):
     """One held-out question, with the target's answer before and after the fusion."""
 
-    before: Answer
-    after: Answer
+    before: ScoredAnswer
+    after: ScoredAnswer
 
     @property
     def gain(self) -> float:
@@ -177,7 +177,7 @@ class Run:
             raise InputError(f"{self.folder}: select-{training} is not done yet; run the recipe first")
         return read_rows(path)
 
-    def answers(self, part: Part = "held_out", model: str | None = None) -> Sequence[Answer]:
+    def answers(self, part: Part = "held_out", model: str | None = None) -> Sequence[ScoredAnswer]:
         """Answers and their scores, model by model; an answer without a score is left out.
 
         Args:
@@ -197,7 +197,7 @@ class Run:
             for name in asked if model is None else [model]:
                 scored = scored_answers(run, asked[name].scorer, asked[name].request, prompts)
                 found += [
-                    Answer(prompt, response, score)
+                    ScoredAnswer(prompt, response, score)
                     for prompt in prompts
                     for response, score in scored.get(prompt.id, ())
                 ]
