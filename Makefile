@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
-.PHONY: quickstart test test-slow check setup bench format mutants
+.PHONY: quickstart test test-slow check setup bench format mutants docs
 
 quickstart: $(STAMP)
 	$(BIN)/sinterlm quickstart --output runs/quickstart
@@ -24,6 +24,10 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format src tests benchmarks
 	$(BIN)/ruff check --fix src tests benchmarks
+
+docs: $(STAMP)
+	$(BIN)/python scripts/document_keys.py
+	$(BIN)/sinterlm schema --output src/sinterlm/recipes/recipe.schema.json
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/training_step.py

@@ -408,7 +408,7 @@ def test_recipes_md_lists_exactly_the_keys_of_the_schema_with_their_defaults(hea
 
 
 def test_the_tables_of_recipes_md_are_the_docstrings_of_the_settings() -> None:
-    """If this fails: python scripts/document_keys.py."""
+    """If this fails: make docs."""
     page = (DOCS / "recipes.md").read_text()
     assert with_tables(page) == page
     shown = {heading: tables(DOCS / "recipes.md")[heading] for heading in SECTIONS if heading != "objective"}

@@ -140,6 +140,16 @@ class TestPrompts:
         with pytest.raises(InputError, match=message):
             read_prompts(path)
 
+    def test_all_that_is_wrong_with_a_line_is_told_with_the_nearest_key(self, tmp_path: Path) -> None:
+        path = lines(tmp_path / "p.jsonl", '{"promt": "a", "id": [], "answers": ["b", 1]}')
+        with pytest.raises(InputError) as raised:
+            read_prompts(path)
+        assert str(raised.value).splitlines() == [
+            f"{path}, line 1: `id` is []; expected text or a whole number",
+            f"{path}, line 1: `prompt` is missing; expected text or a list of messages; did you mean `promt`?",
+            f"{path}, line 1: `answers[1]` is 1; expected text",
+        ]
+
     def test_a_whole_surrogate_pair_is_a_character(self, tmp_path: Path) -> None:
         (prompt,) = read_prompts(lines(tmp_path / "p.jsonl", r'{"prompt": "What is \ud83d\ude00?"}'))
         assert prompt.messages == (Message("user", "What is 😀?"),)

@@ -38,7 +38,7 @@ def faults_of(value: Any) -> list[tuple[tuple[str | int, ...], str]]:
 
 
 def test_the_shipped_file_is_what_the_command_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """If this fails: sinterlm schema --output src/sinterlm/recipes/recipe.schema.json."""
+    """If this fails: make docs."""
     cli.schema()
     assert capsys.readouterr().out == SHIPPED.read_text() == schema_text()
     cli.schema(tmp_path / "new" / "schema.json")
