@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import json
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from sinterlm.explain import MISSING, Expects, misfit
 from sinterlm.records import Message
@@ -210,14 +219,16 @@ def check_beside_messages(info: ValidationInfo) -> None:
             raise misfit(f"`{name}` is {show_value(fields[name])}, which is not read", f"a conversation without {name}")
 
 
-def _as_turns(speaker: str) -> Callable[[object, ValidationInfo], object]:
-    def read(value: object, info: ValidationInfo) -> object:
-        if isinstance(value, str):
-            return [{"role": speaker, "content": value}]
-        check_beside_messages(info)
-        return as_list(value)
+def _text_of(speaker: str) -> WrapValidator:
+    """Takes text for one message of the speaker; the many rows of text alone need no more than this."""
 
-    return read
+    def read(value: object, read_turns: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
+        if isinstance(value, str):
+            return (Message(speaker, value),)
+        check_beside_messages(info)
+        return read_turns(as_list(value))
+
+    return WrapValidator(read)
 
 
 def _as_messages(turns: Sequence[_Turn]) -> tuple[Message, ...]:
@@ -244,9 +255,9 @@ else:
         AfterValidator(_as_messages),
     ]
     _WORDS = Expects("text or a list of messages")
-    Conversation = Annotated[_Turns, BeforeValidator(_as_turns("user")), _WORDS]
+    Conversation = Annotated[_Turns, _text_of("user"), _WORDS]
     """A list of messages, or one message, or text, which is the user's."""
-    Answer = Annotated[_Turns, BeforeValidator(_as_turns("assistant")), _WORDS]
+    Answer = Annotated[_Turns, _text_of("assistant"), _WORDS]
     """A conversation that ends with an answer; text is the assistant's."""
     Question = Annotated[Conversation, AfterValidator(_check_asks)]
     """A conversation that ends with words of the user."""
