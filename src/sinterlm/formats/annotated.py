@@ -16,7 +16,7 @@ from pydantic import Field
 
 from sinterlm.explain import Expects
 from sinterlm.formats.conversations import MESSAGES, Row, build_row, dump_answer, dump_messages, not_empty
-from sinterlm.formats.fields import Answer, Number, Question, Record
+from sinterlm.formats.fields import Number, Question, Record, Reply
 from sinterlm.formats.lines import Line
 from sinterlm.formats.shape import Misfit, Shape
 from sinterlm.records import Message, Role, RowResponse, TrainingRow
@@ -32,8 +32,8 @@ class _Answers(Record):
 class _Row(_Answers, Row):
     prompt: Question
     source: str = ""
-    chosen: Answer | None = None
-    rejected: Answer | None = None
+    chosen: Reply | None = None
+    rejected: Reply | None = None
 
 
 def read_answers(line: Line) -> list[tuple[str, float | None]]:

@@ -246,7 +246,7 @@ def _check_asks(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 if TYPE_CHECKING:
     Conversation = tuple[Message, ...]
-    Answer = tuple[Message, ...]
+    Reply = tuple[Message, ...]
     Question = tuple[Message, ...]
 else:
     _Turns = Annotated[
@@ -257,7 +257,7 @@ else:
     _WORDS = Expects("text or a list of messages")
     Conversation = Annotated[_Turns, _text_of("user"), _WORDS]
     """A list of messages, or one message, or text, which is the user's."""
-    Answer = Annotated[_Turns, _text_of("assistant"), _WORDS]
+    Reply = Annotated[_Turns, _text_of("assistant"), _WORDS]
     """A conversation that ends with an answer; text is the assistant's."""
     Question = Annotated[Conversation, AfterValidator(_check_asks)]
     """A conversation that ends with words of the user."""

@@ -20,8 +20,7 @@ from sinterlm.formats.conversations import (
     dump_messages,
     row_of_conversations,
 )
-from sinterlm.formats.fields import Answer as AnswerField
-from sinterlm.formats.fields import Number, Record
+from sinterlm.formats.fields import Number, Record, Reply
 from sinterlm.formats.lines import Line
 from sinterlm.formats.pairs import Answer, PreferencePair, chosen_of, each, pairs_of
 from sinterlm.formats.shape import Misfit, Shape
@@ -34,8 +33,8 @@ class _Source(Record):
 
 
 class _Pair(ConversationsRow):
-    chosen: AnswerField
-    rejected: AnswerField
+    chosen: Reply
+    rejected: Reply
     score_rejected: Number | None = None
 
 

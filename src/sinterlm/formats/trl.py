@@ -23,8 +23,7 @@ from sinterlm.formats.conversations import (
     dump_messages,
     row_of_conversations,
 )
-from sinterlm.formats.fields import Answer as AnswerField
-from sinterlm.formats.fields import Conversation, Number
+from sinterlm.formats.fields import Conversation, Number, Reply
 from sinterlm.formats.lines import Line
 from sinterlm.formats.pairs import (
     ANSWER_COLUMNS,
@@ -44,12 +43,12 @@ from sinterlm.records import Message, Role, TrainingRow
 
 
 class _Preference(PairRow):
-    chosen: AnswerField
-    rejected: AnswerField
+    chosen: Reply
+    rejected: Reply
 
 
 class _Completion(ConversationsRow):
-    completion: AnswerField
+    completion: Reply
 
 
 class _Unpaired(_Completion):

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from sinterlm.formats.conversations import MESSAGES, ConversationsRow, dump_answer, row_of_conversations
-from sinterlm.formats.fields import Answer, Number
+from sinterlm.formats.fields import Number, Reply
 from sinterlm.formats.lines import Line
 from sinterlm.formats.shape import Misfit, Shape
 from sinterlm.records import Message, Role, TrainingRow
@@ -23,8 +23,8 @@ _ROLES: tuple[Role, ...] = ("chosen_source", "chosen_target", "rejected", "rejec
 
 
 class _Answers(ConversationsRow):
-    rejected: Answer | None = None
-    rejected_source: Answer | None = None
+    rejected: Reply | None = None
+    rejected_source: Reply | None = None
     score_chosen_source: Number | None = None
     score_chosen_target: Number | None = None
     score_rejected: Number | None = None
@@ -32,13 +32,13 @@ class _Answers(ConversationsRow):
 
 
 class _Quadruple(_Answers):
-    chosen_source: Answer | None = None
-    chosen_target: Answer | None = None
+    chosen_source: Reply | None = None
+    chosen_target: Reply | None = None
 
 
 class _AuthorsRow(_Answers):
-    chosen: Answer
-    rejected: Answer
+    chosen: Reply
+    rejected: Reply
 
 
 def read_quadruple(line: Line) -> TrainingRow:
