@@ -40,7 +40,7 @@ bench: $(STAMP)
 # How many small changes of the code the tests notice, on a sample that takes an hour at most.
 mutants: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
-	timeout 3600 $(BIN)/python scripts/mutants.py
+	$(BIN)/python scripts/mutants.py
 
 setup: $(STAMP)
 

@@ -18,8 +18,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +33,8 @@ TESTS = {
     "evaluation": ("test_evaluation", "test_seams"),
 }
 """The fast tests of each package."""
+NOTICED = ("killed", "timeout", "segfault")
+"""Outcomes of a mutant that a test has noticed."""
 
 
 def main() -> None:
@@ -40,23 +44,25 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=300, help="of mutants that are run")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "mutants", help="of the copy; is made anew")
+    parser.add_argument("--minutes", type=float, default=55, help="after which no more mutants are run")
     arguments = parser.parse_args()
-    folder = arguments.folder
+    folder, end = arguments.folder, time.monotonic() + 60 * arguments.minutes
     copy_sources(folder, arguments.packages)
     # No mutant has this name: mutants are made, the tests run once, and that is all.
     mutmut(folder, "run", "none")
     names = sorted(outcomes(folder))
     sample = random.Random(arguments.seed).sample(names, min(arguments.number, len(names)))
     print(f"{len(sample)} of {len(names)} mutants", flush=True)
-    mutmut(folder, "run", "--max-children", "2", *sample)
-    found = outcomes(folder)
-    counts = Counter(found[name] for name in sample)
+    with suppress(subprocess.TimeoutExpired):
+        mutmut(folder, "run", "--max-children", "2", *sample, seconds=end - time.monotonic())
+    found = {name: outcome for name, outcome in outcomes(folder).items() if name in sample and outcome != "not checked"}
+    counts = Counter(found.values())
     print(", ".join(f"{outcome}: {count}" for outcome, count in counts.most_common()))
-    noticed = sum(count for outcome, count in counts.items() if outcome in ("killed", "timeout", "segfault"))
-    print(f"noticed: {100 * noticed / len(sample):.1f} %")
-    for name in sample:
-        if found[name] not in ("killed", "timeout", "segfault"):
-            print(f"\n{name}: {found[name]}\n{mutmut(folder, 'show', name)}")
+    noticed = sum(counts[outcome] for outcome in NOTICED)
+    print(f"noticed: {noticed} of {len(found)}, {100 * noticed / max(1, len(found)):.1f} %")
+    for name, outcome in found.items():
+        if outcome not in NOTICED:
+            print(f"\n{name}: {outcome}\n{mutmut(folder, 'show', name)}")
 
 
 def copy_sources(folder: Path, packages: Sequence[str]) -> None:
@@ -81,10 +87,10 @@ def copy_sources(folder: Path, packages: Sequence[str]) -> None:
         file.write("\n".join(["", "[tool.mutmut]", *lines, ""]))
 
 
-def mutmut(folder: Path, *arguments: str) -> str:
-    """What mutmut prints, without its moving bars."""
+def mutmut(folder: Path, *arguments: str, seconds: float | None = None) -> str:
+    """What mutmut prints, without its moving bars; it is ended after ``seconds``."""
     command = [sys.executable, "-m", "mutmut", *arguments]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds)
     return "\n".join(line.rpartition("\r")[2] for line in result.stdout.splitlines()) + result.stderr
 
 

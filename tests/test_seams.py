@@ -200,3 +200,28 @@ def test_a_judge_compares_with_the_first_accepted_answer(world: World) -> None:
     texts = [request["messages"][0]["content"] for request in done.requests]
     assert len(texts) == 4, "two prompts, each answer once as A and once as B"
     assert all("a1" in text and "b0" not in text for text in texts)
+
+
+# --- rows that compare nothing ----------------------------------------------------------------------------------------
+
+
+def test_a_row_stays_if_only_the_sources_answer_equals_the_rejected_one(world: World) -> None:
+    """A step for each row that stays: the third is dropped, whose target answers are one."""
+    answers = [("no", "yes", "no"), ("nay", "aye", "nay"), ("yes", "no", "no")]
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Is it so, {number}?"}],
+            **{
+                role: [{"role": "assistant", "content": text}]
+                for role, text in zip(("chosen_source", "chosen_target", "rejected"), texts, strict=True)
+            },
+        }
+        for number, texts in enumerate(answers)
+    ]
+    write_lines(world.folder / "rows.jsonl", rows)
+    output = world.folder / "alike"
+    settings = ["num_train_epochs=1", "per_device_train_batch_size=1", "max_length=128", "use_cpu=true"]
+    names = ("--objective", "wrpo", "--model", world.folder / "tiny", "--data", world.folder / "rows.jsonl")
+    _, error = command("train", *names, "--output", output, *settings)
+    assert error == ""
+    assert len((output / "metrics.jsonl").read_text().splitlines()) == 2
