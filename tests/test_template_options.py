@@ -156,7 +156,7 @@ def test_thoughts_of_train_and_of_a_recipe_reach_the_tokens(
         train(THINKING, model=str(target), objective="sft", output_dir=tmp_path / "out", arguments=arguments)
     overrides = ["template_date=2026-11-30", *(f"sft.train.{key}" for key in setting)]
     fusion = Fusion(load_recipe(recipe_path, overrides).recipe)
-    monkeypatch.setattr(stage, "read_rows", lambda path: THINKING)
+    monkeypatch.setattr("sinterlm.formats.row_files.read_rows", lambda path: THINKING)
     run = RunContext(fusion, None, SilentReporter())  # type: ignore[arg-type]  # a training asks no store
     with pytest.raises(Enough):
         stage.fit(run, "sft", fusion.recipe.sft, output=tmp_path / "trained", label="sft")  # type: ignore[arg-type]
@@ -300,7 +300,7 @@ def test_what_a_training_of_a_recipe_sees(
         ).recipe
     )
     rows = [TrainingRow("p", QUESTION.messages, (RowResponse("three", "chosen"),))]
-    monkeypatch.setattr(stage, "read_rows", lambda path: rows)
+    monkeypatch.setattr("sinterlm.formats.row_files.read_rows", lambda path: rows)
     run = RunContext(fusion, None, SilentReporter())  # type: ignore[arg-type]  # a training asks no store
     stage.fit(run, "sft", fusion.recipe.sft, output=recipe_path.parent / "trained", label="sft")  # type: ignore[arg-type]
     text = str(AutoTokenizer.from_pretrained(fusion.recipe.target.model).decode(prompts_seen[0]))

@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from sinterlm.errors import InputError
 from sinterlm.explain import MISSING, Fault, find_faults, show_path
 from sinterlm.formats.fields import Record, present, show_value
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -169,6 +170,9 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parquet_lines(path: Path) -> Iterator[Line]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     number = 0
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:

@@ -9,7 +9,6 @@ from pathlib import Path
 from sinterlm.errors import InputError
 from sinterlm.files import atomic_write, content_digest
 from sinterlm.formats import read_prompts
-from sinterlm.formats.questions import read_questions
 from sinterlm.models import Fingerprint
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.inputs import Inputs
@@ -105,6 +104,8 @@ def read_distinct_prompts(settings: PromptSettings) -> Distinct:
         prompts = distinct.prompts
         matches += distinct.matches
     if settings.decontaminate:
+        from sinterlm.formats.questions import read_questions
+
         distinct = decontaminate(
             prompts,
             read_questions(*settings.decontaminate.against),

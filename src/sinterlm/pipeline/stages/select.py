@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 from sinterlm.errors import ToleranceError
-from sinterlm.formats import read_row_ids, read_rows, write_rows
 from sinterlm.models import Fingerprint
 from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.fusion import Fusion
@@ -53,6 +52,8 @@ class Select(Stage):
         Raises:
             ToleranceError: No prompt gives a row.
         """
+        from sinterlm.formats import read_row_ids, write_rows
+
         fusion, name, extra = run.fusion, self._training, self._extra
         part = "sft" if name in fusion.recipe.fine_tunings else "preference"
         prompts: Sequence[Prompt] = run.prompts(part)
@@ -94,6 +95,8 @@ class Select(Stage):
 
     def _read(self, run: RunContext) -> Selection | None:
         """The rows and drops that are in the run's folder and the store; None before the first selection."""
+        from sinterlm.formats import read_rows
+
         path = self._fusion.rows_path(self._training)
         dropped = [drop for drop in run.store.dropped(run.fusion.run_name) if drop.stage == self.name]
         return Selection(read_rows(path), dropped) if path.is_file() else None

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from sinterlm.chat import encode_prompt
 from sinterlm.files import FINISHED, move_whole, remove
-from sinterlm.formats import read_rows
 from sinterlm.models import Fingerprint, check_trainable, load_tokenizer
 from sinterlm.models.flops import training_flops
 from sinterlm.pipeline.forecast import (
@@ -123,6 +122,7 @@ def training_title(fusion: Fusion, name: str) -> str:
 
 def fit(run: RunContext, name: str, training: Training, *, output: Path, label: str) -> TrainingResult:
     """Train on the rows of ``sft`` or a preference method, from its start, by the settings of ``training``."""
+    from sinterlm.formats import read_rows
     from sinterlm.training.card import CardDetails
     from sinterlm.training.train import train
 
