@@ -88,7 +88,8 @@ class Score(Stage):
     def _finds_scores(self, run: RunContext) -> bool:
         requests = [request for request in self._round.requests if request.participant.is_there]
         with closing(stored_scorer(run, self._round.scorer)) as scorer:
-            return any(scored_answers_to(run, scorer, requests, run.prompts(*self._round.parts)))
+            found = scored_answers_to(run, scorer, requests, run.prompts(*self._round.parts))
+            return not requests or any(found)  # models that are trained anew have no answers yet
 
 
 def _check_answers(scorer: ScorerSettings, inputs: Inputs, part: str) -> None:
