@@ -715,7 +715,7 @@ def test_changelog_begins_with_this_version_and_says_each_change_in_one_sentence
         block
         for block in blocks("python")
         if block.document.name in ("README.md", "data-flow.md", "objectives.md", "selection.md")
-        and "Trainer" not in block.text
+        and not re.search("Trainer|run_fusion", block.text)  # these need a recipe and models
     ],
     ids=str,
 )
