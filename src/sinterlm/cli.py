@@ -1,6 +1,6 @@
 """The command line: a thin layer that turns arguments into calls, results into text, and errors into exit codes.
 
-Every command imports what it needs when it runs, so that ``--help`` and ``plan`` answer without torch.
+Every command imports what it needs only when it runs, so ``--help`` and ``plan`` answer without loading torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="sinterlm",
-    help="Fuses what several language models know into one small model, by learning from their answers.",
+    help="Fuse what several language models know into one small model, by learning from their answers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,7 +43,7 @@ DISK_FULL_MESSAGES = (
     "inline_container.cc",
     "iostream error",
 )
-"""What safetensors and torch's writer say of a full disk, in errors of their own without an error number."""
+"""How safetensors and torch report a full disk: in errors of their own, without an error number."""
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 OverridesArgument = Annotated[
@@ -57,17 +57,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 @app.command()
 def quickstart(
     overrides: OverridesArgument = None,
-    output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
+    output: Annotated[Path, typer.Option(help="The output folder.")] = Path("runs/quickstart"),
     methods: Annotated[
         list[str] | None,
         typer.Option(
             "--method",
             metavar="wrpo|dpo|fuserl|fusechat3",
-            help="May be repeated: all compare the same answers. dpo and wrpo unless given.",
+            help="A method to train; repeat for several. By default dpo and wrpo.",
         ),
     ] = None,
 ) -> None:
-    """Fuse two small models into a third on this machine: no account, no GPU, some ten minutes."""
+    """Fuse two small models into a third on this machine, in about ten minutes: no account, no GPU."""
     from sinterlm.recipe.overrides import Override
     from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
 
@@ -80,18 +80,16 @@ def run(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
-    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Do this stage alone.")] = None,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let Python files that the recipe names run.")
-    ] = False,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run only this stage.")] = None,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Run Python files that the recipe names.")] = False,
 ) -> None:
-    """Carry out a recipe; the same command again resumes it."""
+    """Carry out a recipe. Rerun the command to resume."""
     _run(recipe, overrides or [], until=until, only=only, allow_code=allow_code)
 
 
 @app.command()
 def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
-    """Show the stages, what is done, and what the rest will take; loads no model."""
+    """Show a recipe's stages, what is done, and what the rest will cost. Loads no model."""
     from sinterlm.pipeline.fusion import Fusion
     from sinterlm.pipeline.plan import plan_fusion
     from sinterlm.recipe.load import load_recipe
@@ -119,7 +117,7 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def report(folder: FolderArgument, as_json: JsonOption = False) -> None:
-    """Write a run's report.html and summary.json again and print its table."""
+    """Print a run's table, and write its report.html and summary.json again."""
     from sinterlm.pipeline.finished import rewrite_report
     from sinterlm.terminal.summary import print_summary
 
@@ -136,14 +134,14 @@ def compare(
         list[Path], typer.Argument(metavar="DIR...", help="The output folders of runs.", show_default=False)
     ],
     prompt: Annotated[
-        str, typer.Option(metavar="ID", help="Show every model's answers to this prompt beside each other.")
+        str, typer.Option(metavar="ID", help="Show every model's answers to this prompt side by side.")
     ] = "",
     output: Annotated[
-        Path | None, typer.Option(help="The page to write; comparison.html in the first run's workspace unless given.")
+        Path | None, typer.Option(help="The page to write; by default comparison.html in the first run's workspace.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put runs side by side: their training rows, their models on the held-out questions, one prompt under all."""
+    """Compare runs: their training rows, their models on the held-out questions, and any one prompt."""
     from sinterlm.pipeline.compare import compare_runs
     from sinterlm.terminal.comparison import print_comparison
 
@@ -158,17 +156,17 @@ def compare(
 def export(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="The output folder of a run, or a file of rows.")],
     format_name: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="As `sinterlm list formats` shows them.")
+        str, typer.Option("--format", metavar="FORMAT", help="A format; `sinterlm list formats` shows all.")
     ],
     output: Annotated[
-        Path | None, typer.Option(help="The folder of the data set; export/FORMAT in the run's unless given.")
+        Path | None, typer.Option(help="The folder to write; by default export/FORMAT in the run's folder.")
     ] = None,
     rows: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only these rows, e.g. sft; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Export only these rows, e.g. sft; repeat for several.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run's rows as a data set for other trainers, or its answers and scores for another workspace."""
+    """Export a run's rows for other trainers, or its answers and scores for another workspace."""
     from sinterlm.formats.row_formats import ANSWERS
     from sinterlm.pipeline.exchange import export_answers
     from sinterlm.pipeline.export import export_rows
@@ -188,11 +186,13 @@ def export(
 
 @app.command(name="import")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="What `sinterlm export --format answers` wrote.", show_default=False)],
-    workspace: Annotated[Path, typer.Option(help="The workspace that takes them over.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder from `sinterlm export --format answers`.", show_default=False)
+    ],
+    workspace: Annotated[Path, typer.Option(help="The workspace to import into.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Take over answers and scores, so that nothing is sampled or scored twice; again changes nothing."""
+    """Import answers and scores, so that nothing is sampled or scored twice. Importing again changes nothing."""
     from sinterlm.pipeline.exchange import describe_merged, import_answers
     from sinterlm.terminal.exchange import print_merged
 
@@ -205,10 +205,10 @@ def import_(
 
 @app.command()
 def train(
-    objective: Annotated[str, typer.Option(help="As `sinterlm list objectives` shows them.")],
+    objective: Annotated[str, typer.Option(help="An objective; `sinterlm list objectives` shows all.")],
     model: Annotated[str, typer.Option(help="A hub name, a folder, or gguf:PACKAGE/FILE.gguf.")],
-    data: Annotated[Path, typer.Option(help="Rows made elsewhere: JSON Lines or Parquet.")],
-    output: Annotated[Path, typer.Option(help="The folder of the trained model.")],
+    data: Annotated[Path, typer.Option(help="Training rows: JSON Lines or Parquet.")],
+    output: Annotated[Path, typer.Option(help="The folder for the trained model.")],
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -217,10 +217,10 @@ def train(
     ] = None,
     settings_files: Annotated[
         list[Path] | None,
-        typer.Option("--settings", metavar="FILE", help="The same in a YAML file; a later one holds over an earlier."),
+        typer.Option("--settings", metavar="FILE", help="A YAML file of the same; later files override earlier ones."),
     ] = None,
 ) -> None:
-    """Train on rows made elsewhere; the same command again resumes."""
+    """Train on rows that you already have. Rerun the command to resume."""
     from sinterlm.pipeline.own_rows import lock_output, read_job
     from sinterlm.pipeline.progress import follow_training
     from sinterlm.terminal.progress import TerminalReporter
@@ -263,9 +263,9 @@ def list_(
 
 @app.command()
 def schema(
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it to this file.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it to this file instead.")] = None,
 ) -> None:
-    """Print the JSON schema of a recipe, by which editors complete and check one."""
+    """Print the JSON schema of recipes, with which editors complete and check them."""
     from sinterlm.files import atomic_write
     from sinterlm.recipe.json_schema import schema_text
 
@@ -298,7 +298,7 @@ def _run(
 
 
 def _console() -> Terminal:
-    """Standard output, of the first process alone; wide enough for tables where no terminal says how wide it is."""
+    """Standard output of the first process; wide enough for tables if there is no terminal to ask for its width."""
     from sinterlm.pipeline.launch import is_main_process
     from sinterlm.terminal.terminal import Terminal
 
@@ -306,11 +306,11 @@ def _console() -> Terminal:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))  # ASCII: a terminal obeys some control characters that JSON need not escape
+    print(json.dumps(value, indent=2))  # ASCII: terminals obey some control characters that JSON leaves unescaped
 
 
 def main() -> NoReturn:
-    """Run the command and end with the exit code that the design gives its outcome."""
+    """Run the command and exit with the code of its outcome."""
     from sinterlm.pipeline.launch import leave_launch
     from sinterlm.terminal.terminal import guard_standard_error
 
@@ -320,7 +320,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 still shows what it can
     code = exit_code()
-    if code == 0:  # after an error the other processes may be gone or stuck, and would be waited for in vain
+    if code == 0:  # after an error the other processes may be gone or stuck: do not wait for them
         leave_launch()
     sys.exit(code)
 
@@ -331,7 +331,7 @@ def exit_code() -> int:
         _check_encoding()
         with _disk_full_as_try_again(), memory_advice("carrying out the command", "smaller files or models take less"):
             result = app(standalone_mode=False)
-        if result == INTERRUPTED:  # the command-line library has caught the KeyboardInterrupt
+        if result == INTERRUPTED:  # typer caught the KeyboardInterrupt
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except SinterError as error:
@@ -347,18 +347,18 @@ def exit_code() -> int:
         _complain(f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}")
         return InputError.exit_code
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command-line library
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of typer
             error.show()
             return int(error.exit_code)
         raise
 
 
 def _check_encoding() -> None:
-    """Refuse paths and settings that are not UTF-8: recipes, reports and the store name them, and cannot hold them."""
+    """Refuse paths and settings that are not UTF-8, because recipes, reports and the store cannot hold them."""
     try:
         folder = os.getcwd()
     except FileNotFoundError as error:
-        raise InputError("the current folder is not there any more; go to another one") from error
+        raise InputError("the current folder no longer exists; go to another one") from error
     for what, text in [("the current folder", folder), *(("an argument", text) for text in sys.argv[1:])]:
         try:
             text.encode()
@@ -376,7 +376,7 @@ def _disk_full_as_try_again() -> Iterator[None]:
     except Exception as error:
         if _is_disk_full(error):
             raise TryAgainError(
-                f"the disk is full ({error}); free some space and give the same command again: nothing is lost"
+                f"the disk is full ({error}); free some space and rerun the command: nothing is lost"
             ) from error
         raise
 
