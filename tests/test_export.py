@@ -277,8 +277,8 @@ def test_what_a_killed_process_left_of_a_folder_goes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"format_name": "csv"}, "there is no format 'csv'; there are: sinterlm, ultrafeedback-armorm, wrpo"),
-        ({"format_name": "trl", "names": ["sft"]}, "there are no rows called 'sft'; there are: dpo"),
+        ({"format_name": "csv"}, "unknown format 'csv'; choose from sinterlm, ultrafeedback-armorm, wrpo"),
+        ({"format_name": "trl", "names": ["sft"]}, "unknown rows 'sft'; choose from dpo"),
     ],
 )
 def test_what_there_is_not_is_said(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

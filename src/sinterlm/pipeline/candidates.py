@@ -1,4 +1,4 @@
-"""Scored answers joined by prompt: what a selection policy chooses among."""
+"""Scored answers joined by prompt: what a selection policy chooses from."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sinterlm.records import Candidates, Prompt
 
 
 def candidates_of(run: RunContext, prompts: Sequence[Prompt], asked: PartRequests) -> Iterator[Candidates]:
-    """Every prompt with all its scored answers; the prompt as the target is asked it, its system prompt included.
+    """Yield every prompt, with the target's system prompt, and all its scored answers.
 
-    Prompt by prompt, so that the answers of only a few are in memory.
+    Prompts are yielded one by one, so that the answers of only a few are in memory.
     """
     system = run.fusion.recipe.target.prompt.system
     with closing(stored_scorer(run, asked.scorer)) as stored:

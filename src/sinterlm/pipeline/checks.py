@@ -1,4 +1,4 @@
-"""What must hold before the first answer is paid for: found at once here, or hours later in a stage."""
+"""Checks before the first answer is paid for, so that mistakes do not show hours later in a stage."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sinterlm.store import Store
 def check_inputs(
     fusion: Fusion, store: Store | None = None, *, reads_target: bool = True, allow_code: bool = False
 ) -> None:
-    """Let every stage check what it is going to read.
+    """Have every stage check its inputs.
 
     Args:
-        fusion: What is to be done.
-        store: What is known already; None before the first command.
-        reads_target: Whether a stage to be done reads the target's weights.
-        allow_code: Whether files of code that the recipe names may be run.
+        fusion: The fusion to check.
+        store: The workspace's store; None before the first command.
+        reads_target: Whether a stage of this command reads the target's weights.
+        allow_code: Whether Python files that the recipe names may run.
 
     Raises:
-        InputError: What does not fit, and what to do.
-        CredentialsError: There is no key for the server of a judge.
-        SandboxError: Programs in answers are to be scored, and there is no sandbox to run them in.
+        InputError: An input is wrong; the message says what to do.
+        CredentialsError: A judge's server has no API key.
+        SandboxError: The scorer runs programs, but this machine has no sandbox for them.
     """
     parts = split_parts(fusion.recipe, read_prompts(fusion.recipe.prompts.path))
     inputs = Inputs(fusion, parts, store, reads_target=reads_target, allow_code=allow_code)

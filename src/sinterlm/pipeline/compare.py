@@ -1,4 +1,4 @@
-"""Runs side by side: what each selection made of the same answers, how good every model is, one prompt under all."""
+"""Compares runs side by side: their training rows, their models' held-out figures, and all answers to one prompt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Compared(NamedTuple):
     page: Path
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, under the names of ``summary.json``; with a chosen prompt, all answers to it."""
+        """The figures, named as in ``summary.json``, and all answers to the chosen prompt, if any."""
         held_out = self.data.held_out
         return {
             "runs": {name: str(output) for name, output in self.outputs.items()},
@@ -51,16 +51,16 @@ class Compared(NamedTuple):
 
 
 def compare_runs(folders: Sequence[Path], *, prompt: str = "", page: Path | None = None) -> Compared:
-    """Put runs side by side and write the page that shows it.
+    """Compare runs and write a page that shows them side by side.
 
     Args:
-        folders: output folders of runs; one is enough if its recipe has several methods.
-        prompt: the id of a prompt to open with.
-        page: the file to write; ``comparison.html`` in the first run's workspace by default.
+        folders: Output folders of runs; one is enough if its recipe has several methods.
+        prompt: The id of a prompt to open with.
+        page: The file to write; by default ``comparison.html`` in the first run's workspace.
 
     Raises:
-        InputError: a folder holds no run or is given twice, the runs have different prompts under one id, or there is
-            no such prompt.
+        InputError: A folder holds no run or is given twice, the runs have different prompts under one id, or none has
+            the given prompt.
     """
     fusions = _name_runs([load_fusion(folder) for folder in folders])
     reports = {name: _read(fusion) for name, fusion in fusions.items()}
@@ -80,7 +80,7 @@ def _read(fusion: Fusion) -> ReportData:
 
 
 def _name_runs(fusions: Sequence[Fusion]) -> dict[str, Fusion]:
-    """Every run by its output folder, as seen from the folder that holds them all."""
+    """Runs by their output folders, relative to the folder that holds them all."""
     parent = os.path.commonpath([fusion.output.parent for fusion in fusions])
     named = {os.path.relpath(fusion.output, parent): fusion for fusion in fusions}
     if len(named) < len(fusions):

@@ -1,4 +1,4 @@
-"""Answers and scores of one workspace for another: what was paid for once is not sampled or scored again."""
+"""Moves answers and scores between workspaces, so that none is paid for twice."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from sinterlm.store import Merged, Store
 
 _CARD = Card(
     "Answers and scores",
-    "Answers of several models with their scores, as a Sinter workspace holds them. `sinterlm import FOLDER "
-    "--workspace DIR` takes them over: a recipe that asks the same models the same prompts in the same way then "
+    "Answers of several models with their scores, exported from a Sinter workspace. `sinterlm import FOLDER "
+    "--workspace DIR` imports them: a recipe that asks the same models the same prompts in the same way then "
     "samples and scores nothing again.\n\n"
-    "A response belongs to `identity` (a hash of the model's weights, template, prompt format and sampling settings), "
-    "`prompt_hash` and `index`; a score to the response, the scorer, and `answers_hash` (the accepted answers).",
+    "A response is identified by `identity` (a hash of the model's weights, template, prompt format and sampling "
+    "settings), `prompt_hash` and `index`; a score by the response, the scorer, and `answers_hash` (the accepted "
+    "answers).",
     [ANSWERS],
 )
 
@@ -41,13 +42,13 @@ def export_answers(folder: Path, output: Path | None = None) -> Exported:
 
     Args:
         folder: The workspace, or the output folder of a run in it.
-        output: Where the data set goes; ``export/answers`` in ``folder`` by default.
+        output: The folder of the data set; by default ``export/answers`` in ``folder``.
 
     Raises:
-        InputError: There is no store, or the output folder holds something else.
+        InputError: The workspace has no store, or the output folder holds something else.
     """
     if folder.is_file():
-        raise InputError(f"{folder}: is a file; expected a workspace, or the output folder of a run in it")
+        raise InputError(f"{folder}: is a file; expected a workspace or the output folder of a run in it")
     path = folder / STORE
     if not path.is_file():
         path = load_fusion(folder).store_path
@@ -61,15 +62,15 @@ def export_answers(folder: Path, output: Path | None = None) -> Exported:
 
 
 def import_answers(folder: Path, workspace: Path) -> Merged:
-    """Take over the answers and scores of a data set: all of them, or after an error none.
+    """Import the answers and scores of a data set: all of them or, after an error, none.
 
     Raises:
-        InputError: There is no such data set, or a row of it is of another shape.
+        InputError: The folder holds no such data set, or a row has the wrong shape.
         TryAgainError: Another process writes to the workspace, or the disk is full.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one that `sinterlm export --format answers` wrote")
-    responses, scores = read_shared_responses(folder), read_shared_scores(folder)  # or no workspace is made
+    responses, scores = read_shared_responses(folder), read_shared_scores(folder)  # before a workspace is made
     with folder_lock(workspace, workspace), closing(Store(workspace / STORE)) as store:
         return store.merge(responses, scores)
 

@@ -1,4 +1,4 @@
-"""The rows of a run, or of a file, as a data set in the format of another tool."""
+"""Exports the rows of a run or a file as a data set in another tool's format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STAGE = "export"
 
 
 class Exported(NamedTuple):
-    """What an export has written."""
+    """What an export wrote."""
 
     folder: Path
     counts: Mapping[str, int]
@@ -54,22 +54,22 @@ class _Origin(NamedTuple):
 
 
 def export_rows(path: Path, output: Path | None = None, *, format_name: str, names: Sequence[str] = ()) -> Exported:
-    """Write the rows of a run or a file in a format, with a card and a list of the rows that do not fit it.
+    """Write the rows of a run or a file in a format, with a card and a list of the rows that do not fit.
 
     Args:
-        path: The output folder of a run, or a file of rows in any format.
-        output: Where the data set goes; ``export/FORMAT`` in the run's folder by default.
-        format_name: A row of :data:`~sinterlm.formats.row_formats.FORMATS`.
-        names: The rows to export, e.g. ``sft``; all by default.
+        path: The output folder of a run or a file of rows in any format.
+        output: The folder of the data set; by default ``export/FORMAT`` in the run's folder.
+        format_name: A name in :data:`~sinterlm.formats.row_formats.FORMATS`.
+        names: The sets of rows to export, e.g. ``sft``; by default all.
 
     Raises:
-        InputError: There is no such format, run, or name, or the output folder holds something else.
-        ToleranceError: Not one row fits the format.
+        InputError: The format, the run or a name is unknown, or the output folder holds something else.
+        ToleranceError: No row fits the format.
     """
     if format_name not in FORMATS:
-        raise InputError(f"there is no format {format_name!r}; there are: {', '.join(FORMATS)}")
+        raise InputError(f"unknown format {format_name!r}; choose from {', '.join(FORMATS)}")
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; expected the output folder of a run, or a file of rows")
+        raise InputError(f"{path}: no such file or folder; expected the output folder of a run or a file of rows")
     format_ = FORMATS[format_name]
     if path.is_file():
         origin = _of_file(path)
@@ -79,7 +79,7 @@ def export_rows(path: Path, output: Path | None = None, *, format_name: str, nam
         origin = _of_run(fusion, format_)
         folder = output or fusion.output / STAGE / format_name
     if not origin.rows:
-        raise InputError(f"{path}: it has no rows yet; `sinterlm run RECIPE --until select-...` makes them")
+        raise InputError(f"{path}: no rows yet; make them with `sinterlm run RECIPE --until select-...`")
     rows = _choose(origin.rows, names)
     shapes = {name: shape for name, group in rows.items() if (shape := format_.shape_of(group))}
     dropped: list[Dropped] = []
@@ -121,8 +121,8 @@ def _of_run(fusion: Fusion, format_: Format) -> _Origin:
     models = "\n".join(f"- source `{source.name}`: {source.config.provenance()}" for source in fusion.sources)
     target = plain_name(fusion.recipe.target.model)
     description = (
-        f"Made by a fusion of several models' answers.\n\n- target: {target}\n{models}\n"
-        f"- scorer: {fusion.recipe.scorer.title}\n\nThe licences of these models and of the prompts hold for it."
+        f"Training rows made by fusing several models' answers.\n\n- target: {target}\n{models}\n"
+        f"- scorer: {fusion.recipe.scorer.title}\n\nThe licences of these models and of the prompts apply."
     )
     return _Origin(rows, {prompt.id: prompt.domain for prompt in prompts}, fusion.output.name, description)
 
@@ -134,7 +134,7 @@ def _selected(fusion: Fusion) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
 
 
 def _answers(run: RunContext) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
-    """All scored training answers of every model, one configuration a model."""
+    """Yield all scored training answers, one configuration per model."""
     fusion = run.fusion
     asked = [(source, fusion.training_parts) for source in fusion.sources]
     asked += [(target, ("preference",)) for target in fusion.sampled_targets if target.is_there]
@@ -159,21 +159,21 @@ def _answers(run: RunContext) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
 
 
 def _known(value: float) -> float | None:
-    """A score; None for one that is no number, as of an answer that the scorer could not judge."""
+    """A score, or None if it is not a number because the scorer could not judge the answer."""
     return None if math.isnan(value) else value
 
 
 def _choose(rows: Mapping[str, Sequence[TrainingRow]], names: Sequence[str]) -> Mapping[str, Sequence[TrainingRow]]:
     unknown = [name for name in names if name not in rows]
     if unknown:
-        raise InputError(f"there are no rows called {unknown[0]!r}; there are: {', '.join(rows) or 'none yet'}")
+        raise InputError(f"unknown rows {unknown[0]!r}; choose from {', '.join(rows)}")
     return {name: rows[name] for name in names or rows}
 
 
 def _records(
     rows: Sequence[TrainingRow], shape: Shape | None, name: str, dropped: list[Dropped]
 ) -> Iterator[dict[str, Any]]:
-    """The records of ``rows``; what does not fit goes to ``dropped``."""
+    """Yield the records of ``rows``; rows that do not fit go to ``dropped``."""
     for row in rows:
         records = shape.records(row) if shape else Misfit("no-such-rows-in-this-format")
         if isinstance(records, Misfit):

@@ -1,4 +1,4 @@
-"""What a run has left in its folder and store, as records: its models, figures, answers, rows and drops."""
+"""Reads what a run left in its folder and store: its models, figures, answers, rows and drops."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ TableName = Literal["figures", "differences", "answers", "rows", "dropped", "sta
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that took part in a run: a source, the target, or what a training made of it."""
+    """A model of a run: a source, the target, or a trained form of the target."""
 
     name: str
-    """As in the tables and in ``summary.json``, e.g. ``target-sft-wrpo``."""
+    """Its name in the tables and in ``summary.json``, e.g. ``target-sft-wrpo``."""
     location: str | None
-    """The folder, or the name on the hub, to load it from; None for a model that this machine does not load."""
+    """The folder or hub name to load it from; None if it has no weights to load, such as a file of answers."""
     provenance: str
     """What it is, e.g. ``gemma-3-270m, few-shot prompt`` or ``wrpo: base dpo, beta 0.1``."""
     figures: Rates
-    """Metric to its figure on the held-out questions; empty before the evaluation, or without one."""
+    """Figures on the held-out questions by metric; empty before or without an evaluation."""
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load the model and its tokenizer with Transformers.
 
         Raises:
-            InputError: The model is not on this machine, or is one that this machine does not load.
+            InputError: The model is not on this machine or has no weights to load.
         """
         if self.location is None:
-            raise InputError(f"{self.name} ({self.provenance}): there are no weights to load on this machine")
+            raise InputError(f"{self.name} ({self.provenance}): no weights to load on this machine")
         return load_model(self.location), load_tokenizer(self.location)
 
 
 class ScoredAnswer(NamedTuple):
-    """One model's answer to one prompt, and its score."""
+    """One model's answer to one prompt and its score."""
 
     prompt: Prompt
     response: Response
@@ -70,14 +70,14 @@ class ScoredAnswer(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One held-out question, with the target's answer before and after the fusion."""
+    """One held-out question with the target's answer before and after fusion."""
 
     before: ScoredAnswer
     after: ScoredAnswer
 
     @property
     def gain(self) -> float:
-        """By how much the score has risen."""
+        """The rise in score."""
         return self.after.score.value - self.before.score.value
 
 
@@ -87,7 +87,7 @@ class _Asked(NamedTuple):
 
 
 class Run:
-    """A run, as its folder and its workspace's store hold it. Everything is read when it is asked for.
+    """A run, read on demand from its folder and its workspace's store.
 
     Args:
         fusion: The recipe of the run, with its folders.
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every stage of the recipe is done and what it left is as it was written."""
+        """Whether every stage of the recipe is done and its files have the sizes that were written."""
         return all(stage["state"] == "done" for stage in status_of(self.folder)["stages"])
 
     @cached_property
@@ -134,7 +134,7 @@ class Run:
 
     @property
     def fused(self) -> Model | None:
-        """The model that the run is about; None if it is not trained yet, or the recipe trains none."""
+        """The run's main result; None if it is not trained yet or the recipe trains none."""
         fused = self._fusion.fused
         return self.models.get(fused.name) if fused else None
 
@@ -149,7 +149,7 @@ class Run:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """The content of ``evaluation.json``; empty before the evaluation, or without one."""
+        """The content of ``evaluation.json``; empty before or without an evaluation."""
         return read_evaluation(self._fusion)
 
     @property
@@ -159,7 +159,7 @@ class Run:
 
     @property
     def dropped(self) -> Sequence[Dropped]:
-        """Everything that went no further in some stage, and why."""
+        """Everything that a stage dropped, and why."""
         with self._reading() as run:
             stages = {stage.name for stage in run.stages}
             return [drop for drop in run.store.dropped(run.fusion.run_name) if drop.stage in stages]
@@ -178,15 +178,15 @@ class Run:
         return read_rows(path)
 
     def answers(self, part: Part = "held_out", model: str | None = None) -> Sequence[ScoredAnswer]:
-        """Answers and their scores, model by model; an answer without a score is left out.
+        """Answers with their scores, model by model; answers without a score are left out.
 
         Args:
-            part: Which prompts: ``held_out`` and ``development`` were answered greedily, once by every model; ``sft``
-                and ``preference`` by the sources, several times, and ``preference`` by the sampled target, too.
-            model: Whose answers; all models' by default.
+            part: Which prompts. Every model answered ``held_out`` and ``development`` once, greedily. The sources
+                answered ``sft`` and ``preference`` several times, and so did the sampled target ``preference``.
+            model: Whose answers; by default all models'.
 
         Raises:
-            InputError: No such model answered prompts of this part.
+            InputError: No model of this name answered prompts of this part.
         """
         asked = self._asked(part)
         if model is not None and model not in asked:
@@ -212,7 +212,7 @@ class Run:
                 ``steps`` (of the trainings, as in ``metrics.jsonl``).
 
         Raises:
-            InputError: There is no such table.
+            InputError: The table is unknown.
         """
         if name not in get_args(TableName):
             raise InputError(unknown_name(name, get_args(TableName), f"table {name!r}"))
@@ -221,7 +221,7 @@ class Run:
         return [{column: record.get(column) for column in columns} for record in records]
 
     def examples(self) -> Sequence[Example]:
-        """The held-out question that gained most in the fusion and the one that gained least; none if not evaluated."""
+        """The held-out questions that gained most and least from fusion; none before the evaluation."""
         fused = self._fusion.fused
         if fused is None or not self.figures.models:
             return []
@@ -239,7 +239,7 @@ class Run:
             yield read_only(self._fusion, store)
 
     def _asked(self, part: Part) -> Mapping[str, _Asked]:
-        """Model to what it was asked about the prompts of a part; of held-out ones that is the evaluation's answer."""
+        """What every model was asked about a part's prompts; for held-out prompts, the evaluation's request."""
         asked: dict[str, _Asked] = {}
         for questions in self._fusion.rounds.values():
             for request in questions.requests if part in questions.parts else ():
@@ -312,7 +312,7 @@ def load_run(folder: str | Path) -> Run:
     """The run whose output folder is ``folder``.
 
     Raises:
-        InputError: There is no run in ``folder``, or files of it are damaged.
+        InputError: ``folder`` holds no run, or files of the run are damaged.
     """
     fusion = load_fusion(Path(folder))
     with closing(Store(fusion.store_path, read_only=True)) as store:
@@ -324,7 +324,7 @@ def rewrite_report(folder: Path) -> Run:
     """Write ``report.html`` and ``summary.json`` of the run in ``folder`` again.
 
     Raises:
-        InputError: There is no run in ``folder``, or files of it are damaged.
+        InputError: ``folder`` holds no run, or files of the run are damaged.
     """
     fusion = load_fusion(folder)
     with closing(Store(fusion.store_path, read_only=True)) as store:
@@ -335,5 +335,5 @@ def rewrite_report(folder: Path) -> Run:
 
 
 def read_only(fusion: Fusion, store: Store) -> RunContext:
-    """A run that is only looked at."""
+    """The context of a run that is read and not changed."""
     return RunContext(fusion, store, SilentReporter(), stages=tuple(build_stages(fusion)))

@@ -1,4 +1,4 @@
-"""What stages estimate their cost from, without loading a model: prompts or their number, stored answers, lengths."""
+"""What stages base their cost estimates on: prompts or their number, stored answers, lengths. Loads no model."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from sinterlm.store import Store
 
 CHARACTERS_PER_TOKEN = 4
-"""A rule of thumb for English text, used where the store has no counts of the same model yet."""
+"""A rule of thumb for English text, used until the store has counts of the same model."""
 USUAL_ANSWER_TOKENS = 512
-"""An estimate of an answer to an open question, if the store has no mean and the limit is higher. WRPO's models write
+"""The assumed length of an answer, unless the store has a mean or the limit is lower. WRPO's models write
 2,100 to 2,400 characters a question of AlpacaEval-2 (arXiv 2412.03187, appendix D)."""
 USUAL_PROMPT_TOKENS = 200
-"""An estimate of a prompt whose file is not on this machine."""
+"""The assumed length of a prompt whose file is not on this machine."""
 OPTIMIZER_COPIES = 3
 """A checkpoint holds the weights and AdamW's two moments; training holds these and the gradients."""
 
 HOURS_NOTE = (
-    f"GPU hours are estimates, right in their order of magnitude at best: {USUAL_ANSWER_TOKENS} tokens an answer "
-    f"(less where the limit is lower, the mean of what is stored where there is some), {USUAL_PROMPT_TOKENS} a prompt "
-    "where there is no file; "
+    f"GPU hours are rough estimates, at best right to an order of magnitude. They assume {USUAL_ANSWER_TOKENS} tokens "
+    f"per answer (fewer if the limit is lower; the mean of stored answers, if any) and {USUAL_PROMPT_TOKENS} per "
+    "prompt if its file is missing; "
     + "; ".join(
         f"{gpu.name}: {gpu.writing / 16e9:,.0f} tokens/s written and {gpu.reading / 16e9:,.0f} read with 8 billion "
         f"weights, {gpu.training / 1e12:.0f} TFLOP/s in training"
@@ -36,32 +36,32 @@ HOURS_NOTE = (
 )
 
 SAMPLING = ("calls", "prompt_tokens", "new_tokens", "disk_bytes", "gpu_hours")
-"""The figures of a stage that samples; there are no others."""
+"""All figures of a plan; a stage that samples has every one."""
 SCORING = ("calls", "gpu_hours")
 TRAINING = ("disk_bytes", "gpu_hours")
 
 KnownPart = Sequence[Prompt] | int
 """The prompts of a part, or the number that the recipe gives if their file is not on this machine."""
 Part = KnownPart | None
-"""None if the file is not on this machine and the recipe gives a share of it."""
+"""None if the file is not on this machine and the recipe gives only a share of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """What is left to do of one stage; a figure is None if the stage has no such figure, or if it is not known."""
+    """What is left to do of one stage. A figure is None if it is unknown or the stage has no such figure."""
 
     name: str
     done: bool = False
     figures: tuple[str, ...] = ()
-    """The figures below that the stage has: if one of them is None, it is unknown."""
+    """The names of the figures that the stage has; one of these that is None is unknown."""
     calls: int | None = None
     """Answers still to be sampled, or scored."""
     prompt_tokens: int | None = None
     new_tokens: int | None = None
-    """An upper bound until the store has answers of the same model, and then from their mean."""
+    """An upper bound; once the store has answers of the same model, an estimate from their mean."""
     disk_bytes: int | None = None
     gpu_hours: dict[str, float] | None = None
-    """By the kind of GPU; unknown too if the size of a model is not known."""
+    """By kind of GPU; unknown also if the size of a model is."""
     note: str = ""
 
 
@@ -83,12 +83,12 @@ class Forecast:
         return [(request, None if together is None else request.asked(together)) for request in asked.requests]
 
     def stored_prompts(self, part: str) -> list[Prompt]:
-        """The prompts of a part as an earlier command has split them; none if none has."""
+        """The prompts of a part in the store; none before the stage ``prompts``."""
         return self.store.prompts(self.fusion.run_name, part) if self.store else []
 
     @property
     def target_bytes(self) -> int | None:
-        """The size of the target's weights in float32, in which they are trained and saved."""
+        """The size of the target's weights in float32, as they are trained and saved."""
         target = self.fusion.recipe.target
         weights = target.num_weights
         return None if weights is None else round(weights) * FLOAT32_BYTES
@@ -107,7 +107,7 @@ def count(part: KnownPart) -> int:
 
 
 def show_count(part: Part) -> str:
-    """The number of prompts in words."""
+    """The number of prompts as text."""
     return "unknown" if part is None else f"{count(part):,}"
 
 
@@ -135,12 +135,12 @@ def add(values: Sequence[int | None]) -> int | None:
 
 
 def hours(flops: Flops | None) -> dict[str, float] | None:
-    """The time of one GPU by its kind; None if the operations are not known."""
+    """The hours on one GPU, by kind of GPU; None if the number of operations is unknown."""
     return None if flops is None else {gpu.name: flops.hours(gpu) for gpu in GPUS}
 
 
 def add_hours(values: Sequence[dict[str, float] | None]) -> dict[str, float] | None:
-    """The sums by the kind of GPU; None if one is unknown."""
+    """The sums by kind of GPU; None if one is unknown."""
     known = [value for value in values if value is not None]
     return {gpu.name: sum(hours[gpu.name] for hours in known) for gpu in GPUS} if len(known) == len(values) else None
 

@@ -1,4 +1,4 @@
-"""A recipe made concrete: which models take part, under which names, and where everything lies."""
+"""A recipe made concrete: its models, their names, and where everything is."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ STORE = "store.sqlite"
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """A model as it is asked: a source, the target, or one of the target's trained forms."""
+    """A model that is asked: a source, the target, or one of the target's trained forms."""
 
     name: str
     """As in tables and records: a source's name in the recipe, ``target``, ``target-sft``, ..."""
     config: Source
     location: str | None = None
-    """Weights to load instead of those that ``config`` names: a trained target's."""
+    """Weights to load instead of those in ``config``: a trained target's."""
 
     @property
     def weights(self) -> str | None:
-        """The model that gives the answers, as Transformers finds it; None where nothing is loaded here."""
+        """The folder or hub name of the model that answers; None if no model is loaded on this machine."""
         return self.location or self.config.weights
 
     @property
     def is_there(self) -> bool:
-        """False for a model that is yet to be trained."""
+        """Whether the model exists; False until it is trained."""
         return self.location is None or Path(self.location, "training.json").is_file()
 
 
 class SamplingRequest(NamedTuple):
-    """Who is asked, how, and how often each prompt."""
+    """Who is asked, how, and for how many answers to each prompt."""
 
     participant: Participant
     settings: SamplingSettings | None
@@ -53,23 +53,23 @@ class SamplingRequest(NamedTuple):
     num_samples: int
 
     def identity(self, fingerprint: Fingerprint = fingerprint) -> str | None:
-        """What names the answers in the store; None if the weights are not known, or a file of answers is missing."""
+        """The key of the answers in the store; None if the weights are unknown or a file of answers is missing."""
         asked = self.participant
         return asked.config.identity(location=asked.location, settings=self.settings, fingerprint=fingerprint)
 
     def build_engine(self, on_loaded: Callable[[str], None]) -> Engine:
-        """The engine that answers; ``on_loaded`` is told where its weights went once they are loaded."""
+        """Build the engine that answers; it calls ``on_loaded`` with the place of its weights once they are loaded."""
         asked = self.participant
         return asked.config.build(location=asked.location, settings=self.settings, on_loaded=on_loaded)
 
     def asked(self, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """The prompts that the participant is asked: of its domains, if it has some."""
+        """The prompts that the participant is asked: those of its domains, or all if it names none."""
         domains = self.participant.config.domains
         return [prompt for prompt in prompts if domains is None or prompt.domain in domains]
 
 
 class Round(NamedTuple):
-    """One round of questions: who is asked, which prompts, and who scores the answers."""
+    """One round of questions: who is asked, which prompts, and what scores the answers."""
 
     name: str
     """``sources``, ``target`` or ``held-out``: the stages are ``sample-NAME`` and ``score-NAME``."""
@@ -80,7 +80,7 @@ class Round(NamedTuple):
 
 
 class PartRequests(NamedTuple):
-    """Whose training answers there are to the prompts of one part, and who scores them."""
+    """Who gives the training answers to the prompts of one part, and what scores them."""
 
     sources: tuple[SamplingRequest, ...]
     targets: tuple[SamplingRequest, ...]
@@ -92,11 +92,12 @@ class Fusion:
 
     Args:
         recipe: What to do.
-        run_name: The run's name in the store: its output folder as seen from the workspace, unless it has moved since.
+        run_name: The run's name in the store; by default its output folder relative to the workspace. A run that has
+            been moved keeps its name.
     """
 
     def __init__(self, recipe: Recipe, *, run_name: str = "") -> None:
-        # Not Path.resolve(), which raises RuntimeError for a loop of links: opening it then says what is wrong.
+        # Path.resolve() raises RuntimeError for a loop of links; with realpath, opening the file reports the loop.
         self.output = Path(os.path.realpath(recipe.output))
         self.workspace = Path(os.path.realpath(recipe.workspace or recipe.output))
         self.recipe = with_template_date(recipe, recipe.template_date or self.first_date or date.today().isoformat())
@@ -104,12 +105,12 @@ class Fusion:
 
     @property
     def date_path(self) -> Path:
-        """Where the workspace keeps the date that chat templates take for today."""
+        """The file in which the workspace keeps the date that chat templates use as today's."""
         return self.workspace / "template-date"
 
     @property
     def first_date(self) -> str | None:
-        """The date that they took at the first command; None where none asked for it."""
+        """The date that earlier commands used; None if no chat template has asked for one."""
         return self.date_path.read_text().strip() if self.date_path.is_file() else None
 
     @property
@@ -119,17 +120,17 @@ class Fusion:
 
     @cached_property
     def sources(self) -> tuple[Participant, ...]:
-        """The models learnt from."""
+        """The models to learn from."""
         return tuple(Participant(name, config) for name, config in self.recipe.sources.items())
 
     @cached_property
     def target(self) -> Participant:
-        """The model to be trained, as it came."""
+        """The target before any training."""
         return Participant("target", self.recipe.target)
 
     @cached_property
     def start(self) -> Participant:
-        """The model that preference methods start from, and whose samples they compare, unless they have their own."""
+        """The model that preference methods start from and sample, unless a method has its own SFT."""
         return self.model_of("sft") if self.recipe.sft else self.target
 
     def start_of(self, training: str) -> Participant:
@@ -139,33 +140,34 @@ class Fusion:
 
     @cached_property
     def trainings(self) -> dict[str, Training]:
-        """Every training of this recipe: ``sft`` and methods' own, then the preference methods by name."""
+        """Every training of this recipe by name: the SFTs, then the preference methods."""
         return {**self.recipe.fine_tunings, **self.recipe.preference}
 
     def extra_prompts(self, training: str) -> ExtraPrompts | None:
-        """Which preference prompts go to an SFT, be it this training or what it starts from; None where it is all one.
+        """The preference prompts that an SFT takes over: this training, or the SFT that it starts from.
 
-        It is to the method that decides it, too: no row of these prompts is what it decides.
+        None if there are none, and for the method that decides which they are: they are the prompts that gave it no
+        row.
         """
         fine_tuning = training if training in self.recipe.fine_tunings else self.recipe.fine_tuning_of(training)
         extra = self.recipe.fine_tunings[fine_tuning].extra_prompts if fine_tuning else None
         return None if extra and extra.dropped_by == training else extra
 
     def compared(self, training: str) -> Participant | None:
-        """The form of the target whose answers stand in the rows of a training; None where only sources' do."""
+        """The form of the target whose answers are in a training's rows; None if only sources' answers are."""
         preference = self.recipe.preference.get(training)
         if preference is None or "target" not in preference.select.reads:
             return None
         return self.answering_for(self.target if preference.target_samples == "target" else self.start_of(training))
 
     def answering_for(self, form: Participant) -> Participant:
-        """Whose answers stand for those of a form of the target where rows are made: its own, or recorded ones."""
+        """Who answers for a form of the target in training rows: the form itself, or recorded answers."""
         samples = self.recipe.target.samples
         return Participant(self.target.name, samples) if samples else form
 
     @cached_property
     def sampled_targets(self) -> tuple[Participant, ...]:
-        """Whose answers stand for the target's in training rows: forms of the target, or recorded answers."""
+        """Who gives the target's answers in training rows: forms of the target, or recorded answers."""
         compared = {found.name: found for training in self.trainings if (found := self.compared(training))}
         return tuple(compared.values())
 
@@ -184,7 +186,7 @@ class Fusion:
 
     @property
     def fused(self) -> Participant | None:
-        """The model that a run is about: the last whose preference rows hold the sources' answers, else the last."""
+        """A run's main result: the last model whose preference rows hold sources' answers, otherwise the last one."""
         by_sources = [
             self.model_of(method)
             for method, preference in self.recipe.preference.items()
@@ -200,7 +202,7 @@ class Fusion:
 
     @property
     def training_parts(self) -> tuple[str, ...]:
-        """The parts of the prompts that the sources answer for training: those that the recipe makes use of."""
+        """The parts that the sources answer for training: those that the recipe uses, or both if it trains nothing."""
         used = {"sft": self.recipe.fine_tunings, "preference": self.recipe.preference}
         return tuple(part for part in used if used[part]) or tuple(used)
 
@@ -210,30 +212,30 @@ class Fusion:
         return SamplingRequest(participant, config.sampling_settings(self.recipe.seed), config.num_samples)
 
     def for_evaluation(self, participant: Participant) -> SamplingRequest:
-        """How the participant is asked for the one answer that evaluation looks at: greedily."""
+        """How the participant is asked for its one evaluation answer: greedily."""
         held_out = self.recipe.evaluation.held_out
         limit = held_out.max_new_tokens if held_out else None
         return SamplingRequest(participant, participant.config.greedy_settings(limit), 1)
 
     @property
     def deciding_methods(self) -> dict[str, tuple[str, ...]]:
-        """By fine-tuning: the method that decides which extra prompts it has, if any."""
+        """For each SFT with extra prompts, the method that decides which these are."""
         return {
             name: (sft.extra_prompts.dropped_by,) for name, sft in self.recipe.fine_tunings.items() if sft.extra_prompts
         }
 
     def searches(self, training: str) -> bool:
-        """Whether the settings of a training are searched for."""
+        """Whether a training searches for its settings."""
         return bool(self.recipe.evaluation.held_out and self.trainings[training].grid)
 
     def start_stage(self, method: str) -> str:
-        """The stage that leaves the model that a preference method starts from."""
+        """The stage after which the model that a preference method starts from exists."""
         fine_tuning = self.recipe.fine_tuning_of(method)
         return f"train-{fine_tuning}" if fine_tuning else "prompts"
 
     @property
     def sampled_starts(self) -> tuple[str, ...]:
-        """The stages that leave the forms of the target that are sampled; none for recorded answers."""
+        """The stages after which the sampled forms of the target exist; none for recorded answers."""
         if self.recipe.target.samples:
             return ()
         return tuple(
@@ -242,7 +244,7 @@ class Fusion:
 
     @cached_property
     def rounds(self) -> dict[str, Round]:
-        """Every round of questions by name, in the order in which they are asked."""
+        """Every round of questions by name, in the order of asking."""
         recipe, held_out = self.recipe, self.recipe.evaluation.held_out
         sources = tuple(map(self.for_training, self.sources))
         rounds = [Round("sources", sources, self.training_parts, recipe.scorer)]
@@ -251,16 +253,17 @@ class Fusion:
             rounds.append(Round("target", targets, ("preference",), recipe.scorer))
         if held_out:
             requests = tuple(map(self.for_evaluation, self.participants))
-            # Sources and start as in training, too: internal rewards are measured on quadruples of their answers.
+            # Sources and start are also asked as in training: their answers form the quadruples that internal rewards
+            # are measured on.
             compared = (*sources, self.for_training(self.answering_for(self.start))) if recipe.preference else ()
             rounds.append(Round("held-out", (*requests, *compared), ("held_out", "development"), held_out.scorer))
         return {each.name: each for each in rounds}
 
     def answers_to(self, part: str) -> PartRequests:
-        """What rows are made of: training answers to a part's prompts.
+        """Who gives the training answers to a part's prompts, from which rows are made.
 
-        On the parts that no training sees, internal rewards are measured on quadruples: of the sources' answers and of
-        those of the model that preference methods start from.
+        For parts that no training sees, these are the sources and the model that preference methods start from:
+        internal rewards are measured on quadruples of their answers.
         """
         sources = self.rounds["sources"]
         if "held-out" in self.rounds and part in self.rounds["held-out"].parts:
@@ -277,12 +280,12 @@ class Fusion:
 
     @property
     def matches_paths(self) -> tuple[Path, ...]:
-        """Where the prompts stand that were left out as duplicates or benchmark questions, if any are looked for."""
+        """The file of prompts left out as duplicates or benchmark questions; empty if the recipe looks for none."""
         prompts = self.recipe.prompts
         return (self.output / "overlaps.jsonl",) if prompts.deduplicate or prompts.decontaminate else ()
 
     def search_path(self, training: str) -> Path:
-        """What the search of a training's grid has found; its cells lie beside it."""
+        """The result of a training's search; the cells are beside it."""
         return self.output / "search" / training / "search.json"
 
     def _trained(self, name: str) -> Participant:
@@ -290,10 +293,10 @@ class Fusion:
 
 
 def load_fusion(folder: Path) -> Fusion:
-    """The fusion that wrote ``folder``, wherever the folder lies now; its workspace may have moved with it.
+    """The fusion that wrote ``folder``. The folder may have moved since, with or without its workspace.
 
     Raises:
-        InputError: There is no run in ``folder``.
+        InputError: ``folder`` holds no run.
     """
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
