@@ -297,7 +297,7 @@ def test_a_model_that_computes_something_else_where_it_is_padded_is_refused() ->
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
-    with pytest.raises(InputError, match=r"architecture cpmant cannot be trained.*where shorter sequences are padded"):
+    with pytest.raises(InputError, match=r"architecture cpmant cannot be trained.*when shorter sequences are padded"):
         choose_layout(model, make_rows([2, 3]))
 
 

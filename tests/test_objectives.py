@@ -771,7 +771,7 @@ def test_a_kl_term_needs_a_reference() -> None:
 @pytest.mark.parametrize(
     ("name", "given_values", "message"),
     [
-        ("dpa", {}, "unknown objective 'dpa'; there are: sft, fusesft, dpo, ln-dpo, ipo, simpo, wrpo, fusepo, rloo"),
+        ("dpa", {}, "unknown objective 'dpa'; choose from: sft, fusesft, dpo, ln-dpo, ipo, simpo, wrpo, fusepo, rloo"),
         ("dpo", {"alpha": 0.1}, "'alpha'; it has: beta, label_smoothing"),
         ("dpo", {"gamma": 0.1}, "no hyper-parameter 'gamma'"),
         ("sft", {"beta": 0.1}, "it has none"),

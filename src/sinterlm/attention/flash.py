@@ -13,7 +13,7 @@ from sinterlm.attention.spans import Spans, ancestors, span_starts
 
 
 class Segments(NamedTuple):
-    """The spans as variable-length attention wants them: each has queries and keys, aligned at their ends."""
+    """The spans as variable-length attention takes them: each has queries and keys, aligned at their ends."""
 
     keys: Tensor
     """Tokens of the line, segment by segment: the ancestors', then the span's own."""

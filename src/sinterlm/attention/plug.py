@@ -1,4 +1,4 @@
-"""How shared attention is plugged into a model, through Transformers' attention interface.
+"""Plugs shared attention into a model, through Transformers' attention interface.
 
 The model stays the library's own: its layers call :func:`attend` in place of the library's attention, and each call
 names the spans of a line (training) or the new tokens of rows (sampling).
@@ -23,18 +23,18 @@ from sinterlm.errors import InputError
 _NAME = "sinter-shared-over-"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _NOT_COMPUTED = ("attention_mask", "s_aux", "position_bias")
-"""What some architectures pass to their attention and ours leaves out."""
+"""Arguments that some architectures pass to their attention and ours does not compute."""
 
 
 class CannotShareError(InputError):
-    """The model's layers do something else than attend to all earlier tokens or to a window of them."""
+    """The model's layers do something other than attend to all earlier tokens or to a window of them."""
 
 
 def plug_in(model: PreTrainedModel) -> None:
     """Make the model attend by :func:`attend`, which needs every call to name its spans or its new tokens.
 
     Raises:
-        CannotShareError: by its configuration, some of its layers do something else.
+        CannotShareError: some of the model's layers attend in another way, according to its configuration.
     """
     config = model.config.get_text_config(decoder=True)
     if config._attn_implementation.startswith(_NAME):
@@ -42,7 +42,7 @@ def plug_in(model: PreTrainedModel) -> None:
     others = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
     if model._is_stateful or others or not model._can_set_attn_implementation():
         raise CannotShareError(f"its layers are {', '.join(sorted(others)) or 'no plain attention'}")
-    # The name keeps the one that it replaces; it is not saved with the model.
+    # The name contains the one that it replaces; it is not saved with the model.
     name = _NAME + config._attn_implementation
     AttentionInterface.register(name, attend)
     model.set_attn_implementation(name)
@@ -76,13 +76,14 @@ def attend(
         query: shape (B, H * G, T, D).
         key: shape (B, H, S, D).
         value: shape (B, H, S, D).
-        attention_mask: None. Transformers makes none for an attention of one's own; a layer's own is not computed.
-        spans: of the one line that was read, T tokens together.
-        new_tokens: of the rows that were read, if it is no line of spans.
+        attention_mask: must be None: Transformers makes no mask for a custom attention, and a layer's own mask is not
+            supported.
+        spans: the spans of one line, T tokens in total.
+        new_tokens: the new tokens of rows, if there are no spans.
         scaling: factor of the scores; by default 1 / sqrt(D).
-        sliding_window: a token sees this many, itself included; by default all.
+        sliding_window: a token sees this many tokens, itself included; by default all.
         softcap: bound of the scores in architectures that have one.
-        others: what else the model passes.
+        others: further arguments that the model passes.
 
     Returns:
         Shape (B, T, H * G, D), and no weights.
@@ -121,7 +122,7 @@ def _attend_in_line(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Attention by spans, computed as suits the device; (1, H * G, T, D) and (1, H, T, D) to (1, T, H * G, D)."""
+    """Attention by spans, by the device's best method; (1, H * G, T, D) and (1, H, T, D) to (1, T, H * G, D)."""
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
     heads = [states[0].transpose(0, 1).to(dtype) for states in (query, key, value)]

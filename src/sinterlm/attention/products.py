@@ -1,4 +1,4 @@
-"""Attention to keys in parts: some that all sibling sequences share, and each sibling's own.
+"""Attention to keys in parts: those that all sibling sequences share, and each sibling's own.
 
     weights = softmax over all parts of (query . key), where the query sees the key
     output  = sum over all parts of weights times values
@@ -24,7 +24,7 @@ def scores_of(queries: Tensor, keys: Sequence[Tensor]) -> Tensor:
 
     Args:
         queries: shape (H, N, Q, D).
-        keys: of each part, shape (H, P, D) if the siblings share it, else (H, N, P, D).
+        keys: one tensor per part, shape (H, P, D) if the siblings share it, otherwise (H, N, P, D).
 
     Returns:
         Shape (H, N, Q, K).
@@ -57,7 +57,7 @@ def sums_of(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
 
 
 def add_sums_to_keys(weights: Tensor, queries: Tensor, into: Sequence[Tensor]) -> None:
-    """Add to each key of ``into`` the sum of the queries by weights: for gradients, :func:`sums_of` transposed."""
+    """Add to each key of ``into`` the weighted sum of the queries: for gradients, :func:`sums_of` transposed."""
     for part, states in zip(_split(weights, into), into, strict=True):
         product = _batch(part, states).mT @ _batch(queries, states)
         states += product if states.dim() == 3 else _restored(product, queries, states)
@@ -87,5 +87,5 @@ def _restored(product: Tensor, queries: Tensor, states: Tensor) -> Tensor:
 
 
 def _in_memory_order(tensor: Tensor, states: Tensor) -> Tensor:
-    """Heads and siblings swapped if ``states`` hold sibling after sibling: flattened as they are, they are copied."""
+    """Swap heads and siblings if ``states`` hold sibling after sibling; flattening would otherwise copy them."""
     return tensor.transpose(0, 1) if states.stride(0) < states.stride(1) else tensor

@@ -1,4 +1,4 @@
-"""Rows that grow behind a prefix that they share: what sampling computes, without a copy of the prefix per row.
+"""Rows that grow behind a shared prefix, as in sampling, without a copy of the prefix per row.
 
 Legend: B rows, H key heads, G query heads per key head, T new tokens of a row, P tokens of the prefix, S own tokens of
 a row (the new ones included), D head size.
@@ -22,7 +22,8 @@ KeysAndValues = tuple[Tensor, Tensor]
 class Prefix:
     """Tokens that rows begin with, and their keys and values in each layer, of shapes (H, P, D).
 
-    These are what attention meets. A cache may hold something else (latents), or nothing where layers share.
+    These are the keys and values that attention sees. A cache may hold something else (latents), or nothing if layers
+    share them.
     """
 
     tokens: tuple[int, ...]
@@ -43,7 +44,7 @@ class NewTokens:
     positions_BS: Tensor
     positions_BT: Tensor
     met: dict[int, KeysAndValues] | None = None
-    """Gets each layer's keys and values of the first row, if there is such a dictionary."""
+    """If it is a dictionary, it receives each layer's keys and values of the first row."""
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     def prefix_of(self, layer: int, key: Tensor, value: Tensor) -> KeysAndValues:
@@ -51,7 +52,7 @@ class NewTokens:
         return self.prefix.layers[layer] if self.prefix.tokens else (key[0, :, :0], value[0, :, :0])
 
     def bias(self, window: int | None) -> Tensor:
-        """What is added to scores, shape (B, T, P + S); one bias serves all layers with the same window."""
+        """The bias added to scores, shape (B, T, P + S); all layers with the same window use the same one."""
         if window not in self._biases:
             positions_P = torch.arange(len(self.prefix.tokens), device=self.positions_BS.device)
             keys = torch.cat([positions_P.expand(len(self.positions_BS), -1), self.positions_BS], dim=1)
@@ -76,10 +77,10 @@ def attend_in_rows(
         query: shape (B, H * G, T, D).
         key: shape (B, H, S, D).
         value: shape (B, H, S, D).
-        new_tokens: whose queries these are.
+        new_tokens: the tokens that the queries belong to.
         layer: number of the layer.
         scaling: factor of the scores.
-        window: a token sees this many, itself included; None: all.
+        window: a token sees this many tokens, itself included; None: all.
         softcap: bound of the scores in architectures that have one.
 
     Returns:

@@ -1,6 +1,6 @@
 """Attention by spans in tiles of plain matrix products: on any device, in any precision.
 
-The backward pass computes the weights again, tile by tile, so that no tile's weights are kept.
+The backward pass recomputes the weights, tile by tile, so none are kept.
 
 Legend: T tokens of the line, U places of the padded line, H key heads, G query heads per key head, D head size.
 """
@@ -73,7 +73,7 @@ class _TiledAttention(torch.autograd.Function):
         with torch.autocast(queries.device.type, enabled=False):
             grad = tiling.spread(gradients[0], len(keys)).index_fill_(1, tiling.padding, 0)
             grad_queries = torch.empty_like(queries)
-            # Many tiles add to a key.
+            # At least float32, because many tiles add to one key.
             wide = torch.promote_types(keys.dtype, torch.float32)
             grad_keys, grad_values = (torch.zeros_like(states, dtype=wide) for states in (keys, values))
             for part in tiling.tiles:

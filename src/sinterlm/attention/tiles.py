@@ -1,4 +1,4 @@
-"""How a line of spans is cut into tiles: queries of sibling units, and the keys that they meet.
+"""Cuts a line of spans into tiles: queries of sibling units, and the keys that they meet.
 
 A unit is one span, or a short span with all its descendants, computed as one under a mask. Units below the same span
 and of similar length are siblings: they are padded to one length and computed together. Tiles are small enough for
@@ -25,9 +25,9 @@ _TILE_QUERIES = 128
 _TILE_PAIRS = 2**17
 """Queries times keys of a tile, of one head: their scores stay in a processor's cache."""
 _LENGTH_MULTIPLE = 16
-"""Lengths that matrix products like: on a CPU in bf16, 304 keys take half the time of 300."""
+"""Matrix products are faster at multiples of this: on a CPU in bf16, 304 keys take half the time of 300."""
 _UNIT_TOKENS = (0, 320)
-"""A span and its descendants are one unit up to this many tokens; the cheaper of these limits is taken."""
+"""A span and its descendants are one unit if they have at most this many tokens; the cheaper limit is taken."""
 _TILE_COST = 2**15
 """The fixed cost of a tile's calls, in units of queries times keys; it matters if spans are short."""
 _SIMILAR_LENGTHS = 0.7
@@ -71,7 +71,7 @@ class Tile(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How a line is computed in tiles."""
+    """A line cut into tiles."""
 
     source: Tensor
     """(U,): the token of the line at a place of the padded line; any token for padding."""
@@ -196,7 +196,10 @@ def _visibility_within(spans: Spans, group: Sequence[Unit]) -> Visibility:
 
 
 def _relations_of_unit(spans: Spans, unit: Unit, length: int) -> tuple[Tensor, Tensor]:
-    """Positions (L,), and whether a token's span is neither another's nor below it (L, L); the last has the padding."""
+    """Positions (L,), and (L, L): whether the query's span is neither the key's nor below it.
+
+    The last span of the unit contains the padding.
+    """
     number = {span: index for index, span in enumerate(unit.spans)}
     lengths = [spans[span][0] for span in unit.spans]
     lengths[-1] += length - sum(lengths)
@@ -216,14 +219,14 @@ def _tile_of_first(
 ) -> Tile:
     """What queries [start, stop) of units meet, as the tile of a single unit at place 0.
 
-    First keys that no query sees (a sliding window hides them) are left out.
+    Leading keys that no query sees (a sliding window hides them) are left out.
 
     Args:
         above: first place and length of each ancestor.
         within: what the units' tokens see within their unit.
-        start: of the queries.
-        stop: of the queries.
-        window: of the layer.
+        start: first query.
+        stop: end of the queries, exclusive.
+        window: the layer's sliding window.
     """
     offset = sum(length for _, length in above)
     queries = offset + within.queries[:, start:stop]

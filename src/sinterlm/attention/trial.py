@@ -1,7 +1,7 @@
-"""Whether a model may share what sequences begin with: found out by trying.
+"""Whether a model can share the beginning of sequences: found out by trying.
 
-A configuration does not tell all that a model's attention does. So training and sampling each compute a few tokens
-with shared attention and with the library's before they rely on it.
+A configuration does not tell everything that a model's attention does. So training and sampling first compute a few
+tokens with shared attention and with the library's, and compare.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def sharing_on_trial(model: PreTrainedModel) -> Iterator[None]:
 
     Raises:
         CannotShareError: the configuration rules it out, the comparison found a difference, or the model failed.
-        InputError: as raised by the comparison; so is a FloatingPointError, and an error that says memory ran out.
+        InputError: as raised by the comparison. FloatingPointError and out-of-memory errors pass through as well.
     """
     try:
         plug_in(model)
         yield
-    except Exception as error:  # whatever a model does with arguments and a cache that it does not expect
+    except Exception as error:  # whatever a model raises on arguments and a cache that it does not expect
         attend_as_before(model)
         if out_of_memory(error) or isinstance(error, InputError | FloatingPointError):
             raise

@@ -22,7 +22,7 @@ class Visibility(NamedTuple):
     keys: Tensor
     """(N, K)"""
     is_unrelated: Tensor | None = None
-    """(N, L, K): true for a key that belongs to no sequence of the query; None if all keys do."""
+    """(N, L, K): true for a key that is in no sequence with the query; None if there is no such key."""
 
     def is_hidden(self, window: int | None) -> Tensor:
         """(N, L, K): true for a key that the query does not see.
@@ -38,5 +38,5 @@ class Visibility(NamedTuple):
 
 
 def bias_of(is_hidden: Tensor) -> Tensor:
-    """What is added to scores: 0, or -inf for a hidden key."""
+    """The bias added to scores: 0, or -inf for a hidden key."""
     return torch.zeros((), device=is_hidden.device).masked_fill(is_hidden, -torch.inf)

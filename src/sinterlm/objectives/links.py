@@ -12,14 +12,14 @@ from torch.nn.functional import logsigmoid
 def logistic(margin: Tensor, *, beta: float, gamma: float = 0.0, label_smoothing: float = 0.0) -> Tensor:
     """-(1 - e) log sigma(z) - e log sigma(-z) with z = beta m - gamma, and e the label smoothing.
 
-    With e = 0 and gamma = 0 it is the negative log-likelihood of Bradley and Terry (DPO, arXiv 2305.18290, equation
-    7); with e > 0 labels are taken to be wrong with probability e (conservative DPO); gamma is the margin that SimPO
-    asks for (arXiv 2405.14734, equation 6).
+    With e = 0 and gamma = 0 it is the negative log-likelihood of the Bradley-Terry model (DPO, arXiv 2305.18290,
+    equation 7). With e > 0, labels are assumed to be wrong with probability e (conservative DPO). Gamma is SimPO's
+    target margin (arXiv 2405.14734, equation 6).
 
     Args:
         margin: (P,).
         beta: the scale of rewards, or strength of the pull to the reference; greater than 0.
-        gamma: the margin asked for, in units of beta times reward.
+        gamma: the target margin, in units of beta times reward.
         label_smoothing: e, in [0, 0.5).
 
     Returns:
@@ -32,7 +32,7 @@ def logistic(margin: Tensor, *, beta: float, gamma: float = 0.0, label_smoothing
 
 
 def squared(margin: Tensor, *, tau: float) -> Tensor:
-    """(m - 1 / (2 tau))^2: the margin shall be 1 / (2 tau), no more (IPO, arXiv 2310.12036, equation 17).
+    """(m - 1 / (2 tau))^2: the margin should be 1 / (2 tau), not more (IPO, arXiv 2310.12036, equation 17).
 
     Args:
         margin: (P,).

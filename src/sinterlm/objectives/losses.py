@@ -1,4 +1,4 @@
-"""From the log-probabilities of a batch to a loss a row: pure functions of tensors.
+"""From the log-probabilities of a batch to a loss per row: pure functions of tensors.
 
 There are two families. A preference objective compares pairs: reward, mix and link are three independent choices,
 
@@ -8,8 +8,8 @@ and weighted maximum likelihood learns from single responses:
 
     row loss = - sum over the row's responses y of  w_y log pi(y|x)
 
-Each of the last functions of this file (``dpo_loss`` to ``wrpo_loss``) is one such choice. ``named.py`` holds the table
-of all of them, with their hyper-parameters' defaults and bounds; ``objective_losses`` composes any of its rows.
+Each of the last functions in this file (``dpo_loss`` to ``wrpo_loss``) is one such choice. ``named.py`` has the table
+of all choices, with their hyper-parameters' defaults and bounds; ``objective_losses`` composes any row of it.
 Legend: B rows, N responses, P pairs. LR(y) is the log-ratio of policy and reference, summed over tokens.
 """
 
@@ -35,10 +35,10 @@ Weighting = Callable[[Responses], Tensor]
 
 
 class RowLosses(NamedTuple):
-    """What an objective says of a batch."""
+    """The losses of a batch."""
 
     losses: Tensor
-    """(B,): one loss a row, without the row's own weight."""
+    """(B,): one loss per row, without the row's own weight."""
     metrics: Mapping[str, Tensor]
     """(B,) each, by logged name; carry no gradient."""
 
@@ -49,11 +49,11 @@ def pairwise_losses(
     """Sum over the pairs of each row of w_p * link(mix(chosen rewards) - mix(rejected rewards)).
 
     Args:
-        responses: with the members of the pairs; the weight of a pair is that of its members.
-        reward: of one response, before beta.
-        mix: from the rewards by role to one compound reward a side.
+        responses: the log-probabilities and the members of the pairs; the weight of a pair is that of its members.
+        reward: from a response's log-probabilities to its reward, before beta.
+        mix: from the rewards by role to one compound reward per side.
         link: from margin to loss.
-        reward_scale: the factor that logged rewards carry (beta).
+        reward_scale: the factor of logged rewards (beta).
 
     Returns:
         The losses; metrics are the rewards, margins, accuracies and log-probabilities, averaged over the pairs of a row
@@ -71,7 +71,7 @@ def pairwise_losses(
 
     losses = sum_by_row(weights * link(pair.chosen - pair.rejected))
     with torch.no_grad():
-        # If all pairs of a row weigh nothing, so do its metrics.
+        # If all pairs of a row have weight 0, its metrics are 0, not 0 / 0.
         total = sum_by_row(weights).clamp(min=torch.finfo(weights.dtype).tiny)
         metrics = {
             name: sum_by_row(weights * values) / total
@@ -86,9 +86,10 @@ def _pair_metrics(
     pair: CompoundRewards,
     reward_scale: float,
 ) -> dict[str, Tensor]:
-    """TRL's names for the pair, (P,) each; if several responses share the chosen side, each under its own name too.
+    """The metrics of the pairs under TRL's names, (P,) each; responses that share the chosen side also get their own.
 
-    A member of the chosen side is right if it beats the rejected answer of its own model, if the pair has one.
+    A response on the chosen side is right if it beats the rejected answer of its own model, or, if the pair has none,
+    the rejected answer.
     """
     rejected = reward_scale * pair.rejected.detach()
     chosen_roles = [role for role in by_role if role.startswith("chosen")]
@@ -121,7 +122,7 @@ def likelihood_losses(responses: Responses, *, weighting: Weighting, average_log
     Args:
         responses: the log-probabilities.
         weighting: from the responses to w_y, (N,).
-        average_logps: log pi(y|x) / |y| in place of log pi(y|x).
+        average_logps: use log pi(y|x) / |y| in place of log pi(y|x).
 
     Returns:
         The losses; metrics are the mean log-probability of a response and, if responses have scores, their mean and the
@@ -143,11 +144,11 @@ def likelihood_losses(responses: Responses, *, weighting: Weighting, average_log
 
 
 def internal_rewards(objective: ResolvedObjective, logps: SequenceLogps) -> Tensor:
-    """What the objective's reward says of single responses, before beta; the log-ratio if it compares none.
+    """The objective's reward of single responses, before beta; the log-ratio if the objective has no reward.
 
     Args:
-        objective: of the table.
-        logps: of policy and reference, and the number of tokens, (N,) each.
+        objective: an objective with its hyper-parameters.
+        logps: log-probabilities of policy and reference, and the number of tokens, (N,) each.
 
     Returns:
         (N,).
@@ -163,7 +164,7 @@ def objective_losses(objective: ResolvedObjective, responses: Responses, *, prog
 
     Args:
         objective: name and hyper-parameters, from :func:`sinterlm.objectives.named.resolve_objective`.
-        responses: the log-probabilities, and what else the objective reads.
+        responses: the log-probabilities, and whatever else the objective reads.
         progress: finished optimizer steps over all optimizer steps, for hyper-parameters with a schedule.
     """
     part = partial(objective.part, progress=progress)
@@ -179,10 +180,10 @@ def dpo_loss(chosen: SequenceLogps, rejected: SequenceLogps, *, beta: float, lab
     """L = -log sigma(beta * LR(y_w) - beta * LR(y_l)) (DPO, arXiv 2305.18290, equation 7; WRPO, equation 3).
 
     Args:
-        chosen: of y_w, policy and reference, (B,) each.
-        rejected: of y_l.
+        chosen: log-probabilities of y_w: policy and reference, (B,) each.
+        rejected: the same for y_l.
         beta: strength of the pull to the reference.
-        label_smoothing: share of labels taken to be wrong, in [0, 0.5).
+        label_smoothing: share of labels assumed to be wrong, in [0, 0.5).
 
     >>> even = SequenceLogps(policy=torch.tensor([-2.0]), reference=torch.tensor([-2.0]))
     >>> dpo_loss(even, even, beta=0.1).losses  # log 2
@@ -199,10 +200,10 @@ def ln_dpo_loss(
     """L = -log sigma(beta * LR(y_w) / |y_w| - beta * LR(y_l) / |y_l|) (FuseChat-3.0, arXiv 2503.04222).
 
     Args:
-        chosen: of y_w, policy, reference and number of tokens, (B,) each.
-        rejected: of y_l.
+        chosen: log-probabilities of y_w: policy, reference and number of tokens, (B,) each.
+        rejected: the same for y_l.
         beta: strength of the pull to the reference.
-        label_smoothing: share of labels taken to be wrong, in [0, 0.5).
+        label_smoothing: share of labels assumed to be wrong, in [0, 0.5).
     """
     responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
     link = partial(logistic, beta=beta, label_smoothing=label_smoothing)
@@ -213,10 +214,10 @@ def ipo_loss(chosen: SequenceLogps, rejected: SequenceLogps, *, tau: float, aver
     """L = (LR(y_w) - LR(y_l) - 1 / (2 tau))^2 (IPO, arXiv 2310.12036, equation 17).
 
     Args:
-        chosen: of y_w, policy, reference and (for means) number of tokens, (B,) each.
-        rejected: of y_l.
+        chosen: log-probabilities of y_w: policy, reference and (for means) number of tokens, (B,) each.
+        rejected: the same for y_l.
         tau: strength of the pull to the reference.
-        average_logps: means over tokens in place of sums, as TRL has it.
+        average_logps: use means over tokens in place of sums, as TRL does.
     """
     responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
     reward, link = partial(logratio, average_logps=average_logps), partial(squared, tau=tau)
@@ -229,11 +230,11 @@ def simpo_loss(
     """L = -log sigma(beta * log pi(y_w) / |y_w| - beta * log pi(y_l) / |y_l| - gamma) (SimPO, arXiv 2405.14734, eq. 6).
 
     Args:
-        chosen: of y_w, policy and number of tokens, (B,) each.
-        rejected: of y_l.
+        chosen: log-probabilities of y_w: policy and number of tokens, (B,) each.
+        rejected: the same for y_l.
         beta: scale of the rewards.
-        gamma: the margin asked for.
-        label_smoothing: share of labels taken to be wrong, in [0, 0.5).
+        gamma: the target margin.
+        label_smoothing: share of labels assumed to be wrong, in [0, 0.5).
     """
     responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
     link = partial(logistic, beta=beta, gamma=gamma, label_smoothing=label_smoothing)
@@ -253,16 +254,17 @@ def wrpo_loss(
     """L = -log sigma(alpha beta LR(y_ws) + (1 - alpha) beta LR(y_wt) - beta LR(y_l)) (WRPO, arXiv 2412.03187, eq. 6).
 
     Args:
-        chosen_source: of y_ws, the best answer of the sources, policy and reference, (B,) each.
-        chosen_target: of y_wt, the target's own best answer.
-        rejected: of y_l, the target's own worst answer.
-        rejected_source: of y_ls, a worse answer of the source that gave y_ws; the rejected side is mixed then (eq. 9).
-        alpha: the weight of the source's answer now, in [0, 1].
+        chosen_source: log-probabilities of y_ws, the sources' best answer: policy and reference, (B,) each.
+        chosen_target: the same for y_wt, the target's own best answer.
+        rejected: the same for y_l, the target's own worst answer.
+        rejected_source: the same for y_ls, a worse answer of the source that gave y_ws; with it, the rejected side is
+            mixed too (eq. 9).
+        alpha: the current weight of the source's answer, in [0, 1].
         base: the objective whose reward and link are used: ``dpo``, ``ln-dpo``, ``ipo`` or ``simpo``.
-        settings: the base's hyper-parameters, e.g. ``beta``; its defaults otherwise.
+        settings: the base's hyper-parameters, e.g. ``beta``; by default the base's defaults.
 
     Raises:
-        TypeError: ``settings`` hold what the arguments above decide.
+        TypeError: ``settings`` has a key that the arguments above decide.
     """
     by_role = {"chosen_source": chosen_source, "chosen_target": chosen_target, "rejected": rejected}
     if rejected_source is not None:

@@ -19,19 +19,19 @@ class CompoundRewards(NamedTuple):
 
 
 def single(rewards: Mapping[str, Tensor]) -> CompoundRewards:
-    """One response on each side: its reward as it is."""
+    """The reward itself, for one response on each side."""
     return CompoundRewards(rewards["chosen"], rewards["rejected"])
 
 
 def source_and_target(rewards: Mapping[str, Tensor], *, alpha: float, rejected_mix: bool = False) -> CompoundRewards:
     """Reward alpha * r(y_ws) + (1 - alpha) * r(y_wt) against r(y_l) (WRPO, arXiv 2412.03187, equation 5).
 
-    With ``rejected_mix`` the rejected side is alpha * r(y_ls) + (1 - alpha) * r(y_lt) (equation 9); that alpha is the
-    same on both sides is our reading of the paper's appendix F.
+    With ``rejected_mix`` the rejected side is alpha * r(y_ls) + (1 - alpha) * r(y_lt) (equation 9). We read the
+    paper's appendix F so that alpha is the same on both sides.
 
     Args:
-        rewards: of ``chosen_source`` (y_ws), ``chosen_target`` (y_wt), ``rejected`` (y_l, y_lt) and, with
-            ``rejected_mix``, ``rejected_source`` (y_ls: of the source that gave y_ws).
+        rewards: rewards of ``chosen_source`` (y_ws), ``chosen_target`` (y_wt), ``rejected`` (y_l, y_lt) and, with
+            ``rejected_mix``, ``rejected_source`` (y_ls, from the source that gave y_ws).
         alpha: the fusion coefficient, in [0, 1].
         rejected_mix: whether the rejected side is mixed too.
     """

@@ -1,9 +1,9 @@
 """The named objectives: what each compares, by which functions, and every hyper-parameter's default and source.
 
-A preference objective is a reward, a mix and a link, weighted maximum likelihood a weighting (see ``losses.py``).
-Functions are named by path, so that this table imports no torch; the recipe's schema, ``FusionConfig``, ``sinterlm
-train`` and ``sinterlm list objectives`` are built from it. To add an objective, write the missing function and add a
-row; an installed package adds its rows by entry points.
+A preference objective is a reward, a mix and a link; weighted maximum likelihood is a weighting (see ``losses.py``).
+Functions are named by path, so this table imports no torch. The recipe's schema, ``FusionConfig``, ``sinterlm train``
+and ``sinterlm list objectives`` are built from it. To add an objective, write the missing function and add a row; an
+installed package adds its rows by entry points.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _BETA = Hyperparameter(
     above=0,
 )
 _LABEL_SMOOTHING = Hyperparameter(
-    0.0, "share of preference labels taken to be wrong", "none, as in the papers", "link", at_least=0, below=0.5
+    0.0, "share of preference labels assumed to be wrong", "none, as in the papers", "link", at_least=0, below=0.5
 )
 _KL = Hyperparameter(
     0.0,
-    "weight of the log-ratio to the reference, taken off the score",
+    "weight of the log-ratio to the reference, subtracted from the score",
     "none: the formula that the reviews of FuseRL (arXiv 2504.06562) describe has no such term",
     "weighting",
     at_least=0,
@@ -46,7 +46,7 @@ _KL = Hyperparameter(
 def _baseline(default: str, source: str) -> Hyperparameter:
     return Hyperparameter(
         default,
-        "whose mean a score is measured by: the other responses of the same source, or all others of the row",
+        "whose mean a score is compared with: the other responses of the same source, or all others in the row",
         source,
         "weighting",
         choices=("source", "all"),
@@ -63,7 +63,7 @@ OBJECTIVES: Mapping[str, Objective] = with_installed(
     "sinterlm.objectives",
     {
         "sft": Objective(
-            description="maximum likelihood of one response a prompt (supervised fine-tuning)",
+            description="maximum likelihood of one response per prompt (supervised fine-tuning)",
             formula="-log π(chosen)",
             paper="",
             roles=("chosen",),
@@ -72,7 +72,7 @@ OBJECTIVES: Mapping[str, Objective] = with_installed(
             weighting="sinterlm.objectives.weightings:given",
         ),
         "fusesft": Objective(
-            description="maximum likelihood of several weighted responses a prompt",
+            description="maximum likelihood of several weighted responses per prompt",
             formula="-Σ_y w(y) log π(y)",
             paper="FuseRL, arXiv 2504.06562",
             roles=("chosen",),
@@ -85,7 +85,7 @@ OBJECTIVES: Mapping[str, Objective] = with_installed(
                 "average_logps": Hyperparameter(
                     False,
                     "mean over a response's tokens in place of their sum",
-                    "sums: the log-likelihood of a response; which of the two FuseRL takes is not known",
+                    "sums: the log-likelihood of a response; which of the two FuseRL uses is not known",
                     "loss",
                     choices=(False, True),
                 ),
@@ -127,7 +127,7 @@ OBJECTIVES: Mapping[str, Objective] = with_installed(
             },
         ),
         "ipo": Objective(
-            description="a margin of log-ratios of 1 / (2 τ), no more (identity preference optimisation)",
+            description="a margin of log-ratios of 1 / (2 τ), not more (identity preference optimisation)",
             formula="(LR(chosen) - LR(rejected) - 1 / (2 τ))²",
             paper="IPO, arXiv 2310.12036",
             roles=("chosen", "rejected"),
@@ -143,7 +143,7 @@ OBJECTIVES: Mapping[str, Objective] = with_installed(
                 ),
                 "average_logps": Hyperparameter(
                     False,
-                    "log-ratios averaged over tokens, as TRL has it, in place of sums",
+                    "log-ratios averaged over tokens, as in TRL, in place of sums",
                     "sums: IPO's own notation, and what WRPO calls a reward like DPO's",
                     "reward",
                     choices=(False, True),
@@ -164,7 +164,7 @@ OBJECTIVES: Mapping[str, Objective] = with_installed(
                 "beta": Hyperparameter(10.0, "scale of the rewards", _WRPO_TABLE_6, "link", above=0),
                 "gamma": Hyperparameter(
                     1.0,
-                    "the margin asked for, in units of beta times reward",
+                    "the target margin, in units of beta times reward",
                     f"{_WRPO_TABLE_6}, SimPO's row",
                     "link",
                     at_least=0,
@@ -214,7 +214,7 @@ OBJECTIVES: Mapping[str, Objective] = with_installed(
             },
         ),
         "fusepo": Objective(
-            description="one pair a source, weighted over the sources",
+            description="one pair per source, weighted over the sources",
             formula="Σ_k w_k link(r(chosen_k) - r(rejected_k))",
             paper="FuseRL, arXiv 2504.06562",
             roles=("chosen", "rejected"),
@@ -225,7 +225,7 @@ OBJECTIVES: Mapping[str, Objective] = with_installed(
             hyperparameters={"base": _base("dpo", "ln-dpo", "simpo")},
         ),
         "rloo": Objective(
-            description="every response by its score's advantage over the others (REINFORCE, leave one out), offline",
+            description="offline REINFORCE: every response, weighted by its score's advantage over the others",
             formula="-1/n Σ_i A_i log π(y_i), A_i = R_i - mean of the other R_j, R = s - kl LR",
             paper="RLOO, arXiv 2402.14740",
             roles=(),
@@ -273,11 +273,11 @@ _FIRST = (
     *("base", "beta", "gamma", "tau", "average_logps", "label_smoothing"),
     *("alpha", "alpha_schedule", "rejected_mix", "baseline", "kl"),
 )
-"""Resolved recipes have always written these in this order."""
+"""These come first, in the order in which resolved recipes have always written them."""
 
 
 def list_hyperparameters() -> list[HyperparameterKey]:
-    """Every hyper-parameter of any objective: with the types of all that have it, as the first describes it."""
+    """The hyper-parameters of all objectives; a shared one has the types of all and the description of the first."""
     declared: dict[str, list[Hyperparameter]] = {name: [] for name in _FIRST}
     for objective in OBJECTIVES.values():
         for name, parameter in objective.hyperparameters.items():
@@ -295,7 +295,7 @@ class ResolvedObjective:
     name: str
     objective: Objective
     base: Objective
-    """Whose reward and link are used; the objective itself if it has its own."""
+    """The objective whose reward and link are used; the objective itself if it has its own."""
     values: Mapping[str, Value]
     """Every hyper-parameter, by name."""
 
@@ -318,7 +318,7 @@ class ResolvedObjective:
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """The functions to compose, by the part that they play: reward, mix and link, or weighting."""
+        """The paths of the functions to compose, by part: reward, mix and link, or weighting."""
         found = {
             "reward": self.base.reward,
             "mix": self.objective.mix,
@@ -329,20 +329,20 @@ class ResolvedObjective:
 
     @property
     def reward_scale(self) -> float:
-        """The factor that logged rewards carry."""
+        """The factor of logged rewards."""
         return float(self.values[self.base.reward_scale]) if self.base.reward_scale else 1.0
 
     def settings_of(self, part: str, progress: float) -> dict[str, Value]:
-        """What the function of ``part`` is called with at ``progress`` (finished over all optimizer steps)."""
+        """The hyper-parameters of the function of ``part``, at ``progress`` (finished over all optimizer steps)."""
         known = {**self.objective.hyperparameters, **self.base.hyperparameters}
         own = {name: self.values[name] for name, parameter in known.items() if parameter.part == part}
         return own | {name: value for name, value in self.scheduled_values(progress).items() if name in own}
 
     def part(self, name: str, progress: float = 1.0) -> Callable[..., Any]:
-        """The function that plays the part ``name``, with its hyper-parameters' values at ``progress``.
+        """The function of the part ``name``, with its hyper-parameters' values at ``progress``.
 
         Raises:
-            ImportError: The row's path leads to no function.
+            ImportError: the row's path leads to no function.
         """
         path = self.parts[name]
         try:
@@ -354,7 +354,7 @@ class ResolvedObjective:
         return partial(function, **self.settings_of(name, progress))
 
     def scheduled_values(self, progress: float) -> dict[str, float]:
-        """The hyper-parameters that move during training, at ``progress``: what is logged."""
+        """The values at ``progress`` of the hyper-parameters that change during training; they are logged."""
         return {
             name: SCHEDULES[str(self.values[parameter.schedule])](float(self.values[name]), progress)
             for name, parameter in self.objective.hyperparameters.items()
@@ -366,8 +366,8 @@ def known_hyperparameters(name: str, base: object = None) -> dict[str, Hyperpara
     """Every hyper-parameter of an objective, including those of its base, with the defaults for that base.
 
     Args:
-        name: of the objective.
-        base: name of the base; anything that the objective does not accept means its default.
+        name: name of the objective.
+        base: name of the base; if the objective does not accept it, its default base is used.
     """
     objective = OBJECTIVES[name]
     own = objective.hyperparameters
@@ -381,17 +381,17 @@ def known_hyperparameters(name: str, base: object = None) -> dict[str, Hyperpara
 
 
 def resolve_objective(name: str, given: Mapping[str, Any] | None = None) -> ResolvedObjective:
-    """Complete ``given`` hyper-parameters by the table's defaults.
+    """Complete the ``given`` hyper-parameters with the table's defaults.
 
     Raises:
-        ValueError: no such objective or hyper-parameter, or a value out of its bounds; the message lists the known.
+        ValueError: no such objective or hyper-parameter, or a value out of bounds; the message lists the known ones.
 
     >>> resolve_objective("wrpo", {"alpha": 0.5}).values["beta"]
     0.01
     """
     given = given or {}
     if name not in OBJECTIVES:
-        raise ValueError(f"unknown objective {name!r}; there are: {', '.join(OBJECTIVES)}")
+        raise ValueError(f"unknown objective {name!r}; choose from: {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name]
     if "base" in given and "base" in objective.hyperparameters:
         _check_value(name, "base", given["base"], objective.hyperparameters["base"])

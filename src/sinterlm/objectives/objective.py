@@ -1,6 +1,6 @@
-"""What a row of the table of objectives says; imports no torch.
+"""A row of the table of objectives; imports no torch.
 
-An objective of one's own is a function of tensors and an :class:`Objective`, in one file (see docs/extending.md).
+To write your own objective, put a function of tensors and an :class:`Objective` in one file (see docs/extending.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Value = float | str | bool
 Part = Literal["reward", "mix", "link", "weighting", "loss"]
 
 _RESERVED = ("kind", "objective", "seed")
-"""Keys beside the hyper-parameters in a recipe, in ``FusionConfig`` and in ``sinterlm train``."""
+"""Keys beside the hyper-parameters in a recipe, in ``FusionConfig`` or in ``sinterlm train``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Hyperparameter:
     source: str
     """Where the default comes from."""
     part: Part
-    """The function that it is handed to; ``loss`` for what chooses among functions."""
+    """The function that takes it; ``loss`` if it chooses among functions."""
     above: float | None = None
     at_least: float | None = None
     at_most: float | None = None
@@ -36,11 +36,11 @@ class Hyperparameter:
     choices: tuple[Value, ...] = ()
     """The accepted values; empty for numbers."""
     schedule: str | None = None
-    """The hyper-parameter that says how this one moves during training."""
+    """The hyper-parameter that says how this one changes during training."""
 
     @property
     def type(self) -> Any:
-        """The type of its values: ``float`` for a number, else that of its choices."""
+        """The type of its values: ``float`` for a number, otherwise the type of its choices."""
         return reduce(or_, dict.fromkeys(map(type, self.choices))) if self.choices else float
 
     @property
@@ -74,43 +74,43 @@ class Objective:
     """The loss of a row, with r the reward and s the score of a response."""
     paper: str
     learning_rate: float
-    """Default, as in TRL 1.16; the papers' own are in the recipes."""
+    """The default, as in TRL 1.16; the papers' own are in the recipes."""
     roles: tuple[str, ...]
-    """The responses that a row (or a group of it) must hold; empty if any will do."""
+    """The roles of the responses that a row (or each of its groups) must hold; empty if any will do."""
     per: Literal["row", "group", "response"] = "row"
-    """What holds one response of each role: the row, each group of it, or nothing: there may be any number."""
+    """What holds one response of each role: the row, or each of its groups; ``response`` allows any number."""
     optional_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Roles that are needed too if the hyper-parameter of this name is true."""
+    """By hyper-parameter: roles that are also needed if it is true."""
     reads_weights: bool = False
     """Whether every response must have a weight."""
     reads_scores: bool = False
     """Whether every response must have a score."""
     needs_reference: bool | str = False
-    """Whether log-probabilities of the frozen start are needed; or the hyper-parameter that needs them when not 0."""
+    """Whether log-probabilities of the frozen start are needed, or the hyper-parameter that needs them if not 0."""
     counts: Literal["rows", "tokens"] = "rows"
-    """What the loss of a step is a mean over; rows if ``average_logps`` is true."""
+    """What the loss of a step is a mean over; always rows if ``average_logps`` is true."""
     reward: str | None = None
     mix: str | None = None
     link: str | None = None
-    """Paths of functions; reward and link are None if they are the base's."""
+    """Paths of functions; ``reward`` and ``link`` are None if the base's are used."""
     weighting: str | None = None
     """Path of a function, for weighted maximum likelihood."""
     reward_scale: str | None = None
-    """The hyper-parameter that logged rewards are multiplied with."""
+    """The hyper-parameter that logged rewards are multiplied by."""
     hyperparameters: Mapping[str, Hyperparameter] = field(default_factory=dict)
     base_defaults: Mapping[str, Mapping[str, tuple[Value, str]]] = field(default_factory=dict)
-    """By base: defaults, with their source, in place of the base's or the row's own."""
+    """By base: defaults, with their source, that replace the base's or the row's own."""
 
     def __post_init__(self) -> None:
         """Check the hyper-parameters.
 
         Raises:
-            ValueError: A name cannot be a key beside ``kind``, or a default is out of its own bounds.
+            ValueError: a name cannot be a key beside ``kind``, or a default is out of its own bounds.
         """
         for name, parameter in self.hyperparameters.items():
             if not name.isidentifier() or name.startswith("_") or name in _RESERVED:
                 raise ValueError(
-                    f"a hyper-parameter is called {name!r}; expected a name such as 'beta', and no {_RESERVED}"
+                    f"a hyper-parameter is called {name!r}; expected a name such as 'beta', and none of {_RESERVED}"
                 )
             if not parameter.accepts(parameter.default):
                 raise ValueError(f"the default of {name} is {parameter.default!r}; expected {parameter.expected}")

@@ -1,4 +1,4 @@
-"""What an objective reads of a batch: the log-probabilities of its responses, and how they belong together.
+"""What an objective reads from a batch: the log-probabilities of its responses, and how they belong together.
 
 Legend: B rows, N responses of all rows, P pairs of all rows.
 """
@@ -20,10 +20,10 @@ class SequenceLogps(NamedTuple):
     reference: Tensor | None = None
     """(N,); None for objectives without a reference."""
     num_tokens: Tensor | None = None
-    """(N,); for what is averaged over tokens."""
+    """(N,); for means over tokens."""
 
     def at(self, index: Tensor) -> SequenceLogps:
-        """Those of the responses at ``index``."""
+        """The log-probabilities of the responses at ``index``."""
         return SequenceLogps(*(None if values is None else values[index] for values in self))  # type: ignore[arg-type]
 
 
@@ -37,18 +37,18 @@ class Responses(NamedTuple):
     members: Mapping[str, Tensor] = {}
     """By role, (P,) each: the response that has this role in each pair. A row may hold several pairs."""
     weights: Tensor | None = None
-    """(N,): what the response, or the pair whose member it is, counts within its row; None counts all alike."""
+    """(N,): the weight of the response, or of its pair, within its row; None weighs all alike."""
     scores: Tensor | None = None
-    """(N,): what a scorer gave the response; None without a scorer."""
+    """(N,): the score of each response; None without a scorer."""
     groups: Tensor | None = None
-    """(N,): the group of each response (its source), numbered from 0 over the whole batch; None: each row is one."""
+    """(N,): the group (source) of each response, numbered from 0 over the whole batch; None: each row is one group."""
 
 
 def any_known(wrong: Tensor) -> bool:
-    """Whether any is true, if the host can know without waiting: on a CPU.
+    """Whether any element is true, on a CPU; always false on another device.
 
-    It would wait for any other device, after every chunk of a training, whose rows were checked when they were encoded.
-    There nothing is refused; a mean over no tokens or no responses is 0 / 0, and the loss tells by not being a number.
+    The host would wait for another device after every chunk of a training, although rows are checked when they are
+    encoded. There nothing is refused: a mean over no tokens or no responses is 0 / 0, so the loss is not a number.
     """
     return wrong.device.type == "cpu" and bool(wrong.any())
 
@@ -57,7 +57,7 @@ def one_pair_a_row(by_role: Mapping[str, SequenceLogps]) -> Responses:
     """Rows of one pair each, from the log-probabilities by role, (B,) each.
 
     Raises:
-        ValueError: the shapes differ, which would broadcast to a wrong loss.
+        ValueError: the shapes differ; they would broadcast to a wrong loss.
 
     >>> one_pair_a_row({role: SequenceLogps(torch.zeros(2)) for role in ("chosen", "rejected")}).rows
     tensor([0, 1, 0, 1])

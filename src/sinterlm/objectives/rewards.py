@@ -1,4 +1,4 @@
-"""What a policy's log-probabilities say a response is worth: the internal reward, before beta.
+"""The internal reward of a response, from the policy's log-probabilities, before beta.
 
 Shapes: P responses. LR(y) = log pi(y|x) - log ref(y|x), summed over the tokens of y; |y| is their number.
 """
@@ -46,7 +46,7 @@ def logratio(response: SequenceLogps, *, average_logps: bool) -> Tensor:
 
 
 def mean_logp(response: SequenceLogps) -> Tensor:
-    """Mean log-probability log pi(y|x) / |y| (SimPO, arXiv 2405.14734, eq. 4 without beta); no reference is read.
+    """The mean log-probability log pi(y|x) / |y| (SimPO, arXiv 2405.14734, eq. 4 without beta); reads no reference.
 
     Returns:
         (P,).
@@ -61,7 +61,7 @@ def per_token(values: Tensor, response: SequenceLogps) -> Tensor:
     """Values summed over tokens, divided by the number of tokens.
 
     Raises:
-        ValueError: the number of tokens is not given, or (found on a CPU only) a response has none.
+        ValueError: the number of tokens is not given, or (checked only on a CPU) a response has none.
     """
     if response.num_tokens is None or any_known(response.num_tokens <= 0):
         raise ValueError("a mean over tokens needs at least one token in every response")

@@ -1,17 +1,17 @@
-"""How a hyper-parameter moves during training, as a function of the share of finished optimizer steps."""
+"""How a hyper-parameter changes during training, as a function of the share of finished optimizer steps."""
 
 from __future__ import annotations
 
 
 def constant(end: float, progress: float) -> float:
-    """The end value from the first step on."""
+    """The end value, from the first step."""
     return end
 
 
 def ramp(end: float, progress: float) -> float:
     """Linear from 0: the first step sees 0, and the end value is reached when all steps are finished.
 
-    As the code of the WRPO authors: ``end`` times finished optimizer steps over all optimizer steps.
+    As in the WRPO authors' code: ``end`` times finished optimizer steps over all optimizer steps.
 
     Args:
         end: the value at the end.

@@ -1,6 +1,6 @@
-"""What each response's log-likelihood is weighted with in maximum likelihood: a probability, or a signed advantage.
+"""The weight of each response's log-likelihood in maximum likelihood: a probability, or a signed advantage.
 
-Shapes: N responses of B rows. A loss takes its weighting as a constant, without gradient.
+Shapes: N responses of B rows. A loss treats its weighting as a constant, without gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sinterlm.objectives.responses import Responses, any_known
 
 
 def given(responses: Responses) -> Tensor:
-    """The rows' own weights; 1 if they give none.
+    """The rows' own weights; 1 if they have none.
 
     Returns:
         (N,).
@@ -26,9 +26,9 @@ def advantages(responses: Responses, *, baseline: str, kl: float) -> Tensor:
     R = r - kl * (log pi(y|x) - log ref(y|x)), with r the score.
 
     Args:
-        responses: with scores, and with a reference if ``kl`` is not 0.
-        baseline: the others that an advantage is measured by: ``source``, those of the same group; ``all``, those of
-            the same row.
+        responses: responses with scores, and with a reference if ``kl`` is not 0.
+        baseline: which other responses give the mean: ``source``, those of the same group; ``all``, those of the same
+            row.
         kl: weight of the KL term; 0 leaves it out.
 
     Returns:
@@ -41,7 +41,7 @@ def advantages(responses: Responses, *, baseline: str, kl: float) -> Tensor:
 
 
 def weighted_advantages(responses: Responses, *, baseline: str, kl: float) -> Tensor:
-    """w_k A_ki / N_k: advantages as above, averaged over the N_k responses of source k, which counts w_k (FuseRL).
+    """w_k A_ki / N_k: advantages as above, averaged over the N_k responses of source k, which has weight w_k (FuseRL).
 
     FuseRL (arXiv 2504.06562) with RLOO, as the reviews of the paper describe it.
 
@@ -74,11 +74,11 @@ def _groups(responses: Responses) -> Tensor:
 
 
 def _pool_sum(values: Tensor, pools: Tensor) -> Tensor:
-    """(N,): to each response the sum of the values of its pool."""
-    # There are no more pools than responses; how many, a device would have to be waited for to tell.
+    """(N,): for each response, the sum of the values in its pool."""
+    # There are at most as many pools as responses; to know the exact number, the host would wait for the device.
     return values.new_zeros(len(pools)).index_add(0, pools, values)[pools]
 
 
 def _count(pools: Tensor) -> Tensor:
-    """(N,): to each response the number of responses in its pool."""
+    """(N,): for each response, the number of responses in its pool."""
     return _pool_sum(torch.ones_like(pools), pools)

@@ -1,4 +1,4 @@
-"""What a training takes beside Transformers' arguments and the objective's hyper-parameters; imports no torch."""
+"""Sinter's own arguments of a training, beside Transformers' and the objective's; imports no torch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class FusionArguments:
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "Most tokens of a prompt and one response; longer rows are cut. 1,024 by default, or what a model "
-            "reads.",
+            "help": "Maximum tokens of a prompt and one response; longer rows are cut. By default 1,024, or fewer if "
+            "the model reads fewer.",
             "at_least": 2,
         },
     )
     max_prompt_length: int | None = field(
         default=None,
-        metadata={"help": "Tokens that a prompt keeps when it is cut; half of max_length by default.", "at_least": 1},
+        metadata={"help": "Tokens that a prompt keeps when it is cut; by default half of max_length.", "at_least": 1},
     )
     chunk_tokens: int | None = field(
         default=None,
@@ -39,22 +39,22 @@ class FusionArguments:
     bf16: str | bool = field(
         default=False,
         metadata={
-            "help": "Compute products in bfloat16; auto: where the device does so natively.",
+            "help": "Compute products in bfloat16; auto: if the device does so natively.",
             "choices": ("auto", True, False),
         },
     )
     router_aux_loss_coef: float | None = field(
         default=None,
         metadata={
-            "help": "Of a mixture of experts: weight of the loss that balances its router; by default the model's own, "
-            "0 leaves it out.",
+            "help": "Weight of the loss that balances the router of a mixture of experts; 0 leaves it out. By default "
+            "the model's own.",
             "at_least": 0,
         },
     )
     share_prompt: str | bool = field(
         default="auto",
         metadata={
-            "help": "Compute a row's prompt once for all its responses: where the model allows it, always, never.",
+            "help": "Compute a row's prompt once for all its responses: auto if the model allows it, on, or off.",
             "choices": ("auto", "on", "off", True, False),  # YAML reads on and off as true and false
         },
     )
@@ -70,7 +70,9 @@ class FusionArguments:
     )
     template_date: str | None = field(
         default=None,
-        metadata={"help": "The date, as 2026-11-30, that a chat template takes for today; the first day of a run."},
+        metadata={
+            "help": "Date that a chat template takes for today, e.g. 2026-11-30; by default the run's first day."
+        },
     )
     lora_r: int | None = field(
         default=None,
@@ -80,8 +82,8 @@ class FusionArguments:
         default=32, metadata={"help": "What adapters add is scaled by lora_alpha / lora_r.", "at_least": 1}
     )
     lora_dropout: float = field(
-        default=0.0, metadata={"help": "Share of an adapter's inputs dropped.", "at_least": 0, "below": 1}
+        default=0.0, metadata={"help": "Dropout of an adapter's inputs.", "at_least": 0, "below": 1}
     )
     lora_target_modules: str | list[str] = field(
-        default="all-linear", metadata={"help": "Modules that get an adapter: names, or all-linear but the head."}
+        default="all-linear", metadata={"help": "Modules that get an adapter: names, or all-linear (not the head)."}
     )

@@ -37,7 +37,7 @@ class RowBatch(TypedDict):
     reference_logps: Tensor | None
     """(N,)."""
     row_weights: Tensor
-    """(B,): what each row's loss is multiplied with."""
+    """(B,): the factor of each row's loss."""
     row_counts: Tensor
     """(B,): what each row adds to the denominator of the step's loss."""
     num_row_tokens: Tensor
@@ -47,7 +47,7 @@ class RowBatch(TypedDict):
 
 
 class RowCollator:
-    """Makes :class:`RowBatch` chunks of encoded rows (in the plain dictionary that Transformers expects).
+    """Collates encoded rows into :class:`RowBatch` chunks, in the plain dictionary that Transformers expects.
 
     A device batch is computed in chunks of whole rows, so that its memory depends on the tokens of a chunk and not on
     the number of rows.
@@ -57,7 +57,7 @@ class RowCollator:
         pad_token_id: any token of the vocabulary; padding is never attended to.
         counts: whether a row counts as one in the step's loss, or by its weighted response tokens.
         chunk_tokens: about how many tokens are computed at once; a row is never cut.
-        for_router: whether the loss of a mixture's router is asked for.
+        for_router: whether the loss of a mixture's router is needed.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ def _weighted_tokens(row: EncodedRow) -> float:
 
 
 def _of_responses(values_of_rows: Sequence[list[float] | None]) -> Tensor | None:
-    """(N,): what all rows give, or None where they give nothing."""
+    """(N,): the values of all rows; None if the rows have none."""
     known = [values for values in values_of_rows if values is not None]
     return torch.tensor([value for values in known for value in values], dtype=torch.float32) if known else None
 
@@ -125,12 +125,12 @@ def _unshared_tokens(row: EncodedRow) -> int:
 
 
 def cut_into_chunks(rows: Sequence[EncodedRow], sizes: Sequence[int], chunk_tokens: int) -> list[list[EncodedRow]]:
-    """The rows in order, in as few chunks as the budget asks for, each of about the same number of tokens.
+    """Cut the rows, in order, into as few chunks as the budget allows, each of about the same number of tokens.
 
     Args:
-        rows: of a device batch.
+        rows: the rows of a device batch.
         sizes: tokens of each row, as they are computed.
-        chunk_tokens: the budget.
+        chunk_tokens: about how many tokens a chunk may have.
 
     >>> [len(chunk) for chunk in cut_into_chunks([EncodedRow()] * 8, [300] * 8, chunk_tokens=1000)]
     [3, 2, 3]
@@ -144,13 +144,13 @@ def cut_into_chunks(rows: Sequence[EncodedRow], sizes: Sequence[int], chunk_toke
 
 
 def num_occurrences(batch: RowBatch) -> Tensor:
-    """Tokens over which the loss of a mixture's router is a mean; none where no row counts."""
+    """The number of tokens over which the loss of a mixture's router is a mean; 0 if no row counts."""
     occurrences = batch["sequences"].get("occurrences", torch.zeros(1))
     return occurrences.sum() * (batch["row_weights"] > 0).any()
 
 
 def responses_of(batch: RowBatch, policy_logps: Tensor) -> Responses:
-    """What an objective reads: the batch, and what the policy gives its responses, (N,)."""
+    """What an objective reads: the batch, and the policy's log-probabilities of its responses, (N,)."""
     return Responses(
         logps=SequenceLogps(policy_logps, batch["reference_logps"], batch["num_tokens"]),
         rows=batch["rows"],

@@ -19,16 +19,16 @@ FRAMEWORKS = ("sinterlm", "transformers", "torch", "accelerate", "tokenizers")
 
 @dataclass(frozen=True, slots=True)
 class CardDetails:
-    """What only the caller knows of a model's origin."""
+    """What only the caller knows about a model's origin."""
 
     base_model: str
-    """The model at the beginning of all training, as the recipe names it: a hub name, a folder or a GGUF file."""
+    """The model before any training, as the recipe names it: a hub name, a folder or a GGUF file."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Further lines, e.g. ``{"Scorer": "exact match"}``."""
 
 
 def source_shares(rows: Sequence[TrainingRow]) -> dict[str, float]:
-    """The share of every source in the answers that are learnt from, largest first."""
+    """The share of each source in the answers that the model learns from, largest first."""
     counts = Counter(
         response.source
         for row in rows
@@ -52,7 +52,7 @@ def render_card(
     repository, pinned = split_revision(base_model)
     revision = hub_revision(details.base_model) or pinned
     metadata = ModelCardData(
-        # The hub takes a name of its own only.
+        # The hub accepts only the name of one of its own models.
         base_model=None if is_local else repository,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -75,7 +75,7 @@ def render_card(
 
 
 def _without_folder(value: object) -> object:
-    """A setting's value; of a file on this machine (a configuration of DeepSpeed) its name only."""
+    """A setting's value; for a file on this machine (a DeepSpeed configuration), only its name."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 

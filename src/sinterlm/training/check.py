@@ -1,4 +1,4 @@
-"""Finding what a training would refuse in its settings, before any model is loaded."""
+"""Find what a training would refuse in its settings, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build_config(
         InputError: an unknown objective, hyper-parameter or argument, or a value that is not accepted.
     """
     try:
-        # Here, because FusionConfig itself cannot tell a hyper-parameter from an argument of its own.
+        # Checked here, because FusionConfig cannot tell a hyper-parameter from an argument of its own.
         resolved = resolve_objective(objective, hyperparameters)
         for part in resolved.parts:
             resolved.part(part)
@@ -42,7 +42,7 @@ def check_arguments(
     """Find what a training would refuse, without a model: let Transformers build its parts from the settings.
 
     Raises:
-        InputError: an unknown name, a value that is not accepted, or a package that is needed and not installed.
+        InputError: an unknown name, a value that is not accepted, or a required package that is not installed.
     """
     with temporary_folder() as folder, _environment_kept():
         config = build_config(objective, hyperparameters, arguments, output_dir=folder, seed=seed)
@@ -53,13 +53,13 @@ def check_arguments(
                 trainer.create_optimizer_and_scheduler(num_training_steps=1)
             if config.use_liger_kernel:
                 apply_liger_kernel(trainer.model, config.liger_kernel_config)
-        except Exception as error:  # of any kind, but the arguments alone went in
+        except Exception as error:  # any kind: nothing but the arguments can have caused it
             raise _refused(error) from error
 
 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    """Undo what settings do to the environment: by it Accelerate would tell later trainings, too, to shard."""
+    """Undo what settings do to the environment: otherwise Accelerate would shard later trainings, too."""
     before = dict(os.environ)
     try:
         yield
@@ -70,6 +70,6 @@ def _environment_kept() -> Iterator[None]:
 
 
 def _refused(error: Exception) -> InputError:
-    """What Transformers says of an argument, as an error of the user's input: its first line."""
+    """The first line of what Transformers says about an argument, as an error in the user's input."""
     first_line = str(error).strip().partition("\n")[0]
     return InputError(f"train: {first_line or type(error).__name__}")

@@ -1,8 +1,8 @@
 """When a training writes checkpoints, and which one to resume from: the newest that is whole.
 
 Transformers writes a checkpoint file by file and resumes from the highest number; a run that was killed while saving
-would meet a half-written folder. A manifest written last, when all files are on the disk, records the size and hash of
-each: it tells the whole checkpoints, and those that are damaged.
+would meet a half-written folder. A manifest is written last, when all files are on the disk, and records the size and
+hash of each. It tells whole checkpoints from unfinished and damaged ones.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ MAX_STEPS = 500
 
 
 def steps_between(num_steps: int) -> int:
-    """Optimizer steps from one checkpoint to the next, by default, in a training of ``num_steps``.
+    """The default number of optimizer steps between two checkpoints, in a training of ``num_steps``.
 
-    What a kill costs is a tenth of the training; what checkpoints cost is bounded by their number, and by that of the
-    steps between, since one takes about as long as a step.
+    A kill loses at most a tenth of the training, or 10 steps. A checkpoint takes about as long as a step, so at least
+    10 steps lie between two of them.
 
     >>> [steps_between(num_steps) for num_steps in (16, 320, 100_000)]
     [10, 32, 500]
@@ -38,7 +38,7 @@ def steps_between(num_steps: int) -> int:
 
 
 class RegularCheckpoints(TrainerCallback):
-    """Has a checkpoint written every :func:`steps_between`; none at the end, when the model itself is written."""
+    """Saves a checkpoint every :func:`steps_between`, but none at the end, when the model itself is written."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide in place of Transformers."""
@@ -50,7 +50,7 @@ class CheckpointManifest(TrainerCallback):
     """Writes the manifest when all processes have saved their share, and only then removes older checkpoints.
 
     Args:
-        num_kept: checkpoints that stay; None keeps all.
+        num_kept: the number of newest checkpoints to keep; None keeps all.
     """
 
     def __init__(self, *, num_kept: int | None) -> None:
@@ -66,7 +66,7 @@ class CheckpointManifest(TrainerCallback):
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """Have every file of the checkpoint on the disk, and then record what it holds."""
+    """Flush every file of the checkpoint to the disk, then record what it holds."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and MANIFEST not in path.name)
     sync_files([*files, checkpoint])
     with atomic_write(checkpoint / MANIFEST) as temporary:
@@ -77,9 +77,9 @@ def newest_whole_checkpoint(folder: Path, say: Callable[[str], None] = lambda li
     """The checkpoint of the highest step whose files are all as they were written; None if there is none.
 
     Args:
-        folder: of the checkpoints.
-        say: told of every damaged checkpoint that is left out; one whose writing was interrupted has no manifest, and
-            is left out without a word.
+        folder: the folder of the checkpoints.
+        say: called with a line about every damaged checkpoint that is skipped. A checkpoint whose writing was
+            interrupted has no manifest and is skipped silently.
     """
     checkpoints = {
         int(step): path

@@ -19,7 +19,7 @@ from sinterlm.training.arguments import DEFAULT_MAX_LENGTH, FusionArguments, cho
 
 @dataclass
 class ObjectiveArguments:
-    """The objective of a training, and every hyper-parameter of any objective, which are added from the table below."""
+    """The objective of a training, and the hyper-parameters of all objectives, added below from their table."""
 
     objective: str = field(default="sft", metadata={"help": "Named objective, see `sinterlm list objectives`."})
 
@@ -60,8 +60,8 @@ class FusionConfig(ObjectiveArguments, FusionArguments, TrainingArguments):  # t
     """Settings of :class:`FusionTrainer`: the arguments of Transformers, of Sinter and of the objective.
 
     Hyper-parameters that are not given take their default from the objective's row in ``objectives/named.py``; one
-    that the objective does not have is an error. Other defaults than TrainingArguments': a metrics line every step,
-    two checkpoints kept, a loss that is not finite stops the run.
+    that the objective does not have is an error. Three defaults differ from TrainingArguments': a line of metrics is
+    logged every step, two checkpoints are kept, and a loss that is not finite stops the run.
 
     Example: ``FusionConfig(output_dir="out", objective="wrpo", beta=0.1, alpha=0.5, learning_rate=1e-6)``
     """
@@ -73,7 +73,7 @@ class FusionConfig(ObjectiveArguments, FusionArguments, TrainingArguments):  # t
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Losses that are not finite are errors."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Needed where a pass leaves weights out (experts); costs a walk a pass."}
+        default=False, metadata={"help": "Needed if a pass skips weights (experts); costs a walk over them per pass."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Rows are encoded by the trainer."})
 
@@ -120,7 +120,7 @@ class FusionConfig(ObjectiveArguments, FusionArguments, TrainingArguments):  # t
                 )
         if self.use_liger_kernel:
             self.liger_kernel_config = _liger_without_losses(self.liger_kernel_config or {})
-        # Otherwise several processes without an accelerator would not find each other, and each train on its own.
+        # Otherwise several processes without an accelerator would not find each other, and each would train alone.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 == "auto":
             accelerator = torch.accelerator.current_accelerator()
@@ -148,7 +148,11 @@ _HYPERPARAMETERS = tuple(key.name for key in list_hyperparameters())
 
 
 def _check(own: Field[Any], value: object) -> None:
-    """Hold an argument to the bounds that its declaration states."""
+    """Check an argument against the bounds in its declaration.
+
+    Raises:
+        ValueError: the value is out of bounds.
+    """
     choices, at_least = own.metadata.get("choices"), own.metadata.get("at_least")
     if choices and value not in choices:
         raise ValueError(f"{own.name} is {value!r}; expected {choices_in_words(choices)}")
@@ -160,7 +164,7 @@ def _check(own: Field[Any], value: object) -> None:
 
 
 def _liger_without_losses(kernels: Mapping[str, bool]) -> dict[str, bool]:
-    """Liger's kernels but for its losses, which would take the place of the objective's."""
+    """Liger's kernels without its losses, which would replace the objective's."""
     losses = ("cross_entropy", "fused_linear_cross_entropy")
     for name in losses:
         if kernels.get(name):

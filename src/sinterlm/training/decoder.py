@@ -1,4 +1,4 @@
-"""A model in two parts: what is below its head, and the head, which then runs on some positions only."""
+"""A model in two parts: what is below its head, and the head, which then runs only on some positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sinterlm.errors import InputError
 
 
 def decoded(model: PreTrainedModel, **inputs: Any) -> BaseModelOutput:
-    """What the model makes of its inputs below the head."""
+    """The outputs of the model below its head."""
     if "spans" in inputs:
         plug_in(model)
     else:
@@ -25,13 +25,13 @@ def decoded(model: PreTrainedModel, **inputs: Any) -> BaseModelOutput:
 
 
 def _decoder_of(model: PreTrainedModel) -> nn.Module:
-    """What is below the head.
+    """The module below the head.
 
-    Some classes do not have it where their own prefix says: Llama 4's language model has it as ``model``, and the model
-    for images and text has that language model, head and all, within it.
+    In some classes it is not where their own prefix says: Llama 4's language model has it as ``model``, and the model
+    for images and text contains that language model, head and all.
 
     Raises:
-        InputError: It is nowhere.
+        InputError: it is not found.
     """
     if model.base_model is not model:
         return model.base_model
@@ -52,10 +52,10 @@ def _untrainable(model: PreTrainedModel) -> str:
 
 @contextmanager
 def decoder_replaced(model: PreTrainedModel, outputs: BaseModelOutput) -> Iterator[None]:
-    """Let the model's forward find ``outputs`` where it expects its decoder's.
+    """Within it the model's forward gets ``outputs`` in place of its decoder's.
 
     Raises:
-        InputError: it has computed them otherwise, so that its logits are those of other tokens.
+        InputError: the forward did not call the decoder, so its logits belong to other tokens.
     """
     decoder = _decoder_of(model)
     own = decoder.__dict__.get("forward")

@@ -21,7 +21,7 @@ ALIKE = "answers-alike"
 ALIKE_AFTER_CUTTING = "answers-alike-after-cutting"
 """The same, of a row that was cut at the maximum length."""
 ALIKE_PAIR = "pair-alike"
-"""Why a row goes without one of its pairs: both answers have the same tokens."""
+"""Why a row loses one of its pairs: both answers have the same tokens."""
 ONLY_A_THOUGHT = "only-a-thought"
 """Why a row is dropped under ``thoughts: strip``: nothing is left of an answer."""
 
@@ -40,7 +40,7 @@ class EncodedRow(TypedDict):
     pairs: list[dict[str, int]]
     """The number of the response with each role, for every pair."""
     weights: list[float] | None
-    """What each response counts within the row; None where the objective does not weigh."""
+    """The weight of each response within the row; None if the objective reads none."""
     scores: list[float] | None
     """The score of each response; None if the objective reads none."""
     groups: list[int]
@@ -50,17 +50,17 @@ class EncodedRow(TypedDict):
 
 
 class EncodedRows(NamedTuple):
-    """What became of the rows."""
+    """The encoded rows, and what was dropped or cut."""
 
     rows: list[EncodedRow]
     dropped: list[Dropped]
-    """Rows, and pairs that their rows go without."""
+    """Dropped rows, and dropped pairs of rows that stay."""
     num_cut: int
-    """Responses that lost their end, and with it the end-of-turn, to the maximum length."""
+    """Responses that were cut at the maximum length, and so lost their end-of-turn."""
     num_cut_prompts: int
-    """Prompts that lost their beginning to it."""
+    """Prompts that lost their beginning to the maximum length."""
     num_as_generated: int
-    """Responses that the chat template would write otherwise than generation, whose form was taken."""
+    """Responses encoded as the model generates them, because the chat template writes them differently."""
 
 
 def row_examples(row: EncodedRow) -> list[EncodedExample]:
@@ -83,22 +83,23 @@ def encode_rows(
     thoughts: ThoughtRule = "keep",
     options: TemplateOptions = PLAIN,
 ) -> EncodedRows:
-    """Token ids of every row; one with an answer that cannot be trained word for word is dropped.
+    """Encode every row as token ids.
 
-    So is a pair whose answers are the same tokens, and a row that has no other.
+    A row is dropped if one of its answers cannot be trained word for word. A pair is dropped if both answers have the
+    same tokens, and its row with it if it has no other pair.
 
-    If prompt and longest answer do not fit, the prompt loses its beginning (but for the BOS) as far as needed and
-    no further than ``max_prompt_length``; then every answer that still does not fit, and only that one, loses its end
-    and so its end-of-turn.
+    If the prompt and the longest answer do not fit, the prompt loses its beginning (but not the BOS), as much as
+    needed, but keeps ``max_prompt_length`` tokens. Then each answer that still does not fit loses its end, and with it
+    the end-of-turn.
 
     Args:
         rows: the training rows.
-        tokenizer: of the model that is trained, with its chat template.
-        objective: says which responses are read.
-        max_length: most tokens of a prompt and one response.
+        tokenizer: the tokenizer of the model that is trained, with its chat template.
+        objective: decides which responses are read.
+        max_length: maximum tokens of a prompt and one response.
         max_prompt_length: tokens that a prompt keeps; by default half of ``max_length``.
-        thoughts: what becomes of an answer that begins with a thought.
-        options: of the chat template.
+        thoughts: what to do with an answer that begins with a thought.
+        options: options of the chat template.
 
     Raises:
         InputError: a row lacks what the objective reads or holds an empty response, a weight is not accepted, or the
@@ -136,7 +137,7 @@ def encode_rows(
         if num_alike := len(members.pairs) - len(pairs):
             detail = f"row {number}, {num_alike} of {len(members.pairs)} pairs"
             dropped += [Dropped(row.prompt_id, "train", ALIKE_PAIR, detail)] * num_alike
-            # The other pairs weigh what they did: a pair of equal answers has a constant loss, and so no gradient.
+            # The other pairs keep their weight: a pair of equal answers has a constant loss, and so no gradient.
             members = with_pairs(members, pairs)
             token_ids = [token_ids[index] for pair in pairs for index in pair.values()]
         num_cut += num_row_cut
@@ -171,7 +172,7 @@ def _encode_responses(
     """The prompt, encoded once, with each response.
 
     Raises:
-        UnfitAnswer: one of them cannot be trained, and so the row cannot.
+        UnfitAnswer: a response cannot be trained, and so neither can the row.
         InputError: a response is empty, or the chat template cannot be used.
     """
     place = name
@@ -196,7 +197,11 @@ def _encode_responses(
 
 
 def _apply_policy(content: str, thoughts: ThoughtRule) -> str:
-    """What is trained of an answer that may begin with a thought."""
+    """The part of an answer to train on, if it may begin with a thought.
+
+    Raises:
+        UnfitAnswer: the rule refuses the thought, or nothing is left without it.
+    """
     own = split_thoughts(content)
     if thoughts == "refuse" and own.thoughts:
         raise UnfitAnswer(HOLDS_THOUGHTS, "the answer begins with a thought (thoughts: refuse)")
@@ -208,7 +213,7 @@ def _apply_policy(content: str, thoughts: ThoughtRule) -> str:
 
 
 def _cut_prompt(prompt_ids: list[int], room: int, bos_token_id: int | None) -> list[int]:
-    """The end of the prompt, with the BOS that models expect in front."""
+    """The last ``room`` tokens of the prompt, one of them the BOS that models expect in front."""
     if len(prompt_ids) <= room:
         return prompt_ids
     bos = prompt_ids[:1] if prompt_ids[0] == bos_token_id and room > 1 else []
@@ -218,7 +223,7 @@ def _cut_prompt(prompt_ids: list[int], room: int, bos_token_id: int | None) -> l
 def _is_alike(responses: Sequence[list[int]], pair: Mapping[str, int]) -> bool:
     """Whether a pair has nothing to compare: every chosen answer is the same as a rejected one.
 
-    Of WRPO's answers it is enough that the target's own two are the same: one cannot be both its best and its worst.
+    For WRPO it is enough that the target's own two are the same: one answer cannot be both its best and its worst.
     """
     chosen, rejected = (
         {role: responses[index] for role, index in pair.items() if role.startswith(side)}

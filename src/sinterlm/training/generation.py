@@ -1,4 +1,4 @@
-"""How a trained model stops and samples once it is loaded: as its start does, and at the end-of-turn that it learnt."""
+"""How a trained model samples and stops once it is loaded: as its start does, and at the end-of-turn that it learnt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class StartSettings(NamedTuple):
-    """What a start model says of how it is used, which training must not change."""
+    """How a start model says it is to be used, which training must not change."""
 
     generation_config: GenerationConfig
     token_ids: dict[str, Any]
@@ -23,10 +23,10 @@ class StartSettings(NamedTuple):
 
 
 def set_aside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> StartSettings:
-    """Take the model's generation config and special tokens, and leave in their place what the tokenizer says.
+    """Take the model's generation config and special tokens, and put the tokenizer's in their place.
 
-    Transformers' trainer would put the tokenizer's one eos where the model has a list, and it refuses to save some
-    generation configs that it loads (a temperature without ``do_sample``), and with them every checkpoint.
+    Transformers' trainer would replace a model's list of eos tokens by the tokenizer's one. It also refuses to save
+    some generation configs that it loads (a temperature without ``do_sample``), and with them every checkpoint.
     """
     config = model.config.get_text_config()
     own = StartSettings(
@@ -40,7 +40,7 @@ def set_aside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sta
 
 
 def restore_config(model: PreTrainedModel, own: StartSettings) -> None:
-    """Give a model that is to be saved its start's special tokens, and the cache that training switches off."""
+    """Restore the start's special tokens in a model to be saved, and the cache that training switches off."""
     config = model.config.get_text_config()
     for name, value in own.token_ids.items():
         setattr(config, name, value)
@@ -50,13 +50,13 @@ def restore_config(model: PreTrainedModel, own: StartSettings) -> None:
 def write_generation_config(
     own: StartSettings, tokenizer: PreTrainedTokenizerBase, folder: Path, options: TemplateOptions = PLAIN
 ) -> None:
-    """Write a start model's generation config beside the trained one; all of it is kept, and a stop may be added.
+    """Write the start model's generation config beside the trained model, unchanged except for an added stop token.
 
     Args:
-        own: of the start model.
-        tokenizer: with the template that the model was trained on, whose end-of-turn it learnt to write.
-        folder: of the trained model.
-        options: of the template.
+        own: the settings of the start model.
+        tokenizer: has the template that the model was trained on, whose end-of-turn it learnt to write.
+        folder: the folder of the trained model.
+        options: options of the template.
     """
     stops = own.generation_config.eos_token_id
     known = set() if stops is None else {stops} if isinstance(stops, int) else set(stops)

@@ -1,4 +1,4 @@
-"""Whether a model may share prompts between responses: found out by computing a few short rows in both layouts."""
+"""Whether a model can share prompts between responses: found out by computing a few short rows in both layouts."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ def choose_layout(
 ) -> Layout:
     """The shared layout if the model computes the same with it, else one sequence to a line.
 
-    What a configuration does not tell (recurrent layers, masks of a model's own) shows when a few short rows are run
-    in both layouts.
+    A configuration does not tell everything (recurrent layers, a model's own masks), so a few short rows are run in
+    both layouts.
 
     Args:
         model: a causal language model.
         rows: the examples of each row.
-        share_prompt: whether a model that cannot is told in the log ("auto") or is an error ("on"), or nothing is
-            tried ("off").
+        share_prompt: "auto" logs a warning if the model cannot share, "on" raises an error, "off" tries nothing.
 
     Raises:
-        InputError: ``share_prompt`` is "on" and the model cannot, or it computes something else where it is padded.
+        InputError: ``share_prompt`` is "on" and the model cannot share, or padding changes what the model computes.
     """
     if share_prompt == "off":
         return one_to_a_line
@@ -48,7 +47,7 @@ def choose_layout(
         with sharing_on_trial(model):
             _compare_layouts(model, probe)
             if compute_dtype(model) != model.dtype and model.device.type != "cuda":
-                # In half precision the check must let pass what rounding does, and with it a small mistake. (On CUDA
+                # In half precision the check must tolerate rounding, and so would miss a small mistake. (On CUDA,
                 # float32 would be computed by another attention, or not at all.)
                 with torch.autocast(model.device.type, enabled=False):
                     _compare_layouts(model, probe)
@@ -66,7 +65,7 @@ def choose_layout(
 
 
 def _probe(rows: Sequence[Sequence[EncodedExample]], *, window: int | None) -> list[Sequence[EncodedExample]]:
-    """The two shortest rows; the shortest of several responses, and one longer than the window if there are such."""
+    """The two shortest rows; if there are any, also the shortest with several responses and one above the window."""
     ordered = sorted(rows, key=lambda row: sum(map(num_tokens, row)))
     several = [row for row in ordered if len(row) > 1]
     longer = [row for row in ordered if window is not None and max(map(num_tokens, row)) > window]
@@ -80,7 +79,7 @@ def _compare_layouts(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExam
         CannotShareError: they differ by more than rounding.
     """
     packed, plain = (logps_of_rows(model, rows, layout) for layout in (shared, one_to_a_line))
-    # Half precision rounds logits of some 20 by 0.06, so that an answer of a few tokens moves by up to 0.9 (measured on
+    # Half precision rounds logits of about 20 by 0.06, so an answer of a few tokens moves by up to 0.9 (measured on
     # 363 answers of a tuned SmolLM2, either layout against float32).
     tolerance = 1e-3 if compute_dtype(model) == torch.float32 else 1.0
     if not torch.allclose(packed, plain, rtol=min(tolerance, 5e-2), atol=tolerance):
@@ -88,7 +87,7 @@ def _compare_layouts(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExam
 
 
 def _check_padding(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]]) -> None:
-    """Compute the rows' log-probabilities side by side and one by one, in float32, where rounding hides nothing.
+    """Compute the rows' log-probabilities together and one by one, in float32, so that rounding hides nothing.
 
     Raises:
         InputError: they differ.
@@ -101,6 +100,6 @@ def _check_padding(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExampl
     if not torch.allclose(padded, alone, rtol=1e-3, atol=1e-3, equal_nan=True):
         raise InputError(
             f"a model of the architecture {model.config.model_type} cannot be trained or asked for log-probabilities: "
-            f"they differ by {float((padded - alone).abs().max()):.3g} where shorter sequences are padded; choose a "
+            f"they differ by {float((padded - alone).abs().max()):.3g} when shorter sequences are padded; choose a "
             "model of another architecture"
         )

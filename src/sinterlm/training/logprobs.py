@@ -1,4 +1,4 @@
-"""Log-probabilities of responses: the language-model head on response positions only, in chunks.
+"""Log-probabilities of responses: the language-model head runs only on response positions, in chunks.
 
 Logits of the whole vocabulary exist for one chunk of positions at a time, and never in float32 as a whole. The head is
 the model's own, soft-capping and scaling included, because it is run by the model's own forward.
@@ -28,22 +28,22 @@ from sinterlm.training.router import router_loss
 from sinterlm.training.token_logps import target_logps
 
 MAX_CHUNK_LOGITS = 2**28
-"""Logits that exist at once: 512 MB in bfloat16, and their gradient as much again. Up to this many are kept for
-the backward pass. More are computed again, which costs Gemma 3 270M, with its 262,144 tokens, a quarter more time per
-step on a CPU."""
+"""Logits that exist at once: 512 MB in bfloat16, and their gradient as much again. Up to this many are kept for the
+backward pass; more are recomputed. For Gemma 3 270M, with its 262,144 tokens, a step then takes a quarter longer on a
+CPU."""
 
 
 def response_logps(
     model: PreTrainedModel, *, predictors: Tensor, targets: Tensor, lengths: Tensor, **inputs: Any
 ) -> Tensor:
-    """Log-probability of every sequence's response, given its prompt; called with a ``SequenceBatch``.
+    """Log-probability of each sequence's response given its prompt; called with a ``SequenceBatch``.
 
     Args:
         model: a causal language model of Transformers.
         predictors: (M,) positions in [0, P * U) whose hidden states predict response tokens.
         targets: (M,) the response tokens, sequence by sequence.
         lengths: (N,) response tokens of each sequence.
-        inputs: what the model itself reads, (P, U), and the spans of a shared layout, by which it then attends.
+        inputs: what the model itself reads, (P, U), and the spans of a shared layout, if it has one.
 
     Returns:
         (N,), float32, summed over response tokens.
@@ -88,7 +88,7 @@ def _logps_of(
 
 
 def _token_logps(model: PreTrainedModel, outputs: BaseModelOutput, hidden: Tensor, targets: Tensor) -> Tensor:
-    """(M,) log-probabilities of ``targets``; ``outputs`` are the decoder's, but for its hidden states (M, H)."""
+    """(M,) log-probabilities of ``targets``; ``hidden`` (M, H) replaces the hidden states of the decoder's outputs."""
     with decoder_replaced(model, replace(outputs, last_hidden_state=cast(Any, hidden[None]))):
         # The class's forward, since the instance's may be `attach_response_logps`'s own.
         logits = type(model).forward(model, input_ids=targets[None], use_cache=False).logits.squeeze(0)
@@ -96,17 +96,17 @@ def _token_logps(model: PreTrainedModel, outputs: BaseModelOutput, hidden: Tenso
 
 
 def attach_response_logps(model: PreTrainedModel) -> None:
-    """Let ``model(**sequence_batch)`` return :func:`response_logps`; called without ``predictors`` it is as before.
+    """Let ``model(**sequence_batch)`` return :func:`response_logps`; without ``predictors`` it computes as before.
 
-    Inside the model's own forward, the wrappers of distributed training, mixed precision and PEFT keep working. A deep
-    copy of the model computes so, too, with its own weights; a pickled one has its class's forward again.
+    It replaces the model's own forward, so the wrappers of distributed training, mixed precision and PEFT keep working.
+    A deep copy of the model does the same with its own weights; a pickled one has its class's forward again.
     """
-    # A method of this name: what copies bind to the copy, and what pickle looks up in the class.
+    # A method called `forward`: copying binds it to the copy, and pickle looks its name up in the class.
     model.forward = MethodType(forward, model)
 
 
 def forward(model: PreTrainedModel, *args: Any, predictors: Tensor | None = None, **kwargs: Any) -> Any:
-    """The class's forward, or :func:`response_logps` with ``predictors``; ``occurrences`` add the router's loss."""
+    """The class's own forward; with ``predictors``, :func:`response_logps`; ``occurrences`` add the router's loss."""
     if predictors is None:
         attend_as_before(model)
         return type(model).forward(model, *args, **kwargs)
@@ -116,7 +116,7 @@ def forward(model: PreTrainedModel, *args: Any, predictors: Tensor | None = None
 
 
 def compute_dtype(model: PreTrainedModel) -> torch.dtype:
-    """The precision of the model's matrix products: autocast's where it is on, else that of the weights."""
+    """The precision of the model's matrix products: autocast's if it is on, otherwise that of the weights."""
     device = model.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
 

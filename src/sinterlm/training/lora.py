@@ -1,4 +1,4 @@
-"""Low-rank adapters by PEFT: what is trained in place of the model's own weights, and merged into them at the end."""
+"""Low-rank adapters by PEFT: trained in place of the model's own weights, and merged into them at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_adapter(model: PreTrainedModel, arguments: FusionArguments) -> PeftModel
     """The model with frozen weights and a new adapter, which changes nothing before the first step.
 
     Raises:
-        InputError: the model has no such modules, PEFT does not adapt them, or they share their weights with others.
+        InputError: the model lacks the named modules, PEFT cannot adapt them, or they share their weights with others.
     """
     assert arguments.lora_r is not None
     config = LoraConfig(
@@ -42,7 +42,7 @@ def add_adapter(model: PreTrainedModel, arguments: FusionArguments) -> PeftModel
     try:
         with _old_names_allowed(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`")  # refused below
-            # Not the class for causal models: it knows which inputs such a model takes, and ours takes others.
+            # Not PEFT's class for causal models: it expects their usual inputs, and ours takes others.
             adapted = PeftModel(model, config)
     except (ValueError, TypeError, re.error) as error:
         raise InputError(f"lora_target_modules is {arguments.lora_target_modules!r}: {first_line(error)}") from error
@@ -51,7 +51,7 @@ def add_adapter(model: PreTrainedModel, arguments: FusionArguments) -> PeftModel
 
 
 def _shared_weights(model: nn.Module) -> dict[int, list[str]]:
-    """The modules that hold a weight together, by the weight's address: tied embeddings, as a rule."""
+    """The modules that share a weight (usually tied embeddings), by the weight's id."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for weight in module.parameters(recurse=False):
@@ -60,7 +60,11 @@ def _shared_weights(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _refuse_shared(adapted: PeftModel, shared: Mapping[int, list[str]], target_modules: str | list[str]) -> None:
-    """Refuse an adapter on one of several modules that share a weight: merged, it would change the others, too."""
+    """Refuse an adapter on a module that shares its weight: once merged, it would change the other modules too.
+
+    Raises:
+        InputError: which modules share a weight.
+    """
     for module in adapted.modules():
         if not isinstance(module, BaseTunerLayer):
             continue
@@ -68,13 +72,13 @@ def _refuse_shared(adapted: PeftModel, shared: Mapping[int, list[str]], target_m
             if names := shared.get(id(weight)):
                 raise InputError(
                     f"lora_target_modules is {target_modules!r}: {' and '.join(names)} share one matrix in this model "
-                    "(tie_word_embeddings), so that what an adapter of one learns cannot be merged without changing "
-                    "the other; name neither of them (all-linear does not), or train without lora_r"
+                    "(tie_word_embeddings), so an adapter of one cannot be merged without changing the other; name "
+                    "neither of them (all-linear does not), or train without lora_r"
                 )
 
 
 def hide_base(adapter: Path, start: str) -> None:
-    """Name the start in a saved adapter as its user does, where PEFT has put a folder of this machine.
+    """Replace the folder of this machine that PEFT writes into a saved adapter by the start's name.
 
     Args:
         adapter: the folder of the adapter.
@@ -84,23 +88,24 @@ def hide_base(adapter: Path, start: str) -> None:
     name, revision = split_revision(plain_name(start))
     named = {"base_model_name_or_path": name, "revision": revision}
     path.write_text(json.dumps({**json.loads(path.read_text()), **named}, indent=2))
-    (adapter / "README.md").unlink(missing_ok=True)  # a form to fill in, with the same folder; the card is the model's
+    # PEFT's form to fill in, which names the same folder; the model's card says it all.
+    (adapter / "README.md").unlink(missing_ok=True)
 
 
 def base_weights(model: nn.Module) -> AbstractContextManager[Any]:
-    """Within it the model computes as if it had no adapter."""
+    """A context in which the model computes as if it had no adapter."""
     return cast(PeftModel, model).disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """The model with the adapter of a folder added to its weights."""
+    """The model with the adapter in a folder merged into its weights."""
     with _old_names_allowed():
         return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(adapter)).merge_and_unload())
 
 
 @contextmanager
 def _old_names_allowed() -> Iterator[None]:
-    """PEFT 0.21 asks models for a property by the name that Transformers 5.23 has replaced."""
+    """Silence a warning: PEFT 0.21 reads a model's property by a name that Transformers 5.23 has deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield

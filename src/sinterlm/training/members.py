@@ -1,4 +1,4 @@
-"""Which responses of a row an objective reads, and which of them make a pair.
+"""Which responses of a row an objective reads, and which of them form a pair.
 
 A row that an objective cannot read is refused here, whether it comes from a file or from a selection.
 """
@@ -29,7 +29,7 @@ class UnfitRow(ValueError):
 
 
 class Members(NamedTuple):
-    """The responses that an objective reads of a row."""
+    """The responses of a row that an objective reads."""
 
     responses: tuple[RowResponse, ...]
     pairs: tuple[Mapping[str, int], ...]
@@ -62,7 +62,7 @@ def find_members(row: TrainingRow, objective: ResolvedObjective) -> Members:
 
 
 def with_pairs(members: Members, pairs: Sequence[Mapping[str, int]]) -> Members:
-    """``members`` without the responses that are in none of ``pairs``, which are some of its own."""
+    """``members`` with only ``pairs`` (a subset of its own) and the responses in them."""
     kept = [index for pair in pairs for index in pair.values()]
     numbers, groups = iter(range(len(kept))), [members.groups[index] for index in kept]
     return Members(
@@ -73,14 +73,18 @@ def with_pairs(members: Members, pairs: Sequence[Mapping[str, int]]) -> Members:
 
 
 def _is_readable(response: RowResponse, objective: ResolvedObjective) -> bool:
-    """Whether the objective may read a response, by its role."""
+    """Whether the objective reads a response, judged by its role."""
     if objective.objective.per == "group":
         return response.role is not None
     return objective.objective.per == "row" or not objective.roles or _is_chosen(response)
 
 
 def _pair(responses: Sequence[RowResponse], objective: ResolvedObjective, where: str) -> dict[str, RowResponse]:
-    """One response of each role; a response without a role is the chosen one where nothing else is asked for."""
+    """One response of each role; if only ``chosen`` is needed, a response without a role is the chosen one.
+
+    Raises:
+        UnfitRow: a role has no response, or several.
+    """
     pair = {}
     for role in objective.roles:
         found = [response for response in responses if response.role == role]
@@ -97,7 +101,11 @@ def _pair(responses: Sequence[RowResponse], objective: ResolvedObjective, where:
 
 
 def _check_rejected_source(pair: Mapping[str, RowResponse]) -> None:
-    """Equation 9 of WRPO compares two answers of one source, as far as the row names its sources."""
+    """Check that both source answers come from one source, as equation 9 of WRPO needs.
+
+    Raises:
+        UnfitRow: their sources differ.
+    """
     if "rejected_source" not in pair:
         return
     worse, better = pair["rejected_source"].source, pair["chosen_source"].source
@@ -124,7 +132,7 @@ def _is_chosen(response: RowResponse) -> bool:
 
 
 def _reads_groups(objective: ResolvedObjective) -> bool:
-    """Whether it matters which source gave a response: a pair, a weight or a baseline is a source's."""
+    """Whether the objective reads which source gave a response: for pairs, weights or a baseline within a source."""
     weighs_advantages = objective.objective.reads_weights and objective.objective.reads_scores
     return objective.objective.per == "group" or weighs_advantages or objective.values.get("baseline") == "source"
 
@@ -173,7 +181,7 @@ def _check_scores(responses: Sequence[RowResponse], groups: Sequence[int], objec
 
 
 def _expected(objective: ResolvedObjective) -> str:
-    """The responses that a row must hold."""
+    """The responses that a row must hold, in words."""
     if objective.objective.per == "response":
         return "responses of the role chosen, or without one" if objective.roles else "responses"
     of_every_group = " in every group" if objective.objective.per == "group" else ""

@@ -17,7 +17,7 @@ from sinterlm.files import atomic_write, sync_files
 
 
 class StepMetrics:
-    """Sums what the micro-batches of a step report, over all devices, until it is logged."""
+    """Sums the metrics of a step's micro-batches over all devices, until they are logged."""
 
     def __init__(self) -> None:
         self._clear()
@@ -41,7 +41,7 @@ class StepMetrics:
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the rows since the last call, and the speed; begins anew."""
+        """Means over the rows since the last call, and the speed; resets the sums."""
         seconds = perf_counter() - self._started
         logged = {"step_seconds": seconds, "tokens_per_second": self._num_tokens / seconds}
         if self._sums:
@@ -53,7 +53,7 @@ class StepMetrics:
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every step's metrics to a JSON Lines file; a resumed run begins with those that its checkpoint holds."""
+    """Appends each step's metrics to a JSON Lines file; a resumed run first restores those in its checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -81,7 +81,7 @@ class MetricsFile(TrainerCallback):
                 file.write(_line(state.global_step, logs))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have the lines up to a checkpoint on the disk before that counts."""
+        """Flush the lines up to a checkpoint to the disk, before the checkpoint counts as whole."""
         if state.is_world_process_zero:
             sync_files([self._path])
 

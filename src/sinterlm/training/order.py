@@ -1,4 +1,4 @@
-"""Which rows an epoch takes in which order, and how several processes come out even."""
+"""The order of the rows in an epoch, and how several processes get equally many of them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sinterlm.training.encoding import EncodedRow
 
 
 class EpochOrder(Sampler[int]):
-    """An order of the rows that depends on seed and epoch alone, filled up until all processes get equally many.
+    """An order of the rows that depends only on seed and epoch, padded so that all processes get equally many.
 
-    Accelerate would repeat the epoch's first rows instead, and they would count twice in its last step.
+    Accelerate would instead repeat the epoch's first rows, which would then count twice in its last step.
 
     Args:
-        order: of the rows; where it is random, it has a ``generator``.
-        seed: of the order of epoch 0; any epoch's is this one plus its number, as in Accelerate.
-        epoch: tells the epoch that begins, or in which a resumed run is. (``set_epoch`` of Transformers and Accelerate
-            does not reach the sampler where several processes resume within an epoch.)
-        multiple: the number of places in an epoch is a multiple of it.
-        filler: the row that fills up, of weight 0.
+        order: the order to follow; a random one has a ``generator``.
+        seed: the seed of epoch 0; each epoch adds its number, as in Accelerate.
+        epoch: returns the current epoch. (``set_epoch`` of Transformers and Accelerate does not reach the sampler if
+            several processes resume within an epoch.)
+        multiple: the length of an epoch is a multiple of this number.
+        filler: the index of the row that pads, of weight 0.
     """
 
     def __init__(self, order: Sampler[int], *, seed: int, epoch: Callable[[], int], multiple: int, filler: int) -> None:
@@ -46,17 +46,17 @@ class EpochOrder(Sampler[int]):
 
 
 def filler_row(rows: Sequence[EncodedRow]) -> EncodedRow:
-    """A row that costs little and counts nothing: the shortest, with weight 0."""
+    """A cheap row that counts for nothing: the shortest, with weight 0."""
     shortest = min(rows, key=lambda row: len(row["input_ids"]))
     return EncodedRow(**{**shortest, "weight": 0.0})
 
 
 def fill_up_chunks(batches: Sequence[dict[str, list[RowBatch]]], accelerator: Accelerator) -> None:
-    """Give each micro-batch as many chunks as the largest of all processes has, since sharded models run in step.
+    """Give each micro-batch as many chunks as the largest across processes has, since sharded models run in step.
 
     Args:
-        batches: this process's micro-batches, as many as every other's; chunks without weight are added to them.
-        accelerator: joins the processes.
+        batches: this process's micro-batches, as many as every other process has; gets chunks of weight 0.
+        accelerator: connects the processes.
     """
     if accelerator.num_processes == 1:
         return

@@ -1,8 +1,8 @@
-"""The folder of a run, and what in it a run may remove: only what runs have left there.
+"""The folder of a run. A run removes only what runs have left there.
 
-checkpoints/          while training is not finished; holds a marker that names the run and its settings
+checkpoints/          until training is finished; holds a marker that names the run and its settings
 checkpoints-aside/    those of other settings, until training is finished
-training.json         once it is finished: beside the model, its card and metrics.jsonl
+training.json         once training is finished: beside the model, its card and metrics.jsonl
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ CHECKPOINTS = "checkpoints"
 ASIDE = "checkpoints-aside"
 MARKER = "identity"
 STAGED = ".unfinished-model"
-"""The model while it is written."""
+"""The model while it is being written."""
 ADAPTER = "adapter"
-"""What LoRA has trained, before it was merged."""
+"""The adapter that LoRA trained, before it is merged."""
 REFERENCE = "reference"
-"""Log-probabilities of the reference, where they are kept beside the model."""
+"""Log-probabilities of the reference, if they are kept beside the model."""
 _DIGEST = 12
-"""Characters of a hash that are enough to show that it is another."""
+"""Characters of a hash that suffice to show that it differs."""
 
 
 class Claim(NamedTuple):
-    """Whose a folder is."""
+    """The run that a folder belongs to."""
 
     identity: str
     """Names rows and settings."""
     settings: Mapping[str, Any] | None = None
-    """The same, readable, by name; None where an earlier version has not written them."""
+    """The same, readable, by name; None if an earlier version wrote the folder without them."""
 
 
 def require_own_or_empty(output_dir: Path) -> None:
-    """Refuse a folder that holds what no run has left: it would be overwritten or removed.
+    """Refuse a folder with files that no run has left: they would be overwritten or removed.
 
     Raises:
         InputError: which folder, and what to do.
@@ -62,15 +62,15 @@ def require_own_or_empty(output_dir: Path) -> None:
 
 
 def claim(output_dir: Path, own: Claim, say: Callable[[str], None]) -> None:
-    """Make the folder this run's, so that nothing of a run with other rows or settings is resumed or taken for its own.
+    """Make the folder this run's, so that it resumes nothing from a run with other rows or settings.
 
-    Checkpoints of other settings are set aside, one set of them, until a training is finished here: a run that returns
-    to these settings resumes from them.
+    One set of checkpoints of other settings is set aside until a training is finished here: a run that returns to
+    those settings resumes from them.
 
     Args:
-        output_dir: its own or an empty folder, see :func:`require_own_or_empty`.
+        output_dir: an empty folder, or one that a run left, see :func:`require_own_or_empty`.
         own: the run.
-        say: told what differs, and what happens to the files in the folder before it happens.
+        say: called with what differs, and with what happens to the folder's files before it happens.
     """
     checkpoints, aside = output_dir / CHECKPOINTS, output_dir / ASIDE
     finished = _read_claim(output_dir / RESULT)
@@ -92,12 +92,12 @@ def claim(output_dir: Path, own: Claim, say: Callable[[str], None]) -> None:
         _change_checkpoints(checkpoints, aside, own.identity, keep=bool(found and step))
         with atomic_write(checkpoints / MARKER) as temporary:
             temporary.write_text(json.dumps(own._asdict()))
-    # After the marker, so that at every moment one of the two tells whose the folder is.
+    # Removed after the marker is written, so that one of the two always tells which run the folder belongs to.
     (output_dir / RESULT).unlink(missing_ok=True)
 
 
 def _change_checkpoints(checkpoints: Path, aside: Path, identity: str, *, keep: bool) -> None:
-    """Set checkpoints aside, or remove them, and take those that were set aside earlier if they are this run's."""
+    """Set checkpoints aside, or remove them; restore those set aside earlier if they are this run's."""
     before = _read_claim(aside / MARKER)
     is_return = before is not None and before.identity == identity
     leaving = checkpoints.with_name(f".{CHECKPOINTS}.leaving")
@@ -115,7 +115,7 @@ def _change_checkpoints(checkpoints: Path, aside: Path, identity: str, *, keep: 
 
 
 def _read_claim(path: Path) -> Claim | None:
-    """Whose a folder is, by its marker or its result, which may be damaged; None if there is none."""
+    """The run that a marker or a result, even a damaged one, names; None if the file does not exist."""
     try:
         text = path.read_bytes().decode(errors="replace")
     except OSError:
@@ -130,7 +130,7 @@ def _read_claim(path: Path) -> Claim | None:
 def _describe_changes(found: Claim, own: Claim) -> str:
     """What differs, e.g. ``other settings (per_device_train_batch_size 2 -> 4)``."""
     if found.identity == own.identity:
-        return "the same settings, by an earlier version of Sinter or not to its end"
+        return "the same settings, by an earlier version of Sinter or not to the end"
     before, now = found.settings, own.settings or {}
     if before is None:
         return "other rows or settings"
@@ -150,13 +150,13 @@ def _value(settings: Mapping[str, Any], name: str) -> str:
 
 
 def _newest_step(checkpoints: Path) -> int:
-    """The step of the newest checkpoint, whole or not; 0 if there is none."""
+    """The step of the newest checkpoint, whole or not; 0 if none exists."""
     steps = [path.name.rpartition("-")[2] for path in checkpoints.glob("checkpoint-*")]
     return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
 def publish(output_dir: Path) -> list[Path]:
-    """Put the staged model into the folder, in place of one that was there; the model's files."""
+    """Move the staged model into the folder, replacing any earlier one; returns the model's files."""
     staged = output_dir / STAGED
     for pattern in (*DESCRIPTION_FILES, "*.safetensors", "*.safetensors.index.json", ADAPTER):
         for path in output_dir.glob(pattern):
@@ -166,7 +166,7 @@ def publish(output_dir: Path) -> list[Path]:
 
 
 def remove_checkpoints(output_dir: Path) -> None:
-    """Remove the checkpoints of a finished run; a kill meanwhile leaves the marker, by which the rest is known."""
+    """Remove the checkpoints of a finished run, the marker last: after a kill it still tells that the rest is ours."""
     _remove_all_but_marker(output_dir / CHECKPOINTS)
     remove(output_dir / CHECKPOINTS)
     remove(output_dir / ASIDE)
@@ -179,7 +179,7 @@ def _remove_all_but_marker(folder: Path) -> None:
 
 
 def _has_files(folder: Path) -> bool:
-    """Whether there is any file at any depth; hidden ones (a lock, a write that was killed), and own folders' aside."""
+    """Whether the folder has a file at any depth; hidden ones (locks, killed writes) and runs' own do not count."""
     own = [REFERENCE, *([ASIDE] if (folder / ASIDE / MARKER).exists() else [])]
     entries = (path for path in folder.glob("*") if path.name not in own)
     files = (path for entry in entries for path in chain([entry], entry.rglob("*")) if path.is_file())

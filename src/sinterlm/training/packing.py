@@ -1,11 +1,11 @@
-"""How the sequences of a micro-batch lie in tensors: one to a line, or with what they share computed once.
+"""How the sequences of a micro-batch lie in tensors: one to a line, or with shared parts only once.
 
 The responses of a row share its prompt, and neighbouring prompts may share their beginning (a system prompt, a few
-shots). In the shared layout every such part is held once, in one line (padded to a multiple of 16 only), as a forest of
-spans (``attention/spans.py``): beginning -> rest of the prompt -> responses. Positions continue the parent's. That is
-the same computation as one sequence to a line, with fewer tokens.
+shots). In the shared layout each such part appears once, in one line (padded to a multiple of 16), as a forest of
+spans (``attention/spans.py``): beginning -> rest of the prompt -> responses. Positions continue the parent's. This
+computes the same as one sequence to a line, with fewer tokens.
 Shapes: N sequences, M response tokens of all of them, P lines of at most U tokens. No prediction needs a sequence's
-last token, so that no line holds it.
+last token, so no line holds it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from sinterlm.attention.spans import Span, Spans, ancestors, count_shared, posit
 from sinterlm.chat import EncodedExample
 
 MIN_SHARED_BEGINNING = 8
-"""Tokens that neighbouring prompts must share to be cut there: one more product in every layer has to pay."""
-
+"""Fewer shared tokens are not worth a span of their own, which costs one more product in every layer."""
 
 LINE_MULTIPLE = 16
-"""Lines are padded to a multiple of it, so that lengths recur: oneDNN makes kernels for each, which take some 8 MB."""
+"""Lines are padded to a multiple of it, so that lengths recur: oneDNN makes kernels of about 8 MB for each length."""
 
 
 class SequenceBatch(TypedDict):
@@ -45,7 +44,7 @@ class SequenceBatch(TypedDict):
     lengths: Tensor
     """(N,): response tokens of each sequence."""
     occurrences: NotRequired[Tensor]
-    """(P, U): the number of sequences that hold each token, 0 for padding; asks for the loss of a mixture's router."""
+    """(P, U): the number of sequences that hold each token, 0 for padding; only for the loss of a mixture's router."""
 
 
 class Layout(Protocol):
@@ -66,7 +65,7 @@ def one_to_a_line(
     Args:
         rows: the examples of each row.
         pad_token_id: any token; padding is not attended to.
-        for_router: whether the loss of a mixture's router is asked for; lines then hold the last tokens too.
+        for_router: whether the loss of a mixture's router is needed; lines then hold the last tokens too.
     """
     examples = [example for row in rows for example in row]
     end = None if for_router else -1
@@ -89,12 +88,12 @@ def one_to_a_line(
 
 
 def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int, for_router: bool = False) -> SequenceBatch:
-    """One line of spans in which shared beginnings are computed once: for models that attend by spans.
+    """One line of spans, in which shared beginnings appear once: for models that can attend by spans.
 
     Args:
-        rows: the examples of each row, which have one prompt.
+        rows: the examples of each row, which share one prompt.
         pad_token_id: any token; it pads the line's end, where no response sees it.
-        for_router: as above; a beginning then counts for every sequence that has it.
+        for_router: as in :func:`one_to_a_line`; a shared token then counts for every sequence that has it.
     """
     line = _Line(end=None if for_router else -1)
     predictors: list[int] = []
@@ -108,7 +107,7 @@ def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int, for_r
     line.prolong([pad_token_id] * num_padding)
     batch = SequenceBatch(
         input_ids=torch.tensor([line.token_ids]),
-        # Further positions could be more than the model has.
+        # Padding takes position 0: positions that continue the line's could be more than the model has.
         position_ids=torch.tensor([position_ids + [0] * num_padding]),
         spans=tuple(line.spans),
         predictors=torch.tensor(predictors),
@@ -122,7 +121,7 @@ class _Line:
     """Spans one after another.
 
     Args:
-        end: where responses are cut: before their last token, which predicts nothing, or nowhere.
+        end: where responses are cut: -1, before their last token, which predicts nothing; or None, nowhere.
     """
 
     def __init__(self, end: int | None) -> None:
@@ -133,7 +132,7 @@ class _Line:
         """The last span of every sequence."""
 
     def add(self, token_ids: Sequence[int], parent: int) -> int:
-        """The number of a new span; without tokens, its parent's."""
+        """Add a span and return its number; without tokens, return the parent's."""
         if not token_ids:
             return parent
         self.token_ids += token_ids
@@ -155,12 +154,12 @@ class _Line:
         return [count for count, (length, _) in zip(counts, self.spans, strict=True) for _ in range(length)]
 
     def end(self, span: int) -> int:
-        """The place of the last token of a span."""
+        """The place in the line of a span's last token."""
         return sum(length for length, _ in self.spans[: span + 1]) - 1
 
 
 def _add_row(line: _Line, row: Sequence[EncodedExample], num_shared: int, beginning: int) -> Iterator[int]:
-    """Add what follows the shared beginning; the places that predict its responses' tokens."""
+    """Add what follows the shared beginning; yields the places that predict the responses' tokens."""
     prompt = row[0].prompt_ids[num_shared:]
     if len(row) == 1:
         span = line.add(prompt + row[0].response_ids[: line.end_of_responses], beginning)

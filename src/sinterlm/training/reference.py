@@ -1,4 +1,4 @@
-"""Log-probabilities of the reference, the frozen start model: computed once, before training, and kept on disk."""
+"""Log-probabilities of the reference (the frozen start model), computed once before training and kept on disk."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from sinterlm.training.lora import base_weights
 from sinterlm.training.order import fill_up_chunks
 
 _DIGEST = b"digest"
-"""In the file's metadata: names the log-probabilities, so that damage shows."""
+"""Key in the file's metadata for the digest of the log-probabilities, so that damage shows."""
 ROWS_AT_ONCE = 256
-"""Rows that are collated together, and cut into chunks by their tokens."""
+"""Rows that are collated together, then cut into chunks by their tokens."""
 
 Collator = Callable[[list[EncodedRow]], dict[str, list[RowBatch]]]
 
@@ -41,20 +41,20 @@ class ReferenceCache:
     model_fingerprint: str
 
     def path(self, rows: Sequence[EncodedRow], dtype: torch.dtype) -> Path:
-        """The file of these rows: its name holds the weights, the precision, and every token id and boundary."""
+        """The file of these rows; its name depends on the weights, the precision, and every token id and boundary."""
         # Row by row: as one text, the tokens of a large data set would take more memory than the rows themselves.
         tokens = [digest([row["input_ids"], row["num_prompt_tokens"], row["num_response_tokens"]]) for row in rows]
         return self.folder / f"{digest([self.model_fingerprint, str(dtype), tokens])}.parquet"
 
     def read(self, rows: Sequence[EncodedRow], dtype: torch.dtype) -> list[list[float]] | None:
-        """What is kept of these rows, in their order; None if nothing is, or the file is damaged."""
+        """The kept log-probabilities of these rows, in order; None if there are none, or the file is damaged."""
         try:
             table = pq.read_table(self.path(rows, dtype), page_checksum_verification=True)
             logps: list[list[float]] = table["logps"].to_pylist()
         except (OSError, pa.ArrowException, KeyError, ValueError):
             return None
         written = (table.schema.metadata or {}).get(_DIGEST)
-        return logps if written in (None, digest(logps).encode()) else None  # earlier releases wrote none
+        return logps if written in (None, digest(logps).encode()) else None  # earlier releases wrote no digest
 
     def write(self, rows: Sequence[EncodedRow], dtype: torch.dtype, logps: list[list[float]]) -> None:
         """Keep the log-probabilities of these rows' responses."""
@@ -79,21 +79,21 @@ def with_reference(
     cache: ReferenceCache | None = None,
     is_trained: bool = False,
 ) -> Referenced:
-    """The rows with the log-probabilities that ``model`` gives their responses now, under the autocast that is on.
+    """The rows with the log-probabilities that ``model`` gives their responses now, under the current autocast.
 
-    They are computed as in training, on the weights without an adapter; each process does its share, and the first one
-    alone reads and writes the cache.
+    They are computed as in training, on the weights without an adapter. Each process computes its share; only the
+    main process reads and writes the cache.
 
     Args:
         model: the policy before its first step, as it is called in training.
         rows: encoded rows.
         collate: as in training.
-        accelerator: joins the processes.
-        cache: read where it has these rows, written where it does not; None computes.
-        is_trained: ``model`` has taken steps, so that the cache alone can tell.
+        accelerator: connects the processes.
+        cache: read if it has these rows, written if it does not; None always computes.
+        is_trained: whether ``model`` has taken steps, so that only the cache can give the log-probabilities.
 
     Raises:
-        InputError: it cannot.
+        InputError: ``model`` has taken steps, and the cache does not have these rows.
     """
     unwrapped = accelerator.unwrap_model(model)
     dtype = compute_dtype(unwrapped)
@@ -103,8 +103,8 @@ def with_reference(
     if logps is None:
         if is_trained:
             raise InputError(
-                "training goes on from a checkpoint, and the reference's log-probabilities are not in "
-                f"{cache.folder if cache else 'a cache'} for these weights, rows and precision; begin anew"
+                "training resumes from a checkpoint, but the reference's log-probabilities for these weights, rows and "
+                f"precision are not in {cache.folder if cache else 'a cache'}; begin anew"
             )
         with base_weights(unwrapped):
             logps = _compute(model, rows, collate, accelerator)
@@ -122,7 +122,7 @@ def _compute(
     was_training = model.training
     model.train(False)
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-    # The same number for every process, because all must call a sharded model together.
+    # Every process gets the same number of rows, because all must call a sharded model together.
     num_each = math.ceil(len(rows) / accelerator.num_processes)
     own = list(
         islice(

@@ -1,4 +1,4 @@
-"""What a finished training did, kept in its folder: by it, the same call again knows that there is nothing to do."""
+"""What a finished training did, kept in its folder: from it, a repeated call knows that nothing is left to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TrainingResult:
     num_cut: int
     """Responses that lost their end to ``max_length``."""
     num_cut_prompts: int
-    """Prompts that lost their beginning to it."""
+    """Prompts that lost their beginning to ``max_length``."""
     num_steps: int
     num_tokens: int
     """Tokens read, prompts and all epochs included."""
@@ -31,10 +31,10 @@ class TrainingResult:
 
 
 def read_result(output_dir: Path, identity: str) -> TrainingResult | None:
-    """The result of a finished run with this identity; None if there is none.
+    """The result of a finished run with this identity; None if the folder has none.
 
     Raises:
-        InputError: there is one, and a file of the model is damaged.
+        InputError: the folder has one, but a file of the model is damaged.
     """
     try:
         stored = json.loads((output_dir / RESULT).read_text())
@@ -60,12 +60,12 @@ def write_result(
     settings: Mapping[str, object],
     files: Mapping[str, Any],
 ) -> None:
-    """Mark the run as finished; call it last, when all its files are on the disk.
+    """Mark the run as finished. Call it last, when all its files are on the disk.
 
     Args:
         output_dir: the folder of the run.
         result: what the run did.
-        identity: names rows and settings.
+        identity: a digest of rows and settings.
         settings: the same, readable.
         files: size and hash of every file of the run.
     """

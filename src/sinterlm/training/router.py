@@ -1,4 +1,4 @@
-"""The loss that balances the router of a mixture of experts: the model's own, by its own coefficient."""
+"""The loss that balances the router of a mixture of experts: the model's own, with its own coefficient by default."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sinterlm.training.packing import num_tokens, one_to_a_line
 
 
 def router_loss(model: PreTrainedModel, outputs: BaseModelOutput, occurrences: Tensor) -> Tensor | None:
-    """The model's forward computes it from what its routers gave, if it does; its head has nothing to do."""
+    """The router's loss, if the model's forward computes one from the routers' outputs; its head gets no positions."""
     nothing = cast(Tensor, outputs.last_hidden_state)[:, :0]
     with decoder_replaced(model, replace(outputs, last_hidden_state=cast(Any, nothing))):
         output = type(model).forward(
@@ -30,21 +30,21 @@ def router_loss(model: PreTrainedModel, outputs: BaseModelOutput, occurrences: T
             output_router_logits=True,
         )
     loss = getattr(output, "aux_loss", None)
-    return loss if isinstance(loss, Tensor) else None  # 0 where the model has no experts
+    return loss if isinstance(loss, Tensor) else None  # the integer 0 if the model has no experts
 
 
 def router_coefficient(
     model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]], *, given: float | None
 ) -> float:
-    """What the loss of the router is weighed with in training; 0 where the model gives none.
+    """The weight of the router's loss in training; 0 if the model has no such loss.
 
     Args:
         model: a causal language model.
-        rows: the examples of each row; the shortest is tried.
-        given: in place of the coefficient that the model's configuration states.
+        rows: the examples of each row; the shortest row is tried.
+        given: the coefficient to use; None takes the one in the model's configuration.
 
     Raises:
-        InputError: one above 0 is given for a model without such a loss.
+        InputError: ``given`` is above 0, but the model has no such loss.
     """
     config = model.config.get_text_config()
     has_router = hasattr(config, "output_router_logits")
@@ -61,13 +61,13 @@ def router_coefficient(
 
 @torch.no_grad()
 def _gives_router_loss(model: PreTrainedModel, row: Sequence[EncodedExample]) -> bool:
-    """Whether it does, whatever its configuration says."""
+    """Whether the model computes the router's loss, found out by trying it."""
     batch = send_to_device(one_to_a_line([row], pad_token_id=0, for_router=True), model.device)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     try:
         outputs = decoded(model, **inputs, output_router_logits=True)
         return router_loss(model, outputs, batch["occurrences"]) is not None
-    except Exception as error:  # whatever a model does that does not know the question
+    except Exception as error:  # whatever a model raises that does not know these arguments
         if out_of_memory(error):
             raise
         return False

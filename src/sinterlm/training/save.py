@@ -1,4 +1,4 @@
-"""Writing a trained model: a folder that Transformers loads, whatever trained it (shards, an adapter)."""
+"""Write a trained model as a folder that Transformers loads, however it was trained (in shards, as an adapter)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def save_model(
 ) -> None:
     """Write weights, tokenizer with its template, and the start's generation config with the template's end-of-turn.
 
-    Called in every process. An adapter lies in a folder of its own, beside the start model that it is merged into.
+    Call it in every process. An adapter is written to its own folder, beside the merged model.
     """
-    if trainer.is_fsdp_enabled:  # checkpoints may be in shards, one for each process; a model is whole
+    if trainer.is_fsdp_enabled:  # checkpoints may be one shard per process; the model must be whole
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if trainer.args.lora_r is None:
         restore_config(cast(PreTrainedModel, trainer.accelerator.unwrap_model(trainer.model)), settings)
@@ -36,7 +36,7 @@ def save_model(
     else:
         _save_by_trainer(trainer, folder / ADAPTER)
         if trainer.is_world_process_zero():
-            unset_hf_deepspeed_config()  # by which ZeRO-3 would shard what is loaded now, too
+            unset_hf_deepspeed_config()  # otherwise ZeRO-3 would shard the model that is loaded here, too
             base = load_trainable_model(start)
             set_aside(base, tokenizer)
             merged = merge_adapter(base, folder / ADAPTER)

@@ -1,4 +1,4 @@
-"""The log-probabilities that a model gives many responses, without training it."""
+"""The log-probabilities that a model gives to many responses, without training it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sinterlm.training.packing import num_tokens
 
 
 class SequenceLogp(NamedTuple):
-    """What a model thinks of one response."""
+    """The log-probability that a model gives to one response."""
 
     logp: float
     """Natural logarithm, summed over tokens."""
@@ -23,7 +23,7 @@ class SequenceLogp(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Per token."""
+        """The mean log-probability per token."""
         return self.logp / self.num_tokens
 
 
@@ -38,7 +38,7 @@ def sequence_logps(
         batch_size: prompts in one forward pass; they are batched by length.
 
     Returns:
-        One a response, in the order given.
+        One per response, in the order given.
     """
     if not examples:
         return []

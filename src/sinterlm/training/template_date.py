@@ -13,7 +13,7 @@ TEMPLATE_DATE = ".template-date"
 
 
 def choose_date(given: str | None, output_dir: Path, say: Callable[[str], None]) -> str:
-    """The given date, else that of the first command in this folder, else today's."""
+    """The given date, or that of the first command in this folder, or today's; ``say`` gets a line about it."""
     first = first_date(output_dir)
     chosen = given or first or date.today().isoformat()
     before = f"; it was {first} before, so training begins anew" if first and given and given != first else ""
@@ -22,13 +22,13 @@ def choose_date(given: str | None, output_dir: Path, say: Callable[[str], None])
 
 
 def first_date(output_dir: Path) -> str | None:
-    """The date that an earlier command's chat template took for today; None if there was none."""
+    """The date that the first command's chat template took for today; None if no command kept one."""
     path = output_dir / TEMPLATE_DATE
     return path.read_text().strip() if path.is_file() else None
 
 
 def keep_date(output_dir: Path, date: str) -> None:
-    """Have later commands take the same date."""
+    """Keep the date for later commands."""
     if first_date(output_dir) != date:
         with atomic_write(output_dir / TEMPLATE_DATE) as path:
             path.write_text(f"{date}\n")

@@ -1,4 +1,4 @@
-"""log softmax of one token per position, and its gradient, without the logits in float32 as a whole."""
+"""log softmax of one token per position, and its gradient, without all logits in float32 at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 BLOCK_LOGITS = 2**17
-"""Logits that are turned to float32 at once: few enough for a processor's cache, and for memory that is used again."""
+"""Logits converted to float32 at once: few enough for a processor's cache and for memory to be reused."""
 
 
 def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
@@ -21,8 +21,8 @@ def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
 class _TargetLogps(torch.autograd.Function):
     """:func:`target_logps` and its gradient, a block of positions at a time.
 
-    The gradient of logit v at a position is (1[v = target] - exp(logit_v - log Z)) times the incoming one: it needs
-    the logits in their own precision and log Z only.
+    The gradient of logit v at a position is (1[v = target] - exp(logit_v - log Z)) times the incoming one. It needs
+    only log Z and the logits in their own precision.
     """
 
     @staticmethod
@@ -47,5 +47,5 @@ class _TargetLogps(torch.autograd.Function):
 
 
 def _num_rows(logits: Tensor) -> int:
-    """Positions of one block."""
+    """The number of positions in one block."""
     return max(1, BLOCK_LOGITS // logits.shape[-1])

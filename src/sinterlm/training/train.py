@@ -3,8 +3,8 @@
     rows -> FusionTrainer (checkpoints, metrics.jsonl) -> model, tokenizer, card -> training.json
 
 ``training.json`` is written last, when everything else is on the disk, and records the size and hash of every file: a
-folder that has it holds a finished model. The same call again returns at once if the model is finished, and resumes
-from the newest whole checkpoint if it is not. A call with other rows or settings says what differs and begins anew.
+folder that has it holds a finished model. A repeated call returns at once if the model is finished, and resumes from
+the newest whole checkpoint if it is not. A call with other rows or settings says what differs and begins anew.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _ADVICE = (
     "a lower chunk_tokens or max_length, bf16: true, activation_checkpointing: true, lora_r: 16 or a smaller model "
     "takes less"
 )
-"""What takes less memory, from what changes no figure to what makes another model."""
+"""What takes less memory: first what changes no figure, last what makes another model."""
 
 
 @without_bars()
@@ -80,21 +80,22 @@ def train(
     """Train ``model`` on ``rows`` and leave a folder that Transformers loads.
 
     Args:
-        rows: with the responses that the objective needs.
-        model: the start, and the reference: a hub name, a folder or a GGUF file in a package.
-        objective: a name of ``objectives/named.py``.
-        output_dir: gets the model, its tokenizer, card and metrics; empty, or of an earlier run.
-        hyperparameters: the objective's; the table has their defaults.
-        arguments: names of TrainingArguments and of Sinter's own FusionArguments.
-        seed: of the order of the rows, of dropout and of a new adapter.
+        rows: training rows with the responses that the objective needs.
+        model: the start, also the reference: a hub name, a folder or a GGUF file in a package.
+        objective: a name in ``objectives/named.py``.
+        output_dir: gets the model, its tokenizer, card and metrics; must be empty or from an earlier run.
+        hyperparameters: hyper-parameters of the objective, by name; defaults are in its table.
+        arguments: fields of TrainingArguments and of Sinter's own FusionArguments, by name.
+        seed: seed for the order of the rows, dropout and a new adapter.
         cache_dir: keeps the reference's log-probabilities; by default a folder beside the model.
-        card: what the model card says of the origin; by default ``model`` alone.
-        say: told where and in which precision the model is trained, and where the reference comes from.
+        card: what the model card says about the origin; by default only ``model``.
+        say: called with lines for the user: where and in which precision the model is trained, where the reference
+            comes from, which checkpoint is resumed.
         report_progress: called after every optimizer step.
 
     Raises:
-        InputError: an unknown objective, hyper-parameter or argument, a row of the wrong shape, a package that an
-            argument needs and that is not installed, or an output folder that holds something else.
+        InputError: an unknown objective, hyper-parameter or argument, a row of the wrong shape, a missing package that
+            an argument needs, or an output folder that holds something else.
         ToleranceError: no row is left to train on.
     """
     # Check the settings.
@@ -109,7 +110,7 @@ def train(
     config = build_config(objective, hyperparameters, arguments, output_dir=checkpoints, seed=seed)
     processes = PartialState()
     if asks_date:
-        # One process decides: others may have looked at the clock after midnight, or at the folder later.
+        # One process decides: others may have read the clock after midnight, or the folder later.
         [arguments["template_date"]] = broadcast_object_list([arguments["template_date"]])
         config.template_date = arguments["template_date"]
 
@@ -130,21 +131,21 @@ def train(
     )
     if finished := read_result(output_dir, identity):
         if config.process_index == 0:
-            remove_checkpoints(output_dir)  # a kill may have come between the result and their removal
+            remove_checkpoints(output_dir)  # a kill may have come after the result, before their removal
         return finished
     started = perf_counter()
-    processes.wait_for_everyone()  # all have looked at the folder
+    processes.wait_for_everyone()  # until all have read the folder, which is changed next
     if processes.is_main_process:
         claim(output_dir, Claim(identity, settings), say)
         if asks_date:
             keep_date(output_dir, arguments["template_date"])
     processes.wait_for_everyone()
 
-    # Build the trainer, and with it the reference.
+    # Build the trainer; it computes the reference.
     tokenizer = load_tokenizer(model)
     start = load_trainable_model(model)  # in float32; `bf16: true` computes in lower precision
     kept_settings = set_aside(start, tokenizer)
-    # Transformers would remove the older checkpoints before the new one's manifest says that it is whole.
+    # Transformers would remove older checkpoints before the new one has its manifest, and so counts as whole.
     manifest = CheckpointManifest(num_kept=config.save_total_limit)
     config.save_total_limit = None
     with memory_advice(f"preparing the training of {model!r}", _ADVICE):
@@ -164,7 +165,7 @@ def train(
         trainer.add_callback(ProgressReport(report_progress))
     _describe(trainer, processes.num_processes, say)
 
-    # Train. One process looks for a checkpoint, and all start from the same.
+    # Train. One process looks for a checkpoint, and all resume from it.
     found = newest_whole_checkpoint(checkpoints, say) if processes.is_main_process else None
     checkpoint: Path | None = broadcast_object_list([found])[0]
     if checkpoint:
@@ -187,7 +188,7 @@ def train(
         num_tokens=trainer.state.num_input_tokens_seen,
         seconds=perf_counter() - started,
     )
-    processes.wait_for_everyone()  # each may have written a share
+    processes.wait_for_everyone()  # each may have written a share of the model
     if trainer.is_world_process_zero():
         (staged / "README.md").write_text(text, encoding="utf-8")
         metrics = output_dir / METRICS
@@ -200,13 +201,13 @@ def train(
 
 
 def _describe(trainer: FusionTrainer, num_processes: int, say: Callable[[str], None]) -> None:
-    """Say where and how a training computes, and what it met in rows and reference."""
+    """Say where and in which precision the model is trained, and where the reference comes from."""
     together = f", {num_processes} processes" if num_processes > 1 else ""
     say(f"trains on {_describe_precision(trainer)}{together}")
     if trainer.num_as_generated:
         say(
             f"{trainer.num_as_generated} responses are trained as the model would write them: the chat template writes "
-            "finished answers otherwise"
+            "finished answers differently"
         )
     if trainer.reference_origin:
         say(f"log-probabilities of the reference: {trainer.reference_origin}")

@@ -1,7 +1,7 @@
 """One trainer for every objective: Transformers' loop, our loss.
 
-The loss of a step is sum_i w_i * rowloss_i / sum_i w_i over the rows i of the whole global batch: it depends neither
-on the number of devices nor on micro-batches or accumulation steps. For SFT a row counts by its answer's tokens too.
+The loss of a step is sum_i w_i * rowloss_i / sum_i w_i over the rows i of the global batch, so it does not depend on
+the number of devices, micro-batches or accumulation steps. In SFT, w_i also counts the tokens of the row's answer.
 """
 
 from __future__ import annotations
@@ -63,19 +63,20 @@ class FusionTrainer(Trainer):
         args: settings; ``args.objective`` names the objective.
         train_dataset: the training rows, with the responses that the objective needs.
         processing_class: the model's tokenizer, with its chat template.
-        reference_cache: where the reference's log-probabilities are kept; None keeps none, and a run with a sharded
-            model cannot be resumed then.
+        reference_cache: keeps the reference's log-probabilities; with None, a run with a sharded model cannot be
+            resumed.
         callbacks: as in Transformers.
         optimizers: as in Transformers.
 
     Attributes:
-        dropped: records of the rows, and of pairs in other rows, that no training step sees, with the reason.
-        num_rows: rows that are trained on.
+        dropped: dropped rows, and dropped pairs of rows that stay, with the reason.
+        num_rows: number of rows that are trained on.
         num_cut: responses that lost their end to ``args.max_length``.
-        num_cut_prompts: prompts that lost their beginning to it.
-        num_as_generated: responses that the chat template would write otherwise than generation, whose form was taken.
-        reference_origin: whether the reference's log-probabilities were computed or read from the cache, whose key is
-            weights, rows and precision; None without a reference (or, where the model is sharded, before training).
+        num_cut_prompts: prompts that lost their beginning to ``args.max_length``.
+        num_as_generated: responses trained as the model generates them, because the chat template writes them
+            differently.
+        reference_origin: whether the reference's log-probabilities were computed or read from the cache; None without
+            a reference, and before a sharded model is trained.
 
     Raises:
         InputError: a row lacks a response that the objective needs, holds an empty one, or has a weight that is not
@@ -142,10 +143,10 @@ class FusionTrainer(Trainer):
             optimizers=optimizers,
         )
         _warn_of_whole_models(self.accelerator)
-        # From here on the model is on its device, and computes as in training: the reference must not differ from the
-        # policy by its precision.
+        # From here on the model is on its device and computes as in training: reference and policy must have the same
+        # precision.
         with self.accelerator.autocast():
-            is_main = self.accelerator.is_main_process  # which may be the only one that has the weights yet
+            is_main = self.accelerator.is_main_process  # it may be the only one that has the weights yet
             examples = [row_examples(row) for row in rows]
             layout = (
                 choose_layout(model, examples, share_prompt=cast(SharePrompt, args.share_prompt)) if is_main else None
@@ -171,17 +172,17 @@ class FusionTrainer(Trainer):
         self._finite: list[tuple[list[str], Tensor]] = []
 
     def _filled(self, rows: list[EncodedRow]) -> list[EncodedRow]:
-        """The rows, and behind them the one that makes several processes even."""
+        """The rows; with several processes, followed by the row that evens out their shares."""
         return [*rows, filler_row(rows)] if self.accelerator.num_processes > 1 else rows
 
     def add_reference(self, *, is_trained: bool = False) -> None:
-        """Give the rows the reference's log-probabilities, if the objective asks for them.
+        """Add the reference's log-probabilities to the rows, if the objective needs them.
 
         Args:
-            is_trained: the model has taken steps, and is the reference no more.
+            is_trained: whether the model has taken steps, so that it can no longer serve as the reference.
 
         Raises:
-            InputError: it has, and there is no cache that holds what the model gave before.
+            InputError: the model has taken steps, and no cache has its earlier log-probabilities.
         """
         if not self.objective.needs_reference:
             return
@@ -198,7 +199,7 @@ class FusionTrainer(Trainer):
         self.reference_origin = "read from the cache" if referenced.is_from_cache else "computed"
 
     def _get_train_sampler(self, train_dataset: Dataset[EncodedRow] | None = None) -> Sampler[int] | None:
-        """The order of the rows that Transformers makes, the same after a resumption and with several processes."""
+        """Transformers' order of the rows, made the same after a resumption and with several processes."""
         args, num_processes = self.args, self.accelerator.num_processes
         is_filled = num_processes > 1 and not args.dataloader_drop_last
         order = cast(Sampler[int], super()._get_train_sampler(cast(Any, self._rows[: self.num_rows])))
@@ -213,7 +214,7 @@ class FusionTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
-        """The micro-batches of one optimizer step, and what the rows of the global batch count together."""
+        """The micro-batches of one optimizer step, and the denominator of its loss over the global batch."""
         batches = list(islice(epoch_iterator, num_batches))
         counts = torch.zeros(3, device=device)
         for chunk in (chunk for batch in batches for chunk in batch["chunks"]):
@@ -229,12 +230,12 @@ class FusionTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward, chunk by chunk; processes exchange gradients after the last one of the step only."""
+        """Forward and backward, chunk by chunk; processes exchange gradients only after the step's last chunk."""
         *earlier, last = inputs["chunks"]
         is_last_of_step = self.accelerator.sync_gradients
         step = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
-        self.accelerator.sync_gradients = False  # what DeepSpeed goes by
-        # Transformers' loop has entered this context itself where another micro-batch follows.
+        self.accelerator.sync_gradients = False  # DeepSpeed reads it
+        # If another micro-batch follows, Transformers' loop has already entered this context.
         with self.accelerator.no_sync(model) if is_last_of_step else nullcontext():
             losses = [step(chunk) for chunk in earlier]
         self.accelerator.sync_gradients = is_last_of_step
@@ -261,11 +262,11 @@ class FusionTrainer(Trainer):
             metrics["aux_loss"] = router_loss.detach().expand_as(batch["row_weights"])
         self._step_metrics.add(metrics, counted=batch["row_weights"] > 0)
         total_count = batch["row_counts"].sum() if num_items_in_batch is None else cast(Tensor, num_items_in_batch)
-        # Rows of weight 0 may meet in a step: it is a step without loss then, not 0 / 0.
+        # A step may have only rows of weight 0: its loss is then 0, not 0 / 0.
         total_count = total_count.clamp(min=torch.finfo(total_count.dtype).tiny)
         loss = (batch["row_weights"] * outcome.losses).sum() / total_count
         if router_loss is not None:
-            # Each chunk by its share of the step's tokens, over which its loss is a mean.
+            # Weighted by the chunk's share of the step's tokens, because the loss is a mean over them.
             loss = loss + self._router_coefficient * router_loss * num_occurrences(batch) / self._num_occurrences
         return cast(Tensor, self.accelerator.num_processes * loss)
 
@@ -275,9 +276,12 @@ class FusionTrainer(Trainer):
         return self.state.global_step / self.state.max_steps
 
     def _stop_if_not_finite(self) -> None:
-        """Stop all processes where a loss of this step is not finite in one of them.
+        """Stop all processes if one of them has a loss in this step that is not finite.
 
-        Looked at once a step, so that the device need not wait after every chunk.
+        Checked once a step, so that the host does not wait for the device after every chunk.
+
+        Raises:
+            SinterError: which row has the loss.
         """
         chunks, self._finite = self._finite, []
         is_bad = ~torch.stack([finite.all() for _, finite in chunks]).all()
@@ -295,8 +299,12 @@ class FusionTrainer(Trainer):
         )
 
     def _stop_if_gradient_is_not_finite(self, norm: float | None) -> None:
-        """Stop before weights that are no numbers are saved: after the last step no loss would tell."""
-        # In fp16 such steps are left out, and the loss's scale lowered.
+        """Stop before weights that are not numbers are saved: after the last step, no loss would show them.
+
+        Raises:
+            SinterError: the gradient's norm is not finite.
+        """
+        # In fp16 such steps are skipped, and the loss's scale is lowered.
         if norm is not None and not math.isfinite(norm) and not self.args.fp16:
             raise SinterError(
                 f"the gradient of step {self.state.global_step} is not finite, though its loss is; "
@@ -304,18 +312,19 @@ class FusionTrainer(Trainer):
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the step's own metrics to what Transformers logs."""
+        """Add the step's metrics to what Transformers logs."""
         if "loss" in logs:
             self._stop_if_gradient_is_not_finite(logs.get("grad_norm"))
             logs["num_tokens"] = self.state.num_input_tokens_seen
             logs |= self._step_metrics.pop(self.accelerator)
-            # The hyper-parameters that the step used: it is finished now, and was not when its loss was computed.
+            # The hyper-parameters that the step used: `global_step` now counts it, but did not when its loss was
+            # computed.
             logs |= self.objective.scheduled_values((self.state.global_step - 1) / self.state.max_steps)
         super().log(logs, start_time)
 
 
 class _ShardedReference(TrainerCallback):
-    """Computes the reference when the model is sharded, which it is not before training begins."""
+    """Computes the reference of a sharded model, which is sharded only when training begins."""
 
     def __init__(self, trainer: FusionTrainer) -> None:
         self._trainer = trainer
@@ -323,12 +332,12 @@ class _ShardedReference(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Compute it before the first step; a resumed run finds it in the cache."""
+        """Compute the reference before the first step; a resumed run finds it in the cache."""
         self._trainer.add_reference(is_trained=state.global_step > 0 and self._trainer.args.lora_r is None)
 
 
 def _warn_of_whole_models(accelerator: Accelerator) -> None:
-    """Say where a launcher's configuration asks for shards, and Accelerate makes none: it needs GPUs for them."""
+    """Warn if a launcher's configuration asks for shards and Accelerate makes none, because it needs GPUs for them."""
     asked = {DistributedType.FSDP: "ACCELERATE_USE_FSDP", DistributedType.DEEPSPEED: "ACCELERATE_USE_DEEPSPEED"}
     for way, variable in asked.items():
         if parse_flag_from_env(variable) and accelerator.distributed_type != way and accelerator.is_main_process:
@@ -340,10 +349,10 @@ def _warn_of_whole_models(accelerator: Accelerator) -> None:
 
 
 def _max_length(args: FusionConfig, model: PreTrainedModel) -> int:
-    """Most tokens of a prompt and a response: what is asked for, or what is usual and the model can read.
+    """Maximum tokens of a prompt and a response: as given, otherwise the default, or fewer if the model reads fewer.
 
     Raises:
-        InputError: more are asked for than the model can read, or fewer than a prompt keeps.
+        InputError: ``args`` ask for more than the model reads, or for no more than a prompt keeps.
     """
     context = context_length(model)
     if args.max_length is not None and context is not None and args.max_length > context:
@@ -360,7 +369,11 @@ def _max_length(args: FusionConfig, model: PreTrainedModel) -> int:
 
 
 def _check_rows(rows: Sequence[TrainingRow]) -> None:
-    """A data set of TRL's, or of dictionaries, is not read as it is."""
+    """Refuse a TRL data set and dictionaries, which must be parsed first.
+
+    Raises:
+        InputError: the rows are not training rows.
+    """
     if len(rows) and not isinstance(rows[0], TrainingRow):
         raise InputError(
             f"train_dataset holds {type(rows[0]).__name__}; expected TrainingRow, as sinterlm.formats.parse_rows makes "
@@ -369,14 +382,18 @@ def _check_rows(rows: Sequence[TrainingRow]) -> None:
 
 
 def _check_total_weight(rows: Sequence[EncodedRow]) -> None:
-    """The loss is a mean by weight, in float32, so that weights must sum to a positive and finite number there."""
+    """Check that the rows' weights sum to a positive, finite number in float32: the loss is a mean by weight.
+
+    Raises:
+        InputError: they do not.
+    """
     total = float(torch.tensor([row["weight"] for row in rows], dtype=torch.float32).sum())
     if not 0 < total < math.inf:
         raise InputError(f"the weights of the {len(rows)} rows sum to {total:g}; expected a finite number above 0")
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of the model to 0, the attention's own included, so that policy and reference agree."""
+    """Set every dropout of the model to 0, including the attention's, so that policy and reference agree."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
