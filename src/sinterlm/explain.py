@@ -66,7 +66,7 @@ class Fault(NamedTuple):
     found: object
     """:data:`MISSING` where there is nothing."""
     expected: str
-    """In words; empty where ``said`` says everything."""
+    """In words; empty if ``said`` says everything."""
     hint: str = ""
     """What may have been meant."""
     said: str = ""

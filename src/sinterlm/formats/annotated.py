@@ -37,7 +37,7 @@ class _Row(_Answers, Row):
 
 
 def read_answers(line: Line) -> list[tuple[str, float | None]]:
-    """The answers of a line, each with its score where the line has scores."""
+    """The answers of a line, each with its score if the line has scores."""
     return _scored(line, line.parse(_Answers))
 
 

@@ -119,7 +119,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _tags_of(card: Path) -> Sequence[str]:
-    """The tags of a data set's card; none where the file is missing or no card."""
+    """The tags of a data set's card; none if the file is missing or no card."""
     from huggingface_hub import metadata_load
 
     try:

@@ -29,7 +29,7 @@ class RecordedAnswer:
 
     prompt_id: str | None
     content_hash: str | None
-    """As :attr:`Prompt.content_hash`; None where there is a ``prompt_id``."""
+    """As :attr:`Prompt.content_hash`; None if there is a ``prompt_id``."""
     content: str
     source: str = ""
     """The model that answered, where the file says so."""

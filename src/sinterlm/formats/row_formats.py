@@ -32,7 +32,7 @@ class Format(NamedTuple):
     reads: Mapping[str, Read] = {}
     """The key that gives a shape away, and how a line of that shape is read."""
     supervised: Shape | None = None
-    """For rows of answers to learn from; None where the format has no such rows."""
+    """For rows of answers to learn from; None if the format has no such rows."""
     preference: Shape | None = None
     """For rows that compare answers."""
     domain_key: str = "domain"
@@ -105,7 +105,7 @@ FORMATS: Mapping[str, Format] = {
 
 
 def reader_of(keys: Mapping[str, object]) -> Read | None:
-    """How a line with these keys is read; None where they give away no shape."""
+    """How a line with these keys is read; None if they give away no shape."""
     return next((read for key, read in _readers() if key in keys), None)
 
 

@@ -23,7 +23,7 @@ class RecordedScore:
 
     prompt_id: str | None
     content_hash: str | None
-    """As :attr:`Prompt.content_hash`; None where there is a ``prompt_id``."""
+    """As :attr:`Prompt.content_hash`; None if there is a ``prompt_id``."""
     response: str | None
     """The answer's text, without white space around it."""
     source: str

@@ -134,7 +134,7 @@ def read_shared_responses(folder: Path) -> Iterator[StoredResponse]:
 
 
 def read_shared_scores(folder: Path) -> Iterator[StoredScore | Dropped]:
-    """The scores of a shared data set, each checked; none where it has none.
+    """The scores of a shared data set, each checked; none if it has none.
 
     One whose detail is odd is dropped: only its scorer knows what belongs there, and the others are as good without it.
 

@@ -4,7 +4,7 @@ With h_x the backbone's last hidden state at the end of the prompt and h_xy that
 
     r = W h_xy                                  the objectives
     g = scale * softmax(MLP(h_x) / t)           the gate: a weight for each objective
-    score = sum_i g_i (r^T M)_i                 M takes from every objective what it has of verbosity
+    score = sum_i g_i (r^T M)_i                 M takes the verbosity out of every objective
 
 The layout is that of RLHFlow/ArmoRM-Llama3-8B-v0.1; none of the code in its repository is run.
 """
@@ -41,11 +41,11 @@ OBJECTIVES = (
     "code-instruction-following",
     "code-readability",
 )
-"""What ``objectives`` and ``gate`` in a score's detail are about, in their order."""
+"""The objectives, in the order of ``objectives`` and ``gate`` in a score's detail."""
 ANSWER_HEADER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-"""The end of the prompt, with the end of its last turn: the gate reads the prompt at the first token of this."""
+"""The end of the prompt's last turn, and the answer's header: the gate reads the prompt at the first token."""
 DETAIL_DIGITS = 6
-"""Decimal places of the detail: 38 numbers stand beside every score."""
+"""Decimal places of the detail, which holds 38 numbers for every score."""
 
 
 class ArmoRM(DialogueReader):
@@ -53,12 +53,10 @@ class ArmoRM(DialogueReader):
 
     kind: Literal["armorm"]
 
-    description: ClassVar = (
-        "ArmoRM: 19 objectives, weighed by a gate that reads the prompt; both stand beside the score"
-    )
+    description: ClassVar = "ArmoRM: 19 objectives, weighted by a gate that reads the prompt; the detail holds both"
 
     def build_reader(self) -> ArmoRMScorer:
-        """The scorer, which loads the model when it is first asked."""
+        """The scorer; its first ``score`` loads the model."""
         return ArmoRMScorer(**self.arguments)
 
 
@@ -101,7 +99,7 @@ class ArmoRMScorer(DialogueScorer):
 
 
 def find_last(pattern: list[int], tokens: list[int]) -> int | None:
-    """Where ``pattern`` last begins in ``tokens``; None where it does not stand there."""
+    """Where ``pattern`` last begins in ``tokens``; None if it does not occur."""
     starts = range(len(tokens) - len(pattern), -1, -1)
     return next((start for start in starts if tokens[start : start + len(pattern)] == pattern), None)
 

@@ -14,7 +14,7 @@ from sinterlm.scoring.armorm import OBJECTIVES
 
 
 class GatedScore(NamedTuple):
-    """What the model says of B dialogues in K objectives."""
+    """The model's output for B dialogues and K objectives."""
 
     score: Tensor
     """(B,)."""
@@ -43,7 +43,7 @@ class GatingNetwork(nn.Module):
 
 
 class ArmoRM(LlamaPreTrainedModel):
-    """A Llama with the objectives' regression, the gate and the transform; names and shapes are the checkpoint's."""
+    """A Llama with the objectives' regression, the gate and the transform; names and shapes match the checkpoint."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
@@ -64,7 +64,7 @@ class ArmoRM(LlamaPreTrainedModel):
         Args:
             input_ids: (B, T).
             attention_mask: (B, T).
-            gate_positions: (B,), where the gate reads.
+            gate_positions: (B,), the positions at which the gate reads.
         """
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         hidden = hidden.to(self.regression_layer.weight.dtype)

@@ -1,4 +1,4 @@
-"""By domain: a scorer for every domain of the prompts, such as a verifier for mathematics and a reward model else."""
+"""By domain: a scorer for each domain, such as a verifier for mathematics and a reward model for the rest."""
 
 from __future__ import annotations
 
@@ -24,45 +24,45 @@ class ByDomain(ScorerSettings):
     domains: Annotated[dict[str, Part], Field(min_length=1)]
     """Scorers by domain."""
     other: Part
-    """The scorer for prompts of any other domain, and of none."""
+    """The scorer for prompts of any other domain, or of none."""
 
     description: ClassVar = (
-        "a scorer for every domain of the prompts, such as a verifier for mathematics and a reward model else"
+        "a scorer for each domain, such as a verifier for mathematics and a reward model for the rest"
     )
 
     @property
     def title(self) -> str:
-        """What scores which domain."""
+        """Which scorer scores which domain."""
         titles = [f"{part.title} for {domain}" for domain, part in self.domains.items()]
         return ", ".join([*titles, f"else {self.other.title}"])
 
     @property
     def named_domains(self) -> list[str]:
-        """Those with a scorer of their own."""
+        """The domains with a scorer of their own."""
         return list(self.domains)
 
     def children(self) -> dict[PartPath, ScorerSettings]:
-        """The scorer of every domain, and that of all others."""
+        """The scorer of every domain, and the one for all others."""
         return {**{("domains", domain): part for domain, part in self.domains.items()}, ("other",): self.other}
 
     def for_domain(self, domain: str) -> ScorerSettings:
-        """The domain's own scorer, or that of all others."""
+        """The domain's own scorer, or the one for all others."""
         return self.domains.get(domain, self.other)
 
     def build(self, build_part: BuildPart) -> ByDomainScorer:
-        """One scorer that asks those of the domains."""
+        """One scorer that asks the scorers of the domains."""
         domains = {domain: build_part(part) for domain, part in self.domains.items()}
         return ByDomainScorer(domains, build_part(self.other))
 
 
 class ByDomainScorer:
-    """Has every answer scored by the scorer of its prompt's domain.
+    """Scores every answer by the scorer of its prompt's domain.
 
     Scores of different scorers are not comparable; policies compare answers to one prompt only.
 
     Args:
-        domains: scorers by domain.
-        other: of prompts of any other domain, and of none.
+        domains: Scorers by domain.
+        other: The scorer for prompts of any other domain, or of none.
     """
 
     def __init__(self, domains: Mapping[str, Scorer], other: Scorer) -> None:
@@ -77,7 +77,7 @@ class ByDomainScorer:
 
     @property
     def needs_answers(self) -> bool:
-        """As any of the scorers."""
+        """True if any of the scorers needs them."""
         return any(scorer.needs_answers for scorer in (*self._domains.values(), self._other))
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:

@@ -2,7 +2,7 @@
 
 weighted-sum    the weighted sum of the parts' scores
 gate            the last part's score, of answers that pass all the others: a verifier first, then a reward model
-rank            the first part decides; between answers that it rates alike the second does, and so on
+rank            the first part decides; the second decides between answers that it rates alike, and so on
 
 A score belongs to one answer and is stored under it, so no rule looks at other answers: ``rank`` is an order of scores,
 written as a number, and not an answer's place among those that happen to be sampled.
@@ -38,11 +38,11 @@ class Combination(ScorerSettings):
     parts: Annotated[dict[str, Part], Field(min_length=2)]
     """At least two scorers by any name, combinations too; for ``gate`` and ``rank`` their order matters."""
     weights: dict[str, float] = {}
-    """With ``rule: weighted-sum``: weights by the part's name; 1 unless given."""
+    """With ``rule: weighted-sum``: weights by the part's name; default: 1."""
     failing_value: float | None = None
     """With ``rule: gate``: the score of answers that fail, which the last part is then not asked about."""
     step: Annotated[float, Field(gt=0)] = 1.0
-    """With ``rule: rank``: scores are alike that are nearest to the same multiple of it."""
+    """With ``rule: rank``: scores that round to the same multiple of it are alike."""
 
     description: ClassVar = (
         "several scorers as one: a weighted sum, a gate (a verifier first), or a rank (ties go to the next)"
@@ -58,7 +58,7 @@ class Combination(ScorerSettings):
         return {("parts", name): part for name, part in self.parts.items()}
 
     def find_problems(self) -> Iterator[Problem]:
-        """Keys of another rule, and weights of parts that it has not."""
+        """Keys of another rule, and weights of unknown parts."""
         yield from find_unread_keys(self, "rule", {"weights": "weighted-sum", "failing_value": "gate", "step": "rank"})
         for name in sorted(self.weights.keys() - self.parts.keys()):
             yield Problem(("weights", name), unknown_name(name, self.parts, "part"))
@@ -76,7 +76,7 @@ class Combination(ScorerSettings):
 
 
 class CombinationScorer:
-    """Scores by a rule over the scores of other scorers, which stand in the detail under their names.
+    """Scores by a rule over the scores of other scorers, which the detail holds by name.
 
     Args:
         rule: See above.
@@ -104,14 +104,14 @@ class CombinationScorer:
 
     @cached_property
     def identity(self) -> str:
-        """Names the rule, what of the settings it reads, and the parts."""
+        """Names the rule, the settings that it reads, and the parts."""
         settings = {"weighted-sum": self._weights, "gate": self._failing_value, "rank": self._step}[self._rule]
         parts = [[name, part.identity] for name, part in self._parts.items()]
         return digest({"scorer": "combination", "rule": self._rule, "settings": settings, "parts": parts})
 
     @property
     def needs_answers(self) -> bool:
-        """As the parts."""
+        """True if any of the parts needs them."""
         return any(part.needs_answers for part in self._parts.values())
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
@@ -171,7 +171,7 @@ class CombinationScorer:
 
 
 def rank_value(values: Sequence[float], *, step: float) -> float:
-    """A number that is in the order of ``values``: by the first, and where these are alike by those that follow.
+    """A number that sorts like ``values``: by the first, and among alike ones by those that follow.
 
     All but the last are rounded to multiples of ``step``, and what follows is fitted between one multiple and the next:
 

@@ -1,6 +1,6 @@
 """Dialogues as reward models read them: with the model's own tokenizer and template, cut and batched.
 
-    prompt and answer -> token ids -> the answer cut where they are too many -> batches of one width -> readings
+    prompt and answer -> token ids -> the answer cut if they are too many -> batches of one width -> readings
 
 What the template writes around the answer, its header above all, is never cut. A dialogue is padded to a width that
 its own length decides, never its neighbours': so a model computes it in the same shape whatever it is batched with.
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 MIN_PADDING_STEP = 8
 
 Truncate = Literal["end", "middle"]
-"""What an answer loses that does not fit."""
+"""Which part of an answer is cut if it does not fit."""
 
 
 class DialogueReader(AnswerReader, ChatModel):
     """A model on this machine that reads the whole dialogue, with its own chat template and tokenizer."""
 
     max_length: Positive = 4096
-    """Most tokens of prompt and answer; never more than the model has positions for."""
+    """Limit of prompt and answer together, in tokens; never more than the model has positions for."""
     truncate: Truncate = "end"
-    """What an answer loses that does not fit."""
+    """Which part of an answer is cut if it does not fit."""
     batch_tokens: Positive = 16_384
     """About how many tokens are computed at once, padding included."""
     float32_head: bool = True
-    """What follows the backbone is computed in float32, whatever ``dtype`` is."""
+    """Compute what follows the backbone in float32, whatever ``dtype`` is."""
 
     placement: ClassVar = {"batch_tokens", "device"}
 
@@ -61,7 +61,7 @@ class DialogueReader(AnswerReader, ChatModel):
         return [self.model]
 
     def describe(self, fingerprint: Fingerprint) -> list[object]:
-        """As of every scorer; the template's variables and date only as far as they decide its text."""
+        """As for every scorer; the template's variables and date count only if they change its text."""
         settings, *others = super().describe(fingerprint)
         assert isinstance(settings, dict)
         described = {key: value for key, value in settings.items() if key not in _TEMPLATE_KEYS}
@@ -104,14 +104,14 @@ class Batch(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a model says of one dialogue."""
+    """A model's output for one dialogue."""
 
     value: float
     detail: Mapping[str, Any] = {}
 
 
 class Loaded(NamedTuple):
-    """A model and how it reads."""
+    """A model with its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -130,10 +130,10 @@ class DialogueScorer(ABC):
         float32_head: Whether what the model makes of its last hidden state is computed in float32, whatever ``dtype``
             is.
         device: ``auto`` or a torch device.
-        dtype: ``auto`` or a torch dtype's name. It belongs to the identity, because in another precision a score moves
-            by more than close answers lie apart; what ``auto`` comes to on a machine does not.
-        chat_template_kwargs: variables of the chat template.
-        template_date: what the chat template takes for today, as 2026-11-30.
+        dtype: ``auto`` or a torch dtype's name. It belongs to the identity, because another precision can change which
+            of two close answers is better. What ``auto`` means on a machine does not.
+        chat_template_kwargs: Variables of the chat template.
+        template_date: What the chat template takes for today, e.g. 2026-11-30.
     """
 
     kind: ClassVar[str]
@@ -165,9 +165,9 @@ class DialogueScorer(ABC):
 
     @cached_property
     def identity(self) -> str:
-        """Names kind, weights, template, how answers are cut, and in which precision is computed.
+        """Names kind, weights, template, how answers are cut, and the precision.
 
-        Asked once: a name of a hub is looked up there.
+        Computed once: a hub name is looked up on the hub.
         """
         return digest(
             {
@@ -189,10 +189,10 @@ class DialogueScorer(ABC):
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Score every response; the first call loads the weights.
 
-        An answer whose prompt leaves no room for it has no score, nor has one that the model gives no finite number.
+        An answer has no score if its prompt leaves no room for it, or if the model's output is not finite.
 
         Raises:
-            InputError: The model cannot be loaded, is none of this kind, or has no chat template.
+            InputError: The model cannot be loaded, is of another kind, or has no chat template.
         """
         if self._loaded is None:
             self._loaded = self._load_checked()
@@ -244,7 +244,7 @@ class DialogueScorer(ABC):
 
     @abstractmethod
     def _read(self, loaded: Loaded, batch: Batch) -> list[Reading]:
-        """What the model says of every dialogue of the batch."""
+        """The model's output for every dialogue of the batch."""
 
     def _load_checked(self) -> Loaded:
         loaded = self._load()
@@ -279,9 +279,9 @@ def encode_dialogue(
     max_length: int,
     truncate: Truncate,
 ) -> Dialogue | TooLong:
-    """The whole dialogue as token ids; of more than ``max_length`` the answer loses as many as are too many.
+    """The whole dialogue as token ids; the answer is cut so that there are ``max_length`` at most.
 
-    What an empty answer leaves standing belongs to the template: the header before an answer and the tail behind it.
+    What remains with an empty answer belongs to the template: the header before an answer and the tail after it.
 
     Raises:
         UnfitAnswer: The model would read other words than the answer's.
@@ -303,15 +303,15 @@ def encode_dialogue(
 
 
 def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """How many tokens two sequences have in common at the beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def padded_shape(length: int, max_length: int) -> tuple[int, bool]:
     """The width that a dialogue is padded to, and whether that adds anything; its own length decides both.
 
-    Widths go up by 8 tokens, or an eighth at most. One token is padded at least, because kernels differ with and
-    without a mask; not where that would exceed ``max_length``, which may be all that the model has positions for.
+    Widths go up by 8 tokens, or an eighth at most. At least one token is padded, because kernels differ with
+    and without a mask, unless that would exceed ``max_length``, which may be all the positions that the model has.
     """
     step = max(MIN_PADDING_STEP, (1 << length.bit_length()) // 16)
     width = (length // step + 1) * step
@@ -322,9 +322,9 @@ def split_batches(lengths: Mapping[int, int], *, batch_tokens: int, max_length: 
     """Split dialogues into batches of one shape and at most ``batch_tokens`` tokens, or one dialogue.
 
     Args:
-        lengths: in tokens, by a number that names the dialogue.
-        batch_tokens: padding included.
-        max_length: see :func:`padded_shape`.
+        lengths: In tokens, by a number that names the dialogue.
+        batch_tokens: Padding included.
+        max_length: See :func:`padded_shape`.
 
     Yields:
         The dialogues of a batch, by their numbers.

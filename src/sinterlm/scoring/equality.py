@@ -1,10 +1,10 @@
-r"""Whether two answers have the same value: math-verify's comparison, without what it wrongly takes for equal.
+r"""Whether two answers have the same value: math-verify's comparison, without its false positives.
 
-Three habits of math-verify 0.9 are mended here:
+Three faults of math-verify 0.9 are corrected here:
 
 - It rounds to six decimals, so that 0.0000004 is 0.0000001. Here numbers are equal by their relative difference.
 - latex2sympy reads as far as it can and drops the rest, so that ``10^-3`` is 10. Here a text is read whole or not.
-- ``\gamma`` is Euler's constant to it. Here it is a letter.
+- It takes ``\gamma`` for Euler's constant. Here it is a letter.
 
 Imported by workers only: math-verify brings SymPy, which takes a second.
 """
@@ -61,7 +61,7 @@ from sinterlm.scoring.final_answer import (
 EXACT_DIGITS = 50
 """Digits to which constants are computed when they are compared with each other."""
 MAX_RELATIVE_ERROR = 1e-5
-"""By which a decimal may miss the number it is written for, such as 0.333333 for 1/3; it must give its digits, too."""
+"""The error that a decimal such as 0.333333 for 1/3 may have; besides, it must give the number's digits."""
 MIN_DIGITS = 6
 """Digits that a decimal must have to equal one with more digits."""
 
@@ -84,13 +84,13 @@ class Accepted(NamedTuple):
     expression: Any | None
     based: tuple[str, int] | None
     text: str | None
-    """Without spaces: what is written alike is equal, even where it cannot be read."""
+    """Without spaces: what is written alike is equal, even if it cannot be read."""
     is_readable: bool
-    """Whether an answer that is written otherwise can be compared with it."""
+    """Whether an answer that is written differently can be compared with it."""
 
 
 def judge(accepted: tuple[str, ...], content: str) -> str:
-    """``right``, ``wrong``, ``no-answer`` in the response, or accepted answers that are ``unreadable``."""
+    """``right``, ``wrong``, ``no-answer`` (in the response) or ``unreadable`` (the accepted answers)."""
     golds = read_accepted(accepted)
     verdict = _judge(golds, content)
     return verdict if verdict == "right" or any(gold.is_readable for gold in golds) else "unreadable"
@@ -126,7 +126,7 @@ def _read_accepted(text: str) -> Accepted:
 
 
 def _compare(golds: Sequence[Accepted], reading: Reading) -> bool | None:
-    """Whether the reading is an accepted answer; None where it is no answer at all."""
+    """Whether the reading is an accepted answer; None if it is no answer at all."""
     words = {as_words(reading.text), as_words(without_reasons(reading.text))} - {None}
     own = choice(reading.text)
     if any(gold.words in words or (own and own == gold.choice) for gold in golds):
@@ -178,7 +178,7 @@ def _without_spaces(latex: str) -> str | None:
 
 
 def read(latex: str) -> Any | None:
-    """What LaTeX says, as SymPy has it; None where it is not mathematics from its beginning to its end.
+    """LaTeX as a SymPy expression; None if it is not mathematics as a whole.
 
     Raises:
         MemoryError: It is too large.
@@ -214,7 +214,7 @@ def read(latex: str) -> Any | None:
 
 
 def _read_in_parts(latex: str) -> Any | None:
-    """What latex2sympy reads one by one only: several answers, plus and minus, relations that are joined or chained."""
+    """What latex2sympy reads only one by one: several answers, plus and minus, relations that are joined or chained."""
     for sign, combine in ((_OR, Union), (_AND, Intersection)):
         if len(parts := sign.split(latex)) > 1:
             relations = [read(part) for part in parts]
@@ -246,7 +246,7 @@ def _together(combine: Callable[..., Any], parts: Sequence[Any | None]) -> Any |
 
 
 def _set_of(*values: Any) -> Any:
-    """Values as one set; of what is said of one letter, its values."""
+    """Values as one set; equations that all have the same letter on the left give their right sides."""
     letters = {value.lhs for value in values if isinstance(value, Eq)}
     if len(letters) == 1:
         values = tuple(value.rhs if isinstance(value, Eq) else value for value in values)
@@ -340,7 +340,7 @@ _END = -1
 
 
 def numbers_are_equal(one: Any, other: Any, *_: Any) -> bool:
-    """Whether two numbers, or two matrices, are equal; False where one is neither.
+    """Whether two numbers, or two matrices, are equal; False if one is neither.
 
     Whole numbers and fractions are equal exactly, other constants to 50 digits. A decimal is equal to a number whose
     digits it gives: to one unit in its last place, and a hundred-thousandth of the number at most.
@@ -375,7 +375,7 @@ def _differ_by(one: Any, other: Any, *, digits: int) -> float:
 
 
 def _gives_the_digits_of(one: Any, other: Any) -> bool:
-    """Whether a decimal is written for a number without an end of digits, or for a decimal with more of them."""
+    """Whether a decimal rounds a number whose digits never end, or a decimal with more digits."""
     a, b = (_decimal(number) if isinstance(number, Float) else None for number in (one, other))
     if a is not None and b is not None:
         shorter, longer = sorted((a, b), key=_num_decimals)
@@ -390,7 +390,7 @@ def _gives_the_digits_of(one: Any, other: Any) -> bool:
 
 
 def _ends(exact: Any) -> bool:
-    """Whether a number is a decimal with an end."""
+    """Whether a number's decimals end."""
     if not isinstance(exact, Rational):
         return False
     rest = int(exact.q)

@@ -30,11 +30,11 @@ NORMALISATION = 2
 """Goes up with every change of the normalisation, so that older scores are not used."""
 
 GROUPING_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-"""The comma of 1,000, which says nothing of the value."""
+"""The comma of 1,000, which does not change the value."""
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\S)")
 _SIGNED = re.compile(r"-?\.?\d|\.[^\W\d_]")
 _NAME_END = re.compile(r"\w#+$|(?<!\w)[^\W\d]{1,2}-$")
-"""Of a name that ends in a punctuation mark: F#, C-."""
+"""The end of a name that ends in a punctuation mark: F#, C-."""
 _KATAKANA = r"\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
 _HANGUL = r"\uac00-\ud7a3"
 _WITHOUT_SPACES = re.compile(
@@ -65,7 +65,7 @@ class ExactMatch(AnswerReader):
     kind: Literal["exact-match"]
 
     description: ClassVar = (
-        "1 where the answer equals an accepted answer, letter case, articles and punctuation around it aside; else 0"
+        "1 if the answer equals an accepted answer, apart from letter case, articles and outer punctuation; otherwise 0"
     )
 
     @property
@@ -81,8 +81,8 @@ class ExactMatch(AnswerReader):
 class ExactMatchScorer:
     """Gives 1 to an answer that equals an accepted one after normalisation, else 0.
 
-    ``contains`` in the detail is 1 where a normalised accepted answer is in the normalised answer as whole words,
-    and numbers as whole numbers: ``5`` is not in ``15``, ``1.5`` or ``-5``.
+    ``contains`` in the detail is 1 if a normalised accepted answer occurs in the normalised answer as whole words,
+    numbers as whole numbers: ``5`` is not in ``15``, ``1.5`` or ``-5``.
     """
 
     @property
@@ -99,7 +99,7 @@ class ExactMatchScorer:
         """Compare every response with its prompt's accepted answers.
 
         Raises:
-            InputError: A prompt has none.
+            InputError: A prompt has no accepted answers.
         """
         return [self._score_one(entry) for entry in exchanges]
 
@@ -133,10 +133,10 @@ def normalise(text: str) -> str:
 
 
 def is_within(answer: str, text: str) -> bool:
-    """Whether a normalised answer is in a normalised text as whole words, or as a whole number.
+    """Whether a normalised answer occurs in a normalised text as whole words, or as a whole number.
 
-    Between letters of a script that is written without spaces a word may begin and end anywhere, but within a run of
-    Katakana; a Korean word may have a particle behind it.
+    In a script that is written without spaces a word may begin and end anywhere, except within a run of Katakana; a
+    Korean word may be followed by a particle.
     """
     start = text.find(answer)
     while start >= 0:
@@ -168,7 +168,7 @@ def _ends_at(answer: str, text: str, end: int) -> bool:
 
 
 def _is_boundary(left: str, right: str, *, outer: str) -> bool:
-    """Whether a word may end between two characters, of which ``outer`` lies outside the answer."""
+    """Whether a word may end between two characters; ``outer`` is the one outside the answer."""
     if unicodedata.category(right).startswith("M"):
         return False
     if not _is_letter(outer):

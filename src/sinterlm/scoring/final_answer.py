@@ -4,8 +4,8 @@ It is the first of these that exists:
 
 1. the last ``\boxed`` or ``\fbox``;
 2. the last ``<answer>``;
-3. behind the last "answer is", "Answer:" or their like in some other languages, where an expression follows;
-4. the last line, where it is nothing but an expression;
+3. after the last "answer is", "Answer:" or their like in some other languages, if an expression follows;
+4. the last line, if it is nothing but an expression;
 5. what is bold in the last line;
 6. anywhere near the end: the last formula or number, as math-verify finds it.
 """
@@ -34,7 +34,7 @@ class Reading(NamedTuple):
     is_marked: bool
     """Whether the answer itself says so (a box, a tag): then nothing else in it is looked at."""
     together: str | None = None
-    """With the boxes before it, where "and", "or" or a comma joins them: several answers, each in its own."""
+    """With the boxes before it, if "and", "or" or a comma joins them: several answers, each in its own."""
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
@@ -56,11 +56,11 @@ _HEDGE = re.compile(
     r"(?=not\b|(?:(?:option|choice|letter)\s+)?(?-i:\(?[A-J](?![\w'])))",
     re.IGNORECASE,
 )
-"""Words before the letter of a choice, or before a "not", that say nothing of the answer."""
+"""Words before the letter of a choice, or before a "not", that do not change the answer."""
 _NOT_BUT = re.compile(r"not\b[^.\n]*?\bbut\s+", re.IGNORECASE)
 _EMPHASIS = re.compile(r"(?<![\w*\\)}])\*\*(?=[^\s*])([^*\n]{1,400})(?<=\S)\*\*(?![\w*({])")
 _NUMBERING = re.compile(r"\W*\d+[.:)]")
-"""Of a list or a step, which is no answer."""
+"""The number of a list item or of a step, which is no answer."""
 _JOINED = re.compile(
     r"(?=.*?(?:,|\band\b|\bor\b))(?:\s|\$|\\q?quad|\\[ ,;()]|\\(?:text|mbox)\{\s*(?:and|or)\s*\}|,|\band\b|\bor\b)+",
     re.DOTALL,
@@ -207,7 +207,7 @@ class Box(NamedTuple):
 
 
 def boxes_in(text: str) -> list[Box]:
-    r"""All that is boxed, in order; of nested boxes the innermost. ``\boxed 5`` holds one character or command."""
+    r"""All boxes in order; only the innermost of nested ones. ``\boxed 5`` holds one character or command."""
     boxes = []
     for found in _BOX.finditer(text):
         if text[found.end() : found.end() + 1] == "{":
@@ -276,7 +276,7 @@ def _joined(content: str, boxes: Sequence[Box]) -> list[str]:
 _MIXED = re.compile(r"(?<![\d./-])(\d+) (\d)/(\d{1,2})(?![\d/])")
 _ORDINAL = re.compile(r"(?<![\w.])\d+(?:st|nd|rd|th)(?!\w)")
 _LONG_NUMBER = re.compile(r"\d{1000,}")
-"""What math-verify's patterns take seconds for, and no accepted answer is."""
+"""Math-verify's patterns take seconds for such a number, and no accepted answer is one."""
 _SURD = re.compile(r"(?<![\w^])-?[\d.,/()+-]{0,50}[√π](?:[\d.,/()√π+-]{0,50}[\dπ)])?")
 _MAX_PROSE = 10_000
 _SUPPRESSED = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
@@ -296,7 +296,7 @@ def as_prose(content: str) -> str:
 
 
 def as_latex(text: str) -> str:
-    r"""An answer as LaTeX that latex2sympy reads, without what says nothing of its value.
+    r"""An answer as LaTeX that latex2sympy reads, without what does not change its value.
 
     >>> as_latex("**1,072 dollars.**"), as_latex("10^-3"), as_latex("3 3/4")
     ('1072', '10^{-3}', '(3+\\frac{3}{4})')
@@ -340,18 +340,18 @@ def _as_fraction(repeating: re.Match[str]) -> str:
 
 
 def with_decimal_comma(latex: str) -> str | None:
-    """The number that ``2,74`` is if its comma is a decimal one; None where it cannot be one."""
+    """The number that ``2,74`` is if its comma is a decimal one; None if it cannot be one."""
     return latex.replace(",", ".") if _DECIMAL_COMMA.match(latex) else None
 
 
 def based(latex: str) -> tuple[str, int] | None:
-    """Digits and base of a number such as ``4343_6``; None where it is none."""
+    """Digits and base of a number such as ``4343_6``; None if it is none."""
     found = _BASED.match(latex)
     return (found[1].upper(), _BASES.get(found[2]) or int(found[2])) if found else None
 
 
 def as_words(text: str) -> str | None:
-    r"""An answer in words: ``\text{(Evelyn)}`` is ``evelyn``; None where it is mathematics."""
+    r"""An answer in words: ``\text{(Evelyn)}`` is ``evelyn``; None if it is mathematics."""
     words = _STYLE.sub(r"\1", _unwrapped(text.strip())).replace("$", "")
     return None if _MATHEMATICS.search(words) or not _WORD.search(words) else normalise(words)
 
@@ -379,14 +379,14 @@ _LETTER = re.compile(
 
 
 def is_expression(latex: str) -> bool:
-    """Whether there is no prose in it: no word, and no two letters in a row where there is a space as well."""
+    """Whether there is no prose in it: no word, and no two letters in a row if it has a space as well."""
     latex = latex.strip()
     is_spaced = " " in latex and re.search(r"[A-Za-z]{2}", _without_commands(latex))
     return bool(latex) and not is_spaced and not holds_words(latex)
 
 
 def holds_words(latex: str) -> bool:
-    """Whether three letters stand in a row, or one of another script, outside commands."""
+    """Whether it has three letters in a row, or one of another script, outside commands."""
     return bool(re.search(r"[A-Za-z]{3}|[^\x00-\x7f]", _without_commands(latex)))
 
 
@@ -411,7 +411,7 @@ _WRAPPERS = [
 
 
 def _unwrapped(text: str) -> str:
-    """Without emphasis, delimiters of formulas, quotation marks and a full stop around."""
+    """The text without emphasis, formula delimiters, quotation marks and a full stop around it."""
     while True:
         bare = re.sub(r"(?<!\\)[\s.,;:。、]+$", "", text.strip())
         bare = re.sub(r"^[:=\s]+", "", bare)
@@ -439,7 +439,7 @@ def _with_root_braces(text: str) -> str:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the brace lies that closes the one before ``start``; the end of the text where none does."""
+    """The place of the brace that closes the one before ``start``; the end of the text if none does."""
     depth = 1
     for found in re.compile(r"\\[{}]|[{}]").finditer(text, start):
         depth += {"{": 1, "}": -1}.get(found[0], 0)

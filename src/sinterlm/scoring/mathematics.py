@@ -40,9 +40,9 @@ RULES = 3
 MEMORY_BYTES = 4 * 2**30
 """Address space of a worker."""
 WAITING_FACTOR = 4
-"""How much longer than it may compute an answer may wait for a processor."""
+"""Comparing an answer may take this many times its computing time by the clock: workers wait for processors."""
 STOPPED = "comparison-stopped"
-"""Reason of an answer without a score: comparing it met a limit of ours, which says nothing of the answer."""
+"""Reason of an answer without a score: comparing it met a limit of ours, which says nothing about the answer."""
 
 NUM_SHOWN, MAX_SHOWN = 5, 80
 """Accepted answers that an error shows, and characters of each."""
@@ -57,12 +57,12 @@ class Mathematics(AnswerReader):
 
     kind: Literal["mathematics"]
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Most computing time for one answer; what takes longer has no score and is dropped as ``comparison-stopped``."""
+    """Limit of the computing time for one answer; a slower one is dropped as ``comparison-stopped``, without a score."""
     num_workers: Positive = 2
-    """Processes at work."""
+    """Number of worker processes."""
 
     description: ClassVar = (
-        "1 where the final answer equals an accepted one by value, as math-verify finds and compares them; else 0"
+        "1 if the final answer equals an accepted one by value, as math-verify finds and compares them; otherwise 0"
     )
     placement: ClassVar = {"num_workers"}
 
@@ -72,10 +72,10 @@ class Mathematics(AnswerReader):
         return RULES
 
     def check(self, preflight: Preflight) -> None:
-        """See whether the packages of the extra ``math`` are installed.
+        """Check that the packages of the extra ``math`` are installed.
 
         Raises:
-            InputError: One is not.
+            InputError: One is missing.
         """
         super().check(preflight)
         check_packages()
@@ -92,7 +92,7 @@ class MathematicsScorer:
     (GSM8K) or in the last ``\boxed`` (MATH). An answer that takes too long or too much memory has no score.
 
     Args:
-        timeout_seconds: Most computing time for one response.
+        timeout_seconds: Limit of the computing time for one response.
         num_workers: How many responses are compared at once.
     """
 
@@ -140,7 +140,7 @@ class MathematicsScorer:
         A response whose worker was lost (it waited too long, or something ended it) is asked about once more.
 
         Raises:
-            InputError: A prompt has no accepted answer, or math-verify is not installed.
+            InputError: A prompt has no accepted answers, or math-verify is not installed.
         """
         questions = [(_accepted(entry), entry.response.content) for entry in exchanges]
         outcomes = self._ask(judge_in_time, questions)
@@ -194,10 +194,10 @@ class MathematicsScorer:
 
 
 def check_packages() -> None:
-    """See whether the packages of the extra ``math`` are installed.
+    """Check that the packages of the extra ``math`` are installed.
 
     Raises:
-        InputError: One is not.
+        InputError: One is missing.
     """
     for name in ("math_verify", "pebble"):
         if find_spec(name) is None:

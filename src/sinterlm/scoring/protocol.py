@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from sinterlm.records import Prompt, Response, Score
 
 NO_SCORE, NOT_A_NUMBER = "no-score", "the score is no number"
-"""Reason and problem of an answer without a score, where the scorer says no more."""
+"""Reason and problem of an answer without a score, if the scorer says no more."""
 INVALID_VERDICT = "invalid-verdict"
 """Reason of an answer on which a judge gave no verdict; a recipe says how many of these it tolerates."""
 
@@ -18,7 +18,7 @@ SCORER_FAILED = "scorer-failed"
 
 
 class Exchange(NamedTuple):
-    """A response beside the prompt that it answers."""
+    """A response with the prompt that it answers."""
 
     prompt: Prompt
     response: Response
@@ -47,7 +47,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
-        """Score one batch; raises InputError where a prompt lacks what the scorer needs."""
+        """Score one batch; raises InputError if a prompt lacks what the scorer needs."""
         ...
 
     def close(self) -> None:

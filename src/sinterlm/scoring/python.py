@@ -1,4 +1,4 @@
-"""Python: a function of one's own, in a file beside the recipe, that scores an answer.
+"""Python: a function of your own, in a file beside the recipe, that scores an answer.
 
     def score(prompt: Prompt, response: Response) -> float | bool | Score: ...
 
@@ -34,7 +34,7 @@ from sinterlm.settings import InputPath
 
 
 class Python(AnswerReader):
-    """A function of one's own that scores an answer; it runs only with ``--allow-code``."""
+    """A function of your own that scores an answer; it runs only with ``--allow-code``."""
 
     kind: Literal["python"]
     path: InputPath
@@ -49,12 +49,12 @@ class Python(AnswerReader):
 
     @property
     def title(self) -> str:
-        """The kind with the file's name, and the function's if it has another than usual."""
+        """The kind with the file's name, and the function's if it is not the default."""
         function = "" if self.function == Python.model_fields["function"].default else f":{self.function}"
         return f"{self.kind} {self.path.name}{function}"
 
     def check(self, preflight: Preflight) -> None:
-        """Run the file, if that is allowed, and see whether it has the function.
+        """Run the file, if that is allowed, and check that it has the function.
 
         Raises:
             InputError: The file does not exist, it is not allowed to run, or it has no such function.
@@ -62,13 +62,13 @@ class Python(AnswerReader):
         super().check(preflight)
         if not preflight.allow_code:
             raise InputError(
-                f"{self.path}: the scorer {self.kind} runs the code in this file, which a recipe may do only with your "
-                "leave: read the file, and give the same command with --allow-code"
+                f"{self.path}: the scorer {self.kind} runs the code in this file, which needs your permission: read "
+                "the file, and give the same command with --allow-code"
             )
         load_function(self.path, self.path.read_bytes(), self.function)
 
     def build_reader(self) -> PythonScorer:
-        """The scorer, which runs the file when it is first asked."""
+        """The scorer; its first ``score`` runs the file."""
         return PythonScorer(self.path, self.function, needs_answers=self.needs_answers)
 
 
@@ -147,7 +147,7 @@ class PythonScorer:
         return self._complete(exchange, found)
 
     def _complete(self, exchange: Exchange, found: Score) -> Score:
-        """The score with its ids, if it is a whole one."""
+        """The score with its ids, if its value, verdict and detail are valid."""
         value: Any = found.value  # nobody has checked the types of the user's own code
         if not isinstance(value, Real) or found.passed not in (None, True, False):
             problem = f"gives {found}, expected a number as value, and True, False or None as passed"
@@ -174,12 +174,12 @@ def load_function(path: Path, source: bytes, name: str) -> Callable[..., Any]:
     """Run a Python file, and give one of its functions.
 
     Args:
-        path: Of the file, for messages.
+        path: The file's path, for messages.
         source: The file's content.
-        name: The function's.
+        name: The function's name.
 
     Raises:
-        InputError: The file is no Python, raises an error, or has no such function.
+        InputError: The file is not Python, raises an error, or has no such function.
     """
     module = ModuleType(f"_sinterlm_python_{hashlib.sha256(source).hexdigest()[:16]}")
     module.__file__ = str(path)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NO_RECORDED_SCORE = "no-recorded-score"
 
 _Key = tuple[str, str, object]
-"""By what the prompt is known (``id`` or ``content``), that, and the answer: its text, or its source and index."""
+"""What names the prompt (``id`` or ``content``), that name, and the answer: its text, or its source and index."""
 
 
 class RecordedScores(ScorerSettings):
@@ -30,7 +30,7 @@ class RecordedScores(ScorerSettings):
     path: InputPath
     """The file of scores, relative to the recipe."""
     missing: Literal["error", "drop"] = "error"
-    """What becomes of an answer that the file does not score: the run stops, or the answer is dropped as
+    """What happens to an answer that the file does not score: the run stops, or the answer is dropped as
     ``no-recorded-score``.
     """
 
@@ -42,7 +42,7 @@ class RecordedScores(ScorerSettings):
         return True
 
     def build(self, build_part: BuildPart) -> RecordedScorer:
-        """The scorer, which reads the file when it is first asked."""
+        """The scorer; its first ``score`` reads the file."""
         return RecordedScorer(self.path, missing=self.missing)
 
 
@@ -50,11 +50,11 @@ class RecordedScorer:
     """Gives the scores that a JSON Lines or Parquet file holds.
 
     A line that has the answer's text scores every answer of that text to its prompt; a line without scores the answer
-    of its source and index, by their names in the run. What scores an answer directly holds over its text's score.
+    of its source and index, by their names in the run. An answer's own score wins over its text's.
 
     Args:
-        path: the file, as :func:`sinterlm.formats.read_scores` reads it.
-        missing: what becomes of an answer that the file does not score: ``error``, or ``drop``, which leaves it without
+        path: The file, as :func:`sinterlm.formats.read_scores` reads it.
+        missing: What happens to an answer that the file does not score: ``error``, or ``drop``, which leaves it without
             a score.
     """
 
@@ -64,7 +64,7 @@ class RecordedScorer:
 
     @cached_property
     def identity(self) -> str:
-        """Names the file's content and what becomes of answers that it does not score."""
+        """Names the file's content and what happens to answers that it does not score."""
         content = file_sha256(self._path)
         return digest({"scorer": "recorded", "content": content, "missing": self._missing})
 
@@ -77,7 +77,7 @@ class RecordedScorer:
         """Look every answer up.
 
         Raises:
-            InputError: An answer has no score, unless these are dropped; or two scores.
+            InputError: An answer has two scores, or it has none and such answers are not dropped.
         """
         found = [self._find(entry) for entry in exchanges]
         missing = [entry for entry, recorded in zip(exchanges, found, strict=True) if recorded is None]
@@ -110,7 +110,7 @@ class RecordedScorer:
             same = scores.setdefault(_key(recorded), recorded)
             if (same.value, same.passed) != (recorded.value, recorded.passed):
                 raise InputError(
-                    f"{recorded.place}: scores an answer otherwise than {same.place} does ({recorded.value:g}, not "
+                    f"{recorded.place}: scores an answer differently from {same.place} ({recorded.value:g}, not "
                     f"{same.value:g}); expected one score for one answer: name answers of one text by `source` and "
                     "`index` instead of `response`"
                 )
@@ -123,7 +123,7 @@ def _key(recorded: RecordedScore) -> _Key:
 
 
 def _keys_of(exchange: Exchange) -> Iterator[_Key]:
-    """Everything under which the answer's score may stand, the most exact first."""
+    """The keys under which the answer's score may be found, the most exact first."""
     prompt, response = exchange
     for answer in ((response.source, response.index), response.content.strip()):
         yield "id", prompt.id, answer

@@ -20,7 +20,7 @@ class RewardModel(DialogueReader):
     )
 
     def build_reader(self) -> RewardModelScorer:
-        """The scorer, which loads the model when it is first asked."""
+        """The scorer; its first ``score`` loads the model."""
         return RewardModelScorer(**self.arguments)
 
 
@@ -40,7 +40,7 @@ class RewardModelScorer(DialogueScorer):
         text_config = model.config.get_text_config()
         if text_config.pad_token_id is None:
             # Without one the model reads its output at the last token; so it does with one that ends no dialogue. No
-            # text ends in a special token: where a template writes nothing behind an answer, the answer ends it.
+            # text ends in a special token: if a template writes nothing after an answer, the answer ends it.
             ends = end_token_ids(tokenizer, self._options)
             specials = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
             text_config.pad_token_id = min(specials - ends or set(range(len(tokenizer))) - ends)

@@ -1,4 +1,4 @@
-"""What every scorer's settings say: the base of the ``scorer:`` mapping's forms, and all that others ask of it.
+"""The base of every scorer's settings: the forms of the ``scorer:`` mapping, and all that others ask of them.
 
 A scorer is one file: its settings, a subclass of :class:`ScorerSettings` or of :class:`AnswerReader`, beside the class
 that scores. Importing that file imports no torch, so that a plan is quick: what is heavy is imported by
@@ -49,7 +49,7 @@ class ScorerSettings(Settings):
     description: ClassVar[str]
     """What the scorer gives, in one line; for ``sinterlm list scorers``."""
     placement: ClassVar[Set[str]] = frozenset()
-    """Keys that decide no score: stages are not done again if they change."""
+    """Keys that change no score: stages are not run again if they change."""
 
     @abstractmethod
     def build(self, build_part: BuildPart) -> Scorer:
@@ -106,7 +106,7 @@ class ScorerSettings(Settings):
             yield from (Problem((*path, *problem.path), problem.text) for problem in part.find_problems())
 
     def check(self, preflight: Preflight) -> None:
-        """See whether this machine has what the scorer needs, before the first answer; its parts aside.
+        """Check that this machine has what the scorer needs, before the first answer; its parts aside.
 
         Raises:
             InputError: A file or a package is missing.
@@ -156,7 +156,7 @@ class AnswerReader(ScorerSettings):
     """A scorer that reads answers; by default it reads them without the thoughts before them."""
 
     thoughts: ThoughtRule = "strip"
-    """What becomes of a reasoning model's thoughts before its answer: the scorer reads them too, they are taken off
+    """What happens to a reasoning model's thoughts before its answer: the scorer reads them too, they are removed
     first, or the answer gets no score and is dropped as ``holds-thoughts``. Every scorer that reads answers has this
     key: all but ``recorded``, ``combination`` and ``by-domain``.
     """
@@ -198,7 +198,7 @@ def build_scorer(
 
 
 def find_unread_keys(settings: Settings, choice: str, readers: Mapping[str, str]) -> Iterator[Problem]:
-    """Keys that are given, though only another choice (of a mode, of a rule) reads them.
+    """Keys that are given although only another choice (of a mode or a rule) reads them.
 
     Args:
         settings: The mapping.

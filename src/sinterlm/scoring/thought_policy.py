@@ -27,7 +27,7 @@ class ThoughtPolicy:
 
     Args:
         scorer: Reads what is left.
-        thoughts: What becomes of thoughts; to keep them, use the scorer alone.
+        thoughts: What happens to thoughts; to keep them, use the scorer alone.
     """
 
     def __init__(self, scorer: Scorer, thoughts: Literal["strip", "refuse"]) -> None:
@@ -36,25 +36,25 @@ class ThoughtPolicy:
 
     @cached_property
     def identity(self) -> str:
-        """Names the scorer and what becomes of thoughts."""
+        """Names the scorer and what happens to thoughts."""
         return f"{self._scorer.identity}:thoughts-{self._thoughts}"
 
     def identity_for(self, exchange: Exchange) -> str:
-        """Under what the score of this answer is stored: the inner scorer's identity where nothing is taken off."""
+        """The identity that this answer's score is stored under: the inner scorer's if nothing is taken off."""
         return self._scorer.identity if _without_thoughts(exchange) == exchange else self.identity
 
     @property
     def identities(self) -> tuple[str, str]:
-        """All under which scores are stored."""
+        """Both identities that scores are stored under."""
         return self._scorer.identity, self.identity
 
     @property
     def needs_answers(self) -> bool:
-        """As the scorer itself."""
+        """True if the scorer itself needs them."""
         return self._scorer.needs_answers
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """As the scorer itself, where it checks prompts before they are answered.
+        """Let the scorer check prompts before they are answered, if it does so.
 
         Raises:
             InputError: The scorer could not tell one answer to a prompt from another.

@@ -1,7 +1,7 @@
-"""Typography: one table that folds what is written in several ways, and means one thing, into one.
+"""Typography: one table that folds several ways to write one thing into one.
 
 Minus signs and hyphens, quotation marks and apostrophes, characters without width, digits of other scripts, full-width
-forms, fractions and superscripts: a text says the same with either. Exact match and mathematics compare folded texts.
+forms, fractions and superscripts: a text says the same with each. Exact match and mathematics compare folded texts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From an answer to a program: which of its text is Python, and which of that defines what the tests use.
 
 Models wrap code in many ways. Fenced blocks are found by CommonMark's rules; what these miss (a closing fence with text
-behind it, a fence within a docstring) is found by trying where the block becomes Python. Every repair is tried only on
+after it, a fence within a docstring) is found by trying where the block becomes Python. Every repair is tried only on
 text that is no Python without it.
 """
 
@@ -33,9 +33,9 @@ from sinterlm.scoring.code.syntax import (
 )
 
 MAX_CHARACTERS = 100_000
-"""Most characters of an answer; a longer one is not read."""
+"""Limit of an answer's characters; a longer one is not read."""
 MAX_READ_CHARACTERS = 2_000_000
-"""Most characters of all readings of one answer: what is not understood by then is no program."""
+"""Limit of the characters of all readings of one answer: what is not understood by then is no program."""
 
 _MARKDOWN = MarkdownIt("commonmark")
 _MARKDOWN.core.ruler.enableOnly(["normalize", "block"])
@@ -87,20 +87,20 @@ class Block(NamedTuple):
     """A piece of an answer that may be code."""
 
     language: str
-    """As the fence says it, in lower case; empty where it says none."""
+    """As the fence says it, in lower case; empty if it says none."""
     raw: str
     """As it was written, for the rest of a function that the prompt begins."""
     code: str
-    """All of it that is Python; empty where nothing is."""
+    """All of it that is Python; empty if nothing is."""
 
 
 class Program(NamedTuple):
-    """What an answer's code comes to."""
+    """The program that an answer's code makes."""
 
     text: str
-    """Behind the prompt's code."""
+    """The prompt's code, if it has any, with the answer's after it or in it."""
     defined: frozenset[str]
-    """What the answer itself defines of that, on the uppermost level."""
+    """What the answer itself defines of it, at the top level."""
 
 
 class _Budget:
@@ -123,15 +123,15 @@ class _Budget:
 def build_program(
     answer: str, begun: str = "", *, wanted: Set[str] = frozenset(), as_script: bool = False
 ) -> Program | None:
-    """The program of an answer; None where nothing in it is Python.
+    """The program of an answer; None if nothing in it is Python.
 
     Args:
-        answer: without thoughts; with fenced blocks or none, with prose around, the whole program or the continuation
+        answer: Without thoughts; with fenced blocks or none, with prose around, the whole program or the continuation
             of ``begun``.
-        begun: the prompt's code, which the program begins with.
-        wanted: what the tests use: the blocks that define some of it are the program, with what these need of the
+        begun: The prompt's code, which the program begins with.
+        wanted: What the tests use: the blocks that define some of it are the program, with what these need of the
             others. So a block that only shows the use decides nothing.
-        as_script: the program reads input and prints; ``wanted`` does not matter.
+        as_script: The program reads input and prints; ``wanted`` does not matter.
     """
     if len(answer) > MAX_CHARACTERS:
         return None
@@ -155,7 +155,7 @@ def build_program(
 
 
 def find_blocks(text: str, budget: _Budget | None = None) -> list[Block]:
-    """The blocks of a text in order: fenced ones, else indented ones, else its lines that are Python."""
+    """The blocks of a text in order: fenced ones, or else indented ones, or else its lines that are Python."""
     budget = budget or _Budget()
     found: list[Block] = []
     tries = 0
@@ -177,7 +177,7 @@ def find_blocks(text: str, budget: _Budget | None = None) -> list[Block]:
             behind = lines[token.map[1] :] if token.map and token.level == 0 else []
             block, end = _read_block(language, content, token.markup, behind, budget)
             found.append(block)
-            if end is not None:  # the block ends elsewhere than CommonMark has it
+            if end is not None:  # the block does not end where CommonMark says
                 rest = end
                 break
         if not found:
@@ -203,13 +203,13 @@ def _unfenced(text: str, budget: _Budget) -> list[Block]:
 def _read_block(
     language: str, content: str, fence: str, behind: Sequence[str], budget: _Budget
 ) -> tuple[Block, str | None]:
-    """A fenced block; and the text to read on with, where the block ends elsewhere than at its fence."""
+    """A fenced block; and the text to read next, if the block does not end at its fence."""
     if language not in (*_LANGUAGES, *_NO_LANGUAGES):
         return Block(language, content, ""), None
     for code in _repaired(content):
         if budget.parse(code):
             return Block(language, content, code), None
-    # A fence with text behind it, or at the end of a line of code, closes the block; one within a docstring does not.
+    # A fence with text after it, or at the end of a line of code, closes the block; one within a docstring does not.
     whole = content + (f"{fence}\n" + "\n".join(behind) if behind else "")
     budget.spend(len(whole))
     raw = content
@@ -261,7 +261,7 @@ def _language(info: str) -> str:
 
 
 def _repaired(code: str) -> Iterator[str]:
-    """A text and what it may be meant as: each further repair only where the text changes by it."""
+    """A text and what it may be meant as: each further repair only if it changes the text."""
     repairs = (
         textwrap.dedent,
         lambda text: textwrap.dedent(text.translate(_INVISIBLE)),
@@ -291,7 +291,7 @@ def _without_prompts(text: str) -> str:
 
 
 def _without_diff(text: str) -> str:
-    """What a difference of two files comes to."""
+    """The new text of a diff; other text as it is."""
     lines = text.split("\n")
     is_diff = any(line.startswith(("@@", "+++ ", "diff ")) for line in lines) or (
         any(line.startswith("+") for line in lines)
@@ -322,7 +322,7 @@ def _python_lines(text: str, budget: _Budget) -> list[str]:
 
 
 def _end_of_python(lines: Sequence[str], start: int, budget: _Budget) -> int:
-    """The line behind the longest Python that begins at ``start``; ``start`` itself where none does."""
+    """The line after the longest Python that begins at ``start``; ``start`` itself if none does."""
     end = len(lines)
     while end > start and not budget.is_spent():
         failed = _failing_line("\n".join(lines[start:end]), budget)
@@ -335,7 +335,7 @@ def _end_of_python(lines: Sequence[str], start: int, budget: _Budget) -> int:
 
 
 def _failing_line(code: str, budget: _Budget) -> int | None:
-    """The line of code, from 1, that is no Python; None where all of it is."""
+    """The line of code, from 1, that is no Python; None if all of it is."""
     if budget.parse(code):
         return None
     try:
@@ -349,14 +349,14 @@ def _failing_line(code: str, budget: _Budget) -> int | None:
 
 
 def _script(blocks: Sequence[Block]) -> str:
-    """The last block that reads input, or else the last; with the others before it where it needs these."""
+    """The last block that reads input, or else the last; with the others before it if it needs these."""
     reading = [place for place, block in enumerate(blocks) if _READS_INPUT.search(block.code)]
     last = reading[-1] if reading else len(blocks) - 1
     return _with_needed(blocks, [last])
 
 
 def _definers(blocks: Sequence[Block], wanted: Set[str]) -> str:
-    """The blocks that define something of what is wanted; empty where none does."""
+    """The blocks that define something of what is wanted; empty if none does."""
     sketched = [_sketched(block.code) for block in blocks]
     defining = [bound_names(block.code) - names for block, names in zip(blocks, sketched, strict=True)]
     if not wanted & set().union(*defining):  # of a sketch the prompt's tests will say what it is
@@ -368,7 +368,7 @@ def _definers(blocks: Sequence[Block], wanted: Set[str]) -> str:
 
 
 def _sketched(code: str) -> set[str]:
-    """The functions of which a text shows only the header: ``...`` or ``pass`` is all of their body."""
+    """The functions that a text only sketches: ``...`` or ``pass`` is all of their body."""
     return {
         node.name
         for node in statements_of(code)
@@ -408,7 +408,7 @@ def _with_needed(blocks: Sequence[Block], chosen: Sequence[int]) -> str:
 
 
 def unfinished(begun: str) -> str:
-    """What the prompt's code only begins: the last function or class of its uppermost level without a body."""
+    """What the prompt's code only begins: the last function or class at its top level without a body."""
     stubs = [node for node in statements_of(begun) if isinstance(node, Definition) and _last_stub(node)]
     return stubs[-1].name if stubs else ""
 
@@ -421,7 +421,7 @@ def _last_stub(node: ast.stmt) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
 
 
 def _continued(begun: str, body: str, budget: _Budget) -> str:
-    """The prompt's code with the body of its unfinished function; empty where the text is no such body."""
+    """The prompt's code with the body of its unfinished function; empty if the text is no such body."""
     name = unfinished(begun)
     stub = next(
         found

@@ -39,7 +39,7 @@ _HARMLESS = re.compile(
 
 
 def limit_of(error: str, message: str) -> str:
-    """Which limit of the sandbox made a program or its tests raise this; empty where it may be their own fault."""
+    """Which limit of the sandbox made a program or its tests raise this; empty if it may be their own fault."""
     if error == "ModuleNotFoundError":
         package = message.removeprefix("No module named ").strip("'").partition(".")[0]
         return f"the package {package} is not in the sandbox" if package in PACKAGES else ""

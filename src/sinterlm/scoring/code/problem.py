@@ -78,7 +78,7 @@ class Problem(NamedTuple):
     """A prompt and its Python tests, as the scorer needs them."""
 
     begun: str
-    """The prompt's code, which the program begins with; empty where it has none."""
+    """The prompt's code, which the program begins with; empty if it has none."""
     asked: frozenset[str]
     """Which of the tests' names the answer has to define."""
     replaced: frozenset[str]
@@ -168,10 +168,10 @@ def methods_to_write(problem: Problem) -> set[str]:
 
 
 def prompt_code(messages: Sequence[Message]) -> str:
-    """The code with which a prompt begins the program (imports, signature, helpers); empty where it has none.
+    """The code with which a prompt begins the program (imports, signature, helpers); empty if it has none.
 
-    It is the last message where that is Python as a whole, or else its fenced blocks, or else its lines that are
-    Python, where these define something. As LeetCode has it, functions may lack their bodies, types in signatures
+    It is the last message if that is Python as a whole, or else its fenced blocks, or else its lines that are Python,
+    if these define something. As on LeetCode, functions may lack their bodies, types in signatures
     their import from ``typing``, and classes may be defined in a comment or a text.
     """
     text = messages[-1].content.replace("\r\n", "\n")
@@ -217,7 +217,7 @@ def common_definitions(tests: Sequence[str], messages: Sequence[Message]) -> lis
 
 
 def class_names(code: str) -> set[str]:
-    """Classes on the uppermost level of a program."""
+    """Classes at the top level of a program."""
     return {node.name for node in statements_of(code) if isinstance(node, ast.ClassDef)}
 
 
@@ -253,7 +253,7 @@ def _free_names(code: str, in_prompt: Set[str]) -> set[str]:
 def _yardsticks(code: str, names: Set[str], prose: str) -> set[str]:
     """The side of every comparison of two of these names that is not to be written.
 
-    The prompt says that it wants ``fast`` before it says that it must equal ``slow``; where it says neither, what is
+    The prompt says that it wants ``fast`` before it says that it must equal ``slow``; if it says neither, what is
     expected is on the right.
     """
     nodes = [*ast.walk(parse(code) or ast.Module([], []))]
@@ -316,7 +316,7 @@ def _forgotten(code: str, names: Set[str]) -> dict[str, tuple[str, str]]:
 
 
 def _last(code: str, name: str) -> str:
-    """The last definition of a name, as a tree; empty where there is none."""
+    """The last definition of a name, as a tree; empty if there is none."""
     nodes = [node for node in statements_of(code) if name in names_bound_by(node)]
     with suppress(RecursionError):
         return ast.dump(nodes[-1]) if nodes else ""
@@ -324,7 +324,7 @@ def _last(code: str, name: str) -> str:
 
 
 def _fences_only(text: str) -> str:
-    """The text, where it has a fence; else nothing, because prose is no code."""
+    """The text, if it has a fence; otherwise nothing, because prose is no code."""
     return text if re.search(r"^[ \t>]*(?:[-*+][ \t]+|\d+\.[ \t]+)?(?:```|~~~)", text, re.MULTILINE) else ""
 
 

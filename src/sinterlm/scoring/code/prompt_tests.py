@@ -1,6 +1,6 @@
 """The tests of a prompt, which are its ``answers``.
 
-One is either Python (assert statements, or any code that raises where the program is wrong) or a JSON object
+One is either Python (assert statements, or any code that raises if the program is wrong) or a JSON object
 ``{"input": ..., "output": ...}``: what a script reads and must print, white space at the ends of lines aside.
 """
 

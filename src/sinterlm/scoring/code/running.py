@@ -19,9 +19,9 @@ from sinterlm.scoring.code.prompt_tests import InputOutput, compares_identity
 from sinterlm.scoring.code.sandbox import isolated_python, write_all
 
 MAX_OUTPUT_BYTES = 2**20
-"""Most output of a script."""
+"""Limit of a script's output."""
 MAX_TRAFFIC_BYTES = 2**26
-"""Most that program or tests say to the other, for one answer."""
+"""Limit of what program or tests say to the other, for one answer."""
 MAX_VERDICT_BYTES = 2**16
 _QUIET_PARTS, _QUIET_BYTES = 2000, 2**20
 """What costs either side less than 0.1 s of computing (40 microseconds a call, 50 nanoseconds a byte): where this much
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
     """``passed``, ``no-program``, ``wrong``, ``error``, ``time-limit``, ``killed``; no score:
     ``harness-limit``, ``scorer-failed``."""
     test: int | None = None
-    """The first test that did not pass, from 0; None where it came to none."""
+    """The first test that did not pass, from 0; None if it came to none."""
     message: str = ""
 
 
@@ -47,7 +47,7 @@ class Job(NamedTuple):
     """One answer, ready to be run."""
 
     program: Program | None
-    """None where the answer holds no Python."""
+    """None if the answer holds no Python."""
     common: dict[str, Any]
     """For the role ``serve``, beside the program: what it has in common with its tests."""
     tests: dict[str, Any]
@@ -83,7 +83,7 @@ def run_script(program: str, pair: InputOutput, timeout_seconds: float) -> Verdi
 
 
 def run_tests(job: Job, timeout_seconds: float) -> Verdict:
-    """The verdict of the tests' process; where it may be due to a limit of ours, Python's own view is asked for."""
+    """The verdict of the tests' process; if it may be due to a limit of ours, Python's own view is asked for."""
     assert job.program
     verdict, found = _run_apart(job, timeout_seconds)
     if verdict.reason == "passed":
@@ -157,7 +157,7 @@ def _run_alone(job: dict[str, Any], timeout_seconds: float) -> bool:
 
 
 def _parsed(said: bytes) -> dict[str, Any] | None:
-    """The verdict in what a process said; None where it is none."""
+    """The verdict in what a process said; None if it is none."""
     try:
         found = json.loads(said)
     except ValueError:

@@ -82,10 +82,10 @@ _SET_FILTER = {"x86_64": 317, "aarch64": 277}
 _DENIED_BY_FILTER = {"x86_64": (41, 59, 89, 267, 322), "aarch64": (78, 198, 221, 281)}
 """The numbers of ``socket``, ``execve``, ``readlink``, ``readlinkat`` and ``execveat``."""
 _LIMITING = {"x86_64": (160, 302), "aarch64": (164, 261)}
-"""Of ``setrlimit`` and ``prlimit64``: a program that sets its own limits is told that it did."""
+"""The numbers of ``setrlimit`` and ``prlimit64``: a program that sets its own limits is told that it did."""
 _NEWEST_CALL = 469
 """On all machines: ``file_setattr`` of Linux 6.17, up to which :data:`_DENIED_CALLS` was chosen."""
-# Where Sinter itself is killed, nobody may be left to kill the program: then an alarm ends it.
+# If Sinter itself is killed, nobody may be left to kill the program: then an alarm ends it.
 _LAUNCHER = """
 import _signal, ctypes, marshal, os, sys
 class Filter(ctypes.Structure):
@@ -138,8 +138,8 @@ def isolated_python(script: str, *arguments: str, timeout_seconds: float) -> Ite
 
     Args:
         script: Python source that needs nothing but the standard library.
-        arguments: its ``sys.argv[1:]``.
-        timeout_seconds: of computing, so that a busy machine changes no verdict; by the wall clock, one that waits has
+        arguments: Its ``sys.argv[1:]``.
+        timeout_seconds: Of computing, so that a busy machine changes no verdict; by the wall clock, one that waits has
             :data:`WALL_FACTOR` times as long.
 
     Raises:
@@ -234,7 +234,7 @@ def _filter() -> tuple[str, str]:
     set_limit, limit = _LIMITING[machine]
     equals, greater, load, give = 0x15, 0x25, 0x20, 0x06
     allow, refuse, pretend = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000
-    # For prlimit64, its arguments: the process, of which only 0 (itself) is known, and whether there is a new limit.
+    # For prlimit64, its arguments: the process (the program knows only 0, itself), and whether a new limit is given.
     own_limits = [
         (load, 0, 0, 16),  # the process
         (equals, 0, 6, 0),  # another one: refuse
@@ -263,7 +263,7 @@ def _filter() -> tuple[str, str]:
 def _policy(interpreter: str) -> Sandbox:
     from sandlock import Sandbox  # as in isolated_python
 
-    # Of the interpreter itself: a virtual environment's folder would bring its packages.
+    # The interpreter's own folder: a virtual environment's would bring its packages.
     own = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     standard_library = {sysconfig.get_path(name, vars=own) for name in ("stdlib", "platstdlib")}
     shared_library = sysconfig.get_config_var("LIBDIR") or "/usr/lib"

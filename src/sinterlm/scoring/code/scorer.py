@@ -39,7 +39,7 @@ class CodeScorer:
     """Gives 1 to an answer whose program passes all tests, else 0; the detail says why.
 
     Args:
-        timeout_seconds: Most computing time for one answer and all its tests; for a script, for each test.
+        timeout_seconds: Limit of the computing time for one answer and all its tests; for a script, for each test.
         num_workers: How many answers are tested at once.
     """
 

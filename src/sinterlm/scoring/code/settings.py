@@ -18,13 +18,13 @@ class Code(AnswerReader):
 
     kind: Literal["code"]
     timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Most computing time for one answer, or for one pair of a program that reads input; what takes longer fails. A
-    program that waits has four times as long.
+    """Limit of the computing time for one answer, or for one test of a program that reads input; what takes longer
+    fails. A program that waits has four times as long.
     """
     num_workers: Positive = 2
-    """Answers that are tested at once; each may take 1 GB."""
+    """Number of answers tested at once; each may take 1 GB."""
 
-    description: ClassVar = "1 where the program in the answer passes the prompt's tests, run in a sandbox; else 0"
+    description: ClassVar = "1 if the program in the answer passes the prompt's tests, run in a sandbox; otherwise 0"
     placement: ClassVar = {"num_workers"}
 
     @property
@@ -35,7 +35,7 @@ class Code(AnswerReader):
         return scorer.VERSION
 
     def check(self, preflight: Preflight) -> None:
-        """See whether a program can be kept from everything that it has no business with.
+        """Check that a program can be isolated.
 
         Raises:
             SandboxError: There is no sandbox on this machine.

@@ -30,7 +30,7 @@ def source_of(code: str, node: ast.stmt) -> str:
 
 
 def bound_names(code: str) -> set[str]:
-    """What a program defines, imports or assigns on its uppermost level."""
+    """What a program defines, imports or assigns at its top level."""
     return set().union(*map(names_bound_by, statements_of(code)))
 
 
@@ -75,7 +75,7 @@ def names_stored(code: str) -> set[str]:
 
 
 def has_definition(tree: ast.Module | None) -> bool:
-    """Whether a program defines a function or class on its uppermost level."""
+    """Whether a program defines a function or class at its top level."""
     return tree is not None and any(isinstance(node, Definition) for node in tree.body)
 
 
@@ -113,7 +113,7 @@ def _is_trivial_value(node: ast.expr) -> bool:
 
 
 def statements_of(code: str) -> list[ast.stmt]:
-    """The statements on the uppermost level of a program; none where it is no Python."""
+    """The statements at the top level of a program; none if it is no Python."""
     tree = parse(code)
     return tree.body if tree else []
 

@@ -3,7 +3,7 @@
 The texts to judge were written by models, which may have seen what judges are told: a text may hold a verdict, an end
 of its own, or the special tokens of a chat template. So each text is put between marks that no text of the request
 holds, and special tokens in it are spelt so that no tokenizer reads them as such. What a text cannot be kept from is
-persuading the judge; that the reply is read as a whole (see ``judge.py``) keeps a quoted verdict from counting.
+persuading the judge; that the reply is read as a whole (see ``verdicts.py``) keeps a quoted verdict from counting.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LAYOUT = 2
 """Goes up when the words are put together in another way."""
 
 WORDING = digest([GRADING, COMPARISON, MATERIAL, REFERENCE, EXPLANATION, EXPLAIN, REPLY, LOWEST, HIGHEST, LAYOUT])
-"""Names all of these words, so that no verdict outlives them."""
+"""Names all of these words, so that a change of them asks for new verdicts."""
 
 _SPECIAL_TOKEN = re.compile(
     r"(?<=<)(?=[|\uff5c][^<>\n]{1,80}>)"  # ChatML, Llama 3, Phi, DeepSeek, ...
@@ -57,17 +57,17 @@ _SPECIAL_TOKEN = re.compile(
     r"|(?<=\[)(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\])"  # Mistral, GLM
     r"|(?<=<)(?=</?SYS>>)"
 )
-"""The place behind the first character of what tokenizers take for a special token."""
+"""The place after the first character of what tokenizers take for a special token."""
 
 
 def grading_request(prompt: Prompt, answer: str, criteria: Mapping[str, str], *, explain: bool) -> str:
     """The request to grade one answer.
 
     Args:
-        prompt: what was asked; its accepted answers are shown as reference.
-        answer: the answer's text.
-        criteria: what to look at, by the name of the grade.
-        explain: whether reasons come before the grades.
+        prompt: What was asked; its accepted answers are shown as reference.
+        answer: The answer's text.
+        criteria: What to look at, by the name of the grade.
+        explain: Whether reasons come before the grades.
     """
     listed = "\n".join(f"- {name}: {meaning}" for name, meaning in criteria.items())
     task = GRADING.format(lowest=LOWEST, highest=HIGHEST, criteria=listed)
@@ -79,11 +79,11 @@ def comparison_request(prompt: Prompt, first: str, second: str, *, with_referenc
     """The request to compare two answers; the first is called A.
 
     Args:
-        prompt: what was asked.
-        first: text of answer A.
-        second: text of answer B.
-        with_reference: whether the prompt's accepted answers are shown as reference.
-        explain: whether reasons come before the verdict.
+        prompt: What was asked.
+        first: The text of answer A.
+        second: The text of answer B.
+        with_reference: Whether the prompt's accepted answers are shown as reference.
+        explain: Whether reasons come before the verdict.
     """
     references = prompt.answers if with_reference else ()
     answers = [("answer A", first), ("answer B", second)]
@@ -110,7 +110,7 @@ def _request(
 
 
 def _conversation(prompt: Prompt) -> list[tuple[str, str]]:
-    """The prompt's messages; that of a single one needs no number."""
+    """The prompt's messages by name; a single one needs no number."""
 
     def name(number: int, message: Message) -> str:
         return message.role if len(prompt.messages) == 1 else f"{message.role}, message {number}"
@@ -119,7 +119,7 @@ def _conversation(prompt: Prompt) -> list[tuple[str, str]]:
 
 
 def _code(texts: Sequence[str]) -> str:
-    """Eight characters that stand in none of the texts; the same texts always have the same."""
+    """Eight characters that occur in none of the texts; the same texts always get the same."""
     candidates = (digest([number, *texts])[:8] for number in itertools.count())
     return next(code for code in candidates if not any(code in text for text in texts))
 

@@ -26,22 +26,22 @@ class JudgeScorer:
     """Scores by the verdicts of a language model.
 
     Args:
-        model: as the server names it.
+        model: Its name on the server.
         mode: ``grade``, ``rubric`` or ``pairwise``.
-        rubric: criteria by name, for ``rubric``.
-        baseline: a file of recorded answers, one to each prompt, for ``pairwise``; None compares with the prompt's
+        rubric: Criteria by name, for ``rubric``.
+        baseline: A file of recorded answers, one to each prompt, for ``pairwise``; None compares with the prompt's
             first accepted answer.
-        explain: whether the judge gives reasons before its verdict; the detail holds them.
-        temperature: of the judge; ``none`` leaves it to the server.
-        max_tokens: of one reply.
-        response_format: how the server is told of the verdict's form; the reply is checked in any case.
-        extra_body: what else the server understands.
-        revision: names the weights that judge, wherever they are served; None names the server instead.
-        base_url: as :class:`~sinterlm.endpoint.Endpoint` has it; so too what follows.
-        api_key_env: the environment variable that holds the key.
-        concurrency: most requests at once.
-        max_retries: of one request.
-        timeout_seconds: of one reply.
+        explain: Whether the judge gives reasons before its verdict; the detail holds them.
+        temperature: The judge's; ``none`` leaves it to the server.
+        max_tokens: Limit of one reply.
+        response_format: How the server is told the form of a verdict; the reply is checked in any case.
+        extra_body: Further fields of every request.
+        revision: Names the weights that judge, wherever they are served; None names the server instead.
+        base_url: See :class:`~sinterlm.endpoint.Endpoint`, for this and what follows.
+        api_key_env: The environment variable that holds the key.
+        concurrency: Requests at once, at most.
+        max_retries: How often one request is repeated.
+        timeout_seconds: Limit of one reply.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class JudgeScorer:
     def identity(self) -> str:
         """Names the judge and where it is served (or its revision), its words, method and settings; never a key.
 
-        A name alone does not say which weights judge: many servers answer to any. Where the recipe gives their
+        A name alone does not say which weights judge: many servers answer to any name. If the recipe gives their
         revision, it does not matter where they are served.
         """
         return digest(
@@ -118,13 +118,13 @@ class JudgeScorer:
         return self._mode == "pairwise" and self._baseline is None
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
-        """SamplingRequest the judge about every answer; about equal answers to one prompt once.
+        """Ask the judge about every answer; about equal answers to one prompt only once.
 
         Raises:
             InputError: There is no baseline answer to a prompt, or the server refuses the request.
             CredentialsError: There is no key, or the server refuses it.
-            TryAgainError: The server cannot be reached, or keeps failing. As any error of a server's, it has the scores
-                of the answers that were judged before it (``scored``).
+            TryAgainError: The server cannot be reached, or keeps failing. Like every error of a server, it has the
+                scores of the answers that were judged before it (``scored``).
         """
         texts = [self._method.requests(entry) for entry in exchanges]
         distinct = list(dict.fromkeys(text for pair in texts for text in pair))

@@ -37,7 +37,7 @@ class Judge(AnswerReader):
 
     kind: Literal["judge"]
     model: str
-    """As the server names it."""
+    """Its name on the server."""
     mode: Mode = "grade"
     """One grade from 1 to 10; the mean of a grade for each criterion; or the win rate against a baseline, between 0 and
     1.
@@ -53,13 +53,13 @@ class Judge(AnswerReader):
     temperature: Annotated[float, Field(ge=0)] | Literal["none"] = 0.0
     """``none`` leaves it to the server."""
     max_tokens: Positive = 2048
-    """Of a reply; a reply that is cut is no verdict."""
+    """Limit of a reply; a reply that is cut is no verdict."""
     response_format: ResponseFormat = "json_schema"
-    """How the server is told of the verdict's form. The first keeps most servers from giving anything else."""
+    """How the server is told the form of a verdict. With ``json_schema`` most servers can reply nothing else."""
     extra_body: dict[str, Any] = {}
-    """What else the server understands, such as ``{chat_template_kwargs: {enable_thinking: false}}``."""
+    """Further fields of every request, such as ``{chat_template_kwargs: {enable_thinking: false}}``."""
     revision: str | None = None
-    """Names the weights that judge. Where it is given, verdicts stay valid when ``base_url`` changes."""
+    """Names the weights that judge. If it is given, verdicts stay valid when ``base_url`` changes."""
     base_url: Annotated[str, AfterValidator(_check_url)] = "https://api.openai.com/v1"
     """The server, up to and without ``/chat/completions``."""
     api_key_env: str | None = None
@@ -67,11 +67,11 @@ class Judge(AnswerReader):
     for any other.
     """
     concurrency: Positive = 16
-    """Most requests at once."""
+    """Requests at once, at most."""
     max_retries: Annotated[int, Field(ge=0)] = 8
-    """How often a request is sent again that met a busy or failing server, or one that answered nonsense."""
+    """How often a request is repeated after a busy or failing server, or one that answered nonsense."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """Of one reply, from the request to its last byte."""
+    """Limit of one reply, from the request to its last byte."""
     max_invalid: Annotated[float, Field(ge=0, le=1)] = 0.02
     """The share of answers without a verdict above which the run stops, with exit code 3."""
 
@@ -96,19 +96,19 @@ class Judge(AnswerReader):
         return self.max_invalid
 
     def find_problems(self) -> Iterator[Problem]:
-        """Keys of another mode, and a rubric that is missing."""
+        """Keys of another mode, and a missing rubric."""
         yield from find_unread_keys(self, "mode", {"rubric": "rubric", "baseline": "pairwise"})
         if self.mode == "rubric" and self.rubric is None:
             yield Problem(("rubric",), "missing, expected criteria by name, and what each means")
 
     def check(self, preflight: Preflight) -> None:
-        """See whether there is a key for the server, if it needs one.
+        """Check that there is a key for the server, if it needs one.
 
         Raises:
             CredentialsError: There is none.
         """
         super().check(preflight)
-        # A judge that has given verdicts may have nothing left to be asked; if it has, the key is missed there.
+        # A judge with stored verdicts may have nothing left to judge; if it has, the first request misses the key.
         if not preflight.has_scores():
             from sinterlm.endpoint import find_key
 

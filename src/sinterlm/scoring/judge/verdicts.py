@@ -27,7 +27,7 @@ _FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
 
 
 class Verdict(BaseModel):
-    """What a judge replies; nothing is converted, and nothing may stand beside."""
+    """What a judge replies; no value is converted, and no other key allowed."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -79,7 +79,7 @@ def verdict_form(fields: Mapping[str, Any], *, explain: bool) -> type[Verdict]:
 
 
 def describe_form(name: ResponseFormat, form: type[Verdict]) -> dict[str, Any]:
-    """What tells the server of the verdict's form."""
+    """What tells the server the form of a verdict."""
     if name == "json_schema":
         schema = {"name": "verdict", "strict": True, "schema": form.model_json_schema()}
         return {"response_format": {"type": name, "json_schema": schema}}

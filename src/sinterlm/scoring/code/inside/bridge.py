@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_MESSAGE_BYTES = 16 * 2**20
 
 SCALARS: dict[str, Callable[[Any], Any]] = {"int": int.__int__, "float": float.__float__, "str": str.__str__}
-"""What JSON has; of a subclass it is the value alone."""
+"""What JSON has; a subclass keeps only its value."""
 WRITTEN: dict[str, tuple[str, Callable[[Any], list[Any]], str]] = {
     "complex": ("builtins", lambda value: [value.real, value.imag], ""),
     "range": ("builtins", lambda value: [value.start, value.stop, value.step], ""),
@@ -56,7 +56,7 @@ MODULES = (
 
 
 class ProgramError(Exception):
-    """What the program raised, where the tests know no such exception."""
+    """What the program raised, if the tests know no such exception."""
 
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
             """A value of a class of its own is copied as plain data."""
 
         def name_of(self, cls: type) -> str | None:
-            """The name under which the other side knows this class; None where it does not."""
+            """The name under which the other side knows this class; None if it does not."""
 
         def class_of(self, name: str) -> type:
             """This side's class of that name."""
@@ -269,7 +269,7 @@ class Channel:
         self._outgoing = outgoing
 
     def receive(self) -> Any:
-        """The next message; ProgramError where there is none any more, or it is too large."""
+        """The next message; ProgramError if there are no more, or it is too large."""
         size = int.from_bytes(self._read(4), "big")
         if size > MAX_MESSAGE_BYTES:
             raise ProgramError(f"a value of {size} bytes")
@@ -328,7 +328,7 @@ def known_name(value: Any) -> list[str] | None:
 
 
 def known(module: str, name: str) -> Any:
-    """What the standard library has under this name; None where it has nothing."""
+    """What the standard library has under this name; None if it has nothing."""
     if module.partition(".")[0] not in sys.stdlib_module_names or module == "__main__":
         return None
     try:

@@ -1,4 +1,4 @@
-"""Event loops without sockets, of which the sandbox has none."""
+"""Event loops without sockets, which the sandbox does not have."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 - ``run``: the program as a script, whose input and output are those of the process;
 - ``serve``: the program as a module, whose functions the other side calls;
-- ``test``: the tests. Where they name something of the program, they get a stand-in, whose calls go to the other side;
+- ``test``: the tests. If they name part of the program, they get a stand-in, whose calls go to the other side;
 - ``alone``: program and tests in one process. Such a verdict can be forged. It only tells whether a program that failed
   otherwise failed for a reason of its own or for a limit of this bridge.
 """

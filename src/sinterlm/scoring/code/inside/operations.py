@@ -20,7 +20,7 @@ def _send(generator: Any, sent: Any) -> tuple[bool, Any]:
 
 
 def next_of(iterator: Any) -> tuple[bool, Any]:
-    """Whether an iterator is over, and else its next value."""
+    """Whether an iterator has ended, and its next value if not."""
     try:
         return False, next(iterator)
     except StopIteration:

@@ -140,7 +140,7 @@ class ProgramSide:
         return ["object", [number, self._class_code(cls) if is_own else cls.__name__]]
 
     def note_loss(self, value: Any) -> None:
-        """As :class:`Side` has it; but not where the class has comparisons of its own, which are lost on purpose."""
+        """As :class:`Side` has it; but not if the class has comparisons of its own, which are lost on purpose."""
         own = [base for base in type(value).__mro__ if base.__module__ == "program"]
         self.is_lossy = self.is_lossy or not any({"__eq__", "__ne__"} & vars(base).keys() for base in own)
 
@@ -165,13 +165,13 @@ class ProgramSide:
         return next((base.__name__ for base in cls.__mro__ if base.__name__ in self._classes), None)
 
     def class_of(self, name: str) -> type:
-        """As :class:`Side` has it; an empty one where the program knows none."""
+        """As :class:`Side` has it; an empty one if the program knows none."""
         self._classes.add(name)
         found = vars(self._module).get(name)
         return found if isinstance(found, type) else self._unnamed.setdefault(name, type(name, (), {}))
 
     def named_tuple(self, name: str, fields: tuple[str, ...]) -> Any:
-        """As :class:`Side` has it; the program's own where it has one of that name."""
+        """As :class:`Side` has it; the program's own if it has one of that name."""
         found = vars(self._module).get(name)
         return found if getattr(found, "_fields", None) == fields else namedtuple(name, fields)
 

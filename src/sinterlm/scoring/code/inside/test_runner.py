@@ -23,17 +23,17 @@ def carry_out(
     functions: list[list[str]],
     asks_for_classes: bool,
 ) -> dict[str, Any]:
-    """Run the tests one after the other, in one namespace; where one fails: its number and the error.
+    """Run the tests one after the other, in one namespace; if one fails: its number and the error.
 
     Args:
-        namespace: what is the tests' own already.
-        borrow: gives what the program has under a name.
+        namespace: What is the tests' own already.
+        borrow: Gives what the program has under a name.
         tests: Python.
-        names: what the tests use of the program.
-        provided: names that the tests forgot to import, each with its module and what of it.
-        modules: from these the tests import what is the program's.
-        functions: for each test the functions that it defines and nobody calls.
-        asks_for_classes: not used here.
+        names: What the tests use of the program.
+        provided: Names that the tests forgot to import, each with its module and what of it.
+        modules: From these the tests import what is the program's.
+        functions: For each test the functions that it defines and nobody calls.
+        asks_for_classes: Not used here.
     """
     own = {}
     for name in names:

@@ -69,9 +69,9 @@ class TestsSide:
     """The tests' objects, and their stand-ins for the program's.
 
     Args:
-        classes: the program may make objects of these that the tests or their definitions have.
-        methods: the prompt asks the program for methods of these names.
-        asks_for_classes: what the tests make of the program's classes is theirs to combine with anything.
+        classes: The program may make objects of these that the tests or their definitions have.
+        methods: The prompt asks the program for methods of these names.
+        asks_for_classes: What the tests make of the program's classes is theirs to combine with anything.
     """
 
     def __init__(self, channel: Channel, classes: list[str], methods: list[str], *, asks_for_classes: bool) -> None:
@@ -157,7 +157,7 @@ class TestsSide:
         return self._tuples.setdefault((name, fields), namedtuple(name, fields))
 
     def note_borrowed(self, name: str, value: Any) -> None:
-        """What the tests use under a name: a class, where that is what was asked for and how the tests name it.
+        """What the tests use under a name: a class, if that is what was asked for and how the tests name it.
 
         A class that the program gives for a function or a method is none of these, whatever its own name.
         """
@@ -231,7 +231,7 @@ class TestsSide:
             return {"error": parcel.encode(error), "objects": parcel.contents(before)}
 
     def _may_be_called(self, value: Any) -> str:
-        """Whether the program may call a thing of the tests, and how; empty where it may not."""
+        """Whether the program may call a thing of the tests, and how; empty if it may not."""
         function = value.__func__ if isinstance(value, MethodType) else value
         if isinstance(function, FunctionType):
             return "function" if function.__globals__ is self.namespace else ""
