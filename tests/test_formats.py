@@ -288,7 +288,7 @@ class TestTrainingFile:
             (
                 PAIR,
                 {"prompt": "q", "chosen": [USER, said("a")], "rejected": "b"},
-                r"`chosen` \(roles user, assistant\) begins otherwise than the prompt \(roles user\); expected .*after",
+                r"`chosen` \(roles user, assistant\) does not begin with the prompt \(roles user\); expected .*after",
             ),
             (SFT, {"messages": [said("a")]}, "`chosen` has the roles assistant"),
             (SFT, {"prompt": "q", "completion": "a", "weight": float("nan")}, "`weight` is NaN; expected a finite"),
@@ -814,7 +814,7 @@ class TestRecorded:
     def test_what_is_wrong_is_named(self, tmp_path: Path) -> None:
         good = '{"prompt_id": "a", "response": "r", "index": 0}'
         for bad, message in {
-            good: r"line 2: answer 0 to this prompt is there already \(.*line 1\)",
+            good: r"line 2: answer 0 to this prompt was given before \(.*line 1\)",
             '{"response": "r"}': "line 2: `prompt` is missing",
             '{"prompt_id": "a"}': "line 2: `response` is missing; expected text",
             '{"prompt_id": "a", "response": "r", "index": -1}': "`index` is -1; expected a whole number",

@@ -64,7 +64,7 @@ class Fault(NamedTuple):
 
     path: KeyPath
     found: object
-    """:data:`MISSING` where there is nothing."""
+    """:data:`MISSING` if there is nothing."""
     expected: str
     """In words; empty if ``said`` says everything."""
     hint: str = ""
@@ -133,7 +133,7 @@ def describe(found: object) -> str:
 
 
 def unknown_name(name: str, known: Iterable[str], what: str = "key") -> str:
-    """That there is no such name, the nearest valid one, and all of them where they are few.
+    """Says that a name is unknown, with the nearest valid one, and all of them if they are few.
 
     >>> unknown_name("bta", ["alpha", "beta"])
     'unknown key; did you mean beta? (known: alpha, beta)'
@@ -239,7 +239,7 @@ def _tags(model: type[BaseModel]) -> list[str]:
 
 
 def _literals(annotation: Any) -> list[str]:
-    """The names that an annotation allows, where it names them."""
+    """The names that an annotation allows, if it names them."""
     literals = (member for member in _members(annotation) if typing.get_origin(member) is Literal)
     return [str(name) for member in literals for name in typing.get_args(member)]
 

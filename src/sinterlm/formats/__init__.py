@@ -39,7 +39,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Load lazily: pyarrow is not wanted where a recipe alone is read."""
+    """Load lazily: reading a recipe needs no pyarrow."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)

@@ -24,7 +24,7 @@ class Row(Record):
 
 
 class ConversationsRow(Row):
-    """A row of answers, each of which is a conversation; the first of them begins with the prompt if there is none."""
+    """A row of answers, each a conversation; if there is no ``prompt``, the first answer begins with it."""
 
     prompt: Question | None = None
     source: str = ""
@@ -50,7 +50,7 @@ def row_of_conversations(
     """A row of answers, each given as a conversation that ends with it and may begin with the prompt.
 
     Args:
-        line: Where they are, for messages.
+        line: The line that holds them, for messages.
         record: The line as its shape has it; ``score_ROLE`` is the score of the answer of that role.
         conversations: By the role of the answer.
         sources: The models that gave the answers, if they are known.
@@ -64,7 +64,7 @@ def row_of_conversations(
             raise _not_an_answer(
                 line,
                 role,
-                f"(roles {_roles(conversations[role])}) begins otherwise than the prompt (roles {_roles(prompt)})",
+                f"(roles {_roles(conversations[role])}) does not begin with the prompt (roles {_roles(prompt)})",
             )
         responses.append(
             RowResponse(
@@ -78,7 +78,7 @@ def row_of_conversations(
 
 
 def build_row(line: Line, record: Row, prompt: tuple[Message, ...], responses: tuple[RowResponse, ...]) -> TrainingRow:
-    """The row of a record, which is known by its id, or else by the hash of its prompt."""
+    """The row of a record, which is named by its id, or by the hash of its prompt if it has none."""
     if record.weight < 0:
         raise line.error(f"`weight` is {record.weight:g}", "a number, at least 0")
     return TrainingRow(

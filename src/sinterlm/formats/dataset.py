@@ -24,7 +24,7 @@ TAG = "sinterlm"
 SPLIT = "train"
 FILE_NAME = f"{SPLIT}-00000-of-00001.parquet"
 ROW_GROUP = 1_000
-"""Records in a row group: so many the hub's viewer reads to show a page."""
+"""Records in a row group: the hub's viewer reads this many to show a page."""
 
 _NAME = re.compile(r"[\w-][\w.-]*")
 
@@ -69,7 +69,7 @@ def write_dataset(
         The number of records of every configuration that was written.
 
     Raises:
-        InputError: The folder holds something else, there is not one record, or a name is no folder's.
+        InputError: The folder holds something else, there is no record, or a name cannot be a folder's.
         TryAgainError: The disk is full.
     """
     _check_replaceable(folder)
@@ -111,7 +111,7 @@ def _describe_type(type_: pa.DataType) -> dict[str, Any]:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Whether nothing is lost where ``folder`` is replaced: it is not there, empty, or a data set of ours."""
+    """Refuse to replace ``folder`` unless nothing is lost: it is missing, empty, or a data set of ours."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if TAG not in _tags_of(folder / "README.md"):

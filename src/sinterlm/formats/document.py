@@ -1,4 +1,4 @@
-"""A file's content that remembers where each part of it stands, so that messages can say so."""
+"""A file's content with the place of each part, for messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file's content and where each part of it stands."""
+    """A file's content and the place of each part."""
 
     name: str
     """The file's path, as messages name it."""
@@ -26,7 +26,7 @@ class Document:
     """``FILE:LINE`` of every key and list item, or the override that set it."""
 
     def place(self, path: KeyPath) -> str:
-        """Where ``path`` stands; for a part that is missing, where the mapping stands that lacks it."""
+        """The place of ``path``; for a missing part, that of the mapping that lacks it."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, self.name)
@@ -36,12 +36,12 @@ def validate(document: Document, model: type[ModelT], *, folder: Path | None = N
     """``document`` as an instance of ``model``.
 
     Args:
-        document: what a file says.
-        model: what it should say.
-        folder: what its relative paths of input files are relative to.
+        document: What a file says.
+        model: What it should say.
+        folder: The folder that its paths of input files are relative to.
 
     Raises:
-        InputError: one line for everything that is wrong.
+        InputError: One line for everything that is wrong.
     """
     try:
         return model.model_validate(document.value, context={"folder": folder})

@@ -1,7 +1,7 @@
 """What the records of files consist of: types of fields, turns of a conversation, and the base of a record's shape.
 
 A shape is a pydantic model of the keys that are read. Numbers may be of whatever type a file's reader has for them, ids
-may be whole numbers, and a conversation may be text; other keys than a shape's are passed over, as other tools have
+may be whole numbers, and a conversation may be text; other keys than a shape's are ignored, as other tools have
 theirs.
 """
 
@@ -34,7 +34,7 @@ _BESIDE_MESSAGES = ("tools", "functions", "documents", "images", "videos", "audi
 MIN_WHOLE_NUMBER, MAX_WHOLE_NUMBER = -(2**63), 2**63 - 1
 """What Parquet and SQLite can hold."""
 MAX_NUMBER = 1e100
-"""In size: sums and squares of what is larger leave what floating-point numbers can hold."""
+"""Limit of a number's size: sums and squares of larger ones exceed what floating-point numbers can hold."""
 
 
 def show_value(value: object) -> str:
@@ -87,7 +87,7 @@ def _read_number(value: object) -> float:
 
 
 def _read_whole(value: object) -> int:
-    """The whole number that a value is; of a floating-point number only where it says exactly which."""
+    """The whole number that a value is; a floating-point number only if it says exactly which."""
     if type(value) is int:
         return value
     number = _number(value)
@@ -134,7 +134,7 @@ TurnWeight = Annotated[Any, BeforeValidator(_read_weight), Expects("0 or 1; a ro
 
 
 class Record(BaseModel):
-    """The keys of a record that are read; other keys are passed over, as other tools have theirs."""
+    """The keys of a record that are read; other keys are ignored, as other tools have theirs."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -172,7 +172,7 @@ def with_reasoning(fields: Mapping[str, Any], key: str = "content") -> Mapping[s
 
 
 def drop_unread(turn: Mapping[str, Any], known: Sequence[str]) -> Mapping[str, Any]:
-    """A turn without fields that say nothing; one that says something and is not read would be left out of training.
+    """A turn without fields that say nothing; a field that says something must be read, or training would miss it.
 
     Args:
         turn: One message.
@@ -189,7 +189,7 @@ def drop_unread(turn: Mapping[str, Any], known: Sequence[str]) -> Mapping[str, A
 
 
 def check_weights(turns: Sequence[tuple[bool, Any]]) -> None:
-    """Refuse weights of turns by which another answer than the last would be trained, or that one would not.
+    """Refuse weights of turns that would train an answer other than the last, or would not train the last.
 
     Args:
         turns: Whether each turn is an answer, and its weight.
@@ -212,7 +212,7 @@ def check_weights(turns: Sequence[tuple[bool, Any]]) -> None:
 
 
 def check_beside_messages(info: ValidationInfo) -> None:
-    """Refuse what stands beside a conversation and would change it, such as tools, and is not read."""
+    """Refuse fields beside a conversation that would change it, such as tools, and are not read."""
     fields: Mapping[str, Any] = info.context or {}
     for name in _BESIDE_MESSAGES:
         if name in fields and not says_nothing(fields[name]):

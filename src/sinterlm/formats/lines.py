@@ -34,7 +34,7 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One record of a file and where it stands; keys without a value (null) are not there."""
+    """One record of a file and its place; keys without a value (null) are left out."""
 
     place: str
     """For messages, e.g. ``questions.jsonl, line 12``."""
@@ -131,11 +131,11 @@ def parse_json(text: str, place: str, expected: str) -> Any:
 
     Args:
         text: The JSON.
-        place: Where it stands, for messages.
+        place: Its place, for messages.
         expected: What it should be, for messages.
 
     Raises:
-        InputError: It is no JSON, or JSON that cannot be stored or that readers take differently.
+        InputError: It is not JSON, or JSON that cannot be stored or that readers take differently.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unambiguous)
@@ -145,7 +145,7 @@ def parse_json(text: str, place: str, expected: str) -> Any:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise InputError(f"{place}: {half} is half of a surrogate pair; expected its other half beside it") from error
     except _DuplicateKey as error:
-        raise InputError(f"{place}: the key {show_value(error.args[0])} is there twice; keep one of them") from error
+        raise InputError(f"{place}: the key {show_value(error.args[0])} is given twice; keep one of them") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); expected {expected}") from error
     except ValueError as error:  # Python's limit on digits

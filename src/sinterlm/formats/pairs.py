@@ -18,13 +18,13 @@ ANSWER_COLUMNS: Mapping[str, pa.DataType] = {
     "source": pa.string(),
     "score_chosen": pa.float64(),
 }
-"""What stands beside an answer to learn from, in formats that pass over other columns."""
+"""Further columns of an answer to learn from, in formats that ignore unknown columns."""
 PAIR_COLUMNS: Mapping[str, pa.DataType] = {
     **ANSWER_COLUMNS,
     "source_rejected": pa.string(),
     "score_rejected": pa.float64(),
 }
-"""What stands beside a pair."""
+"""Further columns of a pair."""
 
 PartT = TypeVar("PartT")
 
@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 def each(
     parts: Callable[[TrainingRow], Sequence[PartT] | Misfit], record: Callable[[TrainingRow, PartT], dict[str, Any]]
 ) -> Callable[[TrainingRow], list[dict[str, Any]] | Misfit]:
-    """The function from a row to its records, of which ``record`` makes one for each of the row's ``parts``."""
+    """The function from a row to its records: ``record`` makes one of each of the row's ``parts``."""
 
     def records(row: TrainingRow) -> list[dict[str, Any]] | Misfit:
         found = parts(row)
@@ -102,7 +102,7 @@ def pairs_of(row: TrainingRow) -> list[PreferencePair] | Misfit:
     """Every pair of the row.
 
     A quadruple is two pairs: the target's chosen answer against the target's rejected one, and the source's against
-    the source's rejected answer where there is one, else against the target's. Rows of several sources' pairs (FusePO)
+    the source's rejected answer if there is one, or else against the target's. Rows of several sources' pairs (FusePO)
     give one for each source. Which of several rejected answers belongs to a chosen one cannot be known.
     """
     pairs = []
@@ -121,7 +121,7 @@ def pairs_of(row: TrainingRow) -> list[PreferencePair] | Misfit:
 
 
 def _groups(row: TrainingRow) -> list[Sequence[RowResponse]]:
-    """The responses by source, where there is more than one with the role ``chosen``; else all of them."""
+    """The responses by source if more than one has the role ``chosen``; otherwise all of them."""
     if sum(response.role == "chosen" for response in row.responses) < 2:
         return [row.responses]
     groups: dict[str, list[RowResponse]] = {}

@@ -22,12 +22,12 @@ class _PromptRecord(Record):
 def read_prompts(path: Path) -> list[Prompt]:
     """Read prompts from JSON Lines or Parquet.
 
-    A line has ``prompt`` (text or messages) or ``messages``, and optionally ``id`` or ``prompt_id`` (else the content's
-    hash), ``answers`` (accepted answers: a list, or one text) and ``domain``. A line that is there twice counts once.
-    So the files of other tools' rows that have these keys serve as they are.
+    A line has ``prompt`` (text or messages) or ``messages``, and optionally ``id`` or ``prompt_id`` (default: the
+    content's hash), ``answers`` (accepted answers: a list, or one text) and ``domain``. A repeated line counts once. So
+    the files of other tools' rows that have these keys serve as they are.
 
     Raises:
-        InputError: A line is of another shape, one id stands for two contents, or there is no prompt at all.
+        InputError: A line has another shape, one id has two contents, or there is no prompt at all.
     """
     places: dict[str, str] = {}
     prompts: dict[str, Prompt] = {}
@@ -35,8 +35,8 @@ def read_prompts(path: Path) -> list[Prompt]:
         prompt = _parse_prompt(line)
         if prompts.setdefault(prompt.id, prompt) != prompt:
             raise InputError(
-                f"{line.place}: the id {prompt.id!r} already stands for something else ({places[prompt.id]}); expected "
-                "one id for one prompt with its accepted answers and domain"
+                f"{line.place}: the id {prompt.id!r} is already used for something else ({places[prompt.id]}); "
+                "expected one id for one prompt with its accepted answers and domain"
             )
         places.setdefault(prompt.id, line.place)
     if not prompts:

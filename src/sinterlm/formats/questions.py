@@ -14,7 +14,7 @@ from sinterlm.formats.lines import Line, read_lines
 from sinterlm.records import Message, Prompt
 
 KEYS = ("prompt", "messages", "turns", "question", "problem", "instruction", "text")
-"""Where benchmarks keep what they ask; the first that is there counts."""
+"""The keys under which benchmarks keep their questions; the first one that a line has counts."""
 
 
 def _as_turns_of_user(value: object) -> object:
@@ -50,7 +50,7 @@ def _read_file(path: Path, name: Path) -> list[Prompt]:
 
 
 def _name_of(path: Path, paths: Sequence[Path]) -> Path:
-    """The end of a path that no other one has."""
+    """The shortest end of a path that no other path has."""
     ends = (path.parts[-length:] for length in range(1, len(path.parts)))
     alone = (end for end in ends if sum(other.parts[-len(end) :] == end for other in paths) == 1)
     return Path(*next(alone, path.parts))

@@ -22,7 +22,7 @@ from sinterlm.records import FinishReason, Prompt
 
 @dataclass(frozen=True, slots=True)
 class RecordedAnswer:
-    """One recorded answer; it belongs to the prompt with this id or, where the file gives none, with this content.
+    """One recorded answer; it belongs to the prompt with this id or, if the file gives none, with this content.
 
     Example: ``RecordedAnswer("capital-france", None, "Paris", "", 0, "stop")``
     """
@@ -32,9 +32,9 @@ class RecordedAnswer:
     """As :attr:`Prompt.content_hash`; None if there is a ``prompt_id``."""
     content: str
     source: str = ""
-    """The model that answered, where the file says so."""
+    """The model that answered, if the file says so."""
     index: int = 0
-    """Sample index: the file's, else counted from 0 in the file's order."""
+    """Sample index: the file's, or counted from 0 in the file's order."""
     finish_reason: FinishReason = "stop"
 
 
@@ -74,7 +74,7 @@ def read_recorded(path: Path) -> list[RecordedAnswer]:
     model to the prompt.
 
     Raises:
-        InputError: A line is of another shape, an answer is there twice, or there is none at all.
+        InputError: A line has another shape, an answer is given twice, or there is no answer at all.
     """
     is_small = path.is_file() and path.stat().st_size <= KEPT_BYTES
     return list(_keep(path, describe_state(path.parent, [path.name]))) if is_small else _parse(path)
@@ -96,7 +96,7 @@ def _parse(path: Path) -> list[RecordedAnswer]:
         for content, index, finish_reason in _contents(line, counted[who]):
             key = (*who, index)
             if key in places:
-                raise line.error(f"answer {index} to this prompt is there already ({places[key]})", "each answer once")
+                raise line.error(f"answer {index} to this prompt was given before ({places[key]})", "each answer once")
             places[key] = line.place
             counted[who] += 1
             answers.append(RecordedAnswer(prompt_id, content_hash, content, source, index, finish_reason))

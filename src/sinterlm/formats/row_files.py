@@ -63,7 +63,7 @@ def read_training_file(
 
 
 def read_rows_of_others(path: Path) -> list[tuple[TrainingRow, str]]:
-    """Read training rows in any format, each with the domain of its prompt ("" where the file names none).
+    """Read training rows in any format, each with the domain of its prompt ("" if the file names none).
 
     Raises:
         InputError: A line has another shape, or there is none at all.

@@ -36,14 +36,14 @@ class Format(NamedTuple):
     preference: Shape | None = None
     """For rows that compare answers."""
     domain_key: str = "domain"
-    """Holds the domain of the prompt."""
+    """The key that holds the domain of the prompt."""
     files: Callable[[Mapping[str, Shape]], Mapping[str, str]] | None = None
     """The text files that the tool wants beside the rows, of the configurations' shapes by name."""
     is_of_answers: bool = False
     """Whether a row holds all answers of one model, and not those that a policy has selected."""
 
     def shape_of(self, rows: Sequence[TrainingRow]) -> Shape | None:
-        """How ``rows`` are written: as comparisons where one of them compares answers."""
+        """How ``rows`` are written: as comparisons if one of them compares answers."""
         return self.preference if any(map(has_rejected, rows)) else self.supervised
 
 
@@ -95,13 +95,13 @@ FORMATS: Mapping[str, Format] = {
         PREFERENCE,
     ),
     "trl-messages": Format(
-        "TRL's language-modelling rows: messages, of which the last is the answer",
+        "TRL's language-modelling rows: messages, the last one the answer",
         {"messages": read_messages},
         LANGUAGE_MODELLING,
     ),
     ANSWERS: Format("every answer and score of the workspace, for `sinterlm import`: they are not paid for again"),
 }
-"""In the order in which a line's shape is looked for: the first key that is there decides."""
+"""In the order in which a line's shape is looked for: the first key that a line has decides."""
 
 
 def reader_of(keys: Mapping[str, object]) -> Read | None:

@@ -16,7 +16,7 @@ from sinterlm.records import Prompt
 
 @dataclass(frozen=True, slots=True)
 class RecordedScore:
-    """A score of one answer: of the one with this text or, where the file gives none, with this source and index.
+    """A score of one answer: the one with this text or, if the file gives none, with this source and index.
 
     Example: ``RecordedScore("capital-france", None, None, "gemma", 0, 7.5, None, "scores.jsonl, line 1")``
     """
@@ -31,7 +31,7 @@ class RecordedScore:
     value: float
     passed: bool | None
     place: str
-    """Where it stands, for messages."""
+    """File and line, for messages."""
 
 
 class _ScoreRecord(Record):
@@ -58,7 +58,7 @@ def read_scores(path: Path) -> list[RecordedScore]:
     in each line is one, too. Or a line has ``all_generated_responses`` and ``all_rm_scores``.
 
     Raises:
-        InputError: A line is of another shape, or there is none at all.
+        InputError: A line has another shape, or there is none at all.
     """
     scores = [score for line in read_lines(path) for score in _parse_scores(line)]
     if not scores:

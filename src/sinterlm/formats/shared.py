@@ -128,7 +128,7 @@ def read_shared_responses(folder: Path) -> Iterator[StoredResponse]:
     """The responses of a shared data set, each checked.
 
     Raises:
-        InputError: There is no such data set, a row is of another shape, or its id is not the hash of its key.
+        InputError: There is no such data set, a row has another shape, or its id is not the hash of its key.
     """
     return map(_parse_response, read_lines(_file(folder, RESPONSES)))
 
@@ -139,7 +139,7 @@ def read_shared_scores(folder: Path) -> Iterator[StoredScore | Dropped]:
     One whose detail is odd is dropped: only its scorer knows what belongs there, and the others are as good without it.
 
     Raises:
-        InputError: A row is of another shape.
+        InputError: A row has another shape.
     """
     if not (folder / SCORES).is_dir():
         return iter(())
@@ -170,7 +170,7 @@ def _parse_response(line: Line) -> StoredResponse:
     if record.id != response.id:
         raise line.error(f"`id` is {record.id!r}", f"the hash of identity, prompt_hash and index, {response.id}")
     if record.prompt is not None and Prompt("", record.prompt).content_hash != record.prompt_hash:
-        raise line.error("`prompt` is not what `prompt_hash` names", "the messages of which it is the hash")
+        raise line.error("`prompt` is not what `prompt_hash` names", "the messages with that hash")
     return response
 
 

@@ -119,7 +119,7 @@ def _dump_turn(response: RowResponse) -> dict[str, str]:
 
 
 def _misfit_of(row: TrainingRow) -> Misfit | None:
-    """Why these turns are none of LLaMA-Factory's, where user and assistant alternate after the system prompt."""
+    """Why LLaMA-Factory cannot read these turns: after the system prompt, user and assistant must alternate."""
     roles = [message.role for message in row.messages]
     turns = roles[roles[0] == "system" :]
     alternate = all(role == ("user", "assistant")[number % 2] for number, role in enumerate(turns))

@@ -5,8 +5,8 @@
     language modelling   messages
     unpaired preference  prompt, completion, label
 
-``weight``, ``source``, ``score_chosen``, ``source_rejected`` and ``score_rejected`` may stand beside them. Those under
-``chosen`` and the like may be plain text, or begin with the prompt; ``prompt`` itself may then be missing.
+``weight``, ``source``, ``score_chosen``, ``source_rejected`` and ``score_rejected`` are optional. Conversations
+under ``chosen`` and the like may be plain text, or begin with the prompt; ``prompt`` itself may then be missing.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_unpaired(line: Line) -> TrainingRow:
 
 
 def read_messages(line: Line) -> TrainingRow:
-    """A conversation, of which the last message is the answer to learn."""
+    """A conversation that ends with the answer to learn."""
     record = line.parse(_LanguageModelling)
     return _single(line, record, "chosen", record.messages)
 

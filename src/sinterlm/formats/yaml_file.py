@@ -1,7 +1,7 @@
 """YAML files as plain values that remember their lines.
 
 Scalars follow YAML 1.2's core schema: ``1e-3`` is a number, ``true`` and ``false`` are the only booleans, and ``on``,
-``2026-01-31`` or ``1:30`` are text. Tags are refused, keys given twice too; size, depth and what aliases expand to are
+``2026-01-31`` or ``1:30`` are text. Tags and repeated keys are refused; size, depth and what aliases expand to are
 bounded, so that no file can take the machine's memory. Anchors, aliases and ``<<`` merges work.
 """
 
@@ -39,7 +39,7 @@ def read_yaml(path: Path) -> Document:
     """Read one YAML file.
 
     Raises:
-        InputError: the file is not there, too large, or no YAML of the kind described above.
+        InputError: The file is missing, too large, or not YAML of the kind described above.
     """
     try:
         with path.open("rb") as file:
@@ -47,11 +47,11 @@ def read_yaml(path: Path) -> Document:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(content) > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES:,} bytes; no such file is, check the path")
+        raise InputError(f"{path}: larger than {MAX_BYTES:,} bytes, the limit for a YAML file; check the path")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: no UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     converter = _Converter(str(path))
     return Document(str(path), converter.convert(_compose(text, str(path)), (), 0), converter.places)
 
@@ -60,8 +60,8 @@ def parse_value(text: str, name: str) -> Any:
     """The value that ``text`` has in YAML: a scalar, ``[...]`` or ``{...}``; other text stays text (``Note: brief``).
 
     Args:
-        text: e.g. ``1e-3`` or ``{kind: dpo}``.
-        name: what messages call it.
+        text: Such as ``1e-3`` or ``{kind: dpo}``.
+        name: What messages call it.
     """
     node = _compose(text, name)
     if isinstance(node, yaml.CollectionNode) and not node.flow_style:
@@ -100,9 +100,9 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = ", ".join(filter(None, (error.context, error.problem)))
-        raise InputError(f"{name}{line}: no valid YAML: {problem}") from error
+        raise InputError(f"{name}{line}: not valid YAML: {problem}") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{name}: no valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 class _Converter:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NUM_TAG_TOKENS = 16
-"""The tag of a thought is looked for in this many of a prompt's last tokens."""
+"""How many of a prompt's last tokens are searched for the tag of a thought."""
 
 
 class Asking(NamedTuple):

@@ -35,22 +35,22 @@ def decode(
     """Sample an answer to every prompt; a prompt that is given several times gets as many samples.
 
     Args:
-        model: a causal language model with our attention, whose layers attend to all tokens or to a window of them.
-        prefix: what the prompts may begin with; the part that all of them share is used.
-        prompts: token ids of each, at least one.
-        uniforms: a number in [0, 1) for each token that an answer may have, shape (prompts, tokens).
+        model: A causal language model with our attention, whose layers attend to all tokens or to a window of them.
+        prefix: What the prompts may begin with; the part that all of them share is used.
+        prompts: Token ids of each, at least one.
+        uniforms: A number in [0, 1) for each token that an answer may have, shape (prompts, tokens).
         temperature: 0 takes the likeliest token.
-        top_p: mass of the nucleus.
-        repetition_penalty: divides positive logits of tokens of the prompt and the answer so far, and
+        top_p: Mass of the nucleus.
+        repetition_penalty: Divides positive logits of tokens of the prompt and the answer so far, and
             multiplies negative ones; 1 changes nothing.
-        most_tokens: the most tokens of each answer, if they are fewer than the uniform numbers.
-        is_finished: whether an answer is complete; its last token is new.
+        most_tokens: The limit of each answer, if it is below the number of uniform numbers.
+        is_finished: Whether an answer is complete; its last token is new.
 
     Returns:
         For every prompt the new tokens, the one that ended the answer included.
 
     Raises:
-        FloatingPointError: logits are no finite numbers.
+        FloatingPointError: Logits are no finite numbers.
     """
     most_tokens = most_tokens or [uniforms.shape[1]] * len(prompts)
     samples_of: dict[tuple[int, ...], list[int]] = {}

@@ -23,13 +23,13 @@ NUM_ORDERED = 1024
 
 
 def draw_uniforms(seed: int, prompt_hash: str, index: int, count: int) -> NDArray[np.float64]:
-    """The uniform numbers of one answer, one a token; they depend on its key alone.
+    """The uniform numbers of one answer, one per token; they depend on its key alone.
 
     Args:
-        seed: the sampling seed.
-        prompt_hash: names the prompt's content.
-        index: the sample index.
-        count: how many; a smaller count gives the beginning of a larger one.
+        seed: The sampling seed.
+        prompt_hash: Names the prompt's content.
+        index: The sample index.
+        count: How many; a smaller count gives the beginning of a larger one.
 
     Returns:
         Numbers in [0, 1), shape (count,).
@@ -48,10 +48,10 @@ def draw_tokens(
     ``top_p``, so the result is exact.
 
     Args:
-        probabilities_BV: float32 distributions over the vocabulary, shape (B, V).
-        uniforms_BD: float64 numbers in [0, 1), one for each draw from a row, shape (B, D).
-        top_p: mass that is kept, in (0, 1].
-        num_ordered: how many of the likeliest tokens are sorted at first.
+        probabilities_BV: Float32 distributions over the vocabulary, shape (B, V).
+        uniforms_BD: Float64 numbers in [0, 1), one for each draw from a row, shape (B, D).
+        top_p: Mass that is kept, in (0, 1].
+        num_ordered: How many of the likeliest tokens are sorted at first.
 
     Returns:
         Token ids, shape (B, D).
@@ -80,7 +80,7 @@ def check_finite(logits: Tensor) -> None:
     """Check the largest logit of every row; others may be -inf, which forbids a token.
 
     Raises:
-        FloatingPointError: a row has a NaN or an infinite one.
+        FloatingPointError: A row has a NaN or an infinite one.
     """
     if not logits.amax(-1).isfinite().all():
         raise FloatingPointError("logits are not finite")

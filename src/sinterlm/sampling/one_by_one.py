@@ -31,19 +31,19 @@ def generate(
     """Sample answers to one prompt.
 
     Args:
-        model: a causal language model with its own attention.
-        prompt: its token ids, at least one.
-        uniforms: a number in [0, 1) for each token that an answer may have, shape (samples, tokens).
-        temperature: this and the other arguments are those of :func:`decode`.
-        top_p: mass of the nucleus.
-        repetition_penalty: makes tokens of the prompt and the answer so far less likely.
-        is_finished: whether an answer is complete; its last token is new.
+        model: A causal language model with its own attention.
+        prompt: Its token ids, at least one.
+        uniforms: A number in [0, 1) for each token that an answer may have, shape (samples, tokens).
+        temperature: This and the other arguments are those of :func:`decode`.
+        top_p: Mass of the nucleus.
+        repetition_penalty: Makes tokens of the prompt and the answer so far less likely.
+        is_finished: Whether an answer is complete; its last token is new.
 
     Returns:
         For every sample the new tokens, the one that ended the answer included.
 
     Raises:
-        FloatingPointError: logits are no finite numbers.
+        FloatingPointError: Logits are no finite numbers.
     """
     num_samples, num_tokens = uniforms.shape
     num_rows = 1 if temperature == 0 else num_samples

@@ -3,7 +3,7 @@
 All rows begin with one prefix, which is kept once. Prompts with a common opening (the wording of a question, say) are
 one row until they part, and rows of similar length are read together to save padding.
 
-Legend: B rows, S tokens of a row behind the prefix, T new tokens of a row, V vocabulary, H key heads, D head size.
+Legend: B rows, S tokens of a row after the prefix, T new tokens of a row, V vocabulary, H key heads, D head size.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def compute_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
 
 
 def read_prompts(model: PreTrainedModel, prefix: Prefix, prompts: Sequence[Sequence[int]]) -> CachedRows:
-    """Read prompts, one a row; of the prefix as much is used as all of them begin with."""
+    """Read prompts, one per row; the prefix is used as far as all of them begin with it."""
     shared = count_shared([prefix.tokens, *prompts])
     rests = [prompt[shared:] for prompt in prompts]
     openings, opening_of = _find_openings(rests)
@@ -71,10 +71,10 @@ def read_prompts(model: PreTrainedModel, prefix: Prefix, prompts: Sequence[Seque
 
 
 def next_logits(model: PreTrainedModel, rows: CachedRows, tokens_B: Tensor) -> tuple[Tensor, CachedRows]:
-    """Read one token more in every row.
+    """Read one more token in every row.
 
     Returns:
-        The logits of what follows, shape (B, V), and the longer rows.
+        The logits of the next token, shape (B, V), and the longer rows.
     """
     output, rows = _extend(model, rows, tokens_B[:, None], rows.next_positions()[:, None], logits_to_keep=1)
     return output.logits[:, -1], rows
@@ -88,7 +88,7 @@ def _find_openings(rests: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]],
     """What neighbours in alphabetical order have in common.
 
     Returns:
-        The openings, and for every rest the number of its own, which may be the whole of it.
+        The openings, and for every rest the number of its own, which may be all of it.
     """
     openings: list[Sequence[int]] = []
     opening_of = [0] * len(rests)
@@ -104,7 +104,7 @@ def _find_openings(rests: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]],
 
 
 def _read(model: PreTrainedModel, rows: CachedRows, tokens: Sequence[Sequence[int]]) -> CachedRows:
-    """Append to every row the tokens that are given for it, which may be none."""
+    """Append to every row its new tokens, if it has any."""
     by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
     parts = []
     for _, group in groupby(by_length, key=lambda row: _length_class(len(tokens[row]))):
@@ -126,7 +126,7 @@ def _read_padded(
     *,
     met: dict[int, KeysAndValues] | None = None,
 ) -> CachedRows:
-    """Append tokens to every row, padded at the end, so many columns at once as the bound allows."""
+    """Append tokens to every row, padded at the end, as many columns at once as the bound allows."""
     tokens_BT = pad_sequence([torch.tensor(row, dtype=torch.long) for row in tokens], batch_first=True).to(model.device)
     lengths = torch.tensor([len(row) for row in tokens], device=model.device)[:, None]
     columns = torch.arange(tokens_BT.shape[1], device=model.device)

@@ -14,7 +14,7 @@ from sinterlm.records import FinishReason, Prompt
 
 
 class Item(NamedTuple):
-    """One answer to give: the prompt, and which of its samples."""
+    """One answer to give: the prompt and the sample index."""
 
     prompt: Prompt
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
@@ -57,7 +57,7 @@ class Engine(Protocol):
 
 
 class Unused(NamedTuple):
-    """An answer that an engine holds and a run has no use for."""
+    """An answer that an engine holds and a run does not use."""
 
     subject: str
     """Id or content hash of the prompt that it answers."""

@@ -74,7 +74,7 @@ class RecordedEngine:
     the batches.
 
     Args:
-        path: the file, as :func:`sinterlm.formats.read_recorded` reads it.
+        path: The file, as :func:`sinterlm.formats.read_recorded` reads it.
     """
 
     def __init__(self, path: Path) -> None:

@@ -62,7 +62,7 @@ class EngineSettings(Settings):
         """How training samples are drawn; None if nothing is drawn.
 
         Args:
-            seed: The recipe's, for a model that names none of its own.
+            seed: The recipe's seed, for a model that names none.
         """
         return None
 
@@ -113,7 +113,7 @@ class EngineSettings(Settings):
         raise NotImplementedError
 
     def flops(self, *, prompt_tokens: float, new_tokens: float) -> Flops | None:
-        """What this machine computes to read and write so many tokens; None if the model's size is not known."""
+        """What this machine computes to read and write this many tokens; None if the model's size is not known."""
         return Flops()
 
     def prompt_prefix(self) -> str:
@@ -129,10 +129,10 @@ class EngineSettings(Settings):
         yield from ()
 
     def check(self, name: str) -> None:
-        """See, before the first answer is sampled, whether this machine has what the engine needs.
+        """Check, before the first answer is sampled, that this machine has what the engine needs.
 
         Args:
-            name: The source's, for messages.
+            name: The source's name, for messages.
 
         Raises:
             SinterError: What is missing, and what to do.
@@ -161,8 +161,8 @@ class Sampling(Settings):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Nucleus sampling."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Above 1, tokens that stand in the prompt or the answer so far become less likely: positive logits are divided by
-    it, negative ones multiplied.
+    """Above 1, tokens of the prompt and of the answer so far become less likely: positive logits are divided by it,
+    negative ones multiplied.
     """
     max_new_tokens: Positive = 512
     """A longer answer is cut; its finish reason is then ``length``."""
@@ -179,8 +179,8 @@ class PromptFormat(Settings):
     """
     few_shot: InputPath | None = None
     """For sources only: a few-shot file, relative to the recipe, for models without a chat template. The prompt must
-    then be one question, and ``system`` cannot be given. The target is trained on its chat template, and so asked by
-    it.
+    then be one question, and ``system`` cannot be given. The target is always asked by its chat template, with
+    which it is trained.
     """
 
     def load_few_shot(self) -> FewShot | None:
@@ -189,7 +189,7 @@ class PromptFormat(Settings):
 
 
 class AskedModel(EngineSettings):
-    """What every model has that is asked for its answers, wherever it runs."""
+    """A model that is sampled, wherever it runs."""
 
     prompt: PromptFormat = PromptFormat()
     """How the model is asked; by default the chat template."""

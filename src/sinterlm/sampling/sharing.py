@@ -24,9 +24,9 @@ NUM_PREFIX = 32
 NUM_STEPS = 2
 """Tokens that it reads one by one."""
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Most distance of the logits, relative to their spread: rounding lies far below, another attention far above."""
+"""Largest distance of the logits, relative to their spread: rounding is far below, another attention far above."""
 HALF_TOLERANCE = 0.25
-"""In half precision rounding alone moves logits by some hundredths, more where it makes a token meet another expert."""
+"""In half precision rounding alone moves logits by some hundredths, more if it sends a token to another expert."""
 
 
 @torch.inference_mode()
@@ -34,12 +34,12 @@ def share_prefixes(model: PreTrainedModel, tokens: Sequence[int]) -> None:
     """Plug shared attention into the model if it gives the logits of the library's attention.
 
     Args:
-        model: a causal language model; it has its own attention again if it cannot share.
-        tokens: any of its vocabulary, at least one.
+        model: A causal language model; it gets its own attention back if it cannot share.
+        tokens: Any of its vocabulary, at least one.
 
     Raises:
-        CannotShareError: it cannot, and why.
-        FloatingPointError: its logits are no finite numbers.
+        CannotShareError: It cannot; the message says why.
+        FloatingPointError: Its logits are no finite numbers.
     """
     with sharing_on_trial(model):
         prefix, *texts = _texts(tokens)
@@ -54,7 +54,7 @@ def share_prefixes(model: PreTrainedModel, tokens: Sequence[int]) -> None:
 
 @contextmanager
 def _library_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Attend as the library does in plain PyTorch: no other of its ways bounds scores where a model does."""
+    """Attend as the library does in plain PyTorch: its other ways do not bound scores, as some models do."""
     ours = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -64,7 +64,7 @@ def _library_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _texts(tokens: Sequence[int]) -> list[list[int]]:
-    """A prefix, and two texts of unlike lengths behind it."""
+    """A prefix, and two texts of different lengths after it."""
     some = (list(tokens) * NUM_PREFIX)[:NUM_PREFIX]
     return [some, some[:9], some[5:9]]
 

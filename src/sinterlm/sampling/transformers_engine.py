@@ -36,7 +36,7 @@ class _Loaded(NamedTuple):
     prefix: Prefix | None
     """None if the model cannot share what prompts begin with."""
     context: float
-    """Most tokens of prompt and answer together."""
+    """Limit of prompt and answer together, in tokens."""
     shared_length: float
     """Up to this many tokens, the positions of a row do not depend on the lengths of others."""
 
@@ -87,17 +87,17 @@ class TransformersEngine:
     attention. Any other model is sampled by Transformers' own generate, prompt by prompt.
 
     Args:
-        model: hub name, folder or ``gguf:PACKAGE/FILE.gguf``.
-        few_shot: the completion prompt; None asks by chat template.
-        system: system prompt for messages that have none; with a chat template only.
-        chat_template_kwargs: variables of the chat template.
-        template_date: what the chat template takes for today, as 2026-11-30.
-        settings: how tokens are drawn.
+        model: Hub name, folder or ``gguf:PACKAGE/FILE.gguf``.
+        few_shot: The completion prompt; None asks by chat template.
+        system: System prompt for messages that have none; with a chat template only.
+        chat_template_kwargs: Variables of the chat template.
+        template_date: What the chat template takes for today, e.g. 2026-11-30.
+        settings: How tokens are drawn.
         device: ``auto`` or a torch device.
         dtype: ``auto`` or a torch dtype's name. Device and dtype change an answer by rounding only, so they are no part
             of the identity.
-        on_loaded: told where the weights were loaded, e.g. ``cpu, float32``, and why sampling is slow if it is.
-        batch_tokens: roughly the tokens of a batch: prompts and answers of all its samples.
+        on_loaded: Told where the weights were loaded, e.g. ``cpu, float32``, and why sampling is slow if it is.
+        batch_tokens: Roughly the tokens of a batch: prompts and answers of all its samples.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ class Mathematics(AnswerReader):
 
     kind: Literal["mathematics"]
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Limit of the computing time for one answer; a slower one is dropped as ``comparison-stopped``, without a score."""
+    """Limit of the computing time for one answer; a slower one has no score (``comparison-stopped``)."""
     num_workers: Positive = 2
     """Number of worker processes."""
 

@@ -16,8 +16,8 @@ class BestOfSources(SelectAmongSources):
 
     kind: Literal["best-of-sources"]
     ties: Ties = "hash"
-    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
-    order, which is the argmax of the papers.
+    """Among answers of the same score, take the one with the smallest SHA-256 of seed, prompt id, source and index, or
+    the first in order, which is the argmax of the papers.
     """
     truncated: Truncated = "drop"
     """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
@@ -49,13 +49,13 @@ def select_best_of_sources(
     With one source that was sampled as often as all others together, it is the control that mixing sources must beat.
 
     Args:
-        candidates: every prompt's scored answers, in any order; read once.
-        seed: decides between answers of the same score.
-        sources: names of the sources that take part; all by default.
-        num_samples: how many samples of each source take part, the first by index; all by default.
+        candidates: Every prompt's scored answers, in any order; read once.
+        seed: Decides between answers of the same score.
+        sources: Names of the sources that take part; all by default.
+        num_samples: How many samples of each source take part, the first by index; all by default.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
-        truncated: whether answers cut by the token limit may be chosen.
-        stage: named in every :class:`Dropped`.
+        truncated: Whether answers cut by the token limit may be chosen.
+        stage: Named in every :class:`Dropped`.
 
     Returns:
         Rows with one response of the role ``chosen``, and the prompts that give none.

@@ -78,7 +78,7 @@ REASONS = {
 
 
 class NoRow(NamedTuple):
-    """Why a prompt gives no row, or a source no part of it."""
+    """Why a prompt gives no row, or a source no part of one."""
 
     reason: str
     detail: str
@@ -169,12 +169,12 @@ def choose_source_pairs(
 
 
 def no_source_pair(left_out: Sequence[NoRow]) -> NoRow:
-    """That no source gave a pair, and why not."""
+    """Says that no source gave a pair, and why not."""
     return NoRow(NO_SOURCE_PAIR, "; ".join(f"{drop.detail} ({drop.reason})" for drop in left_out) or "no answers")
 
 
 def too_few_to_compare(eligible: Sequence[Scored], answers: Sequence[Scored]) -> NoRow:
-    """That fewer than two of the ``answers`` are eligible: no advantage over others can be told."""
+    """Says that fewer than two of the ``answers`` are eligible: none has an advantage over others."""
     return NoRow(TOO_FEW_ANSWERS_TO_COMPARE, f"{len(eligible)} of {len(answers)} answers eligible")
 
 
@@ -202,11 +202,11 @@ def collect(
     """Make one row of every prompt, or say why it has none, in order; the candidates are read once, as a stream.
 
     Args:
-        candidates: every prompt's scored answers.
-        choose: what becomes a row, of one prompt's answers.
-        stage: named in every :class:`Dropped`.
-        sources: names of the sources that ``choose`` sees; all by default.
-        num_samples: how many samples of each source it sees, the first by index; all by default.
+        candidates: Every prompt's scored answers.
+        choose: Which of one prompt's answers become a row, or why none do.
+        stage: Named in every :class:`Dropped`.
+        sources: Names of the sources that ``choose`` sees; all by default.
+        num_samples: How many samples of each source it sees, the first by index; all by default.
     """
     rows: list[TrainingRow] = []
     dropped: list[Dropped] = []
@@ -249,7 +249,7 @@ def _restrict(candidate: Candidates, sources: Collection[str] | None, num_sample
 
 
 def _describe_ineligible(answers: Sequence[Scored]) -> str:
-    """How many of ``answers``, none of them eligible, failed by what."""
+    """How many of ``answers``, none of them eligible, failed for which reason."""
     num_empty = sum(not answer.response.content.strip() for answer in answers)
     num_truncated = sum(is_truncated(answer) for answer in answers)
     return f"{len(answers)} answers: {num_empty} empty, {num_truncated} cut by the token limit"

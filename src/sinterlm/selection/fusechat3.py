@@ -43,12 +43,12 @@ class FuseChat3(SelectAmongSources):
 
     kind: Literal["fusechat3"]
     window: WindowKey = [0.01, 0.1]
-    """The scores of a pair are at least and at most so far apart, ``[LOW, HIGH]``."""
+    """The smallest and the largest difference between the scores of a pair, ``[LOW, HIGH]``."""
     windows: dict[str, WindowKey] = {}
     """A window for each domain named, in place of ``window``."""
     ties: Ties = "hash"
-    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
-    order, which is the argmax of the papers.
+    """Among answers of the same score, take the one with the smallest SHA-256 of seed, prompt id, source and index, or
+    the first in order, which is the argmax of the papers.
     """
     truncated: Truncated = "drop"
     """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
@@ -64,7 +64,7 @@ class FuseChat3(SelectAmongSources):
         return select_fusechat3(candidates, seed=seed, stage=stage, **self.arguments)
 
     def named_domains(self) -> Iterator[tuple[str, str]]:
-        """Those that have a window of their own."""
+        """The domains that have a window of their own."""
         return (("windows", domain) for domain in self.windows)
 
 
@@ -80,22 +80,22 @@ def select_fusechat3(
     truncated: Truncated = "drop",
     stage: str = "select-fusechat3",
 ) -> Selection:
-    """Select one pair of one source for every prompt: of all sources that have one, that with the best chosen answer.
+    """Select one pair for every prompt: of the sources that have a pair, the one with the best chosen answer.
 
     If answers were verified (mathematics, code), the best is the passing one with the highest score and the worst the
     failing one with the lowest, and a prompt without a passing answer is dropped. Otherwise the scores alone decide.
 
     Args:
-        candidates: every prompt's scored answers, in any order; read once.
-        seed: decides between answers of the same score.
-        window: lowest and highest margin between the two scores, ends included, or ``none``; 1 and 0 that only say
+        candidates: Every prompt's scored answers, in any order; read once.
+        seed: Decides between answers of the same score.
+        window: Lowest and highest margin between the two scores, ends included, or ``none``; 1 and 0 that only say
             passed and failed lie in every window.
-        windows: by the prompts' domain, what holds there in place of ``window``.
-        sources: names of the sources that take part; all by default.
-        num_samples: how many samples of each source take part, the first by index; all by default.
+        windows: By domain of the prompts, the window in place of ``window``.
+        sources: Names of the sources that take part; all by default.
+        num_samples: How many samples of each source take part, the first by index; all by default.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
-        truncated: whether answers cut by the token limit may be chosen.
-        stage: named in every :class:`Dropped`.
+        truncated: Whether answers cut by the token limit may be chosen.
+        stage: Named in every :class:`Dropped`.
 
     Returns:
         Rows with the roles ``chosen`` and ``rejected``, and the prompts that give none.

@@ -25,12 +25,12 @@ class FusePo(SelectAmongSources):
 
     kind: Literal["fusepo"]
     temperature: Temperature
-    """Of the softmax that makes weights of scores, in units of the scores."""
+    """Temperature of the softmax that turns scores into weights, in units of the scores."""
     min_margin: Margin | None = None
-    """The scores of a pair are at least so far apart."""
+    """The smallest difference between the scores of a pair."""
     ties: Ties = "hash"
-    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
-    order, which is the argmax of the papers.
+    """Among answers of the same score, take the one with the smallest SHA-256 of seed, prompt id, source and index, or
+    the first in order, which is the argmax of the papers.
     """
     truncated: Truncated = "drop"
     """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
@@ -69,16 +69,16 @@ def select_fusepo(
     is left out of the row, and the weights are those of the others.
 
     Args:
-        candidates: every prompt's scored answers, in any order; read once.
-        seed: decides between answers of the same score.
-        temperature: t, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
-        min_margin: how far apart the scores of a pair are at least, in their own units; 1 and 0 that only say passed
-            and failed are always far enough.
-        sources: names of the sources that take part; all by default.
-        num_samples: how many samples of each source take part, the first by index; all by default.
+        candidates: Every prompt's scored answers, in any order; read once.
+        seed: Decides between answers of the same score.
+        temperature: The t above, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
+        min_margin: The smallest difference between the scores of a pair; 1 and 0 that only say passed and failed are
+            always far enough apart.
+        sources: Names of the sources that take part; all by default.
+        num_samples: How many samples of each source take part, the first by index; all by default.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
-        truncated: whether answers cut by the token limit may be chosen.
-        stage: named in every :class:`Dropped`.
+        truncated: Whether answers cut by the token limit may be chosen.
+        stage: Named in every :class:`Dropped`.
 
     Returns:
         Rows with the roles ``chosen`` and ``rejected`` in groups named after the sources, the weight of a source on

@@ -27,7 +27,7 @@ class FusePoRloo(SelectAmongSources):
 
     kind: Literal["fusepo-rloo"]
     temperature: Temperature
-    """Of the softmax that makes weights of scores, in units of the scores."""
+    """Temperature of the softmax that turns scores into weights, in units of the scores."""
     truncated: Truncated = "drop"
     """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
@@ -43,7 +43,7 @@ class FusePoRloo(SelectAmongSources):
         return select_fusepo_rloo(candidates, seed=seed, stage=stage, **self.arguments)
 
     def responses_in_row(self, *, source_samples: Sequence[int], target_samples: int) -> int:
-        """All of every source's."""
+        """All answers of every source."""
         return sum(source_samples)
 
 
@@ -63,13 +63,13 @@ def select_fusepo_rloo(
     prompt is dropped if the scores of every source are equal among themselves.
 
     Args:
-        candidates: every prompt's scored answers, in any order; read once.
-        seed: decides nothing here: no answer is chosen before another.
-        temperature: t, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
-        sources: names of the sources that take part; all by default.
-        num_samples: how many samples of each source take part, the first by index; all by default.
-        truncated: whether answers cut by the token limit take part.
-        stage: named in every :class:`Dropped`.
+        candidates: Every prompt's scored answers, in any order; read once.
+        seed: Decides nothing here: no answer is chosen before another.
+        temperature: The t above, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
+        sources: Names of the sources that take part; all by default.
+        num_samples: How many samples of each source take part, the first by index; all by default.
+        truncated: Whether answers cut by the token limit take part.
+        stage: Named in every :class:`Dropped`.
 
     Returns:
         Rows with responses without roles in groups named after the sources, the weight of a source on all of its

@@ -21,14 +21,14 @@ class FuseSft(SelectAmongSources):
 
     kind: Literal["fusesft"]
     temperature: Temperature
-    """Of the softmax that makes weights of scores, in units of the scores."""
+    """Temperature of the softmax that turns scores into weights, in units of the scores."""
     keep: Keep = "pooled"
     """The best of all sources' answers together, or the best of each source."""
     num_responses: Positive = 4
     """The most answers in a row."""
     ties: Ties = "hash"
-    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
-    order, which is the argmax of the papers.
+    """Among answers of the same score, take the one with the smallest SHA-256 of seed, prompt id, source and index, or
+    the first in order, which is the argmax of the papers.
     """
     truncated: Truncated = "drop"
     """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
@@ -46,7 +46,7 @@ class FuseSft(SelectAmongSources):
         return select_fusesft(candidates, seed=seed, stage=stage, **self.arguments)
 
     def responses_in_row(self, *, source_samples: Sequence[int], target_samples: int) -> int:
-        """M, or one of each source."""
+        """M, or one from each source."""
         return self.num_responses if self.keep == "pooled" else len(source_samples)
 
 
@@ -68,16 +68,16 @@ def select_fusesft(
     Every text is kept once; with a pass-or-fail scorer it passes. If fewer are left, they share the whole weight.
 
     Args:
-        candidates: every prompt's scored answers, in any order; read once.
-        seed: decides between answers of the same score.
-        temperature: t, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
+        candidates: Every prompt's scored answers, in any order; read once.
+        seed: Decides between answers of the same score.
+        temperature: The t above, in units of the scores (see :func:`~sinterlm.selection.weights.softmax_weights`).
         keep: ``pooled`` takes the best of all sources' answers together, ``each-source`` the best of each source.
-        num_responses: M, how many are kept at most.
-        sources: names of the sources that take part; all by default.
-        num_samples: how many samples of each source take part, the first by index; all by default.
+        num_responses: M, the most that are kept.
+        sources: Names of the sources that take part; all by default.
+        num_samples: How many samples of each source take part, the first by index; all by default.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
-        truncated: whether answers cut by the token limit may be chosen.
-        stage: named in every :class:`Dropped`.
+        truncated: Whether answers cut by the token limit may be chosen.
+        stage: Named in every :class:`Dropped`.
 
     Returns:
         Rows with responses of the role ``chosen`` and weights that sum to 1, and the prompts that give none.

@@ -1,4 +1,4 @@
-"""How far the scores of two answers may lie apart for the two to make a pair."""
+"""How far apart the scores of two answers may be for the two to make a pair."""
 
 from __future__ import annotations
 

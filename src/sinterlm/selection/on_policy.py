@@ -17,10 +17,10 @@ class OnPolicy(SelectionPolicy):
 
     kind: Literal["on-policy"]
     min_margin: Margin | None = None
-    """The scores of a pair are at least so far apart."""
+    """The smallest difference between the scores of a pair."""
     ties: Ties = "hash"
-    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
-    order, which is the argmax of the papers.
+    """Among answers of the same score, take the one with the smallest SHA-256 of seed, prompt id, source and index, or
+    the first in order, which is the argmax of the papers.
     """
     truncated: Truncated = "drop"
     """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
@@ -45,18 +45,18 @@ def select_on_policy(
     truncated: Truncated = "drop",
     stage: str = "select-on-policy",
 ) -> Selection:
-    """Select the target's best and worst answer for every prompt; prompts where they tie are dropped.
+    """Select the target's best and worst answer for every prompt; prompts are dropped if the two tie.
 
     With a pass-or-fail scorer the chosen answer passes and the rejected one fails.
 
     Args:
-        candidates: every prompt's scored answers, in any order; read once.
-        seed: decides between answers of the same score.
-        min_margin: how far apart the two scores are at least, in their own units; 1 and 0 that only say passed and
-            failed are always far enough.
+        candidates: Every prompt's scored answers, in any order; read once.
+        seed: Decides between answers of the same score.
+        min_margin: The smallest difference between the two scores; 1 and 0 that only say passed and failed are always
+            far enough apart.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
-        truncated: whether answers cut by the token limit may be chosen.
-        stage: named in every :class:`Dropped`.
+        truncated: Whether answers cut by the token limit may be chosen.
+        stage: Named in every :class:`Dropped`.
 
     Returns:
         Rows with the roles ``chosen`` and ``rejected``, and the prompts that give none.

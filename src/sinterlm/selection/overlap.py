@@ -1,11 +1,12 @@
-"""Prompts that say what another prompt, or a question of a benchmark, says already.
+"""Prompts that repeat another prompt, or a question of a benchmark.
 
 Text is compared in normal form (Unicode NFKC, letter case and white space ignored); n-grams are runs of n words, where
 an operator (``+``, ``=``, ...) and a Chinese or Japanese character are words too, and punctuation does not count.
 
 De-duplication keeps the first of two prompts that are the same, or whose n-grams' Jaccard similarity reaches a limit.
-Candidates are found by prefix filtering (Bayardo et al., WWW 2007): two sets of Jaccard similarity at least s, of which
-one has k elements, share one of its k - ceil(s k) + 1 rarest. So the result is that of comparing all pairs.
+Candidates are found by prefix filtering (Bayardo et al., WWW 2007): if two sets have a Jaccard similarity
+of at least s, and one has k elements, they share one of its k - ceil(s k) + 1 rarest. So the result is that of
+comparing all pairs.
 
 Decontamination drops a prompt that shares an n-gram with a benchmark's question (GPT-3, arXiv 2005.14165, appendix C,
 takes n = 13), or that covers at least a given share of the question's words by shared n-grams (as Tulu 3, arXiv
@@ -56,8 +57,8 @@ class Match(NamedTuple):
     other: str
     """The id of the prompt that was kept, or of the question."""
     overlap: float
-    """Of duplicates: the Jaccard similarity of their n-grams; of a question: the share of its words that are shared, of
-    the turn that shares most."""
+    """For duplicates, the Jaccard similarity of their n-grams; for a question, the share of its words that the prompt
+    covers, in the turn that it covers most."""
     prompt: str
     other_text: str
     shared: str = ""
@@ -71,7 +72,7 @@ class Distinct(NamedTuple):
     matches: Sequence[Match]
 
     def dropped(self, stage: str) -> list[Dropped]:
-        """The matches as records of what went no further."""
+        """The matches as records of dropped prompts."""
         return [
             Dropped(match.prompt_id, stage, match.reason, f"{match.other} (overlap {match.overlap:.2f})")
             for match in self.matches
@@ -84,7 +85,7 @@ def deduplicate(prompts: Sequence[Prompt], *, ngram: int | None, similarity: flo
     Args:
         prompts: In the order in which the first is kept.
         ngram: Words in an n-gram; None compares whole texts only. Shorter prompts are compared as wholes.
-        similarity: From this Jaccard similarity of their n-grams on (0 to 1) two prompts are alike.
+        similarity: Prompts whose n-grams have at least this Jaccard similarity (0 to 1) are duplicates.
     """
     texts = list(map(text_of, prompts))
     sets = _by_rarity([_hash_grams(split_words(text), ngram) for text in texts]) if ngram else None
@@ -111,8 +112,9 @@ def decontaminate(prompts: Sequence[Prompt], questions: Iterable[Prompt], *, ngr
 
     Args:
         prompts: What models are to be asked.
-        questions: Of the benchmarks. A turn of fewer than ``ngram`` words (but :data:`MIN_WORDS`) is found as a whole.
-        ngram: Words in an n-gram. One of operators more than of words, as the rule of a table, is no trace of anything.
+        questions: The benchmarks' questions. A turn of fewer than ``ngram`` words, but at least :data:`MIN_WORDS`, is
+            found as a whole.
+        ngram: Words in an n-gram. One with more operators than words, such as the rule of a table, does not count.
         coverage: The share of a question's words that the shared n-grams must cover (0 to 1); at 0 one is enough.
     """
     index = _QuestionIndex(questions, ngram)
@@ -175,10 +177,10 @@ def _most_alike(
     """The kept text that is most like text ``number``, with its similarity; if none is, the text itself is kept.
 
     Args:
-        number: Of the text.
+        number: The text's number.
         sets: The n-grams of every text, by rarity.
         kept_with: The kept texts by the n-grams among their rarest.
-        similarity: From here on two texts are alike.
+        similarity: Texts at least this similar are duplicates.
     """
     own = sets[number]
     num_rarest = len(own) - math.ceil(similarity * len(own) - 1e-9) + 1  # 0.55 * 100 is 55.000000000000007
@@ -211,7 +213,7 @@ class _QuestionIndex:
     """The n-grams of all questions, and where they occur.
 
     Args:
-        questions: Of the benchmarks.
+        questions: The benchmarks' questions.
         ngram: Words in an n-gram; a shorter question is found as a whole.
     """
 
@@ -224,7 +226,7 @@ class _QuestionIndex:
         self._words = [tuple(split_words(text_of(question))) for question in self._questions]
         self._whole: dict[tuple[str, ...], int] = {}
         self._long: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-        """Questions by each of their n-grams, with its place."""
+        """Questions by each of their n-grams, with its position."""
         self._short: dict[tuple[str, ...], list[int]] = {}
         """Questions shorter than an n-gram by their first words."""
         for number, words in enumerate(self._words):
@@ -237,7 +239,7 @@ class _QuestionIndex:
                 self._short.setdefault(words[:MIN_WORDS], []).append(number)
 
     def find(self, words: Sequence[str]) -> _Found | None:
-        """The question of which ``words`` cover most, the first of equals; None if they share no n-gram with any."""
+        """The question that ``words`` cover most, the first of equals; None if they share no n-gram with any."""
         covered: dict[int, set[int]] = {}
         whole = self._whole.get(tuple(words))
         if words and whole is not None:

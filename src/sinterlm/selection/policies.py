@@ -17,7 +17,7 @@ from sinterlm.selection.settings import SelectionPolicy
 from sinterlm.selection.wrpo import Wrpo
 
 GROUP = "sinterlm.policies"
-"""The entry points by which installed packages add theirs."""
+"""The entry points by which installed packages add policies."""
 
 POLICIES: Mapping[str, type[SelectionPolicy]] = with_installed(
     GROUP,

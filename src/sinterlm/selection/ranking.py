@@ -1,8 +1,8 @@
 """Which answers may be chosen, and which of them is best or worst: the rules that every policy shares.
 
-An empty answer is never eligible, nor one whose score is no finite number; one that the token limit cut only if asked
-for. A passing answer ranks above one that was not checked, and that above a failing one; then the higher score ranks
-above the lower.
+An empty answer is never eligible, nor is one without a finite score; one that the token limit cut is eligible only if
+asked for. A passing answer ranks above an unchecked one, and an unchecked one above a failing one; then the higher
+score ranks above the lower.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def select_worst(answers: Sequence[Scored], *, seed: int, ties: Ties) -> Scored:
 
 
 def order_texts(answers: Iterable[Scored], *, seed: int, ties: Ties) -> Iterator[Scored]:
-    """One answer of every different text, the highest-ranked first: what is said twice counts once."""
+    """One answer for every different text, the highest-ranked first."""
     by_rank: dict[tuple[int, float], list[Scored]] = {}
     for answer in answers:
         by_rank.setdefault(rank(answer), []).append(answer)

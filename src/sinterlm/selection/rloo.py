@@ -36,7 +36,7 @@ class Rloo(SelectionPolicy):
         return select_rloo(candidates, seed=seed, stage=stage, **self.arguments)
 
     def responses_in_row(self, *, source_samples: Sequence[int], target_samples: int) -> int:
-        """All of the target's."""
+        """All answers of the target."""
         return target_samples
 
 
@@ -46,10 +46,10 @@ def select_rloo(
     """Select all of the target's own answers for every prompt.
 
     Args:
-        candidates: every prompt's scored answers, in any order; read once.
-        seed: decides nothing here: no answer is chosen before another.
-        truncated: whether answers cut by the token limit take part.
-        stage: named in every :class:`Dropped`.
+        candidates: Every prompt's scored answers, in any order; read once.
+        seed: Decides nothing here: no answer is chosen before another.
+        truncated: Whether answers cut by the token limit take part.
+        stage: Named in every :class:`Dropped`.
 
     Returns:
         Rows with responses without roles, and the prompts whose scores give no advantage.

@@ -75,7 +75,7 @@ class SelectionPolicy(Settings):
 
         Args:
             source_samples: How often each source is sampled for a prompt.
-            target_samples: How often the target is.
+            target_samples: How often the target is sampled.
         """
         return len(self.row_roles)
 
@@ -92,9 +92,9 @@ class SelectAmongSources(SelectionPolicy):
     """A policy that looks at the sources' answers."""
 
     sources: Annotated[list[str], Field(min_length=1)] | None = None
-    """Names of the sources that take part."""
+    """Names of the sources that take part; by default all."""
     num_samples: Positive | None = None
-    """How many samples of each source take part, by index."""
+    """How many samples of each source take part, the first by index; by default all."""
 
     def named_sources(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """The sources that take part."""

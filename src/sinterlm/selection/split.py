@@ -1,4 +1,4 @@
-"""Which prompt serves what: held-out questions, SFT, development, preference optimisation."""
+"""What each prompt is used for: held-out questions, SFT, development, preference optimisation."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def split_prompts(
     """Split prompts by the SHA-256 of (seed, prompt id), whatever their order in the file.
 
     Prompts of one content stay together and count once. Every part takes its share of each domain (largest remainder),
-    the first in hash order. Fractions are rounded down; that of ``held_out`` is one of all prompts, the others are
-    fractions of what it leaves.
+    the first in hash order. Fractions are rounded down; ``held_out`` is a fraction of all prompts, the others are
+    fractions of the rest.
 
     Args:
-        prompts: in any order.
-        held_out: size of the part, as all that follow.
-        sft: of the domains that ``sft_domains`` does not name.
-        development: it takes its share of what SFT leaves of each domain.
-        preference: ``rest`` for what all others leave.
-        seed: of the hashes.
-        sft_domains: by domain, the size of SFT's share there in place of ``sft``'s.
+        prompts: In any order.
+        held_out: Size of this part.
+        sft: Size, for the domains that ``sft_domains`` does not name.
+        development: Size; its share of each domain comes from what SFT leaves.
+        preference: Size; ``rest`` for what all others leave.
+        seed: Seed of the hashes.
+        sft_domains: By domain, the size of SFT's share there in place of ``sft``'s.
 
     Raises:
-        InputError: the parts ask for more prompts than there are.
+        InputError: The parts ask for more prompts than there are.
     """
     questions = _group_by_content(prompts, seed)
     num_all = len(questions)
@@ -113,12 +113,12 @@ def hand_over(
 ) -> Handover:
     """Take from a part the prompts that give it no row, for another stage to learn from.
 
-    Prompts of one content stay together: a row of one keeps them all, and where one goes, all go.
+    Prompts of one content stay together: if one gives a row, all stay, and if one goes, all go.
 
     Args:
-        prompts: of the part.
-        with_row: ids of those that give a row.
-        domains: only prompts of these domains go; all by default.
+        prompts: The part's prompts.
+        with_row: Ids of the prompts that give a row.
+        domains: Only prompts of these domains go; all by default.
     """
     with_row_contents = {prompt.content_hash for prompt in prompts if prompt.id in with_row}
     of_domains = {prompt.content_hash for prompt in prompts if domains is None or prompt.domain in domains}
@@ -145,7 +145,7 @@ def _group_by_content(prompts: Iterable[Prompt], seed: int) -> list[_Question]:
 
 
 def _seat_sft(sft: Size, own: Mapping[str, Size], left: Mapping[str, int], seed: int) -> dict[str, int]:
-    """SFT's share of what is left of every domain: its own if it has one, else that of all others together."""
+    """SFT's share of what is left of every domain: its own if it has one, or that of all others together."""
     others = {domain: count for domain, count in left.items() if domain not in own}
     return {
         **_apportion(_count(sft, sum(others.values())), others, seed),

@@ -1,4 +1,4 @@
-"""What a selection came to: who gave its answers, how good and how long they are, how far apart, how weighted."""
+"""The figures of a selection: who gave its answers, how good and how long they are, how far apart, how weighted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RoleTally:
     """None if rows carry no scores."""
     mean_characters: float
     sources: Mapping[str, int]
-    """How many are whose, most first."""
+    """The number of responses by source, most first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class WeightTally:
     """The weights within rows, of responses or, if rows have groups, of groups; each row's are taken to sum to 1."""
 
     mean_entropy: float
-    """In nats: 0 if one weight is all, log n if n are equal."""
+    """In nats: 0 if one has all the weight, log n if n weights are equal."""
     mean_num_weights: float
     mean_largest: float
     sources: Mapping[str, float]
@@ -82,7 +82,7 @@ class SelectionTally:
 
 
 def tally_selection(selection: Selection) -> SelectionTally:
-    """Count what a selection came to, from its rows and drops alone."""
+    """The figures of a selection, from its rows and drops alone."""
     responses = [response for row in selection.rows for response in row.responses]
     roles = dict.fromkeys(response.role for response in responses)
     pairs = [(chosen, rejected) for chosen, rejected in PAIRS if {chosen, rejected} <= roles.keys()]

@@ -12,15 +12,15 @@ def softmax_weights(scores: Sequence[float], *, temperature: float) -> list[floa
     """exp(s_i / t) / sum over j of exp(s_j / t), which neither overflows nor depends on a shift of all scores.
 
     Args:
-        scores: finite.
-        temperature: t, in units of the scores. Reward models that give similar scores (ArmoRM: about 0.13 to 0.18) need
-            a small one for contrast; at 0, the limit, the best answers share the whole weight.
+        scores: Finite.
+        temperature: The t above, in units of the scores. Reward models that give similar scores (ArmoRM: about 0.13 to
+            0.18) need a small one for contrast; at 0, the limit, the best answers share the whole weight.
 
     Returns:
-        One a score; they sum to 1.
+        One weight for each score; they sum to 1.
 
     Raises:
-        ValueError: there is no score, one is not finite, or the temperature is below 0.
+        ValueError: There is no score, one is not finite, or the temperature is below 0.
 
     >>> softmax_weights([0.0, math.log(3)], temperature=1.0)
     [0.25, 0.75]
@@ -40,14 +40,14 @@ def source_weights(answers: Sequence[Scored], *, temperature: float) -> Mapping[
     """The weight of each source: a softmax over the best score of each (FuseRL's equation 8, as its reviews say).
 
     Args:
-        answers: of all sources to one prompt, each with a score.
-        temperature: as in :func:`softmax_weights`.
+        answers: Of all sources to one prompt, each with a score.
+        temperature: As in :func:`softmax_weights`.
 
     Returns:
-        By source, in the order of their first answers; they sum to 1.
+        Weights by source, in the order of their first answers; they sum to 1.
 
     Raises:
-        ValueError: as :func:`softmax_weights`.
+        ValueError: As :func:`softmax_weights`.
     """
     _require_finite([answer.score.value for answer in answers])
     best: dict[str, float] = {}

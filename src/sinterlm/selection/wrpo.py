@@ -28,17 +28,17 @@ class Wrpo(SelectAmongSources):
 
     kind: Literal["wrpo"]
     rank: Positive = 1
-    """Which of the sources' answers is chosen, 2 the second best."""
+    """Which of the sources' answers is chosen: 1 is the best, 2 the second best."""
     rejected_source: bool = False
-    """The worst answer of the chosen answer's source stands in the row too (equation 9)."""
+    """Whether the row also holds the worst answer of the chosen answer's source (equation 9)."""
     min_margin: Margin | None = None
-    """The scores of a pair are at least so far apart."""
+    """The smallest difference between the scores of a pair."""
     ties: Ties = "hash"
-    """Between answers of the same score: the smallest SHA-256 of seed, prompt id, source and index; or the first in
-    order, which is the argmax of the papers.
+    """Among answers of the same score, take the one with the smallest SHA-256 of seed, prompt id, source and index, or
+    the first in order, which is the argmax of the papers.
     """
     target_ties: PairTies = "keep"
-    """Whether a prompt stays where the target's best answer is no better than its worst."""
+    """Whether a prompt is kept if the target's best answer is no better than its worst."""
     truncated: Truncated = "drop"
     """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
@@ -72,18 +72,18 @@ def select_wrpo(
     With a pass-or-fail scorer y_ws passes and y_l fails; y_wt and y_l are different texts.
 
     Args:
-        candidates: every prompt's scored answers, in any order; read once.
-        seed: decides ties.
-        sources: names of the sources that take part; all by default.
-        num_samples: how many samples of each source take part, the first by index; all by default.
-        rank: which of the sources' answers is y_ws: 1 the best, 2 the second best of different texts (appendix D).
-        rejected_source: whether y_ls, the worst answer of the source that gave y_ws, is part of the row (equation 9).
-        min_margin: how far apart the scores of y_wt and y_l are at least, in their own units; 1 and 0 that only say
-            passed and failed are always far enough.
+        candidates: Every prompt's scored answers, in any order; read once.
+        seed: Decides ties.
+        sources: Names of the sources that take part; all by default.
+        num_samples: How many samples of each source take part, the first by index; all by default.
+        rank: Which of the sources' answers is y_ws: 1 the best, 2 the second best of different texts (appendix D).
+        rejected_source: Whether y_ls, the worst answer of the source that gave y_ws, is part of the row (equation 9).
+        min_margin: The smallest difference between the scores of y_wt and y_l; 1 and 0 that only say passed and failed
+            are always far enough apart.
         ties: ``hash`` takes the smallest SHA-256 of (seed, prompt id, source, index), ``first`` the first in order.
-        target_ties: whether prompts are kept whose best target answer is no better than the worst.
-        truncated: whether answers cut by the token limit may be chosen.
-        stage: named in every :class:`Dropped`.
+        target_ties: Whether a prompt is kept if the target's best answer is no better than its worst.
+        truncated: Whether answers cut by the token limit may be chosen.
+        stage: Named in every :class:`Dropped`.
 
     Returns:
         Rows with the roles ``chosen_source``, ``chosen_target`` and ``rejected``, and ``rejected_source`` if asked
