@@ -166,7 +166,7 @@ def test_a_run_that_is_not_finished_says_what_is_missing(run: Run, tmp_path: Pat
     assert not started.examples()
     assert started.table("figures") == []
     refused: list[tuple[Callable[[], object], str]] = [
-        (lambda: started.summary, "summary.json: damaged or not there"),
+        (lambda: started.summary, "summary.json: damaged or missing"),
         (lambda: started.rows("sft"), "select-sft is not done yet"),
         (lambda: started.rows("sftt"), "unknown training 'sftt'; did you mean sft?"),
         (

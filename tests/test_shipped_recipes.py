@@ -58,7 +58,7 @@ def test_every_recipe_is_planned_and_written_out_whole(path: Path, tmp_path: Pat
     assert planned["total"]["calls"] > 0
     trainings = [stage for name, stage in planned["stages"].items() if name.startswith("train-")]
     assert trainings
-    assert not [note for note in planned["notes"] if "of unknown size" in note or "all domains" in note]
+    assert not [note for note in planned["notes"] if "size unknown" in note or "all domains" in note]
     if "gguf:" not in recipe.target.model:  # whose size is known once the package is there
         assert all(stage["note"] == "the best cell's model" or stage["disk_bytes"] > 1e9 for stage in trainings)
         assert 50 < planned["total"]["gpu_hours"]["H100"] < planned["total"]["gpu_hours"]["A100"] < 3000
@@ -182,7 +182,7 @@ def test_a_model_of_unknown_size_leaves_hours_unknown(tmp_path: Path) -> None:
     planned = plan(load("wrpo/llama3-8b-1-source", f"workspace={tmp_path}", f"sources.other={source}"))
     assert planned["stages"]["sample-sources"]["gpu_hours"] is None
     assert planned["stages"]["score-sources"]["gpu_hours"]["A100"] > 0
-    assert "other: of unknown size, so its GPU hours are unknown; `active_billions` says it" in planned["notes"]
+    assert "other: size unknown, so GPU hours are unknown; set `active_billions`" in planned["notes"]
     assert planned["total"]["gpu_hours"] is None
     assert planned["total"]["calls"] > 0
 
@@ -196,14 +196,14 @@ def test_a_reward_model_of_unknown_size_is_named(tmp_path: Path, place: str) -> 
     )
     stage = "score-sources" if place == "scorer" else "score-held-out"
     assert planned["stages"][stage]["gpu_hours"] is None
-    note = "org/unheard-of: of unknown size until its files are here, so the GPU hours of scoring are unknown"
+    note = "org/unheard-of: size unknown until its files are on this machine, so GPU hours of scoring are unknown"
     assert planned["notes"].count(note) == 1
 
 
 def test_the_files_of_a_scorer_that_are_not_there_are_named(tmp_path: Path) -> None:
     recorded = "{kind: recorded, path: gone.jsonl}"
     planned = plan(load("wrpo/llama3-8b-1-source", f"workspace={tmp_path}", f"scorer={recorded}"))
-    assert f"{RECIPES}/wrpo/gone.jsonl: not there (path of the scorer recorded)" in planned["notes"]
+    assert f"{RECIPES}/wrpo/gone.jsonl: not found (path of the scorer recorded)" in planned["notes"]
 
 
 def test_a_share_of_one_domain_leaves_a_part_unknown(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_pairs_come_first_in_fusechat3(target: str, tmp_path: Path) -> None:
     """In mathematics (51,803) and code (16,005) prompts without a pair go to SFT: 42,314 to 110,122 in all."""
     planned = plan(load(f"fusechat3/{target}", f"workspace={tmp_path}", f"output={tmp_path}"))
     assert list(planned["stages"]).index("select-dpo") + 1 == list(planned["stages"]).index("select-sft")
-    note = "sft: rows of 42,314 to 110,122 prompts, by how many select-dpo drops"
+    note = "sft: rows of 42,314 to 110,122 prompts, depending on how many select-dpo drops"
     assert [found.partition(";")[0] for found in planned["notes"] if found.startswith("sft: ")] == [note]
     if target == "llama3.1-8b":  # 3 epochs, 200 + 512 tokens a row, 8 operations with recomputation
         hours = 3 * (6 + 2) * 8e9 * 110_122 * (200 + 512) / GPUS[0].training / 3600

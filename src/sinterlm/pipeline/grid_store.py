@@ -1,11 +1,11 @@
-"""The cells of a grid on disk: which there are, what each came to, and which was chosen.
+"""The cells of a grid on disk: their settings, their results, and which one was chosen.
 
-search/METHOD/CELL/model/           the trained model; only the best so far keeps it
+search/METHOD/CELL/model/           the trained model, kept only for the best cell so far
 search/METHOD/CELL/metrics.jsonl    its training, step by step
-search/METHOD/CELL/cell.json        written last: a folder that has it holds a finished cell
-search/METHOD/search.json           once all are finished: their figures, and what was chosen
+search/METHOD/CELL/cell.json        written last: marks a finished cell
+search/METHOD/search.json           written once all cells are finished: their figures and the choice
 
-A cell's folder is named by all that decides its figures, so that a changed recipe never meets figures of another.
+A cell's folder is named by a hash of all that decides its figures, so a changed recipe never finds another's figures.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from sinterlm.records import Dropped, Prompt, digest
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """What a cell came to, e.g. ``CellResult("exact_match", Rate(0.6, 0.5, 0.7, 100), loss=0.61, margin=0.4)``."""
+    """The result of a cell, e.g. ``CellResult("exact_match", Rate(0.6, 0.5, 0.7, 100), loss=0.61, margin=0.4)``."""
 
     metric: str
     """``exact_match`` or ``score``: the scorer's main figure."""
     rate: Rate
     """On the development prompts."""
     loss: float | None = None
-    """Of the last training step."""
+    """At the last training step."""
     margin: float | None = None
-    """Of internal rewards in the last training step; None where nothing is compared."""
+    """Margin of internal rewards at the last training step; None if the training compares nothing."""
     dropped: Sequence[Dropped] = ()
 
 
@@ -50,9 +50,9 @@ class Cell:
     number: int
     """From 1, over the whole grid."""
     choice: Choice
-    """Its own values, and what the entries before it have settled."""
+    """Its own values, and those that earlier entries have settled."""
     training: Training
-    """With these values."""
+    """The training with these values."""
     folder: Path
 
     @property
@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def result(self) -> CellResult | None:
-        """None for a cell that is not finished, or whose figures are damaged."""
+        """The cell's result; None if it is not finished or its figures are damaged."""
         try:
             stored = json.loads((self.folder / "cell.json").read_bytes())
             if stored.pop("digest", None) not in (None, digest(stored)):  # earlier releases wrote none
@@ -89,7 +89,7 @@ class Grid:
         fusion: The fusion.
         name: ``sft``, or the preference method.
         development: The prompts that decide.
-        fingerprint: Of a model's weights; with one that does not know them all, no cell counts as finished.
+        fingerprint: Fingerprints a model's weights. If it does not know all weights, no cell counts as finished.
     """
 
     def __init__(self, fusion: Fusion, name: str, development: Sequence[Prompt], fingerprint: Fingerprint) -> None:
@@ -102,7 +102,7 @@ class Grid:
         self._fingerprint = fingerprint
 
     def entries(self) -> Iterator[list[Cell]]:
-        """The cells of one entry after the other; those of the next are asked for when all of one are finished."""
+        """Yield the cells of each entry in turn; finish them before asking for the next, which builds on the best."""
         settled: Choice = {}
         number = 1
         for entry in self._training.grid:
@@ -113,7 +113,7 @@ class Grid:
             number += len(cells)
 
     def count_unfinished(self) -> int:
-        """How many cells are yet to be trained, at most: one that a later entry repeats is not trained again."""
+        """How many cells are left to train, at most: a cell that a later entry repeats is not trained again."""
         num_finished = 0
         for cells in self.entries():
             finished = [cell for cell in cells if cell.result]
@@ -123,7 +123,7 @@ class Grid:
         return self.num_cells - num_finished
 
     def keep_one_model(self, kept: Cell) -> None:
-        """Remove the models of all cells but one, of other grids' too; their metrics and figures stay."""
+        """Remove the models of all cells but one, also of earlier grids; their metrics and figures stay."""
         for folder in self._folder.iterdir():
             if folder.is_dir() and folder != kept.folder:
                 remove(folder / "model")
@@ -135,7 +135,7 @@ class Grid:
 
     @cached_property
     def _shared(self) -> str:
-        """Names what decides the figures of every cell alike."""
+        """The hash of what decides the figures of all cells alike."""
         fusion = self._fusion
         held_out = fusion.recipe.evaluation.held_out
         assert held_out is not None
@@ -155,13 +155,13 @@ class Grid:
 
 
 def best_of(cells: Sequence[Cell]) -> Cell:
-    """The finished cell with the highest figure; of equals the first."""
+    """The finished cell with the highest figure; the first of equals."""
     finished = [(cell, result) for cell in cells if (result := cell.result)]
     return max(finished, key=lambda pair: pair[1].rate.value)[0]
 
 
 def write_search(fusion: Fusion, name: str, entries: Sequence[Sequence[Cell]]) -> None:
-    """Write what a search has found: the settings and the folder of the best cell, and the figures of all."""
+    """Write the result of a search: the settings and folder of the best cell, and the figures of all."""
     best = best_of(entries[-1])
     table = [[_describe(fusion, cell, is_best=cell is best_of(cells)) for cell in cells] for cells in entries]
     result = best.result
@@ -191,13 +191,13 @@ def _describe(fusion: Fusion, cell: Cell, *, is_best: bool) -> dict[str, Any]:
 
 
 def read_search(fusion: Fusion, name: str) -> Mapping[str, Any] | None:
-    """What :func:`write_search` wrote; None for a training without a grid, and before its search is done."""
+    """What :func:`write_search` wrote; None without a grid or before the search is done."""
     path = fusion.search_path(name)
     return dict(json.loads(path.read_text())) if fusion.trainings[name].grid and path.is_file() else None
 
 
 def settle(fusion: Fusion, name: str) -> Training:
-    """A training of the recipe, by the settings that its search has chosen, where it has searched."""
+    """A training of the recipe, with the settings that its search chose, if it has one."""
     search = read_search(fusion, name)
     training = fusion.trainings[name]
     return apply_choice(training, search["chosen"]) if search else training
@@ -213,6 +213,6 @@ def describe_choice(choice: Choice) -> str:
 
 
 def describe_grid(training: Training) -> str:
-    """All that was searched, in words."""
+    """Everything that a grid searches, in words."""
     axes = [(key, values) for entry in training.grid for key, values in entry.items()]
     return "; ".join(f"{key.partition('.')[2]} {', '.join(map(str, values))}" for key, values in axes)

@@ -1,4 +1,4 @@
-"""What the stages check before the first answer is paid for: the recipe's prompts, and what this machine has."""
+"""What the stages check before the first answer is paid for: the recipe's prompts and what this machine has."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Inputs:
     """The prompts by part."""
     store: Store | None = None
     reads_target: bool = True
-    """Whether a stage to be done reads the target's weights."""
+    """Whether a stage of this command reads the target's weights."""
     allow_code: bool = False
-    """Whether code beside the recipe may be run."""
+    """Whether Python files that the recipe names may run."""
     _checked: set[tuple[object, ...]] = field(default_factory=set)
 
     def is_new(self, *what: object) -> bool:
-        """Whether no earlier stage has checked this; several read the same target, or have the same scorer."""
+        """Whether no earlier stage has checked this: several stages may share a target or a scorer."""
         is_new = what not in self._checked
         self._checked.add(what)
         return is_new

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work took."""
+"""Measures the peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INTERVAL_SECONDS = 0.2
 
 
 class PeakMemory:
-    """Watches this process and its children while its block runs; ``bytes`` is the most that they held together."""
+    """Watches this process and its children while the block runs; ``bytes`` is their peak total."""
 
     def __init__(self) -> None:
         self.bytes = 0

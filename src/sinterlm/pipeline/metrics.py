@@ -1,4 +1,4 @@
-"""The metrics that a training has written, step by step."""
+"""Reads the metrics that a training writes, step by step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sinterlm.errors import InputError
 
 
 def read_metrics(model: Path) -> list[dict[str, float | None]]:
-    """The metrics of a model, one optimizer step after the other; empty without any.
+    """The metrics of a model, one record per optimizer step; empty if there are none.
 
-    The last line of a training at work, or of one that was killed, may be half written: it does not count.
+    A half-written last line is ignored: the training may still run or have been killed.
 
     Raises:
         InputError: The file is damaged.
@@ -22,6 +22,6 @@ def read_metrics(model: Path) -> list[dict[str, float | None]]:
         return [dict(json.loads(line)) for line in lines if line.endswith(b"\n")]
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"{path}: is damaged ({error}). Give the command again that trains this model; if it is finished, remove "
+            f"{path}: damaged ({error}). Rerun the command that trains this model; if the model is finished, remove "
             "its folder first"
         ) from error

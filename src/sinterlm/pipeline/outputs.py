@@ -1,4 +1,4 @@
-"""Whether what finished stages left in the run's folder is still as they left it."""
+"""Checks that the files of finished stages are still as the stages left them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sinterlm.store import FinishedStage
 
 
 def is_done(stage: Stage, key: str, past: FinishedStage | None, output: Path) -> bool:
-    """Whether the stage was finished under the same key, and what it left has the sizes that were written."""
+    """Whether the stage was finished under the same key and its files have the sizes that were written."""
     return past is not None and past.key == key and find_stage_damage(stage, past, output, read=False) is None
 
 
 def find_stage_damage(stage: Stage, past: FinishedStage, output: Path, *, read: bool) -> str | None:
-    """What is wrong with the first file of a finished stage that is not as it was left, in words; None if all are.
+    """What is wrong with the first damaged file of a finished stage, in words; None if all are intact.
 
     Args:
         stage: The stage.
-        past: When it was finished.
+        past: The store's record of the finished stage.
         output: The run's folder.
-        read: Whether to compare what the files hold, too, and not only their sizes. They are read only if something
-            has been written to them since they were last found to be as recorded.
+        read: Whether to compare contents as well as sizes. Files are read only if they have been written to since they
+            were last found intact.
     """
     for path in stage.outputs:
         if not path.exists():
@@ -39,9 +39,9 @@ def find_stage_damage(stage: Stage, past: FinishedStage, output: Path, *, read: 
 
 
 def see_outputs(stage: Stage, past: FinishedStage, output: Path) -> FinishedStage:
-    """``past`` with what is known of the stage's files, which are as they should be now.
+    """``past`` with the current state of the stage's files, which must be intact.
 
-    A stage that an earlier release has finished gets the record that it lacks.
+    A stage that an earlier release finished gets the record of files that it lacks.
     """
     files = past.outputs
     if files is None:
@@ -51,10 +51,10 @@ def see_outputs(stage: Stage, past: FinishedStage, output: Path) -> FinishedStag
 
 
 def require_undamaged(run: RunContext) -> None:
-    """Refuse to show or export damaged rows, figures or metrics of the run; weights are not looked at.
+    """Refuse to show or export damaged rows, figures or metrics of the run; weights are not checked.
 
     Raises:
-        InputError: The file and what to do.
+        InputError: A file is damaged; the message names it and says what to do.
     """
     output = run.fusion.output
     for name, past in run.store.finished_stages(run.fusion.run_name).items():
@@ -67,13 +67,13 @@ def require_undamaged(run: RunContext) -> None:
         }
         if damage := find_damage(output, files):
             raise InputError(
-                f"{output}: {damage}. Give the command again that made it (`sinterlm run`): it does {name} again, or "
-                "says what is to be done first"
+                f"{output}: {damage}. Rerun the command that wrote it (`sinterlm run`): it does {name} again, or says "
+                "what to do first"
             )
 
 
 def _files(stage: Stage, output: Path) -> dict[str, Mapping[str, Any]]:
-    """What the records of trained models among the outputs say of the models' other files."""
+    """The entries of trained models' files, from the records of files that the models themselves have."""
     return {
         (path.parent / name).relative_to(output).as_posix(): entry
         for path in stage.outputs

@@ -18,13 +18,13 @@ from sinterlm.training.members import find_members
 
 
 class TrainingJob(NamedTuple):
-    """What a training on a file of rows is called with."""
+    """The arguments of a training on a file of rows."""
 
     rows: Sequence[TrainingRow]
     hyperparameters: Mapping[str, Any]
-    """Those of the objective that were given; the table has the defaults."""
+    """The objective's, as given; the table of objectives has the defaults."""
     arguments: Mapping[str, Any]
-    """Those of the training, by the names of TrainingArguments."""
+    """The training's, named as in TrainingArguments."""
     seed: int
 
 
@@ -32,13 +32,13 @@ def read_job(objective: str, data: Path, settings: Sequence[str], settings_files
     """Read rows and settings, and check that the objective can read them.
 
     Args:
-        objective: A name of the table of objectives.
+        objective: A name in the table of objectives.
         data: JSON Lines or Parquet in one of the shapes that the objective reads.
         settings: ``KEY=VALUE``: hyper-parameters of the objective, TrainingArguments' names, ``max_length``, ``seed``.
         settings_files: YAML files of the same, which ``settings`` override.
 
     Raises:
-        InputError: A setting or a row is wrong: which, and what was expected.
+        InputError: A setting or a row is wrong; the message says which and what was expected.
     """
     given = read_train_settings(objective, settings, settings_files)
     resolved = resolve_objective(objective, given.hyperparameters)
@@ -47,7 +47,7 @@ def read_job(objective: str, data: Path, settings: Sequence[str], settings_files
 
 
 def lock_output(output: Path) -> AbstractContextManager[object]:
-    """Hold the folder of the trained model; of several processes of one launch, the first one does.
+    """Lock the folder of the trained model. Among the processes of one launch, only the first does.
 
     Raises:
         TryAgainError: Another process writes to it.

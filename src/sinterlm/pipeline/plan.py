@@ -1,4 +1,4 @@
-"""What a recipe will do and take, without loading a model: from counts, stored means and text lengths."""
+"""Plans a recipe without loading a model: estimates come from counts, stored means and text lengths."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Plan:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan with its sums, for ``--json``; None where a part of a sum is unknown."""
+        """The plan with its sums, for ``--json``; a sum is None if a part of it is unknown."""
         left = {name: [getattr(stage, name) for stage in self.stages if name in stage.figures] for name in SAMPLING}
         gpu_hours = add_hours(left.pop("gpu_hours"))
         sums = {name: add(values) for name, values in left.items()}
@@ -54,7 +54,7 @@ class Plan:
 
 
 def plan_fusion(fusion: Fusion) -> Plan:
-    """Plan ``fusion``; a missing file or model is noted, not refused."""
+    """Plan ``fusion``; a missing file or model gives a note, not an error."""
     stages = build_stages(fusion)
     keys = stage_keys(stages, cached_fingerprint)
     parts = _parts(fusion)
@@ -100,7 +100,7 @@ def _parts(fusion: Fusion) -> Mapping[str, Part]:
 def _missing(fusion: Fusion) -> Iterator[str]:
     recipe = fusion.recipe
     if not recipe.prompts.path.is_file():
-        yield f"{recipe.prompts.path}: not there; counts are the recipe's, and unknown where it gives shares"
+        yield f"{recipe.prompts.path}: not found; counts come from the recipe and are unknown where it gives shares"
         limited = [name for name, source in recipe.sources.items() if source.domains]
         if limited and not recipe.prompts.sizes:
             yield f"{', '.join(limited)}: counted as if asked about all domains"
@@ -108,31 +108,31 @@ def _missing(fusion: Fusion) -> Iterator[str]:
     for participant in (*fusion.sources, fusion.target, *recorded):
         identity = fusion.for_training(participant).identity(cached_fingerprint)
         if identity is None and participant.weights:
-            yield f"{participant.weights}: not read yet, so what the store has of {participant.name} is unknown"
+            yield f"{participant.weights}: not read yet, so the stored answers of {participant.name} are unknown"
         elif identity is None:
-            yield f"{participant.name}: its answers are not there"
+            yield f"{participant.name}: its file of answers is missing"
     models = [(model.name, model.config) for model in (*fusion.sources, fusion.target)]
     unsized = [name for name, model in models if model.flops(prompt_tokens=1, new_tokens=1) is None]
     if unsized:
-        yield f"{', '.join(unsized)}: of unknown size, so its GPU hours are unknown; `active_billions` says it"
+        yield f"{', '.join(unsized)}: size unknown, so GPU hours are unknown; set `active_billions`"
     scorers = [part for scorer in recipe.scorers.values() for part in scorer.walk()]
     readers = dict.fromkeys(model for scorer in scorers for model in scorer.models())
     for model in readers:
         if count_weights(model) is None:
-            yield f"{model}: of unknown size until its files are here, so the GPU hours of scoring are unknown"
+            yield f"{model}: size unknown until its files are on this machine, so GPU hours of scoring are unknown"
     for scorer in scorers:
         for key, path in scorer.files().items():
             if not path.is_file():
-                yield f"{path}: not there ({key} of the scorer {scorer.kind})"
+                yield f"{path}: not found ({key} of the scorer {scorer.kind})"
 
 
 def _undecided(forecast: Forecast) -> Iterator[str]:
-    """How many prompts an SFT has at least and at most, if a method's selection decides it."""
+    """The range of an SFT's number of prompts, if a method's selection decides it."""
     for name, sft in forecast.fusion.recipe.fine_tunings.items():
         if sft.extra_prompts:
             method = sft.extra_prompts.dropped_by
             least, most = (show_count(part) for part in (forecast.parts["sft"], selected_from(forecast, name)))
             yield (
-                f"{name}: rows of {least} to {most} prompts, by how many select-{method} drops; the hours of "
-                f"train-{name} and of train-{method} are each at most"
+                f"{name}: rows of {least} to {most} prompts, depending on how many select-{method} drops; the hours of "
+                f"train-{name} and train-{method} are upper bounds"
             )

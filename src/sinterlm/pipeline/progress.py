@@ -1,4 +1,4 @@
-"""What a run is told to say while it works. Who listens decides how it looks; here nobody does."""
+"""How a run reports its progress. The listener decides how it looks; the one here ignores it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One piece of work whose end is known."""
+    """A piece of work of known size."""
 
     def advance(self, count: int, note: str = "") -> None:
-        """``count`` more units are done; ``note`` is shown beside them, e.g. a rate or a loss."""
+        """Report ``count`` more units as done; ``note``, e.g. a rate or a loss, is shown beside them."""
         ...
 
 
 class Reporter(Protocol):
-    """Is told what a run is doing: ``sinterlm.terminal`` draws it, a notebook or a service may do something else."""
+    """Receives a run's progress. ``sinterlm.terminal`` draws it; a notebook or a service may do something else."""
 
     def say(self, text: str) -> None:
-        """One line for people."""
+        """Show one line of text."""
         ...
 
     def task(self, label: str, total: int, unit: str) -> AbstractContextManager[Task]:
@@ -28,14 +28,14 @@ class Reporter(Protocol):
 
 
 class SilentReporter:
-    """A reporter that tells nobody."""
+    """A reporter that shows nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Task]:
-        """A task that nobody follows."""
+        """A task that shows nothing."""
         yield _SilentTask()
 
 
@@ -49,7 +49,7 @@ def follow_training(reporter: Reporter, label: str) -> Iterator[Callable[[int, i
     """Follow a training's optimizer steps.
 
     Yields:
-        A function to be told every step, the number of all steps, and the loss.
+        A function to call at every step with its number, the number of all steps, and the loss.
     """
     from accelerate.utils import release_memory
 
@@ -64,11 +64,11 @@ def follow_training(reporter: Reporter, label: str) -> Iterator[Callable[[int, i
             done = step
 
         yield report
-    release_memory()  # a trainer is part of reference cycles, which hold its weights and optimizer states
+    release_memory()  # reference cycles keep a finished trainer's weights and optimizer states alive
 
 
 def show_counts(counts: Mapping[str, float]) -> str:
-    """A stage's figures in a line; whole numbers in full.
+    """A stage's figures on one line; whole numbers in full.
 
     >>> show_counts({"tokens": 1234567, "mean score": 0.3289})
     'tokens: 1234567, mean score: 0.3289'

@@ -1,4 +1,4 @@
-"""What the page of a run shows, put together from the store and the run's folder."""
+"""Collects what a run's report shows from the store and the run's folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sinterlm.report import write_report
 
 
 def write_run_report(run: RunContext) -> int:
-    """Write ``summary.json`` and ``report.html`` from the store and the run's folder; the page's size in bytes."""
+    """Write ``summary.json`` and ``report.html``, and return the page's size in bytes."""
     fusion, shown = run.fusion, show_stages(run)
     summary = summarise(run, shown)
     data = _fill_page(run, shown, summary)
@@ -29,7 +29,7 @@ def write_run_report(run: RunContext) -> int:
 
 
 def read_report(run: RunContext) -> page.ReportData:
-    """All that the report of a run shows."""
+    """Everything that a run's report shows."""
     shown = show_stages(run)
     return _fill_page(run, shown, summarise(run, shown))
 
@@ -63,7 +63,7 @@ def _fill_page(run: RunContext, shown: Sequence[Shown], summary: Mapping[str, An
 
 
 def _candidates(run: RunContext, part: str) -> Iterator[Candidates]:
-    """The part's prompts with what was sampled for them: for training or, held out, to measure quadruples."""
+    """The part's prompts with their sampled answers: for training or, if held out, for measuring quadruples."""
     asked = run.fusion.answers_to(part)
     targets = tuple(request for request in asked.targets if request.participant.is_there)
     return candidates_of(run, run.prompts(part), asked._replace(targets=targets))

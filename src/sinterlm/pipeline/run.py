@@ -1,4 +1,4 @@
-"""Carries out a fusion stage by stage; the same call again goes on where the last one stopped."""
+"""Runs a fusion stage by stage; the same call resumes where the last one stopped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOT_YET = "not done yet, or done under another recipe"
 
 
 class Outcome(NamedTuple):
-    """What a call has done of a fusion, by the names of the stages."""
+    """The stages that a call has done and those left, by name."""
 
     done_now: list[str]
     left: list[str]
@@ -51,16 +51,15 @@ def run_fusion(
     """Do every stage that is not done yet.
 
     Args:
-        fusion: What to do.
-        reporter: Where progress is told.
+        fusion: The fusion to run.
+        reporter: Receives the progress.
         until: The last stage to do.
-        only: The one stage to do; those that it needs must be done.
-        allow_code: Whether files of code that the recipe names may be run.
+        only: The one stage to do; the stages that it needs must be done.
+        allow_code: Whether Python files that the recipe names may run.
 
     Raises:
-        InputError: ``until`` or ``only`` names no stage, a stage that ``only`` needs is not done, what the recipe names
-            does not fit together, a model that was trained earlier is damaged, or a launcher has started several
-            processes.
+        InputError: ``until`` or ``only`` names no stage, a stage that ``only`` needs is not done, an input is wrong, a
+            model that was trained earlier is damaged, or a launcher has started several processes.
         TryAgainError: Another process writes to the workspace or the output folder, or the disk is full.
     """
     if until and only:
@@ -73,7 +72,7 @@ def run_fusion(
         stages = build_stages(fusion)
         wanted = _wanted(stages, until=until, only=only)
         reads_target = any(stage.reads_target for stage in wanted)
-        # Weights of a target that no stage reads are not looked for.
+        # If no stage reads the target's weights, they need not be on this machine.
         keys = stage_keys(stages, fingerprint if reads_target else partial(_known, fusion))
         pending = [stage for stage in wanted if _why_undone(stage, keys, store, fusion)]
         if any(stage.reads_inputs for stage in pending):
@@ -83,7 +82,7 @@ def run_fusion(
             path.write_text(resolve_text(fusion.recipe))
         done_now = []
         for stage in wanted:
-            # Asked again at each stage: an output that an earlier one removed must be made anew.
+            # Ask again at each stage: an earlier stage may have removed an output of this one.
             why = _why_undone(stage, keys, store, fusion)
             if why is None:
                 continue
@@ -97,7 +96,7 @@ def run_fusion(
 
 
 def _keep_date(fusion: Fusion, reporter: Reporter) -> None:
-    """Keep the date that chat templates take for today, so that another day's command takes the same one."""
+    """Keep the date that chat templates use as today's, so that a command on another day uses the same one."""
     asking = {
         model.model: model.template_date
         for model in chat_models_in(fusion.recipe)
@@ -117,16 +116,16 @@ def _keep_date(fusion: Fusion, reporter: Reporter) -> None:
 
 
 def _known(fusion: Fusion, model: str) -> str | None:
-    """The fingerprint of a model; of a target that is no source only where it is known."""
+    """The fingerprint of a model; for a target that is not also a source, only if it is cached."""
     is_read = model != fusion.recipe.target.model or model in {source.weights for source in fusion.sources}
     return fingerprint(model) if is_read else cached_fingerprint(model)
 
 
 def _why_undone(stage: Stage, keys: Mapping[str, str], store: Store, fusion: Fusion) -> str | None:
-    """Why the stage is to be done; None if it is done, and what it left is as it was written.
+    """Why the stage must be done; None if it is done and its files are intact.
 
     Raises:
-        InputError: A model that it trained is damaged. A training is not paid for twice without a word.
+        InputError: A model that it trained is damaged: a training is never silently paid for twice.
     """
     past = store.finished_stages(fusion.run_name).get(stage.name)
     if past is None or past.key != keys[stage.name]:

@@ -1,4 +1,4 @@
-"""Sampling into the store: only what is missing is asked for, and every batch is one transaction."""
+"""Samples into the store: only missing answers are asked for, and every batch is one transaction."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from sinterlm.store import RecordedResponse
 
 
 def engine_of(run: RunContext, request: SamplingRequest) -> Engine:
-    """The participant's engine, which says where its weights went once they are loaded."""
+    """Build the participant's engine, which reports where its weights are once they are loaded."""
     name = request.participant.name
     return request.build_engine(lambda placement: run.reporter.say(f"  {name}: loaded on {placement}"))
 
 
 def identity_of(request: SamplingRequest) -> str:
-    """What names the answers in the store.
+    """The key of the answers in the store.
 
     Raises:
         InputError: The file of answers is missing.
     """
     identity = request.identity()
     if identity is None:
-        raise InputError(f"{request.participant.name}: its file of recorded answers is not there")
+        raise InputError(f"{request.participant.name}: its file of recorded answers is missing")
     return identity
 
 
 def sample(
     run: RunContext, stage: str, request: SamplingRequest, prompts: Sequence[Prompt], *, must_answer: bool = False
 ) -> StageResult:
-    """Sample one participant for every prompt, as often as asked, except what the store has.
+    """Sample one participant's answers to every prompt, except those that the store has.
 
-    A batch of which a part is stored is sampled again whole, and only its missing items are written: so a resumed run
-    gives the answers of an uninterrupted one, whatever a batch's composition does to the last bits.
+    A partly stored batch is sampled again as a whole, and only its missing answers are written. So a resumed run gives
+    the same answers as an uninterrupted one, although a batch's composition may change the last bits.
 
     Raises:
-        ToleranceError: ``must_answer``, and the participant can be asked none of the prompts or every answer is empty.
+        ToleranceError: With ``must_answer``: the participant can be asked none of the prompts, or every answer is
+            empty.
     """
     name, identity, prompts = request.participant.name, identity_of(request), request.asked(prompts)
     with closing(engine_of(run, request)) as engine:
@@ -76,11 +77,11 @@ def sample(
         first = next(iter(not_asked.values()))
         raise ToleranceError(
             f"model {name}: none of the {len(prompts)} prompts can be asked; the first, {first.subject!r}: "
-            f"{first.reason}, {first.detail}; take other prompts or another model"
+            f"{first.reason}, {first.detail}; use other prompts or another model"
         )
     if must_answer and prompts and len(empty) == num_answers:
         raise ToleranceError(
-            f"model {name}: all {num_answers} answers are empty; look at its prompt (chat template or "
+            f"model {name}: all {num_answers} answers are empty; check its prompt (chat template or "
             "few-shot file), its stop string and max_new_tokens"
         )
     without = [prompt for prompt in prompts if prompt.id not in answered]
@@ -100,10 +101,10 @@ def sample(
 
 
 def _look_up(engine: Engine, batches: Sequence[Sequence[Item]]) -> Iterator[RecordedResponse]:
-    """What an engine finds that looks answers up, each under the name that the engine gives it.
+    """Yield the answers that an engine looks up, each under the name that the engine gives it.
 
-    A file is read again whenever its stage is done again: that costs nothing, and what it says to a prompt may depend
-    on the prompts' ids.
+    Whenever the stage is done again, the file is read again: reading is cheap, and which answers belong to a prompt may
+    depend on the prompts' ids.
     """
     for batch, generations in zip(batches, engine.sample(batches), strict=True):
         for item, generation in zip(batch, generations, strict=True):
@@ -126,7 +127,7 @@ def _look_up(engine: Engine, batches: Sequence[Sequence[Item]]) -> Iterator[Reco
 def _answer(
     run: RunContext, request: SamplingRequest, engine: Engine, batches: Sequence[Sequence[Item]]
 ) -> tuple[float, dict[str, str]]:
-    """Sample ``batches`` into the store, batch by batch; tokens a second, and why prompts were refused, by id."""
+    """Sample ``batches`` into the store one by one; returns tokens per second and, by id, why prompts were refused."""
     identity = identity_of(request)
     items = {(item.prompt.id, item.index): item for batch in batches for item in batch}
     started, tokens = time.monotonic(), 0
@@ -166,9 +167,9 @@ def _response(generation: Generation, key: str, request: SamplingRequest) -> Res
 
 
 def answers_to(run: RunContext, request: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Exchange]]:
-    """The stored answers of one participant to each of ``prompts``, in their order; none to one that it is not asked.
+    """Yield the stored answers of one participant to each of ``prompts``, in order; no answers if it is not asked.
 
-    They are read from the store as they are taken, a few hundred at once.
+    Answers are read from the store lazily, a few hundred at a time.
     """
     asked = request.asked(prompts)
     asked_ids = {prompt.id for prompt in asked}
@@ -179,14 +180,14 @@ def answers_to(run: RunContext, request: SamplingRequest, prompts: Sequence[Prom
 
 
 def _stored(run: RunContext, request: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Response]]:
-    """What the store has of one participant on each prompt: answers, or that it cannot be asked."""
+    """What the store has of one participant on each prompt: answers, or the record that it cannot be asked."""
     return run.store.responses(
         identity_of(request), prompts, source=request.participant.name, num_samples=request.num_samples
     )
 
 
 def _not_asked(stage: str, name: str, prompt: Prompt, response: Response, problem: str | None) -> Dropped:
-    """A prompt that the store says a participant cannot be asked; ``problem`` is what this command was told."""
+    """The drop of a prompt that a participant cannot be asked; ``problem`` is why, if this command has asked."""
     if response.finish_reason == PROMPT_TOO_LONG:
         detail = f"{response.num_prompt_tokens} tokens as {name} is asked"
     else:

@@ -1,4 +1,4 @@
-"""Scoring into the store: only what is missing is scored, and every batch is one transaction."""
+"""Scores into the store: only answers without a score are scored, and every batch is one transaction."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, E
 from sinterlm.scoring.settings import ScorerSettings, build_scorer
 
 SCORING_BATCH = 64
-"""Answers that are scored at once."""
+"""Answers scored at a time."""
 READING_BATCH = 64
-"""Prompts whose scores are read at once."""
+"""Prompts whose scores are read at a time."""
 
 
 def score(
     run: RunContext, stage: str, config: ScorerSettings, requests: Iterable[SamplingRequest], prompts: Sequence[Prompt]
 ) -> StageResult:
-    """Score every answer that the store has no score of, in batches that are the same whatever is stored.
+    """Score every answer without a stored score. The batches are the same whatever is stored.
 
     Raises:
         ToleranceError: No answer got a number, or a judge gave no verdict on more answers than the recipe tolerates.
     """
     answered = [entry for request in requests for entries in answers_to(run, request, prompts) for entry in entries]
-    # Answers of like length side by side, so that a model that computes by token budget has full batches; the longest
-    # first, so that what is too much for the memory shows at once.
+    # Sorted by length, so that a model with a token budget gets full batches; the longest first, so that running out
+    # of memory shows at once.
     by_length = sorted(answered, key=_length, reverse=True)
     with closing(stored_scorer(run, config)) as scorer:
         batches = [by_length[start : start + SCORING_BATCH] for start in range(0, len(by_length), SCORING_BATCH)]
@@ -80,13 +80,13 @@ def _check_verdicts(config: ScorerSettings, dropped: Sequence[Dropped], num_answ
     if len(invalid) > tolerated * num_answers:
         raise ToleranceError(
             f"the judge gave no valid verdict on {len(invalid)} of {num_answers} answers, more than max_invalid "
-            f"({tolerated:g}) tolerates; the first: {invalid[0].detail}; raise max_tokens or max_invalid, or take "
+            f"({tolerated:g}) tolerates; the first: {invalid[0].detail}; raise max_tokens or max_invalid, or use "
             "another response_format or judge"
         )
 
 
 def stored_scorer(run: RunContext, config: ScorerSettings) -> StoredScorer:
-    """The scorer of a ``scorer:`` mapping, which keeps its scores in the store; so do the parts of a combination."""
+    """Build the scorer of a ``scorer:`` mapping. It and the parts of a combination keep their scores in the store."""
 
     def wrap(scorer: Scorer, config: ScorerSettings) -> StoredScorer:
         return StoredScorer(scorer, run.store, by_place=config.joins_by_place)
@@ -99,9 +99,9 @@ def stored_scorer(run: RunContext, config: ScorerSettings) -> StoredScorer:
 def scored_answers_to(
     run: RunContext, scorer: StoredScorer, requests: Sequence[SamplingRequest], prompts: Sequence[Prompt]
 ) -> Iterator[tuple[Scored, ...]]:
-    """The stored answers of several participants to each of ``prompts``, in their order, with their stored scores.
+    """Yield the stored answers of several participants to each of ``prompts``, in order, with their stored scores.
 
-    An answer without a score is left out. Answers and scores are read as they are taken, a few hundred at once.
+    Answers without a score are left out. Answers and scores are read lazily, a few hundred at a time.
     """
     answers = [answers_to(run, request, prompts) for request in requests]
     for start in range(0, len(prompts), READING_BATCH):
@@ -116,7 +116,7 @@ def scored_answers_to(
 def scored_answers(
     run: RunContext, config: ScorerSettings, request: SamplingRequest, prompts: Sequence[Prompt]
 ) -> dict[str, tuple[Scored, ...]]:
-    """The stored answers of one participant with their stored scores, by prompt id; a prompt without is missing."""
+    """The stored answers of one participant with their stored scores, by prompt id; prompts without any are missing."""
     with closing(stored_scorer(run, config)) as scorer:
         scored = scored_answers_to(run, scorer, [request], prompts)
         return {prompt.id: answers for prompt, answers in zip(prompts, scored, strict=True) if answers}

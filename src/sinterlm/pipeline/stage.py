@@ -1,4 +1,4 @@
-"""What every stage of a run is; each of them is a file in ``stages/``."""
+"""What every stage of a run provides; the stages are in ``stages/``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sinterlm.report.data import ReportData
 from sinterlm.store import Store
 
 FORMAT = 1
-"""Part of every stage's key: raised when stages come to mean something else."""
+"""Part of every stage's key. Raise it when the meaning of stages changes."""
 
 
 class RunContext(NamedTuple):
@@ -28,7 +28,7 @@ class RunContext(NamedTuple):
     store: Store
     reporter: Reporter
     key: str = ""
-    """The key of the stage at work."""
+    """The key of the stage that runs."""
     stages: tuple[Stage, ...] = ()
     """The stages of the recipe."""
 
@@ -38,7 +38,7 @@ class RunContext(NamedTuple):
 
 
 class StageResult(NamedTuple):
-    """What a stage has done: figures for status and report, and what went no further."""
+    """What a stage has done: figures for status and report, and what it dropped."""
 
     counts: Mapping[str, float]
     dropped: Sequence[Dropped] = ()
@@ -49,12 +49,12 @@ def _unchanged(data: ReportData) -> ReportData:
 
 
 class Shown(NamedTuple):
-    """What a stage says of itself once it is done, or as far as it is."""
+    """What a stage shows of its results so far."""
 
     summary: Mapping[str, Any] = {}
     """Its part of ``summary.json``; mappings of several stages are merged."""
     fill: Callable[[ReportData], ReportData] = _unchanged
-    """Fills its part of the report's page in."""
+    """Fills in its part of the report's page."""
 
 
 class Stage(ABC):
@@ -70,13 +70,13 @@ class Stage(ABC):
     outputs: tuple[Path, ...] = ()
     """Files and folders without which the stage does not count as done."""
     may_change: ClassVar[bool] = False
-    """Whether other commands write the outputs again, so that it is enough if they exist."""
+    """Whether other commands rewrite the outputs, so that it is enough if they exist."""
     is_reported: ClassVar[bool] = True
-    """Whether the report shows its time and counts; all but the report itself."""
+    """Whether the report shows its time and counts; true for all but the report itself."""
     reads_inputs: ClassVar[bool] = True
-    """Whether it reads what the recipe names, and not only what earlier stages have left."""
+    """Whether it reads files or models that the recipe names, not only the results of earlier stages."""
     reads_target: bool = False
-    """Whether it reads the target's weights; rows of recorded answers, for one, are selected without them."""
+    """Whether it reads the target's weights. Selecting rows of recorded answers, for example, does not."""
 
     @abstractmethod
     def configuration(self, fingerprint: Fingerprint) -> object:
@@ -84,34 +84,34 @@ class Stage(ABC):
 
     @abstractmethod
     def work(self, run: RunContext) -> StageResult:
-        """Do what is not done yet; after an interruption, called again."""
+        """Do what is not done yet. After an interruption it is called again."""
 
     def check(self, inputs: Inputs) -> None:  # noqa: B027  most stages read nothing that could be wrong
-        """Find what does not fit before the first answer is paid for, and not hours later.
+        """Find wrong inputs before the first answer is paid for, not hours later.
 
         Raises:
-            InputError: What does not fit, and what to do.
+            InputError: An input is wrong; the message says what to do.
         """
 
     def estimate(self, forecast: Forecast) -> StagePlan:
-        """What is left to do, and what it costs; loads no model."""
+        """What is left to do and what it costs; loads no model."""
         return StagePlan(self.name)
 
     def progress(self, forecast: Forecast) -> Mapping[str, float] | None:
-        """What is done of it while it is not finished; None if it is not counted."""
+        """How far an unfinished stage is; None if that is not counted."""
         return None
 
     def show(self, run: RunContext) -> Shown:
-        """What the summary and the report say of it beside its time and counts.
+        """What the summary and the report show besides its time and counts.
 
         Raises:
-            InputError: They cannot say what the stage has done.
+            InputError: The results of the stage cannot be shown.
         """
         return Shown()
 
 
 def stage_keys(stages: Sequence[Stage], fingerprint: Fingerprint) -> dict[str, str]:
-    """The key of every stage; ``stages`` are in an order in which they can be done."""
+    """The key of every stage; in ``stages``, each comes after those that it needs."""
     keys: dict[str, str] = {}
     for stage in stages:
         configuration = stage.configuration(fingerprint)
@@ -120,5 +120,5 @@ def stage_keys(stages: Sequence[Stage], fingerprint: Fingerprint) -> dict[str, s
 
 
 def count_reasons(dropped: Sequence[Dropped]) -> dict[str, int]:
-    """How many were dropped by reason, most frequent first."""
+    """The number of drops by reason, most frequent first."""
     return dict(Counter(drop.reason for drop in dropped).most_common())

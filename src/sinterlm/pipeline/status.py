@@ -1,4 +1,4 @@
-"""What a run has done so far, from its folder and the store alone."""
+"""What a run has done so far, read from its folder and the store alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def status_of(folder: Path) -> dict[str, Any]:
     """Stages with their state, time and counts, and what was dropped and why.
 
     A state is ``done``, ``damaged`` (a file that it left is missing or has another size), ``outdated`` (done under
-    another recipe), ``to do``, or ``unknown`` if weights were not read yet on this machine.
+    another recipe), ``to do``, or ``unknown`` if weights have not been read on this machine.
 
     Raises:
         InputError: ``folder`` holds no run.

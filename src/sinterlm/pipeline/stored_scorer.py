@@ -15,7 +15,7 @@ from sinterlm.store import ScoreKey, Store
 
 
 class _Entry(NamedTuple):
-    """An answer, and where the store has its score. The keys are found once: to see thoughts, an answer is read."""
+    """An answer and its keys in the store, computed once: finding its thoughts means reading the answer."""
 
     exchange: Exchange
     keys: list[ScoreKey]
@@ -23,18 +23,18 @@ class _Entry(NamedTuple):
 
     @property
     def ids(self) -> tuple[str, str]:
-        """Of prompt and response."""
+        """The ids of the prompt and the response."""
         return self.exchange.prompt.id, self.exchange.response.id
 
 
 class StoredScorer:
-    """Any scorer, with its scores in the store; what it is asked for at once is written at once.
+    """Wraps any scorer and keeps its scores in the store. Scores asked for together are written together.
 
     Args:
-        scorer: asked for what the store lacks.
-        store: where the scores are kept, under the scorer's identity.
-        by_place: whether a score may belong to the answer's source and sample index, which are then part of the name
-            under which it is kept: an answer may come to have another place.
+        scorer: Scores what the store lacks.
+        store: Keeps the scores, under the scorer's identity.
+        by_place: Whether a score may depend on the answer's source and sample index. These are then part of its key,
+            because the same answer may have another place later.
     """
 
     def __init__(self, scorer: Scorer, store: Store, *, by_place: bool = False) -> None:
@@ -45,12 +45,12 @@ class StoredScorer:
 
     @cached_property
     def identity(self) -> str:
-        """The scorer's own; asked once, because a reward model's looks its files up."""
+        """The scorer's own, computed once: a reward model has to look up its files."""
         return self._scorer.identity
 
     @property
     def needs_answers(self) -> bool:
-        """As the scorer itself."""
+        """Whether the scorer needs accepted answers."""
         return self._scorer.needs_answers
 
     def stored(self, exchanges: Sequence[Exchange]) -> list[Score | None]:
@@ -64,12 +64,12 @@ class StoredScorer:
         return any(map(self._store.has_scores, identities))
 
     def missing(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
-        """The answers that the store has no score of, each once."""
+        """The answers without a stored score, each once."""
         entries = self._entries(exchanges)
         return [entry.exchange for entry in _lacking(entries, self._read(entries))]
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
-        """Score what the store lacks, and give what it then has; if the scorer failed, the next call tries again."""
+        """Score what the store lacks and return all scores. Where the scorer failed, the next call tries again."""
         entries = self._entries(exchanges)
         scores = self._read(entries)
         if missing := _lacking(entries, scores):
@@ -80,12 +80,12 @@ class StoredScorer:
         return [score for score in scores if score]
 
     def _score(self, missing: Sequence[_Entry]) -> dict[tuple[str, str], Score]:
-        """Ask the scorer and keep what it says, but for the scores on which it failed: these are returned by ids."""
+        """Ask the scorer and store its scores, except for answers on which it failed: these are returned by ids."""
         try:
             scores = self._scorer.score([entry.exchange for entry in missing])
         except SinterError as error:
             had = {(prompt_id, score.response_id): score for prompt_id, score in error.scored}
-            error.scored = ()  # a combination of scorers has not got what its part had
+            error.scored = ()  # a combination must not take its part's scores for its own
             self._keep((entry, had[entry.ids]) for entry in missing if entry.ids in had)
             raise
         scored = list(zip(missing, scores, strict=True))

@@ -1,4 +1,4 @@
-"""The figures that a run leaves in its folder: ``evaluation.json`` is read here, ``summary.json`` written and read."""
+"""A run's figures in its folder: reads ``evaluation.json``, writes and reads ``summary.json``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def read_summary(fusion: Fusion) -> dict[str, Any]:
 
 
 def show_stages(run: RunContext) -> list[Shown]:
-    """What every stage says of itself, read once for the summary and the report."""
+    """What every stage shows, read once for the summary and the report."""
     return [stage.show(run) for stage in run.stages]
 
 
 def summarise(run: RunContext, shown: Sequence[Shown]) -> dict[str, Any]:
-    """The figures of ``summary.json``: what every stage took, and what each says of itself."""
+    """The figures of ``summary.json``: the time and memory of every stage, and what each shows."""
     finished = run.store.finished_stages(run.fusion.run_name)
-    # A method that the recipe no longer has is no part of the run.
+    # Stages of a method that the recipe no longer has are not part of the run.
     past = [finished[stage.name] for stage in run.stages if stage.is_reported and stage.name in finished]
     held_out = run.fusion.rounds.get("held-out")
     summary: dict[str, Any] = {
@@ -62,13 +62,13 @@ def summarise(run: RunContext, shown: Sequence[Shown]) -> dict[str, Any]:
 
 
 def write_summary(fusion: Fusion, summary: Mapping[str, Any]) -> None:
-    """Write what :func:`summarise` gave."""
+    """Write what :func:`summarise` returned."""
     with atomic_write(fusion.output / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=2))
 
 
 def read_evaluation(fusion: Fusion) -> Evaluation:
-    """The run's ``evaluation.json``; without any figures before the stage that writes it.
+    """The run's ``evaluation.json``; without figures before the stage that writes it.
 
     Raises:
         InputError: It is damaged.
@@ -81,5 +81,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged or not there ({error}); delete it and give `sinterlm run` again") from error
+        raise InputError(f"{path}: damaged or missing ({error}); delete it and rerun `sinterlm run`") from error
     return content
