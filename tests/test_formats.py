@@ -98,7 +98,7 @@ class TestPrompts:
     @pytest.mark.parametrize("other", [{"prompt": "Other?"}, {"answers": ["Rome"]}, {"domain": "cities"}])
     def test_one_id_with_two_contents_names_both_lines(self, write: Write, other: dict[str, Any]) -> None:
         line = {"id": "a", "prompt": "Capital?", "answers": ["Paris"], "domain": "capitals"}
-        with pytest.raises(InputError, match=r"(line|row) 2: the id 'a' already stands .*(line|row) 1\)"):
+        with pytest.raises(InputError, match=r"(line|row) 2: the id 'a' is already used .*(line|row) 1\)"):
             read_prompts(write(line, {**line, **other}))
 
     def test_blank_lines_and_a_byte_order_mark_do_no_harm(self, tmp_path: Path) -> None:
