@@ -178,7 +178,7 @@ def test_a_source_is_asked_the_prompts_of_its_domains(recipe_path: Path) -> None
 
 def test_a_domain_that_no_prompt_has(recipe_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"sources\.sums\.domains: no prompt is of 'prose'; .* 'chat', 'poems', 'sums'"
+        InputError, match=r"sources\.sums\.domains: no prompt has the domain 'prose'; .* 'chat', 'poems', 'sums'"
     ):
         check_inputs(Fusion(load(recipe_path, "sources.sums.domains=[prose]")))
 
@@ -202,7 +202,7 @@ def test_a_misspelt_domain_is_not_passed_over(recipe_path: Path, change: str, pl
     """It would decide nothing, and its prompts would go the way of all others."""
     held_out = "prompts.split.held_out=1"
     with pytest.raises(
-        InputError, match=rf"^{re.escape(place)}: no prompt is of 'prose'; the domains of .* are 'chat'"
+        InputError, match=rf"^{re.escape(place)}: no prompt has the domain 'prose'; the domains of .* are 'chat'"
     ):
         check_inputs(Fusion(load(recipe_path, held_out, change)))
 

@@ -322,5 +322,7 @@ def test_refused(recipe: Path, changes: list[str], message: str) -> None:
 )
 def test_a_domain_that_no_prompt_has(recipe: Path, change: str, place: str) -> None:
     changes = [change] if place == "sft" else ["sft.extra_prompts=null", change]
-    with pytest.raises(InputError, match=rf"^{place}\.extra_prompts\.domains: no prompt is of 'prose'; the domains of"):
+    with pytest.raises(
+        InputError, match=rf"^{place}\.extra_prompts\.domains: no prompt has the domain 'prose'; the domains of"
+    ):
         check_inputs(Fusion(load_recipe(recipe, changes).recipe))

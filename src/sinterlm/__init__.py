@@ -22,7 +22,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Load the public names when they are asked for: some need torch, and most commands do not."""
+    """Load the public names on first use: some need torch, and most commands do not."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""What a notebook or a script uses of Sinter; ``from sinterlm import run_fusion`` finds it here."""
+"""Sinter for notebooks and scripts, as in ``from sinterlm import run_fusion``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sinterlm.terminal.terminal import Terminal
 __all__ = ["load_run", "plan_fusion", "run_fusion"]
 
 AnyRecipe = str | Path | Mapping[str, Any] | Recipe
-"""A recipe file, what one would say, or a recipe that was read already."""
+"""A recipe file, the content of one, or a recipe that has been read."""
 
 
 def run_fusion(
@@ -30,18 +30,18 @@ def run_fusion(
     allow_code: bool = False,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Carry out a recipe as ``sinterlm run`` does; the same call again resumes.
+    """Run a recipe as ``sinterlm run`` does; repeat the call to resume.
 
     Args:
-        recipe: A recipe file, or what one would say, whose paths are then relative to the current folder.
+        recipe: A recipe file, or the content of one, whose paths are then relative to the current folder.
         overrides: Changes to it, e.g. ``["seed=1", "preference.wrpo.objective.alpha=0.3"]``.
-        until: The last stage to do; all are done by default.
+        until: The last stage to do; by default all are done.
         only: The one stage to do.
         allow_code: Whether to run the Python files that the recipe names.
-        reporter: Where progress is told; the default prints what the command line prints.
+        reporter: Receives the progress; by default it is printed as on the command line.
 
     Raises:
-        SinterError: As the command line ends with another exit code than 0; its subclasses say which.
+        SinterError: Whenever the command line would exit with a code other than 0; the subclass says which.
     """
     fusion = Fusion(_read(recipe, overrides))
     run.run_fusion(fusion, reporter or TerminalReporter(Terminal()), until=until, only=only, allow_code=allow_code)

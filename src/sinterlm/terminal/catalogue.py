@@ -18,7 +18,7 @@ def print_catalogue(what: str, entries: Sequence[Mapping[str, Any]], console: Te
     if any("paper" in entry for entry in entries):
         table.add_column("source")
     for entry in entries:
-        package = f"(of the installed package {entry['package']})" if "package" in entry else None
+        package = f"(from the installed package {entry['package']})" if "package" in entry else None
         lines = [entry["description"], entry.get("formula"), package]
         source = [entry["paper"].replace(", ", "\n")] if "paper" in entry else []
         table.add_row(entry["name"], "\n".join(filter(None, lines)), *source)

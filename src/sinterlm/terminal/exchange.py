@@ -1,4 +1,4 @@
-"""What an export has written, and what an import has taken over."""
+"""Prints what an export has written and what an import has added."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def print_exported(exported: Exported, console: Terminal) -> None:
 
 
 def print_merged(merged: Merged, workspace: Path, console: Terminal) -> None:
-    """Say what was taken over and what was not."""
+    """Say what was imported and what was not."""
     lines = [
         f"{workspace}: {merged.new_responses} answers and {merged.new_scores} scores are new, "
-        f"{merged.known_responses} and {merged.known_scores} were there already",
+        f"{merged.known_responses} and {merged.known_scores} were already there",
         *(f"dropped {count}: {reason}" for reason, count in count_reasons(merged.dropped).items()),
     ]
     console.say("\n".join(lines))

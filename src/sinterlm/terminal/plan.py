@@ -46,7 +46,7 @@ def print_plan(plan: Plan, console: Terminal) -> None:
 
 
 def _cells(values: Mapping[str, Any], figures: Collection[str]) -> Iterator[str]:
-    """The figures in the order of the columns; empty if the stage has nothing of the kind."""
+    """The figures in the order of the columns; empty if the stage has no such figure."""
     hours = values["gpu_hours"]
     columns: list[tuple[str, Any, Callable[[Any], str]]] = [
         *((name, values[name], "{:,}".format) for name in ("calls", "prompt_tokens", "new_tokens")),
@@ -61,5 +61,5 @@ def _cells(values: Mapping[str, Any], figures: Collection[str]) -> Iterator[str]
 
 
 def _show_hours(hours: float) -> str:
-    """Two digits that count are more than is known."""
+    """Two significant digits: the estimate is no better than that."""
     return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"

@@ -15,10 +15,10 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 class TerminalReporter:
-    """Says what a run is doing.
+    """Prints what a run is doing.
 
     Args:
-        console: Where to; a terminal gets live bars, anything else a line every ten seconds and at the end.
+        console: Where to print. A terminal gets live bars, anything else a line every ten seconds and at the end.
     """
 
     def __init__(self, console: Terminal) -> None:

@@ -1,4 +1,4 @@
-"""What a run says at its end, and again on demand: the table, examples, the model and how to load it."""
+"""Prints the result of a run, at its end and on demand: the table, examples, the model and how to load it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from sinterlm.terminal.terminal import Terminal
 def print_outcome(run: Run, outcome: Outcome, console: Terminal) -> None:
     """The last lines of a run: the table, examples, the model and how to load it, the report, what to do next."""
     if outcome.left:
-        console.say(f"left to do: {', '.join(outcome.left)}; `sinterlm run` without --until or --only does it")
+        console.say(f"left to do: {', '.join(outcome.left)}; rerun `sinterlm run` without --until or --only to do it")
         return
     if not outcome.done_now:
-        console.say(f"{run.folder}: all stages are done; nothing was left to do")
+        console.say(f"{run.folder}: all stages are done; nothing is left to do")
     print_summary(run, console)
     if run.fused:
         console.say("\n".join(_model_lines(run, run.fused)))
     console.say(
         f"\nThe report: {run.folder / 'report.html'}\n"
-        f"To fuse your own models: copy {run.folder / 'recipe.yaml'}, name your prompts, target and sources in it, "
-        "and give it to `sinterlm run`; `sinterlm plan` shows beforehand what it will take.",
+        f"To fuse your own models: copy {run.folder / 'recipe.yaml'}, put in your prompts, target and sources, "
+        "and run it with `sinterlm run`; `sinterlm plan` shows first what it will take.",
     )
 
 
@@ -39,7 +39,7 @@ def print_summary(run: Run, console: Terminal) -> None:
     """Print the held-out table, the differences that matter, what was searched, and what the run took."""
     summary = run.summary
     if not run.figures.models:
-        console.say(f"{run.folder}: no held-out figures (not yet, or not in this recipe)")
+        console.say(f"{run.folder}: no held-out figures (not evaluated yet, or not in this recipe)")
         return
     print_figures(run.figures, summary["scorers"]["held_out"], console)
     for name, found in summary.get("searches", {}).items():
@@ -50,12 +50,12 @@ def print_summary(run: Run, console: Terminal) -> None:
 
 
 def print_figures(figures: Figures, scorer: str, console: Terminal) -> None:
-    """Print figures on the held-out questions and the paired differences of the fused models, if there are any.
+    """Print the figures on the held-out questions, if any, and the paired differences of the fused models.
 
     Args:
-        figures: What to print.
+        figures: The figures to print.
         scorer: What scored the answers, in words.
-        console: Where to.
+        console: Where to print them.
     """
     if not figures.models:
         return
@@ -84,12 +84,12 @@ def print_figures(figures: Figures, scorer: str, console: Terminal) -> None:
         if contains - exact > 0.1:
             console.say(
                 f"The target knows more than its exact match says: it answers in sentences (contains {contains:.2f}, "
-                f"exact match {exact:.2f}), so format alone is part of every gain in exact match.",
+                f"exact match {exact:.2f}), so part of every gain in exact match is format alone.",
             )
 
 
 def _show_rate(rate: Rate | None, num_questions: int) -> str:
-    """A figure with its interval, and over how many questions if not over all."""
+    """A figure with its interval, and the number of questions if it is not all of them."""
     if rate is None:
         return ""
     of = f" of {rate.n}" if rate.n < num_questions else ""
@@ -102,7 +102,7 @@ def _show_comparison(comparison: Comparison) -> str:
 
 
 def _model_lines(run: Run, fused: Model) -> Iterator[str]:
-    """Two questions with the answers before and after, and how to load the fused model and ask it the first of them."""
+    """Two questions with the answers before and after, and how to load the fused model and ask it the first one."""
     examples = run.examples()
     for example in examples:
         yield f"\n{example.before.prompt.messages[-1].content}"
@@ -110,7 +110,7 @@ def _model_lines(run: Run, fused: Model) -> Iterator[str]:
             yield f"  {response.source}: {response.content!r} ({score.value:g})"
     asked = examples[0].before.prompt.messages if examples else (Message("user", "..."),)
     messages = [message._asdict() for message in with_system(asked, run.recipe.target.prompt.system)]
-    others = ", the other methods' beside it" if len(run.recipe.preference) > 1 else ""
+    others = " (the other methods' models are beside it)" if len(run.recipe.preference) > 1 else ""
     yield f"\nThe fused model{others}: {fused.location}"
     yield "  from transformers import pipeline"
     yield f'  model = pipeline("text-generation", model={fused.location!r})'

@@ -40,7 +40,7 @@ class Terminal(Console):
     """Prints text as it is: square brackets and colons are no markup, and control characters show as escapes.
 
     Args:
-        file: Where to, instead of standard output or, with ``stderr``, standard error.
+        file: Where to print, instead of standard output or, with ``stderr``, standard error.
         stderr: Whether it is for errors.
         width: In characters; the terminal's own by default.
         quiet: Whether to print nothing.
@@ -56,12 +56,12 @@ class Terminal(Console):
         return super().render_str(show_controls(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Whatever did not come as a plain string becomes printable here, at the last."""
+        """Everything that was not a plain string becomes printable here."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=show_controls(segment.text))
 
     def say(self, text: str) -> None:
-        """Print lines that are not to be wrapped."""
+        """Print lines without wrapping them."""
         self.print(text, soft_wrap=True)
 
 
@@ -71,7 +71,7 @@ class _PrintableRecord(logging.LogRecord):
 
 
 def guard_standard_error() -> None:
-    """Make printable what passes through no ``Terminal``: log messages, warnings and tracebacks, our libraries' too."""
+    """Make printable what bypasses ``Terminal``: log messages, warnings and tracebacks, also those of libraries."""
     plain_warning = warnings.formatwarning
 
     def format_warning(*arguments: Any, **named: Any) -> str:

@@ -17,7 +17,7 @@ def print_training(result: TrainingResult, output: Path, console: Terminal) -> N
     for reason, count in count_reasons(result.dropped).items():
         console.say(f"dropped {count}: {reason}")
     if result.num_cut:
-        console.say(f"{result.num_cut} responses lost their end, and so their end-of-turn, to max_length")
+        console.say(f"{result.num_cut} responses were cut at max_length and so lost their end-of-turn")
     if result.num_cut_prompts:
-        console.say(f"{result.num_cut_prompts} prompts lost their beginning to max_length")
+        console.say(f"{result.num_cut_prompts} prompts were cut to max_length and lost their beginning")
     console.say(f"{output}: {result.num_rows} rows, {result.num_steps} steps, {result.seconds:.0f} s")

@@ -7,8 +7,8 @@
 A training with a grid has a stage search-METHOD before it. An SFT that also learns from what a method drops
 (``extra_prompts``) comes after that method's select-METHOD.
 
-Each stage is a file of this package: what decides its result (its key), what it costs (``plan``), what it checks before
-the first answer, what it does, what it leaves, and what ``status`` and the report show of it.
+Each kind of stage is a file of this package: what decides its result (its key), what it costs (``plan``), what it
+checks before the first answer, what it does, what it leaves, and what ``status`` and the report show of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["build_stages"]
 
 
 def build_stages(fusion: Fusion) -> list[Stage]:
-    """The stages of ``fusion`` in an order in which they can be done."""
+    """The stages of ``fusion``, each after those that it needs."""
     stages: list[Stage] = [Prompts(fusion), SampleSources(fusion), Score(fusion, "sources")]
     deciding = fusion.deciding_methods
     for name in fusion.recipe.fine_tunings:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sinterlm.training.sequence_logps import SequenceLogp
 
     _Logps = Mapping[str, Sequence[Mapping[Role, SequenceLogp]]]
-    # Model to one mapping a quadruple, from the role of an answer to its log-probability.
+    # By model, one mapping per quadruple from an answer's role to its log-probability.
 
 QUADRUPLE_ROLES: tuple[Role, ...] = ("chosen_source", "chosen_target", "rejected")
 
@@ -51,7 +51,7 @@ class Evaluate(Stage):
         self.outputs = (fusion.output / "evaluation.json",)
 
     def configuration(self, fingerprint: Fingerprint) -> object:
-        """Nothing but the stages before it."""
+        """Nothing besides the stages before it."""
         return None
 
     def work(self, run: RunContext) -> StageResult:
@@ -128,7 +128,7 @@ def _figures(run: RunContext, prompts: Sequence[Prompt]) -> Figures:
 
 
 def held_out_scores(run: RunContext, prompts: Sequence[Prompt], participant: Participant) -> dict[str, Score]:
-    """The score of the model's one evaluation answer, by prompt id; unanswered prompts are missing."""
+    """The score of the model's one evaluation answer, by prompt id; prompts without a scored answer are missing."""
     scorer = run.fusion.rounds["held-out"].scorer
     scored = scored_answers(run, scorer, run.fusion.for_evaluation(participant), prompts)
     return {prompt_id: answers[0].score for prompt_id, answers in scored.items()}
@@ -146,7 +146,7 @@ def _quadruples(run: RunContext, prompts: Sequence[Prompt]) -> tuple[Sequence[Tr
 
 
 def _logps_of_models(run: RunContext, examples: Sequence[Sequence[EncodedExample]]) -> _Logps:
-    """What every form of the target thinks of the quadruples' answers."""
+    """The log-probabilities of the quadruples' answers under every form of the target."""
     models = (run.fusion.target, *run.fusion.trained)
     logps = {}
     with run.reporter.task("log-probabilities", len(models), "models") as task:
@@ -158,7 +158,7 @@ def _logps_of_models(run: RunContext, examples: Sequence[Sequence[EncodedExample
 
 
 def _reward_accuracies(fusion: Fusion, logps: _Logps) -> dict[str, RewardAccuracies]:
-    """How often each preference-trained model's internal reward ranks the quadruples rightly."""
+    """How often each preference-trained model's internal reward ranks the quadruples correctly."""
     accuracies = {}
     for method in fusion.recipe.preference:
         chosen = settle(fusion, method).objective
@@ -172,7 +172,7 @@ def _reward_accuracies(fusion: Fusion, logps: _Logps) -> dict[str, RewardAccurac
 
 
 def _average_logps(logps: _Logps) -> dict[str, dict[str, list[float]]]:
-    """Model to the mean log-probabilities per token of y_ws, and of both answers of the target."""
+    """By model, the mean log-probabilities per token of y_ws and of the target's two answers."""
     return {
         name: {
             "chosen_source": [row["chosen_source"].mean for row in rows],
@@ -188,7 +188,7 @@ def _internal_rewards(
     reference: Sequence[Mapping[Role, SequenceLogp]],
     role: Role,
 ) -> list[float]:
-    """The reward of each row's answer with ``role``; without beta, which scales all alike."""
+    """The reward of each row's answer with ``role``, without beta, which scales all rewards equally."""
     import torch
 
     from sinterlm.objectives import SequenceLogps, internal_rewards
@@ -203,9 +203,9 @@ def _internal_rewards(
 
 
 def _encode_quadruples(fusion: Fusion, rows: Sequence[TrainingRow]) -> list[list[EncodedExample]]:
-    """The answers of every row whose answers the target can be trained on, in the order of the roles.
+    """Encode the answers of every row that the target could be trained on, in the order of the roles.
 
-    All forms of the target have its tokenizer and template.
+    All forms of the target share its tokenizer and template.
     """
     target = fusion.recipe.target
     tokenizer = load_tokenizer(target.model)
@@ -226,10 +226,10 @@ def _encode_quadruples(fusion: Fusion, rows: Sequence[TrainingRow]) -> list[list
 
 
 def _row_logps(location: str, rows: Sequence[Sequence[EncodedExample]]) -> list[dict[Role, SequenceLogp]]:
-    """What the model at ``location`` thinks of every row's answers, by role."""
-    from sinterlm.training.sequence_logps import sequence_logps  # brings torch in
+    """The log-probabilities of every row's answers under the model at ``location``, by role."""
+    from sinterlm.training.sequence_logps import sequence_logps  # imports torch
 
-    # Rewards are small differences of large sums: half precision would drown them.
+    # Rewards are small differences of large sums: half precision would lose them.
     model = load_model(location, dtype="float32")
     context = context_length(model) or sys.maxsize
     examples = [

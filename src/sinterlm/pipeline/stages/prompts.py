@@ -30,7 +30,7 @@ class Prompts(Stage):
         self.outputs = fusion.matches_paths
 
     def configuration(self, fingerprint: Fingerprint) -> object:
-        """The files by content, and how they are thinned and split."""
+        """The files by content, and how prompts are filtered and split."""
         prompts = self._fusion.recipe.prompts
         configuration: list[object] = [content_digest(prompts.path), prompts.split.model_dump()]
         if prompts.deduplicate:
@@ -41,7 +41,7 @@ class Prompts(Stage):
         return [*configuration, self._fusion.recipe.seed]
 
     def check(self, inputs: Inputs) -> None:
-        """Every part that is used has prompts, and every domain that the recipe names is one of theirs."""
+        """Check that every part in use has prompts, and that the domains that the recipe names exist."""
         recipe, parts = self._fusion.recipe, inputs.parts
         used = {
             "sft": recipe.needs_sft_part,
@@ -52,14 +52,12 @@ class Prompts(Stage):
         for part, use in used.items():
             if use and not parts[part]:
                 sizes = ", ".join(f"{name} {len(prompts)}" for name, prompts in parts.items())
-                raise InputError(
-                    f"prompts.split leaves no prompt for {part} ({sizes}); raise its share or bring more prompts"
-                )
+                raise InputError(f"prompts.split leaves no prompt for {part} ({sizes}); raise its share or add prompts")
         known = {prompt.domain for prompts in parts.values() for prompt in prompts}
         for place, domains in _named_domains(recipe):
             if not known & set(domains):
                 raise InputError(
-                    f"{place}: no prompt is of {' or '.join(map(repr, domains))}; the domains of {recipe.prompts.path} "
+                    f"{place}: no prompt has the domain {' or '.join(map(repr, domains))}; the domains of {recipe.prompts.path} "
                     f"are {', '.join(map(repr, sorted(known)))}"
                 )
 
@@ -91,10 +89,10 @@ def split_parts(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, tuple[Pr
 
 
 def read_distinct_prompts(settings: PromptSettings) -> Distinct:
-    """The prompts of a recipe, and a match for every one that is left out.
+    """The prompts of a recipe, and a match for every prompt that is left out.
 
     Raises:
-        InputError: A file is missing, or a line has another shape.
+        InputError: A file is missing, or a line has the wrong shape.
     """
     prompts: Sequence[Prompt] = read_prompts(settings.path)
     matches: list[Match] = []
@@ -118,14 +116,14 @@ def read_distinct_prompts(settings: PromptSettings) -> Distinct:
 
 
 def _write_matches(path: Path, matches: Sequence[Match]) -> None:
-    """Write matches for people to read, the greatest overlap last: the doubtful ones come first."""
+    """Write matches for people to read, smallest overlap first: these are the doubtful ones."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for match in sorted(matches, key=lambda match: match.overlap):
             file.write(json.dumps(match._asdict(), ensure_ascii=False) + "\n")
 
 
 def _named_domains(recipe: Recipe) -> Iterator[tuple[str, Sequence[str]]]:
-    """The places of the recipe that name domains; the prompts must have one of those that a place names."""
+    """The places in the recipe that name domains; some prompt must have one of a place's domains."""
     for name, source in recipe.sources.items():
         if source.domains:
             yield f"sources.{name}.domains", source.domains

@@ -11,7 +11,7 @@ from sinterlm.pipeline.stage import RunContext, Stage, StageResult
 
 
 class Report(Stage):
-    """Writes what a run leaves for people."""
+    """Writes the summary and the report of a run."""
 
     name = "report"
     may_change = True
@@ -23,7 +23,7 @@ class Report(Stage):
         self.outputs = (fusion.output / "report.html", fusion.output / "summary.json")
 
     def configuration(self, fingerprint: Fingerprint) -> object:
-        """Nothing but the stages before it."""
+        """Nothing besides the stages before it."""
         return None
 
     def work(self, run: RunContext) -> StageResult:

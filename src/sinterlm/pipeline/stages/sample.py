@@ -1,6 +1,6 @@
-"""The stages ``sample-sources``, ``sample-target`` and ``sample-held-out``: ask models, and keep their answers.
+"""The stages ``sample-sources``, ``sample-target`` and ``sample-held-out``: ask models and keep their answers.
 
-They differ in whom they ask what (:attr:`~sinterlm.pipeline.fusion.Fusion.rounds`), and in what decides that.
+They differ in who is asked which prompts (:attr:`~sinterlm.pipeline.fusion.Fusion.rounds`), and in what decides that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sinterlm.selection.split import Parts
 from sinterlm.store import Store
 
 BYTES_PER_ANSWER = 600
-"""What an answer takes in the store beside its text: key, indices, settings and score."""
+"""What an answer takes in the store besides its text: key, indices, settings and score."""
 
 
 class Sample(Stage):
@@ -48,7 +48,7 @@ class Sample(Stage):
         self.name = f"sample-{self.round_name}"
 
     def check(self, inputs: Inputs) -> None:
-        """This machine has what the engines need, such as the files that they read."""
+        """Check that this machine has what the engines need, such as the files that they read."""
         for participant in {request.participant: None for request in self._round.requests}:
             participant.config.check(participant.name)
 
@@ -119,7 +119,7 @@ class SampleHeldOut(Sample):
         self.needs = tuple(after)
 
     def configuration(self, fingerprint: Fingerprint) -> object:
-        """What no earlier stage's key holds: how the target is evaluated and, if it makes no rows, sampled."""
+        """What no earlier stage's key holds: how the target is evaluated and, if no row holds its answers, sampled."""
         fusion = self._fusion
         asked = describe_request(fusion.for_evaluation(fusion.target), fingerprint)
         if not fusion.recipe.preference or fusion.sampled_targets:
@@ -133,14 +133,14 @@ def describe_request(request: SamplingRequest, fingerprint: Fingerprint) -> obje
 
 
 def estimate_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], store: Store | None) -> StagePlan:
-    """What the answers cost that the store does not have."""
+    """The cost of the answers that the store does not have."""
     calls = prompt_tokens = new_tokens = disk_bytes = 0
     texts_are_known = True
     flops: list[Flops | None] = []
     for request, part in asked:
         config = request.participant.config
         if request.settings is None:
-            continue  # the answers are there
+            continue  # recorded answers cost nothing
         if part is None:
             return StagePlan(name, figures=SAMPLING)
         identity = request.identity(cached_fingerprint)
@@ -172,7 +172,7 @@ def estimate_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], 
 
 
 def _with_unused(run: RunContext, result: StageResult, stage: Sample) -> StageResult:
-    """The result with a drop for every recorded answer that belongs to no prompt, or is one too many."""
+    """The result with a drop for every recorded answer that belongs to no prompt or exceeds num_samples."""
     prompts = run.prompts(*Parts._fields)
 
     dropped = []

@@ -40,7 +40,7 @@ class Score(Stage):
         return self._round.scorer.describe(fingerprint)
 
     def check(self, inputs: Inputs) -> None:
-        """This machine has what the scorer needs, and every prompt has what its scorer reads."""
+        """Check that this machine has what the scorer needs, and every prompt what its scorer reads."""
         scorer = self._round.scorer
         if inputs.is_new(self._round.parts, id(scorer)):
             for part in scorer.walk():
@@ -49,9 +49,9 @@ class Score(Stage):
                 _check_answers(scorer, inputs, name)
 
     def estimate(self, forecast: Forecast) -> StagePlan:
-        """All answers are counted, whatever scores the store has."""
+        """The cost of scoring all answers, whatever scores the store has."""
         asked = forecast.asked(self._round)
-        note = "at most: what has a score keeps it"
+        note = "at most: stored scores are kept"
         known = [(request, part) for request, part in asked if part is not None]
         if len(known) < len(asked):
             return StagePlan(self.name, figures=SCORING, note=note)
@@ -69,10 +69,10 @@ class Score(Stage):
         return score(run, self.name, self._round.scorer, self._round.requests, prompts)
 
     def show(self, run: RunContext) -> Shown:
-        """Nothing of its own; but no report is written without scores that this stage has given.
+        """Nothing of its own, but refuse a report that would lack the scores that this stage has given.
 
         Raises:
-            InputError: The stage has scored answers by rules, weights or files that the scorer no longer has.
+            InputError: The scores come from rules, weights or files that the scorer no longer has.
         """
         past = run.store.finished_stages(run.fusion.run_name).get(self.name)
         counts = past.counts if past else {}
@@ -80,8 +80,8 @@ class Score(Stage):
         if num_scored and not self._finds_scores(run):
             raise InputError(
                 f"{run.fusion.output}: {self.name} has scored {num_scored:,.0f} answers, but by other rules, weights "
-                "or files than the scorer has now, so that a report would show none of them. Give the same "
-                "`sinterlm run` again: it scores the stored answers anew and writes the report"
+                "or files than the scorer has now, so a report would show none of them. Rerun `sinterlm run`: it "
+                "scores the stored answers again and writes the report"
             )
         return Shown()
 
@@ -89,11 +89,11 @@ class Score(Stage):
         requests = [request for request in self._round.requests if request.participant.is_there]
         with closing(stored_scorer(run, self._round.scorer)) as scorer:
             found = scored_answers_to(run, scorer, requests, run.prompts(*self._round.parts))
-            return not requests or any(found)  # models that are trained anew have no answers yet
+            return not requests or any(found)  # models that are trained again have no answers yet
 
 
 def _check_answers(scorer: ScorerSettings, inputs: Inputs, part: str) -> None:
-    """Every prompt of a part has the accepted answers that its scorer reads, and the scorer can read them."""
+    """Check that every prompt of a part has the accepted answers that its scorer needs and that it can read them."""
     prompts = inputs.parts[part]
     path = inputs.fusion.recipe.prompts.path
     by_domain: dict[str, list[Prompt]] = {}

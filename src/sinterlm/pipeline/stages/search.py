@@ -1,4 +1,4 @@
-"""The stages ``search-NAME``: train the cells of a grid, ask each the development prompts, and keep the best.
+"""The stages ``search-NAME``: train the cells of a grid, evaluate each on the development prompts, keep the best.
 
 Held-out prompts and answers are never read here.
 """
@@ -56,14 +56,14 @@ class Search(Stage):
         """The cells that are not finished yet, each with one answer to every development prompt."""
         fusion, training = self._fusion, self._training
         num_left = self._grid(forecast).count_unfinished()
-        cell = replace(fusion.model_of(training), location=str(fusion.search_path(training)))  # yet to be trained
+        cell = replace(fusion.model_of(training), location=str(fusion.search_path(training)))  # not trained yet
         asked = [(fusion.for_evaluation(cell), forecast.parts["development"])] * num_left
         planned = estimate_sampling(self.name, asked, forecast.store)
         note = f"trainings: {num_left} at most"
         weights = forecast.target_bytes
         if weights is None:
             return replace(planned, disk_bytes=None, note=note)
-        # The best cell so far, and the one at work.
+        # The best cell so far, and the one in training.
         num_models = min(num_left, 2)
         return replace(
             planned,
@@ -73,12 +73,12 @@ class Search(Stage):
         )
 
     def progress(self, forecast: Forecast) -> Mapping[str, float]:
-        """The cells that are finished."""
+        """The number of cells, and of those finished."""
         grid = self._grid(forecast)
         return {"cells": grid.num_cells, "finished": grid.num_cells - grid.count_unfinished()}
 
     def work(self, run: RunContext) -> StageResult:
-        """Train and evaluate what is not finished yet, and write what was chosen."""
+        """Train and evaluate the cells that are not finished, and write which one was chosen."""
         fusion, name = run.fusion, self._training
         grid = Grid(fusion, name, run.prompts("development"), fingerprint)
         entries, num_trained = [], 0
@@ -95,7 +95,7 @@ class Search(Stage):
         result = best.result
         assert result is not None
         run.reporter.say(f"  chosen on {result.rate.n} development prompts: {describe_choice(best.choice)}")
-        # A cell that a later entry repeats is one cell.
+        # A cell that a later entry repeats counts once.
         results = {cell.folder: cell.result for cells in entries for cell in cells}
         return StageResult(
             {"cells": grid.num_cells, "trained now": num_trained, f"best {result.metric}": round(result.rate.value, 4)},
@@ -103,7 +103,7 @@ class Search(Stage):
         )
 
     def show(self, run: RunContext) -> Shown:
-        """The cells beside each other, and the chosen settings."""
+        """The cells side by side, and the chosen settings."""
         found = read_search(run.fusion, self._training)
         if not found:
             return Shown()

@@ -18,8 +18,8 @@ from sinterlm.selection.tally import tally_selection
 class Select(Stage):
     """Selects the rows of one training: ``sft``, a method's own fine-tuning, or a preference method.
 
-    A fine-tuning with ``extra_prompts`` also learns from those, and no other method that starts from it does. Its
-    selection comes after that of the method which decides what prompts they are.
+    A fine-tuning with ``extra_prompts`` also learns from these prompts, and methods that start from it do not. Its
+    selection comes after that of the method that decides which prompts they are.
     """
 
     def __init__(self, fusion: Fusion, training: str) -> None:
@@ -36,7 +36,7 @@ class Select(Stage):
         self.outputs = (fusion.rows_path(training),)
 
     def configuration(self, fingerprint: Fingerprint) -> object:
-        """The policy, whose answers it compares, and what the prompts are asked with."""
+        """The policy, whose answers it compares, the target's system prompt, and the seed."""
         recipe, compared = self._fusion.recipe, self._compared
         return [
             self._fusion.trainings[self._training].select.model_dump(),
@@ -73,8 +73,8 @@ class Select(Stage):
         if not selection.rows:
             reasons = "; ".join(f"{reason}: {count}" for reason, count in count_reasons(selection.dropped).items())
             raise ToleranceError(
-                f"{self.name}: none of the {len(prompts)} prompts for it gives a training row ({reasons}); "
-                "look at the answers and scores, bring more prompts or samples, or other sources"
+                f"{self.name}: none of its {len(prompts)} prompts gives a training row ({reasons}); "
+                "check the answers and scores, or try more prompts, more samples or other sources"
             )
         write_rows(fusion.rows_path(name), selection.rows)
         num_dropped = len(prompts) - len(selection.rows)
@@ -84,7 +84,7 @@ class Select(Stage):
         return StageResult(counts | moved, selection.dropped)
 
     def show(self, run: RunContext) -> Shown:
-        """What was chosen, why prompts gave no row, and which prompts another method's selection has left."""
+        """What was chosen, why prompts gave no row, and how many prompts came from another method's drops."""
         selection, notes = self._read(run), list(self._notes(run))
         if selection is None:
             return Shown(fill=lambda data: replace(data, notes=[*data.notes, *notes]))
@@ -94,7 +94,7 @@ class Select(Stage):
         )
 
     def _read(self, run: RunContext) -> Selection | None:
-        """The rows and drops that are in the run's folder and the store; None before the first selection."""
+        """The rows in the run's folder and the drops in the store; None before the first selection."""
         from sinterlm.formats import read_rows
 
         path = self._fusion.rows_path(self._training)
@@ -103,10 +103,10 @@ class Select(Stage):
 
     def _notes(self, run: RunContext) -> Iterator[str]:
         past = run.store.finished_stages(run.fusion.run_name).get(self.name)
-        # A selection of an earlier release does not know the number.
+        # Selections of earlier releases did not record the number.
         if self._extra and past and (number := past.counts.get(self._extra.count_name)) is not None:
             dropping = f"select-{self._extra.dropped_by}"
             yield (
-                f"Of the prompts that {dropping} dropped, {number:,.0f} went on to {self.name}; among the drops of "
-                f"{dropping} they count all the same."
+                f"{number:,.0f} of the prompts that {dropping} dropped went to {self.name}; the drops of {dropping} still "
+                "count them."
             )

@@ -46,9 +46,9 @@ TRAINING_DEFAULTS = {
     "gradient_accumulation_steps": 1,
     "max_length": DEFAULT_MAX_LENGTH,
 }
-"""The defaults of Transformers and of our own arguments that say how much is trained."""
+"""The defaults, of Transformers and our own, that decide how much is trained."""
 NUM_CHECKPOINTS = 2
-"""Kept at once, unless the recipe says otherwise."""
+"""Checkpoints kept at a time by default."""
 
 
 class Train(Stage):
@@ -70,13 +70,13 @@ class Train(Stage):
         return describe_training(self._fusion, self._training, fingerprint)
 
     def check(self, inputs: Inputs) -> None:
-        """The target can be trained, its template can write a dialogue, and the arguments go together."""
+        """Check that the target can be trained, its template can write a dialogue, and the arguments go together."""
         if inputs.reads_target:
             _check_target(self._fusion, inputs)
             _check_arguments(self._fusion, self._fusion.trainings[self._training])
 
     def estimate(self, forecast: Forecast) -> StagePlan:
-        """One training; after a search there is none left."""
+        """The cost of one training; nothing after a search, which has trained the model."""
         if self._fusion.trainings[self._training].grid:
             return StagePlan(self.name, note="the best cell's model")
         weights = forecast.target_bytes
@@ -90,12 +90,12 @@ class Train(Stage):
         )
 
     def work(self, run: RunContext) -> StageResult:
-        """Train by the recipe's settings; after a search by those that it has chosen, whose model is taken as it is."""
+        """Train with the recipe's settings or, after a search, take over the chosen cell's model."""
         fusion, name = run.fusion, self._training
         output = fusion.output / fusion.model_of(name).name
         if search := read_search(fusion, name):
             _adopt(fusion.output / search["folder"] / "model", output)
-        # A model that was adopted is found to be finished; where it is gone, it is trained again.
+        # An adopted model counts as finished; if it is gone, it is trained again.
         result = fit(run, name, settle(fusion, name), output=output, label=self.name)
         counts = {
             "rows": result.num_rows,
@@ -121,7 +121,7 @@ def training_title(fusion: Fusion, name: str) -> str:
 
 
 def fit(run: RunContext, name: str, training: Training, *, output: Path, label: str) -> TrainingResult:
-    """Train on the rows of ``sft`` or a preference method, from its start, by the settings of ``training``."""
+    """Train on the rows of ``sft`` or a preference method, from its start, with the settings of ``training``."""
     from sinterlm.formats import read_rows
     from sinterlm.training.card import CardDetails
     from sinterlm.training.train import train
@@ -154,7 +154,7 @@ def training_needs(fusion: Fusion, training: str) -> tuple[str, ...]:
 
 
 def describe_training(fusion: Fusion, name: str, fingerprint: Fingerprint) -> list[object]:
-    """What besides rows and start decides a training, by the recipe's settings."""
+    """What decides a training besides its rows and its start."""
     training = fusion.trainings[name]
     return [
         fingerprint(fusion.recipe.target.model),
@@ -167,7 +167,7 @@ def describe_training(fusion: Fusion, name: str, fingerprint: Fingerprint) -> li
 
 
 def estimate_training_hours(forecast: Forecast, name: str) -> dict[str, float] | None:
-    """The time of one training if every prompt of its part gives a row; None if it is not known."""
+    """The GPU hours of one training if every prompt of its part gives a row; None if unknown."""
     fusion = forecast.fusion
     part = selected_from(forecast, name)
     training, target = fusion.trainings[name], fusion.recipe.target
@@ -194,7 +194,7 @@ def estimate_training_hours(forecast: Forecast, name: str) -> dict[str, float] |
 
 
 def selected_from(forecast: Forecast, training: str) -> Part:
-    """The prompts that a training has rows of, at most."""
+    """The prompts that can give a training its rows."""
     fusion, parts = forecast.fusion, forecast.parts
     if training not in fusion.recipe.fine_tunings:
         return parts["preference"]
@@ -203,7 +203,7 @@ def selected_from(forecast: Forecast, training: str) -> Part:
 
 
 def responses_in_row(fusion: Fusion, training: Training) -> int:
-    """The answers that a row holds, at most."""
+    """The most answers that a row can hold."""
     return training.select.responses_in_row(
         source_samples=[request.num_samples for request in fusion.rounds["sources"].requests],
         target_samples=fusion.for_training(fusion.answering_for(fusion.target)).num_samples,
@@ -211,8 +211,8 @@ def responses_in_row(fusion: Fusion, training: Training) -> int:
 
 
 def describe_checkpoints(weights: int) -> str:
-    """The disk that checkpoints take during a training."""
-    return f"up to {show_bytes(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)} of checkpoints meanwhile"
+    """The disk space that checkpoints take during a training, in words."""
+    return f"up to {show_bytes(NUM_CHECKPOINTS * OPTIMIZER_COPIES * weights)} of checkpoints during training"
 
 
 def _droppable(fusion: Fusion, extra: ExtraPrompts, preference: Part) -> Part:
