@@ -173,7 +173,7 @@ def test_counts_and_notes_say_where_the_dropped_prompts_went(run: Path) -> None:
     assert counts["select-dpo"] == {"rows": 3, "dropped": 5}
     assert counts["select-sft"] == {"rows": 3, "dropped": 1, "prompts from dpo": 2}
     assert counts["select-own"] == {"rows": 6, "dropped": 0, "prompts left to SFT": 2}
-    note = "Of the prompts that select-dpo dropped, 2 went on to select-sft; among the drops of select-dpo they count"
+    note = "2 of the prompts that select-dpo dropped went to select-sft; the drops of select-dpo still count them."
     assert note in (run / "report.html").read_text()
     assert compare_runs([run], page=run.parent / "page.html").data.notes[0].startswith(note)
     states = {stage["name"]: stage for stage in status_of(run)["stages"]}
@@ -184,7 +184,7 @@ def test_counts_and_notes_say_where_the_dropped_prompts_went(run: Path) -> None:
 def test_a_comparison_names_the_run_of_a_note(recipe: Path, run: Path, tmp_path: Path) -> None:
     fuse(recipe, f"output={tmp_path}", "sft.extra_prompts=null", until="select-sft")
     notes = compare_runs([run, tmp_path], page=tmp_path / "page.html").data.notes
-    (note,) = (note for note in notes if "went on to" in note)
+    (note,) = (note for note in notes if "dropped went to" in note)
     assert note.split(": ")[0].endswith("run")
 
 
@@ -204,7 +204,7 @@ def test_a_report_before_the_selection_is_made_again(recipe: Path, tmp_path: Pat
     fuse(recipe, f"output={tmp_path}", until="select-dpo")
     result = CliRunner().invoke(cli.app, ["report", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert "went on to" not in (tmp_path / "report.html").read_text()
+    assert "dropped went to" not in (tmp_path / "report.html").read_text()
 
 
 def test_the_plan_says_at_least_and_at_most(recipe: Path, tmp_path: Path) -> None:

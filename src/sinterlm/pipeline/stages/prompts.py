@@ -57,8 +57,8 @@ class Prompts(Stage):
         for place, domains in _named_domains(recipe):
             if not known & set(domains):
                 raise InputError(
-                    f"{place}: no prompt has the domain {' or '.join(map(repr, domains))}; the domains of {recipe.prompts.path} "
-                    f"are {', '.join(map(repr, sorted(known)))}"
+                    f"{place}: no prompt has the domain {' or '.join(map(repr, domains))}; the domains of "
+                    f"{recipe.prompts.path} are {', '.join(map(repr, sorted(known)))}"
                 )
 
     def work(self, run: RunContext) -> StageResult:

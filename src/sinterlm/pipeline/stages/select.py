@@ -107,6 +107,6 @@ class Select(Stage):
         if self._extra and past and (number := past.counts.get(self._extra.count_name)) is not None:
             dropping = f"select-{self._extra.dropped_by}"
             yield (
-                f"{number:,.0f} of the prompts that {dropping} dropped went to {self.name}; the drops of {dropping} still "
-                "count them."
+                f"{number:,.0f} of the prompts that {dropping} dropped went to {self.name}; the drops of {dropping} "
+                "still count them."
             )
