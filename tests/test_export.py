@@ -216,7 +216,7 @@ def test_an_export_takes_the_place_of_an_export_only(tmp_path: Path) -> None:
     for name, text in texts.items():
         mine.mkdir(exist_ok=True)
         (mine / name).write_bytes(text)
-        with pytest.raises(InputError, match="mine: holds files that are no export; give --output a new"):
+        with pytest.raises(InputError, match="mine: holds files that are not an export; give --output a new"):
             export_rows(path, mine, format_name="trl")
     assert sorted(file.name for file in mine.iterdir()) == ["README.md", "notes.txt"]
 

@@ -213,7 +213,7 @@ def test_what_is_no_file_is_said(kind: str, tmp_path: Path) -> None:
     if kind == "dangling link":
         path.symlink_to(tmp_path / "nowhere")
     path = {"device": Path("/dev/null"), "long name": tmp_path / ("x" * 300)}.get(kind, path)
-    found = {"folder": "is a folder", "device": "is no regular file"}.get(kind, "no such file|File name too long")
+    found = {"folder": "is a folder", "device": "is not a regular file"}.get(kind, "no such file|File name too long")
     with pytest.raises((InputError, OSError), match=found):
         read_prompts(path)
 

@@ -1,4 +1,4 @@
-"""From what pydantic finds wrong with a value to messages that a person can act on.
+"""Turns what pydantic finds wrong with a value into messages that a person can act on.
 
 Every message names the dotted key, what was found, what was expected, and the nearest valid name; whoever read the
 value adds the file and line.
@@ -99,7 +99,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
 
 
 def find_faults(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
-    """As :func:`explain`, for those who put it into words of their own."""
+    """As :func:`explain`, for callers with wording of their own."""
     return [_find_fault(details, model) for details in error.errors(include_url=False)]
 
 

@@ -39,7 +39,7 @@ class PairRow(ConversationsRow):
 
     @property
     def sources(self) -> dict[Role, str]:
-        """The models of the pair: ``source``, and ``source_rejected`` where the rejected answer is another's."""
+        """The models of the pair: ``source``, and ``source_rejected`` if the rejected answer is another's."""
         other = self.source if self.source_rejected is None else self.source_rejected
         return {"chosen": self.source, "rejected": other}
 

@@ -115,7 +115,7 @@ def _check_replaceable(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if TAG not in _tags_of(folder / "README.md"):
-        raise InputError(f"{folder}: holds files that are no export; give --output a new or empty folder")
+        raise InputError(f"{folder}: holds files that are not an export; give --output a new or empty folder")
 
 
 def _tags_of(card: Path) -> Sequence[str]:

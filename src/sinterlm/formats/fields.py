@@ -65,7 +65,7 @@ def present(fields: Any) -> Any:
 
 
 def _number(value: object) -> int | float | None:
-    """The finite number that a value is, of whatever type a file's reader has for it; None if it is none."""
+    """The finite number that a value is, of whatever type a file's reader has for it; None if there is none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
         return None
     try:
@@ -206,7 +206,7 @@ def check_weights(turns: Sequence[tuple[bool, Any]]) -> None:
         if is_answer and is_last_answer and not is_last and weight == 1:
             raise misfit(
                 "{key} is 1, and only the last answer of a conversation is trained",
-                "`weight: 0`, or none, on earlier answers; make a row of its own of each answer that is to be trained",
+                "`weight: 0`, or none, on earlier answers; make a separate row of each answer that is to be trained",
                 (place, "weight"),
             )
 

@@ -74,7 +74,7 @@ def read_lines(path: Path) -> Iterator[Line]:
     """
     path = Path(path)
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "no such file"
+        found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
         raise InputError(f"{path}: {found}; expected a file of JSON Lines, JSON or Parquet")
     if path.suffix == ".parquet":
         return _parquet_lines(path)
@@ -140,7 +140,7 @@ def parse_json(text: str, place: str, expected: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_unambiguous)
         if _SURROGATE_ESCAPE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # half a pair is no text: it cannot be hashed or stored
+            json.dumps(value, ensure_ascii=False).encode()  # half a pair is not text: it cannot be hashed or stored
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise InputError(f"{place}: {half} is half of a surrogate pair; expected its other half beside it") from error

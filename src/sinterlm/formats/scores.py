@@ -55,7 +55,7 @@ def read_scores(path: Path) -> list[RecordedScore]:
 
     A line has ``prompt_id`` or ``prompt`` (text or messages), ``score``, and either ``response`` (or ``content``) or
     ``source`` and ``index``; and optionally ``passed`` (true or false). So a file of recorded answers with a ``score``
-    in each line is one, too. Or a line has ``all_generated_responses`` and ``all_rm_scores``.
+    in each line will do. Or a line has ``all_generated_responses`` and ``all_rm_scores``.
 
     Raises:
         InputError: A line has another shape, or there is none at all.

@@ -112,7 +112,7 @@ def dump_response(response: StoredResponse) -> dict[str, Any]:
 
 
 def dump_score(stored: StoredScore) -> dict[str, Any]:
-    """The record of a score; a score that is no number has no value."""
+    """The record of a score; a score that is not a number has no value."""
     score = stored.score
     return {
         "response_id": score.response_id,
@@ -185,7 +185,7 @@ def _parse_score(line: Line) -> StoredScore | Dropped:
 
 
 def _parse_detail(line: Line) -> dict[str, Any]:
-    """What a scorer found besides the value: of any shape, but for its bounds and the keys that others read."""
+    """What a scorer found besides the value: of any shape, apart from its bounds and the keys that others read."""
     text, expected = line.parse(_DetailText).detail, "a JSON object"
     if len(text) > MAX_DETAIL:
         raise line.error(f"`detail` has {len(text):,} characters", f"{MAX_DETAIL:,} at most")

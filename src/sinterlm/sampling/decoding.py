@@ -50,7 +50,7 @@ def decode(
         For every prompt the new tokens, the one that ended the answer included.
 
     Raises:
-        FloatingPointError: Logits are no finite numbers.
+        FloatingPointError: Logits are not finite.
     """
     most_tokens = most_tokens or [uniforms.shape[1]] * len(prompts)
     samples_of: dict[tuple[int, ...], list[int]] = {}

@@ -43,7 +43,7 @@ def generate(
         For every sample the new tokens, the one that ended the answer included.
 
     Raises:
-        FloatingPointError: Logits are no finite numbers.
+        FloatingPointError: Logits are not finite.
     """
     num_samples, num_tokens = uniforms.shape
     num_rows = 1 if temperature == 0 else num_samples
@@ -68,7 +68,7 @@ def generate(
         return torch.tensor(is_done, device=input_ids.device)
 
     input_ids = torch.tensor([list(prompt)] * num_rows, device=model.device)
-    # The model's own penalties and forbidden tokens are no part of the recipe's settings.
+    # The model's own penalties and forbidden tokens are not in the recipe's settings.
     model.generation_config = GenerationConfig()
     cast(Any, model).generate(
         input_ids,

@@ -54,7 +54,7 @@ class CachedRows:
 
 @torch.inference_mode()
 def compute_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
-    """Read tokens, which may be none, as a prefix of rows to come."""
+    """Read tokens, if there are any, as a prefix of rows to come."""
     met: dict[int, KeysAndValues] = {}
     _read_padded(model, _empty_rows(model, Prefix((), {}), 1), [tokens], met=met)
     return Prefix(tuple(tokens), met)

@@ -100,7 +100,7 @@ class EngineSettings(Settings):
         """What names the answers of the engine that :meth:`build` would build, known without building it.
 
         It names everything that decides an answer: weights, template, prompt format, sampling settings and seed. The
-        number of samples is no part of it, so asking for more keeps what is stored.
+        number of samples is not part of it, so asking for more keeps what is stored.
 
         Args:
             location: As for :meth:`build`.
@@ -271,7 +271,7 @@ class LocalModel(AskedModel, ChatModel):
         """Hash of engine, weights, prompt format, sampling settings and seed; None if the weights are not known.
 
         The chat template's variables and date belong to it only if they decide something. Device and dtype change an
-        answer by rounding only, so they are no part of it.
+        answer by rounding only, so they are not part of it.
         """
         assert settings is not None
         weights = fingerprint(location or self.model)

@@ -39,7 +39,7 @@ def share_prefixes(model: PreTrainedModel, tokens: Sequence[int]) -> None:
 
     Raises:
         CannotShareError: It cannot; the message says why.
-        FloatingPointError: Its logits are no finite numbers.
+        FloatingPointError: Its logits are not finite.
     """
     with sharing_on_trial(model):
         prefix, *texts = _texts(tokens)

@@ -94,8 +94,8 @@ class TransformersEngine:
         template_date: What the chat template takes for today, e.g. 2026-11-30.
         settings: How tokens are drawn.
         device: ``auto`` or a torch device.
-        dtype: ``auto`` or a torch dtype's name. Device and dtype change an answer by rounding only, so they are no part
-            of the identity.
+        dtype: ``auto`` or a torch dtype's name. Device and dtype change an answer by rounding only, so they are not
+            part of the identity.
         on_loaded: Told where the weights were loaded, e.g. ``cpu, float32``, and why sampling is slow if it is.
         batch_tokens: Roughly the tokens of a batch: prompts and answers of all its samples.
     """

@@ -83,7 +83,7 @@ class CombinationScorer:
         parts: Scorers by name; for ``gate`` and ``rank`` their order matters.
         weights: For ``weighted-sum``, by the name of a part; 1 by default.
         failing_value: For ``gate``: the score of answers that do not pass; the last part is then not asked about them.
-            None lets it score them as well; they still do not pass.
+            With None it scores them too; they still do not pass.
         step: For ``rank``: scores that round to the same multiple of it are alike.
     """
 

@@ -60,7 +60,7 @@ _HEDGE = re.compile(
 _NOT_BUT = re.compile(r"not\b[^.\n]*?\bbut\s+", re.IGNORECASE)
 _EMPHASIS = re.compile(r"(?<![\w*\\)}])\*\*(?=[^\s*])([^*\n]{1,400})(?<=\S)\*\*(?![\w*({])")
 _NUMBERING = re.compile(r"\W*\d+[.:)]")
-"""The number of a list item or of a step, which is no answer."""
+"""The number of a list item or of a step, which is not an answer."""
 _JOINED = re.compile(
     r"(?=.*?(?:,|\band\b|\bor\b))(?:\s|\$|\\q?quad|\\[ ,;()]|\\(?:text|mbox)\{\s*(?:and|or)\s*\}|,|\band\b|\bor\b)+",
     re.DOTALL,

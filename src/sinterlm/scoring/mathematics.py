@@ -88,7 +88,7 @@ class Mathematics(AnswerReader):
 class MathematicsScorer:
     r"""Gives 1 to a response whose final answer equals an accepted one, else 0; the detail says which way it went.
 
-    An accepted answer is the answer itself (OpenMathInstruct-2), or a solution that ends with it: behind ``####``
+    An accepted answer is the answer itself (OpenMathInstruct-2), or a solution that ends with it: after ``####``
     (GSM8K) or in the last ``\boxed`` (MATH). An answer that takes too long or too much memory has no score.
 
     Args:
@@ -253,7 +253,7 @@ def _outcome(future: Future[str]) -> str:
         return "lost"
     except (MemoryError, RecursionError):
         return "stopped"
-    except Exception as error:  # a fault of ours is no verdict on the answer
+    except Exception as error:  # a fault of ours says nothing about the answer
         return f"{type(error).__name__}: {error}"
 
 
@@ -284,7 +284,7 @@ def _begin_worker() -> None:
     with suppress(ValueError):  # macOS limits no address space
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     if sys.platform == "linux":
-        # The server that forks workers ends with the driver, unless they hold on to it as well; and they end with it,
+        # The server that forks workers ends with the driver unless workers hold on to it too. Workers end with it,
         # whatever they compute.
         if (held := forkserver._forkserver._forkserver_alive_fd) is not None:  # type: ignore[attr-defined]
             os.close(held)

@@ -118,7 +118,7 @@ class ScorerSettings(Settings):
                 raise InputError(f"{path}: there is no such file ({key} of the scorer {self.kind})")
 
     def describe(self, fingerprint: Fingerprint) -> Sequence[object]:
-        """What besides the answers decides the scores: settings, rules, weights by fingerprint, and files by content.
+        """What decides the scores besides the answers: settings, rules, weights by fingerprint, and files by content.
 
         It is part of stage keys, which is why its form must not change.
         """
@@ -182,7 +182,7 @@ def build_scorer(
     Args:
         settings: The mapping.
         wrap: What to make of the scorer, and of its parts, before they are put together; called with the settings of
-            each as well.
+            each, too.
     """
     built: list[tuple[ScorerSettings, Scorer]] = []
 

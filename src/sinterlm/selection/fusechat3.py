@@ -53,7 +53,9 @@ class FuseChat3(SelectAmongSources):
     truncated: Truncated = "drop"
     """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
-    description = "pairs: best against worst answer of one source, their scores in a window; by domain where it says so"
+    description = (
+        "pairs: best against worst answer of one source, their scores in a window, which may depend on the domain"
+    )
     formula = "of the k with low ≤ R_k - min over i of s(y_ki) ≤ high that with the highest R_k: argmax and argmin"
     paper = "FuseChat-3.0, arXiv 2503.04222"
     roles = ("chosen", "rejected")

@@ -1,17 +1,17 @@
 """Prompts that repeat another prompt, or a question of a benchmark.
 
-Text is compared in normal form (Unicode NFKC, letter case and white space ignored); n-grams are runs of n words, where
-an operator (``+``, ``=``, ...) and a Chinese or Japanese character are words too, and punctuation does not count.
+Text is compared in normal form (Unicode NFKC, letter case and white space ignored); n-grams are runs of n words. An
+operator (``+``, ``=``, ...) and a Chinese or Japanese character are words too; punctuation does not count.
 
 De-duplication keeps the first of two prompts that are the same, or whose n-grams' Jaccard similarity reaches a limit.
-Candidates are found by prefix filtering (Bayardo et al., WWW 2007): if two sets have a Jaccard similarity
-of at least s, and one has k elements, they share one of its k - ceil(s k) + 1 rarest. So the result is that of
-comparing all pairs.
+Candidates are found by prefix filtering (Bayardo et al., WWW 2007): if two sets have a Jaccard similarity of at
+least s, and one has k elements, they share one of its k - ceil(s k) + 1 rarest. So the result is that of comparing all
+pairs.
 
 Decontamination drops a prompt that shares an n-gram with a benchmark's question (GPT-3, arXiv 2005.14165, appendix C,
 takes n = 13), or that covers at least a given share of the question's words by shared n-grams (as Tulu 3, arXiv
-2411.15124, with n = 8 and half of the words). Every turn of a question is a question of its own: whoever asks the first
-turn of two asks what the benchmark asks.
+2411.15124, with n = 8 and half of the words). Every turn of a question counts as a question: a prompt that
+asks the first of two turns asks what the benchmark asks.
 """
 
 from __future__ import annotations

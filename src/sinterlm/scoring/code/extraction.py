@@ -2,7 +2,7 @@
 
 Models wrap code in many ways. Fenced blocks are found by CommonMark's rules; what these miss (a closing fence with text
 after it, a fence within a docstring) is found by trying where the block becomes Python. Every repair is tried only on
-text that is no Python without it.
+text that is not Python without it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sinterlm.scoring.code.syntax import (
 MAX_CHARACTERS = 100_000
 """Limit of an answer's characters; a longer one is not read."""
 MAX_READ_CHARACTERS = 2_000_000
-"""Limit of the characters of all readings of one answer: what is not understood by then is no program."""
+"""Limit of the characters of all readings of one answer: what is not understood by then does not count."""
 
 _MARKDOWN = MarkdownIt("commonmark")
 _MARKDOWN.core.ruler.enableOnly(["normalize", "block"])
@@ -244,7 +244,7 @@ def _views(answer: str) -> Iterator[str]:
 
 
 def _by_language(blocks: list[Block]) -> Iterator[list[Block]]:
-    """The blocks that say Python; then with those that say nothing."""
+    """The blocks marked as Python; then these and the unmarked ones."""
     readable = [block for block in blocks if block.code]
     python = [block for block in readable if block.language in _LANGUAGES]
     if python:
@@ -335,7 +335,7 @@ def _end_of_python(lines: Sequence[str], start: int, budget: _Budget) -> int:
 
 
 def _failing_line(code: str, budget: _Budget) -> int | None:
-    """The line of code, from 1, that is no Python; None if all of it is."""
+    """The line of code, from 1, that is not Python; None if all of it is."""
     if budget.parse(code):
         return None
     try:
@@ -421,7 +421,7 @@ def _last_stub(node: ast.stmt) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
 
 
 def _continued(begun: str, body: str, budget: _Budget) -> str:
-    """The prompt's code with the body of its unfinished function; empty if the text is no such body."""
+    """The prompt's code with the body of its unfinished function; empty if the text is not one."""
     name = unfinished(begun)
     stub = next(
         found

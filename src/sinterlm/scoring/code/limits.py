@@ -27,7 +27,7 @@ PACKAGES = {
     *("more_itertools", "pytz", "yaml", "bs4", "lxml", "PIL", "cv2", "nltk", "regex", "gmpy2", "mpmath", "tqdm"),
     *("bitarray", "faker", "psutil", "openpyxl", "sqlalchemy", "flask", "django", "aiohttp", "httpx", "prettytable"),
 }
-"""Well-known packages: they are not in the sandbox, which says nothing about a program that uses one."""
+"""Well-known packages. The sandbox lacks them, which says nothing about a program that uses one."""
 _SUSPICIOUS = re.compile(
     r"__\w+__|\b(?:_getframe|modules|gc|ctypes|inspect|os|builtins|settrace|setprofile|atexit|globals|eval|exec|exit|quit"
     r"|SystemExit|SkipTest|_ShouldStop|importlib|setattr|_thread|signal|BaseException)\b"

@@ -41,7 +41,7 @@ SOLUTION_MODULES = (
 )
 """A test that imports from one of these means the program."""
 
-_EMPTY = re.compile(  # the header of a function or class, and no line behind it that is indented more
+_EMPTY = re.compile(  # the header of a function or class, and no line after it that is indented more
     r"^(([ \t]*)(?:(?:async[ \t]+)?def\b|class\b|\)).*:[ \t]*)$"
     r"(?!(?:\n[ \t]*(?:#.*)?)*\n\2[ \t]+[^\s#])",
     re.MULTILINE,
@@ -324,7 +324,7 @@ def _last(code: str, name: str) -> str:
 
 
 def _fences_only(text: str) -> str:
-    """The text, if it has a fence; otherwise nothing, because prose is no code."""
+    """The text, if it has a fence; otherwise nothing, because prose is not code."""
     return text if re.search(r"^[ \t>]*(?:[-*+][ \t]+|\d+\.[ \t]+)?(?:```|~~~)", text, re.MULTILINE) else ""
 
 
@@ -349,7 +349,7 @@ def _import_types(tree: ast.Module) -> str:
 
 
 def _commented_classes(code: str, tree: ast.Module) -> str:
-    """The classes that a prompt's code defines in comments or texts, and not besides."""
+    """The classes that a prompt's code defines only in comments or texts."""
     comments = [re.sub(r"^#[ \t]?", "", comment, flags=re.MULTILINE) for comment in _COMMENTED_CLASS.findall(code)]
     alone = [node.value for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
     texts = [node.value for node in alone if isinstance(node.value, str)]

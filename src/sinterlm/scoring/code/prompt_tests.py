@@ -35,7 +35,7 @@ def parse_tests(prompt: Prompt) -> Tests:
     """The tests in a prompt's ``answers``.
 
     Raises:
-        InputError: There is none, one is of neither form, or there are both forms.
+        InputError: There are no tests, one has neither form, or both forms are mixed.
     """
     tests = Tests([], [])
     for number, text in enumerate(prompt.answers):
@@ -68,7 +68,7 @@ def _test_error(prompt: Prompt, found: str) -> InputError:
 
 
 def uncalled_tests(test: str) -> list[str]:
-    """The functions of a test that are tests themselves, as pytest has it, and that it does not call."""
+    """The functions of a test that are tests themselves, by pytest's naming, and that it does not call."""
     tree = parse(test)
     functions = [node for node in tree.body if isinstance(node, Definition)] if tree else []
     called = {

@@ -24,8 +24,8 @@ MAX_TRAFFIC_BYTES = 2**26
 """Limit of what program or tests say to the other, for one answer."""
 MAX_VERDICT_BYTES = 2**16
 _QUIET_PARTS, _QUIET_BYTES = 2000, 2**20
-"""What costs either side less than 0.1 s of computing (40 microseconds a call, 50 nanoseconds a byte): where this much
-passed between them at most, it was the program or its tests that used up the time."""
+"""What costs either side less than 0.1 s of computing (40 microseconds a call, 50 nanoseconds a byte): if at most
+this much passed between them, it was the program or its tests that used up the time."""
 
 
 HARNESS_LIMIT = "harness-limit"
@@ -83,7 +83,7 @@ def run_script(program: str, pair: InputOutput, timeout_seconds: float) -> Verdi
 
 
 def run_tests(job: Job, timeout_seconds: float) -> Verdict:
-    """The verdict of the tests' process; if it may be due to a limit of ours, Python's own view is asked for."""
+    """The verdict of the tests' process; if a limit of ours may explain it, Python itself is asked too."""
     assert job.program
     verdict, found = _run_apart(job, timeout_seconds)
     if verdict.reason == "passed":
@@ -157,7 +157,7 @@ def _run_alone(job: dict[str, Any], timeout_seconds: float) -> bool:
 
 
 def _parsed(said: bytes) -> dict[str, Any] | None:
-    """The verdict in what a process said; None if it is none."""
+    """The verdict in what a process said; None if it says none."""
     try:
         found = json.loads(said)
     except ValueError:

@@ -95,7 +95,7 @@ class CodeScorer:
         return Score(entry.response.id, self.identity, float(has_passed), has_passed, detail)
 
     def _judge(self, job: Job) -> Verdict:
-        """The verdict on one answer. A sandbox that does not start is tried again; it is no verdict."""
+        """The verdict on one answer. A sandbox that does not start is tried again: that is not a verdict."""
         for attempt in range(_MAX_STARTS):
             try:
                 return self._verdict(job)

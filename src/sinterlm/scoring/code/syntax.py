@@ -10,7 +10,7 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 
 
 def parse(code: str) -> ast.Module | None:
-    """The tree of a program; None for one that is empty or no Python.
+    """The tree of a program; None for one that is empty or not Python.
 
     It is not compiled: 20 KB of text, such as a long sum of constants, can cost the compiler minutes and gigabytes. So
     that is left to the sandbox.
@@ -113,7 +113,7 @@ def _is_trivial_value(node: ast.expr) -> bool:
 
 
 def statements_of(code: str) -> list[ast.stmt]:
-    """The statements at the top level of a program; none if it is no Python."""
+    """The statements at the top level of a program; none if it is not Python."""
     tree = parse(code)
     return tree.body if tree else []
 

@@ -36,7 +36,7 @@ class Method(Protocol):
         ...
 
     def value(self, verdicts: Sequence[Mapping[str, Any]]) -> float:
-        """The score that verdicts come to, one for each request."""
+        """The score that the verdicts give, one for each request."""
         ...
 
 

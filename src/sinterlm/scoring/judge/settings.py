@@ -53,7 +53,7 @@ class Judge(AnswerReader):
     temperature: Annotated[float, Field(ge=0)] | Literal["none"] = 0.0
     """``none`` leaves it to the server."""
     max_tokens: Positive = 2048
-    """Limit of a reply; a reply that is cut is no verdict."""
+    """Limit of a reply; a reply that is cut is invalid."""
     response_format: ResponseFormat = "json_schema"
     """How the server is told the form of a verdict. With ``json_schema`` most servers can reply nothing else."""
     extra_body: dict[str, Any] = {}

@@ -33,14 +33,14 @@ class Verdict(BaseModel):
 
 
 class InvalidVerdict(Exception):
-    """A reply that is no verdict; says why."""
+    """A reply that is not a verdict; says why."""
 
 
 def read_verdict(form: type[Verdict], reply: Reply) -> dict[str, Any]:
-    """The verdict that is the whole of a reply, but for the judge's thoughts before it and a code fence around it.
+    """The verdict that is a whole reply, apart from the judge's thoughts before it and a code fence around it.
 
     Raises:
-        InvalidVerdict: The reply is none, or more than one.
+        InvalidVerdict: The reply is no verdict, or more than one.
     """
     if reply.problem:
         raise InvalidVerdict(reply.problem)

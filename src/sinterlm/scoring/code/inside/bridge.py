@@ -1,7 +1,7 @@
 """What travels between program and tests: copies of plain data and of common classes' objects, and references.
 
 Each message is four bytes of length and JSON. What one call carries is a :class:`Parcel`; what each side makes of
-objects that are no plain data, its :class:`Side` says.
+objects that are not plain data, its :class:`Side` says.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ProgramError(Exception):
 if TYPE_CHECKING:
 
     class Side(Protocol):
-        """What one side makes of objects that are no plain data."""
+        """What one side makes of objects that are not plain data."""
 
         def refer(self, value: Any, parcel: Parcel) -> Any:
             """An object that stays, as JSON."""

@@ -223,7 +223,7 @@ class ProgramSide:
         return ["object", [self._number(value), self._class_code(type(value))]]
 
     def _aside(self) -> dict[str, Any]:
-        """What was printed meanwhile."""
+        """What was printed in the meantime."""
         if not isinstance(sys.stdout, Printed) or not sys.stdout.tell():
             return {}
         printed = sys.stdout.getvalue()

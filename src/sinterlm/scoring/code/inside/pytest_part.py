@@ -1,4 +1,4 @@
-"""What tests use of pytest, which is no part of the standard library: ``raises``, ``approx``, ``mark``."""
+"""What tests use of pytest, which is not in the standard library: ``raises``, ``approx``, ``mark``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def pytest_module() -> Any:
-    """What tests use of pytest, which is no part of the standard library: ``raises``, ``approx``, ``mark``."""
+    """What tests use of pytest, which is not in the standard library: ``raises``, ``approx``, ``mark``."""
     module = type(sys)("pytest")
     module.raises, module.approx, module.mark = Raises, Approximately, Mark()  # type: ignore[attr-defined]
     module.fail = _fail  # type: ignore[attr-defined]

@@ -186,7 +186,7 @@ def carried_text(error: Any) -> str:
 
 
 def carried_attribute(error: Any, name: str) -> Any:
-    """As ``getattr`` of an exception of the program: what is no copied attribute is asked for there."""
+    """As ``getattr`` of an exception of the program: an attribute that was not copied is asked for there."""
     number = error.__dict__.get("_reference")
     if number is None or name.startswith("__"):
         raise AttributeError(name)

@@ -159,7 +159,7 @@ class TestsSide:
     def note_borrowed(self, name: str, value: Any) -> None:
         """What the tests use under a name: a class, if that is what was asked for and how the tests name it.
 
-        A class that the program gives for a function or a method is none of these, whatever its own name.
+        A class that the program gives for a function or a method is not one of these, whatever its own name.
         """
         if self._asks_for_classes and isinstance(value, RemoteClass) and name.lstrip("_")[:1].isupper():
             self._asked_classes.add(value)
@@ -293,7 +293,7 @@ class TestsSide:
         return error
 
     def _is_own_method(self, name: str) -> bool:
-        """Whether a test means its own class's method: an object that is no such would say that it equals all."""
+        """Whether a test means its own class's method: any other object could claim to equal everything."""
         classes = [self.namespace.get(known) for known in self._classes]
         is_own = any(isinstance(cls, type) and has_method(cls, name) for cls in classes)
         return is_own and name not in self._methods
