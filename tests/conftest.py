@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import random
@@ -42,6 +43,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"the model packages are not installed: {', '.join(missing)}")
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
+
+
+def pytest_collection_finish() -> None:
+    # What has been imported by now stays. Every model that is released asks for a collection, and each of those would
+    # look through all libraries again.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:

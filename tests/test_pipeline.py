@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
+import traceback
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -18,8 +21,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sinterlm import cli
 from sinterlm.errors import InputError
 from sinterlm.formats import read_rows
+from sinterlm.objectives import losses
 from sinterlm.pipeline.compare import compare_runs
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.finished import rewrite_report
@@ -549,3 +554,33 @@ def test_a_run_says_its_own_lines_only(recipe: Path, tmp_path: Path) -> None:
     )
     assert said.stderr == ""
     assert "%|" not in said.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_the_mathematics_is_a_few_hops_from_the_command(
+    command: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files on the stack when a loss is computed are those that the docs name."""
+    page = (Path(__file__).parents[1] / "docs" / "data-flow.md").read_text()
+    (documented,) = re.findall(rf"^    sinterlm {command}: +(.*)$", page, re.MULTILINE)
+    package = Path(cli.__file__).parent
+    stacks: list[list[str]] = []
+
+    def looking(*arguments: Any, **named: Any) -> losses.RowLosses:
+        frames = [Path(frame.filename) for frame in traceback.extract_stack()]
+        modules = [str(path.relative_to(package)) for path in frames if path.is_relative_to(package)]
+        stacks.append([name for name, _ in itertools.groupby(modules)])
+        return pairwise(*arguments, **named)
+
+    pairwise = losses.pairwise_losses
+    monkeypatch.setattr(losses, "pairwise_losses", looking)
+    shutil.copytree(recipe.parent / "run", copy := tmp_path / "copy")
+    rows, target = copy / "rows" / "dpo.parquet", recipe.parent / "models" / "target"
+    arguments: dict[str, list[object]] = {
+        "run": [recipe, f"output={copy}", "preference.dpo.train.max_steps=1", "--only", "train-dpo"],
+        "train": ["--objective", "dpo", "--model", target, "--data", rows, "--output", copy / "out", "max_steps=1"],
+    }
+    monkeypatch.setattr("sys.argv", ["sinterlm", command, *map(str, arguments[command])])
+    assert cli.exit_code() == 0
+    assert stacks[-1] == documented.split(" -> ")
+    assert len(stacks[-1]) - 1 == {"run": 5, "train": 3}[command]

@@ -23,7 +23,7 @@ from sinterlm.pipeline.outputs import require_undamaged
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, count_reasons
-from sinterlm.records import Dropped, RowResponse, TrainingRow
+from sinterlm.records import Dropped, Prompt, RowResponse, Scored, TrainingRow
 from sinterlm.store import Store
 
 STAGE = "export"
@@ -135,27 +135,24 @@ def _selected(fusion: Fusion) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
 
 def _answers(run: RunContext) -> Iterator[tuple[str, Sequence[TrainingRow]]]:
     """Yield all scored training answers, one configuration per model."""
-    fusion = run.fusion
-    asked = [(source, fusion.training_parts) for source in fusion.sources]
-    asked += [(target, ("preference",)) for target in fusion.sampled_targets if target.is_there]
-    for participant, parts in asked:
-        prompts = [prompt for part in parts for prompt in run.store.prompts(fusion.run_name, part)]
-        scored = scored_answers(run, fusion.recipe.scorer, fusion.for_training(participant), prompts)
-        yield (
-            participant.name,
-            [
-                TrainingRow(
-                    prompt.id,
-                    prompt.messages,
-                    tuple(
-                        RowResponse(response.content, None, response.source, response.index, _known(score.value))
-                        for response, score in scored[prompt.id]
-                    ),
+    training = (run.fusion.rounds[name] for name in ("sources", "target") if name in run.fusion.rounds)
+    for questions in training:
+        prompts = run.prompts(*questions.parts)
+        for request in questions.requests:
+            if request.participant.is_there:
+                scored = scored_answers(run, questions.scorer, request, prompts)
+                yield (
+                    request.participant.name,
+                    [_row(prompt, scored[prompt.id]) for prompt in prompts if prompt.id in scored],
                 )
-                for prompt in prompts
-                if prompt.id in scored
-            ],
-        )
+
+
+def _row(prompt: Prompt, answers: Sequence[Scored]) -> TrainingRow:
+    responses = (
+        RowResponse(response.content, None, response.source, response.index, _known(score.value))
+        for response, score in answers
+    )
+    return TrainingRow(prompt.id, prompt.messages, tuple(responses))
 
 
 def _known(value: float) -> float | None:

@@ -36,6 +36,8 @@ class Plan:
 
     output: str
     workspace: str
+    models: dict[str, str]
+    """The target and the sources by name: what each is and how it is asked."""
     stages: tuple[StagePlan, ...]
     prompts: dict[str, int | None]
     """Number of prompts by part; None if the file is not on this machine and the recipe gives a share."""
@@ -77,6 +79,7 @@ def plan_fusion(fusion: Fusion) -> Plan:
     return Plan(
         output=str(fusion.output),
         workspace=str(fusion.workspace),
+        models={model.name: model.config.provenance() for model in (fusion.target, *fusion.sources)},
         stages=tuple(planned),
         prompts={part: None if prompts is None else count(prompts) for part, prompts in parts.items()},
         memory_bytes=None if weights is None else weights * (OPTIMIZER_COPIES + 1),

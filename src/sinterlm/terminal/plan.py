@@ -39,6 +39,8 @@ def print_plan(plan: Plan, console: Terminal) -> None:
         f"money: {plan.money:g}; memory in training: {memory}",
     )
     console.print(table)
+    for name, provenance in plan.models.items():
+        console.print(f"{name}: {provenance}")
     counts = (f"{part} {UNKNOWN if count is None else format(count, ',')}" for part, count in plan.prompts.items())
     console.print(f"prompts: {', '.join(counts)}")
     for note in (*plan.notes, HOURS_NOTE):
