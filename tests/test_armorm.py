@@ -76,7 +76,7 @@ CONFIG: Mapping[str, Any] = {
 """The published config.json, with smaller sizes and fewer layers."""
 VERBOSITY = 4
 TOLERANCE = 1e-5
-"""Of float32; scores are of order 1."""
+"""For float32; scores are of order 1."""
 
 
 # --- a tiny checkpoint -----------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_a_thought_is_the_tokens_that_a_model_writes() -> None:
 
 
 def test_a_thought_behind_an_empty_one_is_dropped_with_the_reason() -> None:
-    """The prompt says that the model is not to think: what a thinking source wrote does not fit behind it."""
+    """The prompt says that the model is not to think: what a thinking source wrote does not fit after it."""
     tokenizer = tokenizer_with(template_of(generation="<|im_start|>assistant\n<think>\n\n</think>\n\n"))
     encoded = rows_of(tokenizer, "The Nile.", THOUGHT)
     assert [(drop.subject, drop.reason) for drop in encoded.dropped] == [("p1", "thought-after-a-closed-one")]
@@ -152,7 +152,7 @@ def test_a_thought_behind_an_empty_one_is_dropped_with_the_reason() -> None:
     "closed", ["<think>\\n\\n</think>\\n", "<|START_THINKING|><|END_THINKING|>", "<|channel>thought\\n<channel|>"]
 )
 def test_a_closed_thought_is_known_in_every_form(closed: str) -> None:
-    """Also where a finished answer has it, too, as SmolLM3 writes it."""
+    """Also if a finished answer has it too, as SmolLM3 writes it."""
     written = "('" + closed + "' if m['role'] == 'assistant' else '') + m['content']"
     for template in (template_of(), template_of(written)):
         template = template.replace("'<|im_start|>assistant\n'", f"'<|im_start|>assistant\n{closed}'")
@@ -172,7 +172,7 @@ def test_an_answer_is_never_trained_inside_the_thought_that_the_prompt_opens() -
 
 @pytest.mark.parametrize("is_special", [False, True])
 def test_a_sampled_thought_is_read_and_trained_as_one(is_special: bool) -> None:
-    """Where its tags are special tokens, and where the prompt opens it and the limit cuts it."""
+    """With special tokens as its tags, and with a prompt that opens it and a limit that cuts it."""
     template = template_of(WITHOUT_THOUGHTS, generation="<|im_start|>assistant\n<think>\n")
     tokenizer = build_tokenizer("chatml")
     tokenizer.add_tokens([AddedToken(tag, special=is_special, normalized=False) for tag in ("<think>", "</think>")])
@@ -297,7 +297,7 @@ def test_a_switch_in_the_system_prompt_is_the_templates(system: str, written: st
 
 @pytest.mark.parametrize("system", ["Be brief.", "user", "e"])
 def test_a_system_prompt_without_a_trace_opens_the_users_turn(system: str) -> None:
-    """Also one whose words stand in the rendering anyway."""
+    """Also one whose words occur in the rendering anyway."""
     template = template_of().replace("in messages", "in messages if m['role'] != 'system'")
     tokenizer = tokenizer_with(template)
     prompt = decode(tokenizer, encode_prompt(tokenizer, (Message("system", system), *RIVER)))

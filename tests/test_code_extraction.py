@@ -29,7 +29,7 @@ from tests.cases.code_wrappings import BEGINNINGS, CONTINUATIONS, STUB, WHOLE, W
 
 
 def run(program: Program | None) -> object:
-    """What ``add(1, 2)`` gives, where statements that fail are passed over."""
+    """What ``add(1, 2)`` gives, ignoring statements that fail."""
     assert program is not None
     assert "add" in program.defined
     namespace: dict[str, object] = {"__name__": "program"}

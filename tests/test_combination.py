@@ -113,7 +113,7 @@ def test_a_gate_needs_a_verifier() -> None:
 
 
 def test_a_rank_by_hand() -> None:
-    """s(1) = (1 + 1/2) / 2 = 0.75 and s(4) = (1 + 4/5) / 2 = 0.9; a right answer stands one step higher."""
+    """s(1) = (1 + 1/2) / 2 = 0.75 and s(4) = (1 + 4/5) / 2 = 0.9; a right answer is one step higher."""
     scores = combine("rank", "5", "five", "The 5.")
     assert [score.value for score in scores] == pytest.approx([1.75, 0.9, 1 + (1 + 6 / 7) / 2])
     assert [score.passed for score in scores] == [True, False, True]

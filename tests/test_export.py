@@ -190,7 +190,7 @@ def test_a_pair_of_two_models_stays_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("format_name", "key"), [("fusechat3", "dataset"), ("trl", "domain")])
 def test_a_file_keeps_its_domains(tmp_path: Path, format_name: str, key: str) -> None:
-    """FuseChat-3.0's ``dataset`` is one; of another kind than text it means something else."""
+    """FuseChat-3.0's ``dataset`` is one; unless it is text, it means something else."""
     pair = {
         "source_model": "qwen", "prompt": [{"role": "user", "content": "Sort."}],
         "chosen": [{"role": "assistant", "content": "sorted"}], "rejected": [{"role": "assistant", "content": "sort"}],
@@ -447,7 +447,7 @@ def test_another_answer_under_the_same_key_is_dropped_with_its_score(tmp_path: P
     first, second = scores_of(mine, response(0, "Rome"), response(1, "Lyon"))
     assert first is None
     assert second is not None
-    assert second.value != second.value, "a score that is no number stays one"
+    assert second.value != second.value, "a score that is not a number stays so"
     assert second.detail == {"n": 1}
 
 
@@ -512,7 +512,7 @@ def test_a_wrong_row_is_named_and_nothing_is_written(tmp_path: Path, part: str, 
         ('{"a": 1, "a": 2}', 'the key "a" is given twice'),
         ('{"a": ' * 100_000, "nested too deeply"),
         ('{"a": ' * 500 + "1" + "}" * 500, "`detail` is nested too deeply; expected 32 levels at most"),
-        ('{"a": ' + "9" * 5000 + "}", "a number of too many digits"),
+        ('{"a": ' + "9" * 5000 + "}", "a number with too many digits"),
         ('{"a": "' + "x" * 2**20 + '"}', "`detail` has 1,048,585 characters; expected 1,048,576 at most"),
         ('{"reason": {"a": 1}}', '`reason` is {"a": 1}; expected text'),
         ('{"problem": 5}', "`problem` is 5; expected text"),
@@ -608,7 +608,7 @@ PUBLISHED = (
 
 
 def test_an_answer_without_a_score_is_none_of_the_exported(tmp_path: Path) -> None:
-    """A score that is no number cannot be read again, and tells neither best nor worst."""
+    """A score that is not a number cannot be read again, and tells neither best nor worst."""
     recipe, records = published(tmp_path, [0, 1, 2])
     records[1]["all_rm_scores"].pop()
     scores = [

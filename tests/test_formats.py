@@ -130,7 +130,7 @@ class TestPrompts:
             (r'{"prompt": "a", "\uDE00": 1}', r"line 2: \\ude00 is half of a surrogate pair"),
             (
                 f'{{"prompt": "a", "id": {"9" * 5_000}}}',
-                "line 2: a number of too many digits; expected one JSON object",
+                "line 2: a number with too many digits; expected one JSON object",
             ),
             ("[" * 100_000, "line 2: nested too deeply; expected one JSON object in each line"),
         ],
@@ -666,7 +666,7 @@ class TestFormats:
         assert {name for name, _ in ROUND_TRIPS.values()} == {name for name, row in FORMATS.items() if row.reads}
 
     def test_a_quadruple_is_two_pairs(self) -> None:
-        """The source's answer against the source's rejected one where there is one, as equation 9 pairs them."""
+        """The source's answer against the source's rejected one if there is one, as equation 9 pairs them."""
         contents = dict(zip((*WRPO, "rejected_source"), "abcd", strict=True))
         responses = tuple(RowResponse(content, role) for role, content in contents.items())
         for number, expected in ((3, [("a", "c"), ("b", "c")]), (4, [("a", "d"), ("b", "c")])):

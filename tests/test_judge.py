@@ -48,7 +48,7 @@ def judge(url: str, **settings: Any) -> JudgeScorer:
 
 
 def marked_texts(request: str) -> dict[str, str]:
-    """What stands between the marks of answers, as a judge reads it that knows where they end."""
+    """The text between the marks of answers, as read by a judge that knows where they end."""
     return {match["name"]: match["text"] for match in MARKED.finditer(request)}
 
 
@@ -121,7 +121,7 @@ def test_a_rubric_scores_the_mean_of_its_grades() -> None:
         ("A", "B", 1.0),
         ("B", "A", 0.0),
         ("tie", "tie", 0.5),
-        ("A", "A", 0.5),  # the judge likes what stands first
+        ("A", "A", 0.5),  # the judge likes what comes first
         ("B", "B", 0.5),
         ("A", "tie", 0.75),
         ("tie", "B", 0.75),
@@ -316,7 +316,7 @@ SPECIAL_TOKENS = (
 
 
 def honest(request: dict[str, Any]) -> Answer:
-    """A judge that reads what stands between the marks, repeats all of it in its reasons, and is not impressed."""
+    """A judge that reads what is between the marks, repeats all of it in its reasons, and is not impressed."""
     texts = marked_texts(request["messages"][0]["content"])
     reasons = f"It says: {json.dumps(texts)}, and: {' '.join(texts.values())}"
     if "answer" in texts:
@@ -362,7 +362,7 @@ def test_no_text_holds_the_code_of_its_marks(first: str, second: str) -> None:
 
 
 def test_a_text_that_knows_its_code_gets_another() -> None:
-    """Whoever knows how codes are made can find a text's own, but not one that stands in it."""
+    """Whoever knows how codes are made can find a text's own, but not one that occurs in it."""
     text = "x"
     for _ in range(5):
         (code,) = set(re.findall(r"\[answer ([0-9a-f]{8})\]", grading_request(PROMPT, text, OVERALL, explain=False)))
@@ -696,7 +696,7 @@ def test_an_answer_too_long_for_a_real_model_has_no_score(llama: str) -> None:
 @pytest.mark.models
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_real_tokenizer_sees_no_special_token_in_an_answer(llama: str, planted: str) -> None:
-    """A message has a beginning and an end; a server reads special tokens wherever they stand in the whole text."""
+    """A message has a beginning and an end; a server reads special tokens anywhere in the text."""
 
     def control_tokens(content: str) -> list[str]:
         rendered = post(llama, "/apply-template", {"messages": [{"role": "user", "content": content}]})["prompt"]

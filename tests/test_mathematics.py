@@ -110,7 +110,7 @@ CASES = json.loads((Path(__file__).parent / "cases" / "mathematics.json").read_t
 
 @pytest.fixture(scope="module")
 def outcomes(scorer: MathematicsScorer) -> list[str]:
-    """Of all cases, which are scored at once."""
+    """The outcomes of all cases, which are scored at once."""
     scores = scorer.score([answered(case["output"], case["accepted"]) for case in CASES])
     return [score.detail["outcome"] for score in scores]
 
@@ -226,7 +226,7 @@ scorer.close()
 
 
 def test_script_without_a_guard(tmp_path: Path) -> None:
-    """As a user writes one; and what stands in it happens once."""
+    """As a user writes one; and its code runs once."""
     (tmp_path / "script.py").write_text(SCRIPT)
     folder = Path(__file__).parents[1]
     command = [sys.executable, str(tmp_path / "script.py")]

@@ -1,4 +1,4 @@
-"""Files as people have them: numbers of other types, and bytes that are no text; refused by line or read."""
+"""Files as people have them: numbers of other types, and bytes that are not text; refused by line or read."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_scores_of_every_numeric_column_are_numbers(column: pa.Array, expected: 
     ],
 )
 def test_ids_of_every_type_are_the_same_text(column: pa.Array, expected: str, tmp_path: Path) -> None:
-    """What pandas makes of whole numbers where one is missing, and a database of its keys."""
+    """What pandas makes of whole numbers if one is missing, and a database of its keys."""
     path = tmp_path / "answers.parquet"
     pq.write_table(pa.table({"prompt_id": column, "index": pa.array([1.0]), "response": pa.array(["a"])}), path)
     [answer] = read_recorded(path)
@@ -159,7 +159,7 @@ def test_what_names_nothing_is_no_id(value: Any) -> None:
         (b'{"a":' * 100_000, "line 1: nested too deeply"),
         (b'{"prompt": "a"\n}', "line 1: not JSON"),
         (b'{"prompt": "a"}\r{"prompt": "b"}', "line 1: not JSON"),
-        (b'{"prompt": 1' + b"0" * 5000 + b"}", "line 1: a number of too many digits"),
+        (b'{"prompt": 1' + b"0" * 5000 + b"}", "line 1: a number with too many digits"),
         (b"[1, 2]", "line 1: .*; expected one JSON object in each line"),
         (b"", "there is no prompt in it|no prompt"),
     ],

@@ -252,7 +252,7 @@ def test_whoever_asks_a_benchmarks_question_is_found(name: str, settings: Any) -
     ngram=st.integers(5, 8),
 )
 def test_it_is_what_the_definition_says(words: Sequence[str], question: Sequence[str], ngram: int) -> None:
-    """A prompt is dropped if and only if a run of ``ngram`` words (or all, of fewer) of the question stands in it."""
+    """A prompt is dropped if and only if a run of ``ngram`` words (or all, of fewer) of the question occurs in it."""
     length = min(ngram, len(question))
     runs = [question[start : start + length] for start in range(len(question) - length + 1)]
     expected = any(words[start : start + length] == run for run in runs for start in range(len(words) - length + 1))

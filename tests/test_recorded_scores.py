@@ -91,7 +91,7 @@ def test_missing_scores_can_be_set_aside(tmp_path: Path) -> None:
 
 
 def test_one_answer_has_one_score(tmp_path: Path) -> None:
-    assert values(write(tmp_path, LINES[0], LINES[0]), ENTRIES[1]) == [9.0], "the same again is no contradiction"
+    assert values(write(tmp_path, LINES[0], LINES[0]), ENTRIES[1]) == [9.0], "the same again is not a contradiction"
     path = write(tmp_path, LINES[0], {**LINES[0], "score": 8})
     with pytest.raises(InputError, match=r"line 2: scores an answer differently from .*line 1 \(8, not 9\)"):
         values(path, ENTRIES[1])

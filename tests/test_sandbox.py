@@ -41,7 +41,7 @@ class House(NamedTuple):
 
     @property
     def constants(self) -> str:
-        """For the attempts: where everything stands."""
+        """For the attempts: where everything is."""
         return (
             f"FOLDER = {str(self.folder)!r}; SECRET = FOLDER + '/secret'; VICTIM = {self.victim.pid}; "
             f"PARENT = {os.getpid()}; PORT = {self.tcp.getsockname()[1]}; UNIX = FOLDER + '/socket'; "

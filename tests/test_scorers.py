@@ -171,7 +171,7 @@ ENTRY = answered("<think>Perhaps 12?</think>It is 5.", "5")
 def test_a_function_gives_a_number_whether_it_passes_or_a_score(
     returned: str, value: float, passed: bool | None, detail: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    """Of an answer without its thoughts."""
+    """It sees the answer without its thoughts."""
     score = outcomes(tmp_path, returned)
     assert (score.value, score.passed, score.detail) == (value, passed, detail)
 

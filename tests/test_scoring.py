@@ -204,7 +204,7 @@ def test_model_without_a_padding_token_is_read_at_the_last_token(tmp_path: Path,
 
 
 def test_an_answer_that_ends_the_dialogue_is_read_to_its_last_token(tmp_path: Path) -> None:
-    """The template writes nothing behind an answer, and there is no padding token; ``!`` is the first of all tokens."""
+    """The template writes nothing after an answer, and there is no padding token; ``!`` is the first of all tokens."""
     backend = Tokenizer(BPE({token: number for number, token in enumerate(sorted(ByteLevel.alphabet()))}, []))
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
@@ -243,7 +243,7 @@ def test_nothing_is_read_beyond_the_models_positions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
 def test_what_is_no_finite_number_is_no_score(reward_model: Path, number: float) -> None:
-    """Of infinite scores every one would be the best."""
+    """Every infinite score would be the best."""
 
     class Overflowing(RewardModelScorer):
         def _read(self, loaded: Loaded, batch: Batch) -> list[Reading]:

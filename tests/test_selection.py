@@ -213,7 +213,7 @@ def test_seed_decides_ties() -> None:
 
 
 def test_ties_are_broken_evenly_over_prompts() -> None:
-    """Of 4,000 prompts with four tied answers each is taken 1,000 times, give or take five standard deviations."""
+    """Each of four tied answers to 4,000 prompts is taken 1,000 times, give or take five standard deviations."""
     cases = (
         candidates([[(letter, True) for letter in "abcd"]], prompt=Prompt(f"prompt-{number}", PROMPT.messages))
         for number in range(4_000)

@@ -160,7 +160,7 @@ def test_groups_and_number_of_sources(name: str) -> None:
 
 @pytest.mark.parametrize("name", OF_SOURCES)
 def test_fewer_samples_than_there_are_and_than_asked(name: str) -> None:
-    """Of four samples the first two take part; where five are asked for, all four do."""
+    """The first two of four samples take part; if five are asked for, all four do."""
     answers: list[Case] = [("a", 0.3), ("b", 0.25), ("c", 0.9), ("d", 0.1)]
     (two,) = select(name, [candidates([answers], TWO_TARGETS)], num_samples=2).rows
     assert {response.content for response in two.responses} <= {"a", "b", "t-good", "t-bad"}
@@ -771,7 +771,7 @@ def expected_fusepo(row: TrainingRow, logp: Logps, tokens: Logps) -> float:
 
 
 def expected_advantages(row: TrainingRow, logp: Logps, tokens: Logps) -> float:
-    """-Σ_k w_k 1/N_k Σ_i A_ki log π(y_ki); one group of weight 1 where rows have none."""
+    """-Σ_k w_k 1/N_k Σ_i A_ki log π(y_ki); one group of weight 1 if rows have none."""
     loss = 0.0
     for source in {response.source for response in row.responses}:
         own = [response for response in row.responses if response.source == source]

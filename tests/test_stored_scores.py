@@ -370,7 +370,7 @@ def test_only_answers_that_changed_are_judged_again(folder: Path, tmp_path: Path
 
 
 def test_recorded_scores_follow_the_places_of_answers(folder: Path, tmp_path: Path) -> None:
-    """Scores by source and index, of answers that come to stand at each other's places."""
+    """Scores by source and index, when answers swap places."""
     answers = [{"prompt_id": f"p{n}", "response": text} for n in range(NUM_PROMPTS) for text in ("one", "two")]
     scores = [
         {"prompt_id": f"p{n}", "source": "old", "index": index, "score": index}

@@ -61,7 +61,7 @@ DRAFT = "<think>\n```python\ndef add(a, b):\n    return a + b\n```\n</think>\n\n
 
 
 def test_a_program_in_the_thoughts_is_no_answer() -> None:
-    """A right draft before a wrong program, and alone; no program of it is run where thoughts are refused."""
+    """A right draft before a wrong program, and alone; no program of it is run if thoughts are refused."""
     try:
         check_isolation()
     except SandboxError as error:
@@ -110,7 +110,7 @@ def test_a_reward_model_reads_the_answer_alone(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four questions, each with a right answer behind a thought and a right one without."""
+    """Four questions, each with a right answer after a thought and a right one without."""
     folder = tmp_path_factory.mktemp("thoughts")
     save_tiny(folder / "target")
     write_lines(

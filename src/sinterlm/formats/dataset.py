@@ -76,8 +76,8 @@ def write_dataset(
     for name in configurations:
         if not _NAME.fullmatch(name):
             raise InputError(
-                f"{name!r} cannot name a configuration of a data set, whose folder it names; expected letters, digits, "
-                "'_', '-' and '.', not first: rename it"
+                f"{name!r} cannot name a configuration of a data set, nor its folder; expected letters, digits, '_', "
+                "'-' and '.', not starting with '.': rename it"
             )
     with atomic_folder(folder) as temporary:
         written = {name: _write_parquet(temporary / name / FILE_NAME, part) for name, part in configurations.items()}

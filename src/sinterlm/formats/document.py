@@ -41,7 +41,7 @@ def validate(document: Document, model: type[ModelT], *, folder: Path | None = N
         folder: The folder that its paths of input files are relative to.
 
     Raises:
-        InputError: One line for everything that is wrong.
+        InputError: It does not fit; one line for each problem.
     """
     try:
         return model.model_validate(document.value, context={"folder": folder})
@@ -50,7 +50,7 @@ def validate(document: Document, model: type[ModelT], *, folder: Path | None = N
 
 
 def refuse(document: Document, problems: Iterable[Problem]) -> InputError:
-    """The error that lists ``problems``, one a line."""
+    """The error that lists ``problems``, one per line."""
     return InputError(
         "\n".join(
             ": ".join(filter(None, (document.place(problem.path), show_path(problem.path), problem.text)))

@@ -72,14 +72,14 @@ def _number(value: object) -> int | float | None:
         as_float = float(value)
     except (OverflowError, ValueError):  # a whole number beyond all floating-point numbers; a signalling NaN
         return None
-    if not abs(as_float) <= MAX_NUMBER:  # NaN is neither
+    if not abs(as_float) <= MAX_NUMBER:  # also for NaN, which is never <= anything
         return None
     whole = int(value) if isinstance(value, numbers.Integral | Decimal) else int(as_float)
     return whole if value == whole else as_float
 
 
 def _read_number(value: object) -> float:
-    if type(value) is float and abs(value) <= MAX_NUMBER:  # by far the most frequent, and by far faster
+    if type(value) is float and abs(value) <= MAX_NUMBER:  # by far the most frequent type, and much faster
         return value
     if (number := _number(value)) is None:
         raise ValueError
@@ -220,7 +220,7 @@ def check_beside_messages(info: ValidationInfo) -> None:
 
 
 def _text_of(speaker: str) -> WrapValidator:
-    """Takes text for one message of the speaker; the many rows of text alone need no more than this."""
+    """Takes text for one message of the speaker; many rows hold text alone and need no more."""
 
     def read(value: object, read_turns: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
         if isinstance(value, str):

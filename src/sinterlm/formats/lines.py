@@ -48,7 +48,7 @@ class Line:
         """The record as an instance of its shape.
 
         Raises:
-            InputError: A line for everything that is wrong, each with file, line and key.
+            InputError: It does not fit; one line for each problem, with file, line and key.
         """
         try:
             return shape.model_validate(self.fields, context=self.fields)
@@ -150,7 +150,7 @@ def parse_json(text: str, place: str, expected: str) -> Any:
         raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); expected {expected}") from error
     except ValueError as error:  # Python's limit on digits
         raise InputError(
-            f"{place}: a number of too many digits; expected {expected}, its numbers of usual size"
+            f"{place}: a number with too many digits; expected {expected}, with numbers of usual size"
         ) from error
     except RecursionError as error:
         raise InputError(f"{place}: nested too deeply; expected {expected}") from error

@@ -75,7 +75,7 @@ def read_rows_of_others(path: Path) -> list[tuple[TrainingRow, str]]:
 
 
 def _domain(line: Line) -> str:
-    """The text under one of the formats' keys for it; a value of another kind is of another meaning."""
+    """The text under one of the formats' keys for it; a value of another type means something else."""
     values = (line.fields.get(format_.domain_key) for format_ in FORMATS.values())
     return next((value for value in values if isinstance(value, str)), "")
 

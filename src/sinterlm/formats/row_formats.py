@@ -38,9 +38,9 @@ class Format(NamedTuple):
     domain_key: str = "domain"
     """The key that holds the domain of the prompt."""
     files: Callable[[Mapping[str, Shape]], Mapping[str, str]] | None = None
-    """The text files that the tool wants beside the rows, of the configurations' shapes by name."""
+    """The text files that the tool wants beside the rows, given the configurations' shapes by name."""
     is_of_answers: bool = False
-    """Whether a row holds all answers of one model, and not those that a policy has selected."""
+    """Whether a row holds all answers of one model instead of those that a policy has selected."""
 
     def shape_of(self, rows: Sequence[TrainingRow]) -> Shape | None:
         """How ``rows`` are written: as comparisons if one of them compares answers."""
@@ -51,7 +51,7 @@ ANSWERS = "answers"
 """The one format that holds no rows, but a store's answers (``shared.py``)."""
 FORMATS: Mapping[str, Format] = {
     "sinterlm": Format(
-        "many responses a row, with role, source, score, group and weight: nothing is left out",
+        "many responses per row, with role, source, score, group and weight: nothing is left out",
         {"responses": read_responses},
         RESPONSES,
         RESPONSES,

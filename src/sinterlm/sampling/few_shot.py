@@ -29,7 +29,7 @@ def load_few_shot(path: Path) -> FewShot:
     """Read a few-shot prompt: ``template`` with ``{question}`` and ``{answer}``, and a list of ``examples``.
 
     Raises:
-        InputError: A line for everything that is wrong, each with file, line and key.
+        InputError: It does not fit; one line for each problem, with file, line and key.
     """
     document = read_yaml(path)
     content = validate(document, _FewShotFile)

@@ -88,7 +88,7 @@ def _find_openings(rests: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]],
     """What neighbours in alphabetical order have in common.
 
     Returns:
-        The openings, and for every rest the number of its own, which may be all of it.
+        The openings, and for every rest the number of its opening, which may be all of it.
     """
     openings: list[Sequence[int]] = []
     opening_of = [0] * len(rests)

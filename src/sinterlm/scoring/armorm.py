@@ -1,4 +1,4 @@
-"""ArmoRM: 19 objectives of an answer, weighed by a gate that reads the prompt (arXiv 2406.12845).
+"""ArmoRM: 19 objectives of an answer, weighted by a gate that reads the prompt (arXiv 2406.12845).
 
 With h_x the backbone's last hidden state at the end of the prompt and h_xy that at the end of the dialogue:
 

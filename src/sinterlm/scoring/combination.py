@@ -1,7 +1,7 @@
 """Combination: several scorers as one.
 
 weighted-sum    the weighted sum of the parts' scores
-gate            the last part's score, of answers that pass all the others: a verifier first, then a reward model
+gate            the last part's score, for answers that pass all the others: a verifier first, then a reward model
 rank            the first part decides; the second decides between answers that it rates alike, and so on
 
 A score belongs to one answer and is stored under it, so no rule looks at other answers: ``rank`` is an order of scores,

@@ -1,6 +1,6 @@
 r"""Mathematics: whether the final answer of a response equals an accepted one.
 
-``final_answer.py`` finds the final answer; math-verify compares by value, as mended by ``equality.py``:
+``final_answer.py`` finds the final answer; math-verify compares by value, as corrected by ``equality.py``:
 ``1/2``, ``0.5`` and ``\frac{1}{2}`` are equal. That is symbolic algebra on text that a model wrote, which may take any
 time and memory. So it runs in worker processes; one that exceeds its limit is replaced, and there is no verdict.
 """
@@ -68,7 +68,7 @@ class Mathematics(AnswerReader):
 
     @property
     def rules(self) -> int:
-        """Those by which answers are found and compared."""
+        """The rules by which answers are found and compared."""
         return RULES
 
     def check(self, preflight: Preflight) -> None:

@@ -35,7 +35,7 @@ class FusePo(SelectAmongSources):
     truncated: Truncated = "drop"
     """Whether answers that the token limit cut may be chosen. Kept ones get no end-of-turn token in training."""
 
-    description = "weighted pairs: of every source its best answer against its worst"
+    description = "weighted pairs: every source's best answer against its worst"
     formula = "for each k: argmax and argmin over i of s(y_ki); w_k ∝ exp(R_k / t), R_k = max over i of s(y_ki)"
     paper = "FuseRL, arXiv 2504.06562"
     roles = ("chosen", "rejected")
@@ -47,7 +47,7 @@ class FusePo(SelectAmongSources):
         return select_fusepo(candidates, seed=seed, stage=stage, **self.arguments)
 
     def responses_in_row(self, *, source_samples: Sequence[int], target_samples: int) -> int:
-        """A pair of each source."""
+        """A pair from each source."""
         return 2 * len(source_samples)
 
 

@@ -26,7 +26,7 @@ def score_margin(better: Scored, worse: Scored) -> float:
 def is_inside(window: Window, better: Scored, worse: Scored) -> bool:
     """Whether the margin of two answers lies in ``window``.
 
-    A verdict (1 for passing, 0 for failing) has no margin to speak of: between two verdicts every window holds.
+    A verdict (1 for passing, 0 for failing) has no real margin: two verdicts fit into every window.
     """
     if _is_verdict(better) and _is_verdict(worse):
         return True

@@ -134,7 +134,7 @@ def decontaminate(prompts: Sequence[Prompt], questions: Iterable[Prompt], *, ngr
 
 
 def text_of(prompt: Prompt) -> str:
-    """What is compared of a prompt: all but its system prompt."""
+    """The text of a prompt that is compared: all but its system prompt."""
     return "\n".join(message.content for message in prompt.messages if message.role != "system")
 
 
@@ -155,7 +155,7 @@ def _normalise(text: str) -> str:
 
 
 def _hash_grams(words: Sequence[str], ngram: int) -> Grams:
-    """The set of a text's n-grams as hashes, which are those of this process only."""
+    """The set of a text's n-grams as hashes, which hold in this process only."""
     grams = set(map(hash, _grams(words, ngram)))
     return np.sort(np.fromiter(grams, np.int64, len(grams)))
 

@@ -146,7 +146,7 @@ def _tally_weights(rows: Iterable[TrainingRow]) -> WeightTally | None:
 
 
 def _weights_of(row: TrainingRow) -> list[tuple[str, float]]:
-    """Source and weight of every weighted response, or of one a group, over their sum; empty without weights."""
+    """Source and weight of every weighted response, or of one per group, over their sum; empty without weights."""
     weights = {
         response.group or number: (response.source, response.weight)  # all members carry their group's weight
         for number, response in enumerate(row.responses)

@@ -457,7 +457,7 @@ def _continued(begun: str, body: str, budget: _Budget) -> str:
 
 
 def _bodies(text: str) -> Iterator[tuple[str, str]]:
-    """What of a text may be the body of a function, and what may follow the function; without prose around."""
+    """The part of a text that may be the body of a function, and what may follow the function; without prose around."""
     lines = _clean(text).strip("\n").split("\n")
     indented = next((place for place, line in enumerate(lines) if line[:1].isspace()), 0)
     for start in dict.fromkeys((0, indented)):

@@ -70,7 +70,7 @@ _LIBRARY = {
     }.items()
     for name in names.split()
 }
-"""What tests compare and build with: of these an answer's own would decide what counts as equal."""
+"""What tests compare and build with: an answer's own version would decide what counts as equal."""
 _INDENT = "    "
 
 
@@ -131,9 +131,9 @@ def read_problem(tests: Sequence[str], messages: Sequence[Message]) -> Problem:
 def taken_from(problem: Problem, program: Program) -> set[str]:
     """Which of the tests' names come from the program; all others are the tests' own.
 
-    Of what the prompt defines in full, that is what the answer defines otherwise; but never both sides of a comparison,
-    which would be equal as the program wants. An answer that defines nothing of what it was asked for gives nothing,
-    even where the prompt's code before it would.
+    If the prompt defines names in full, they are those that the answer redefines; but never both sides of a comparison,
+    which the program could make equal. An answer that defines nothing of what it was asked for gives nothing, even if
+    the prompt's code before it would.
     """
     in_prompt = bound_names(problem.begun)
     defined = problem.asked & program.defined

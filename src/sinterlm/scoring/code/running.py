@@ -1,6 +1,6 @@
 """Running one program: the processes in the sandbox, what passes between them, and the verdict.
 
-A script is one process. Otherwise program and tests are two, and this process hands on what one says to the other.
+A script is one process. Otherwise program and tests are two, and this process passes on what one says to the other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HARNESS_LIMIT = "harness-limit"
 
 
 class Verdict(NamedTuple):
-    """What came of an answer."""
+    """The verdict on an answer."""
 
     reason: str
     """``passed``, ``no-program``, ``wrong``, ``error``, ``time-limit``, ``killed``; no score:
@@ -167,7 +167,7 @@ def _parsed(said: bytes) -> dict[str, Any] | None:
 
 
 def _relay(reader: FileIO, writer: FileIO, traffic: list[int]) -> None:
-    """Hand on what one process says to the other, until it ends or says too much; note the size of each part."""
+    """Pass on what one process says to the other, until it ends or says too much; note the size of each part."""
     num_bytes = 0
     with suppress(OSError):  # the other has ended
         while num_bytes < MAX_TRAFFIC_BYTES and (part := reader.read(2**16)):

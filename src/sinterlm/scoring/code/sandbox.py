@@ -4,8 +4,8 @@ It is that of sandlock (Landlock and seccomp; Linux 6.12 or later, no root and n
 
 - files: only Python's standard library, without packages, and the system's shared libraries can be read, nothing can
   be written, no other program run and no link read;
-- no socket of any kind, no child process, no other way to keep data than in memory, and that is limited: by sandlock,
-  by the kernel (addresses), and by a look at what is used, ten times a second;
+- no socket of any kind, no child process, no way to keep data except in memory, which is limited by sandlock, by the
+  kernel (addresses), and by a look at what is used, ten times a second;
 - its own limits are not the program's to set, whatever it is told;
 - no call that changes or watches what lies outside and that Landlock does not govern: modes, times, attributes and
   flags of files, mounts, other processes' limits and priorities, the clock; and none that is newer than this list;
@@ -125,7 +125,7 @@ print([number for number, attempt in enumerate(attempts) if not is_refused(attem
 
 
 class Isolated(NamedTuple):
-    """A running program, and whether it was killed because its time was over."""
+    """A running program, and whether it was killed because its time ran out."""
 
     process: Process
     """Its ``stdin``, ``stdout`` and ``stderr`` are unbuffered binary files."""
@@ -134,13 +134,13 @@ class Isolated(NamedTuple):
 
 @contextmanager
 def isolated_python(script: str, *arguments: str, timeout_seconds: float) -> Iterator[Isolated]:
-    """An isolated interpreter that runs ``script``; it is killed when its time is over, or the context ends.
+    """An isolated interpreter that runs ``script``; it is killed when its time runs out, or the context ends.
 
     Args:
         script: Python source that needs nothing but the standard library.
         arguments: Its ``sys.argv[1:]``.
-        timeout_seconds: Of computing, so that a busy machine changes no verdict; by the wall clock, one that waits has
-            :data:`WALL_FACTOR` times as long.
+        timeout_seconds: Limit of the computing time, so that a busy machine changes no verdict; by the wall clock, a
+            program has :data:`WALL_FACTOR` times as long.
 
     Raises:
         SandboxError: It could not be isolated, and so was not started.
@@ -211,7 +211,7 @@ def check_isolation() -> None:
 
 
 def _watch(process: Process, pid: int, timeout_seconds: float, ended: Event, over: Event) -> None:
-    """Kill the process when its time is over, unless it has ended before."""
+    """Kill the process when its time runs out, unless it has ended before."""
     deadline = time.monotonic() + WALL_FACTOR * timeout_seconds
     with suppress(psutil.NoSuchProcess):  # it has ended by itself
         watched = psutil.Process(pid)

@@ -63,8 +63,8 @@ class CodeScorer:
         """Refuse prompts whose tests could not tell one answer from another.
 
         Raises:
-            InputError: One has no tests, a test that is neither Python nor an input with its output, or none that uses
-                what an answer could define.
+            InputError: A prompt has no tests, a test that is neither Python nor an input with its output, or none that
+                uses what an answer could define.
         """
         for prompt in prompts:
             _read(prompt)

@@ -29,7 +29,7 @@ class Code(AnswerReader):
 
     @property
     def rules(self) -> str:
-        """Those by which code is found and tested, the sandbox's, and the Python that runs the programs."""
+        """The rules by which code is found and tested, the sandbox's, and the Python that runs the programs."""
         from sinterlm.scoring.code import scorer
 
         return scorer.VERSION

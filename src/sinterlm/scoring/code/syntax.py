@@ -80,7 +80,7 @@ def has_definition(tree: ast.Module | None) -> bool:
 
 
 def is_trivial(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a function computes nothing yet: a docstring, ``pass``, ``...``, a value of no account, an error."""
+    """Whether a function computes nothing yet: a docstring, ``pass``, ``...``, a trivial value, an error."""
     return all(map(_is_trivial_statement, node.body))
 
 

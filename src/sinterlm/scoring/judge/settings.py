@@ -37,7 +37,7 @@ class Judge(AnswerReader):
 
     kind: Literal["judge"]
     model: str
-    """Its name on the server."""
+    """The model's name on the server."""
     mode: Mode = "grade"
     """One grade from 1 to 10; the mean of a grade for each criterion; or the win rate against a baseline, between 0 and
     1.

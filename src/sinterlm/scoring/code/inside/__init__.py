@@ -1,15 +1,15 @@
 """The code that runs inside the sandbox, and nowhere else; it needs only the standard library.
 
 Program and tests are two processes, because in one process no verdict is safe: a program could replace what the tests
-compare with, or find the tests' expected values. Between them travel copies of plain data, copies of objects whose
+compare with, or find the tests' expected values. They exchange copies of plain data, copies of objects whose
 class both sides have (its name and the attributes), exceptions, and references to all other objects, which stay where
 they are. So an ``==`` of the program's own never meets a value of the tests: what it may decide is whether two of its
 own objects are equal, and what the tests do with an object that they made themselves, of a class that was asked for.
 
-The sandbox can read no file of this package. So its modules travel there as one script, :func:`script`. They
+The sandbox cannot read the files of this package. So its modules are sent there as one script, :func:`script`. They
 share one namespace there, in which a name means one thing only.
 
-Of the standard library little is imported: it is half of the time that an answer takes.
+Little of the standard library is imported: imports are half of the time that an answer takes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What travels between program and tests: copies of plain data and of common classes' objects, and references.
 
-Each message is four bytes of length and JSON. What one call carries is a :class:`Parcel`; what each side makes of
-objects that are not plain data, its :class:`Side` says.
+Each message is four bytes of length and JSON. What one call carries is a :class:`Parcel`; its :class:`Side`
+says what each side makes of objects that are not plain data.
 """
 
 from __future__ import annotations

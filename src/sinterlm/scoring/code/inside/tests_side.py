@@ -138,7 +138,7 @@ class TestsSide:
         return self._stand_in(number, sort)
 
     def name_of(self, cls: type) -> str | None:
-        """As :class:`Side` has it; what the program gets an object of, it may make objects of."""
+        """As :class:`Side` has it; the program may make objects of a class that it got one of."""
         if cls.__module__ != self.namespace["__name__"]:
             return None
         self._classes.add(cls.__name__)
@@ -293,7 +293,7 @@ class TestsSide:
         return error
 
     def _is_own_method(self, name: str) -> bool:
-        """Whether a test means its own class's method: any other object could claim to equal everything."""
+        """Whether a test means a method of its own class: any other object could claim to equal everything."""
         classes = [self.namespace.get(known) for known in self._classes]
         is_own = any(isinstance(cls, type) and has_method(cls, name) for cls in classes)
         return is_own and name not in self._methods
