@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, LlamaPreTrainedModel
 
-from sinterlm.scoring.armorm import OBJECTIVES
+NUM_OBJECTIVES = 19
+"""Those of ArmoRM-Llama3-8B-v0.1, whose configuration does not say so."""
 
 
 class GatedScore(NamedTuple):
@@ -47,7 +48,7 @@ class ArmoRM(LlamaPreTrainedModel):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
-        num_objectives = getattr(config, "num_objectives", len(OBJECTIVES))
+        num_objectives = getattr(config, "num_objectives", NUM_OBJECTIVES)
         inner_sizes = [getattr(config, "gating_hidden_dim", 1024)] * getattr(config, "gating_n_hidden", 3)
         self.model = LlamaModel(config)
         self.regression_layer = nn.Linear(config.hidden_size, num_objectives, bias=False)

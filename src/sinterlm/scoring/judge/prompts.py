@@ -11,8 +11,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from sinterlm.records import Message, Prompt, digest
+
+Mode = Literal["grade", "rubric", "pairwise"]
+"""What a judge is asked for."""
+ResponseFormat = Literal["json_schema", "json_object", "text"]
+"""How a server is told the form of a verdict."""
 
 GRADING = """\
 You grade an answer that an assistant gave to a user. Grade it by each of these criteria with a whole number from \

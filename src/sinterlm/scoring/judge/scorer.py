@@ -16,8 +16,7 @@ from sinterlm.errors import SinterError
 from sinterlm.files import file_sha256
 from sinterlm.records import Score, digest
 from sinterlm.scoring.judge.methods import Comparison, Grading, Method
-from sinterlm.scoring.judge.prompts import OVERALL, WORDING
-from sinterlm.scoring.judge.settings import Mode, ResponseFormat
+from sinterlm.scoring.judge.prompts import OVERALL, WORDING, Mode, ResponseFormat
 from sinterlm.scoring.judge.verdicts import MAX_SHOWN, InvalidVerdict, describe_form, read_verdict
 from sinterlm.scoring.protocol import INVALID_VERDICT, Exchange, no_score
 

@@ -10,14 +10,12 @@ from pydantic import AfterValidator, Field
 
 from sinterlm.explain import Problem
 from sinterlm.scoring.judge import prompts
+from sinterlm.scoring.judge.prompts import EXPLANATION, Mode, ResponseFormat
 from sinterlm.scoring.settings import AnswerReader, Preflight, find_unread_keys
 from sinterlm.settings import InputPath, Positive, expected
 
 if TYPE_CHECKING:
     from sinterlm.scoring.judge.scorer import JudgeScorer
-
-Mode = Literal["grade", "rubric", "pairwise"]
-ResponseFormat = Literal["json_schema", "json_object", "text"]
 
 
 def _check_url(url: str) -> str:
@@ -27,7 +25,7 @@ def _check_url(url: str) -> str:
 
 
 def _check_criterion(name: str) -> str:
-    if not name.strip() or name == prompts.EXPLANATION or '"' in name:
+    if not name.strip() or name == EXPLANATION or '"' in name:
         raise expected("a criterion's name without quotes, other than 'explanation', which holds the reasons")
     return name
 

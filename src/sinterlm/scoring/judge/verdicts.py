@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from sinterlm.scoring.judge.prompts import EXPLANATION
-from sinterlm.scoring.judge.settings import ResponseFormat
+from sinterlm.scoring.judge.prompts import EXPLANATION, ResponseFormat
 from sinterlm.thoughts import split_thoughts
 
 if TYPE_CHECKING:
