@@ -89,5 +89,5 @@ def test_the_table_is_readable_on_a_narrow_terminal(
 
 
 def test_an_unknown_list_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(InputError, match="there is no list of 'models'; there are: objectives, policies"):
+    with pytest.raises(InputError, match="unknown list 'models'; choose from objectives, policies"):
         catalogue("models")

@@ -419,7 +419,7 @@ def test_a_change_of_its_sft_redoes_nothing_of_the_other_methods(recipe: Path) -
 
 def test_a_method_that_is_called_like_the_sft_of_another_is_refused(recipe: Path) -> None:
     dpo = "preference.fuserl-sft={select: {kind: on-policy}, objective: {kind: dpo}}"
-    with pytest.raises(InputError, match=re.escape("preference.fuserl-sft: so is the `sft` of 'fuserl' called")):
+    with pytest.raises(InputError, match=re.escape("preference.fuserl-sft: the `sft` of 'fuserl' has this name")):
         load_recipe(recipe, (dpo,))
 
 

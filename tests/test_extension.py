@@ -127,7 +127,7 @@ def test_the_resolved_recipe_is_whole(base: Path, tmp_path: Path) -> None:
         ("scorers: {kind: exact-match}\n", "variant.yaml:2: scorers: unknown key"),
         # A null that finds nothing would leave the source in unseen.
         ("sources:\n  lrge: null\n", "variant.yaml:3: sources.lrge: "),
-        ("sources: {lrge: null}\n", "base.yaml has no such key to take away: unknown key; did you mean large?"),
+        ("sources: {lrge: null}\n", "base.yaml has no such key to remove: unknown key; did you mean large?"),
         ("preference: {wrpo: {objective: {beta: null, tau: null}}}\n", "preference.wrpo.objective.tau: "),
         ("workspace: null\n", "variant.yaml:2: workspace: "),
     ],
@@ -146,11 +146,11 @@ def test_what_is_wrong_with_the_base_is_said_of_the_base(base: Path) -> None:
 
 def test_extending_nothing_itself_or_in_a_circle(base: Path, tmp_path: Path) -> None:
     lost = write(tmp_path / "lost.yaml", "seed: 1\nextends: gone.yaml\n")
-    with pytest.raises(InputError, match=r"lost\.yaml:2: extends: there is no file .*gone\.yaml"):
+    with pytest.raises(InputError, match=r"lost\.yaml:2: extends: no such file: .*gone\.yaml"):
         load(lost)
     write(tmp_path / "a.yaml", "extends: b.yaml\n")
     write(tmp_path / "b.yaml", "extends: a.yaml\n")
-    with pytest.raises(InputError, match=r"b\.yaml:1: extends: a\.yaml extends this recipe itself"):
+    with pytest.raises(InputError, match=r"b\.yaml:1: extends: a\.yaml extends this recipe in turn"):
         load(tmp_path / "a.yaml")
     with pytest.raises(InputError, match=r"number\.yaml:1: extends: found 3, expected the path of a recipe"):
         load(write(tmp_path / "number.yaml", "extends: 3\n"))

@@ -301,7 +301,7 @@ OWN_SFT = "{select: {kind: best-of-sources}}"
         (["sft.extra_prompts.domains=[]"], r"sft\.extra_prompts\.domains: .* at least 1 of them"),
         (
             ["sft.extra_prompts=null", "prompts.split={sft: 0}"],
-            r"prompts\.split\.sft: found 0, but the recipe has work for this part",
+            r"prompts\.split\.sft: found 0, but the recipe uses this part",
         ),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_choice_changes_its_own_settings_and_nothing_else(recipe: Path) -> Non
         ("[{objective.base: [dop]}]", "grid[0].objective.base[0]", "found 'dop' (text), expected"),
         ("[{objective.kind: [wrpo, dpo]}]", "select.kind", "the objective 'dpo' needs chosen, rejected"),
         ("[{objective.kind: [dpo]}]", "objective.alpha", "unknown hyper-parameter of 'dpo'"),
-        ("[{objective.alpha: [0.1, 0.3, 0.1]}]", "grid[0].objective.alpha[2]", "0.1 stands there already"),
+        ("[{objective.alpha: [0.1, 0.3, 0.1]}]", "grid[0].objective.alpha[2]", "0.1 is listed twice"),
         (
             "[{objective.alpha: [0.1]}, {objective.alpha: [0.3]}]",
             "grid[1].objective.alpha",

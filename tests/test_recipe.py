@@ -244,7 +244,7 @@ def test_an_output_folder_may_have_any_name(recipe_path: Path, name: str) -> Non
         (
             "sft.select={kind: fusesft, temperature: 0.01}",
             "command line: sft.select.kind: rows of 'fusesft' have weights, but the objective 'sft' reads rows "
-            "without; policies that give them: best-of-sources",
+            "without weights; policies that give them: best-of-sources",
         ),
         (
             "sft.objective={kind: rloo}",
@@ -285,18 +285,18 @@ def test_an_output_folder_may_have_any_name(recipe_path: Path, name: str) -> Non
         ),
         (
             "preference.pairs={select: {kind: fusechat3}, objective: {kind: dpo}, target_samples: target}",
-            "command line: preference.pairs.target_samples: rows of 'fusechat3' hold no answer of the target: remove",
+            "command line: preference.pairs.target_samples: rows of 'fusechat3' hold no answer of the target; remove",
         ),
         ("sources={}", "command line: sources: found a mapping, expected at least 1 of them"),
         (
             "target.prompt.few_shot=shots.yaml",
-            "command line: target.prompt.few_shot: the target is trained on its chat template and so must be asked",
+            "command line: target.prompt.few_shot: the target is trained with its chat template and so must be asked",
         ),
         (
             "sources.gemma-2.5.prompt.system=Be brief.",
             "command line: sources.gemma-2.5.prompt.system: a few-shot prompt has no place for a system prompt",
         ),
-        ("prompts.split.held_out=0", "command line: prompts.split.held_out: found 0, but the recipe has work for this"),
+        ("prompts.split.held_out=0", "command line: prompts.split.held_out: found 0, but the recipe uses this part"),
         (
             "prompts.split.sft_domains={code: all}",
             "command line: prompts.split.sft_domains.code: found 'all' (text), ex",

@@ -415,7 +415,7 @@ def test_models_that_ask_for_no_date_are_named_as_before(recipe_path: Path, monk
     ("override", "message"),
     [
         ("template_date=tomorrow", "template_date.*expected a date such as 2026-11-30"),
-        ("sft.train.template_date=2026-11-30", "sft.train.template_date.*it belongs to the run: template_date"),
+        ("sft.train.template_date=2026-11-30", "sft.train.template_date.*it belongs to the run; set template_date"),
         ("sft.train.chat_template_kwargs={a: 1}", "belongs to the model.*target.chat_template_kwargs"),
         ("sources.shots.chat_template_kwargs={a: 1}", "a few-shot prompt goes through no chat template"),
         ("sft.train.thoughts=drop", "keep or strip or refuse"),

@@ -1,1 +1,1 @@
-"""Recipes: their form, how they are read, and what is built from them."""
+"""Recipes: their schema, and how they are read and changed."""

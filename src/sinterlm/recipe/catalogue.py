@@ -1,4 +1,4 @@
-"""What a recipe can name, from the tables in which the components stand."""
+"""What a recipe can name, from the tables of components."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ LEGENDS: Mapping[str, str] = {
     "r: reward, by the base. s: score. w: weight.",
     "policies": "y_ki: answer i of source k. y_j: answer j of the target. s: score. t: temperature. w: weight.",
 }
-"""What stands below a list."""
+"""The legend below a list."""
 
 
 def catalogue(what: str) -> list[dict[str, Any]]:
-    """The entries of one table: ``name`` and ``description``; of objectives and policies all that the table says.
+    """The entries of one table: ``name`` and ``description``; for objectives and policies, all that the table has.
 
-    An entry of an installed package says in ``package`` which one it is.
+    An entry from an installed package also has ``package``, the package's name.
 
     Raises:
         InputError: There is no such table.
     """
     if what not in TABLES:
-        raise InputError(f"there is no list of {what!r}; there are: {', '.join(TABLES)}")
+        raise InputError(f"unknown list {what!r}; choose from {', '.join(TABLES)}")
     describe = _DESCRIBE.get(what)
     packages = find_packages(f"sinterlm.{what}")
     return [
@@ -62,7 +62,7 @@ def _describe_policy(name: str) -> dict[str, Any]:
 
 
 def _describe_objective(name: str) -> dict[str, Any]:
-    """Formula, source, rows and parts; where it stands on a base, its parts on each of them too."""
+    """Formula, source, rows and parts; if it has a base, also its parts on every base."""
     objective = OBJECTIVES[name]
     base = objective.hyperparameters.get("base")
     return {

@@ -1,8 +1,8 @@
-"""A recipe that says only how it differs from another: ``extends: other.yaml`` and the changes.
+"""Recipes that extend another: ``extends: other.yaml`` and the changes.
 
-What the other one says holds, and on top of it the changes, as in a JSON merge patch (RFC 7386): mappings are merged
-key by key, ``null`` takes a key away, and any other value (a list too) takes the place of the former. Unlike there, a
-``null`` that finds nothing to take away is an error: a misspelt source would stay in the recipe unseen.
+The changes are merged into the other recipe as in a JSON merge patch (RFC 7386): mappings are merged key by key,
+``null`` removes a key, and any other value, even a list, replaces the old one. Unlike there, a ``null`` with nothing to
+remove is an error: otherwise a misspelt source would silently stay in the recipe.
 """
 
 from __future__ import annotations
@@ -18,23 +18,21 @@ EXTENDS = "extends"
 
 
 def extend(base: Document, document: Document) -> Document:
-    """What ``base`` says, with the changes of ``document``; every part stands where it was said last.
+    """``base`` with the changes of ``document``; every part has the place where it was last set.
 
     Raises:
-        InputError: A change takes a key away that ``base`` does not have.
+        InputError: A change removes a key that ``base`` does not have.
     """
     changes = {key: value for key, value in document.value.items() if key != EXTENDS}
     if lost := list(_find_lost(base.value, changes, ())):
-        raise refuse(
-            document, [Problem(path, f"{base.name} has no such key to take away: {text}") for path, text in lost]
-        )
-    # What is wrong at such a place is wrong only with the changes: the base was checked by itself.
+        raise refuse(document, [Problem(path, f"{base.name} has no such key to remove: {text}") for path, text in lost])
+    # The base was checked by itself, so what is wrong at one of its places is wrong only with the changes.
     places = {path: f"{place} (extended by {document.name})" for path, place in base.places.items()}
     return Document(document.name, _merge(base.value, changes), places | document.places)
 
 
 def _find_lost(base: Any, changes: Any, path: KeyPath) -> Iterator[Problem]:
-    """Every ``null`` among the changes to a mapping that finds no key there."""
+    """Every ``null`` among the changes that has no key to remove."""
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return
     for key, value in changes.items():

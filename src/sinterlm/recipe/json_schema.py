@@ -1,10 +1,10 @@
-"""The JSON schema of a recipe, by which editors complete and check recipes as they are written.
+"""The JSON schema of a recipe, with which editors complete and check recipes.
 
 Keys, types, bounds and descriptions come from the settings classes; the tables add what the classes leave open: the
 hyper-parameters of each objective, and the training arguments. A recipe that ``extends`` another may leave out any key
 and set any key to null, so there is a second, looser form of every mapping.
 
-Only keywords of draft 7 are used: editors know no later draft as well.
+Only keywords of draft 7 are used: editors support no later draft as well.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ JsonSchema = dict[str, Any]
 DIALECT = "http://json-schema.org/draft-07/schema#"
 _REF = "#/$defs/"
 _CHANGES = "changes."
-"""What the names of the looser definitions begin with."""
+"""The prefix of the looser definitions' names."""
 _OBJECTIVE, _TRAIN = "objective", "train"
 
 
@@ -69,12 +69,12 @@ class _Generator(GenerateJsonSchema):
     """Leaves out titles, which only repeat the keys."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
-        """No field has one."""
+        """Never."""
         return False
 
 
 def _plain(schema: Any, unions: dict[str, JsonSchema]) -> Any:
-    """``schema`` by draft 7, its descriptions in Markdown; every union of mappings becomes one of the ``unions``."""
+    """``schema`` in draft 7, with descriptions in Markdown; unions of mappings move to ``unions``."""
     if isinstance(schema, list):
         return [_plain(item, unions) for item in schema]
     if not isinstance(schema, dict):
@@ -96,8 +96,12 @@ def _is_training(definition: JsonSchema) -> bool:
 
 
 def _objective_schema() -> JsonSchema:
-    """Every objective, on every base that it can have, with its own hyper-parameters, bounds and defaults."""
-    return {"description": "What the loss is.", "required": ["kind"], "oneOf": list(_objective_forms())}
+    """Every objective, on every base that it can have, with its hyper-parameters, bounds and defaults."""
+    return {
+        "description": "The loss and its hyper-parameters.",
+        "required": ["kind"],
+        "oneOf": list(_objective_forms()),
+    }
 
 
 def _objective_forms() -> Iterator[JsonSchema]:
@@ -141,9 +145,9 @@ def _train_schema() -> JsonSchema:
 
 
 def _as_changes(schema: JsonSchema, definitions: Mapping[str, JsonSchema]) -> JsonSchema:
-    """What a recipe that extends another may say in the place of ``schema``.
+    """What a recipe that extends another may have in place of ``schema``.
 
-    Mappings are merged key by key, so every key may be missing, or null to take it away. All else is said whole.
+    Mappings are merged key by key, so every key may be missing, or null to remove it. Other values are given whole.
     """
     if "$ref" in schema:
         return schema | {"$ref": schema["$ref"].replace(_REF, f"{_REF}{_CHANGES}")}
@@ -165,7 +169,7 @@ def _as_changes(schema: JsonSchema, definitions: Mapping[str, JsonSchema]) -> Js
 
 
 def _merge_forms(forms: Sequence[JsonSchema], definitions: Mapping[str, JsonSchema]) -> JsonSchema:
-    """A mapping of any of the forms' keys: which form it is may be said in the recipe that is extended."""
+    """A mapping with any of the forms' keys: the recipe that is extended may say which form it is."""
     found: dict[str, list[JsonSchema]] = {}
     for form in forms:
         for key, value in form["properties"].items():

@@ -1,11 +1,11 @@
 """Reads recipes: a YAML file and its overrides in, one checked :class:`~sinterlm.recipe.schema.Recipe` out.
 
-A file may say only how it differs from another one (``extension.py``), which must be a whole recipe by itself.
+A file may contain only its differences from another one (``extension.py``), which must be a whole recipe by itself.
 
 Nothing here imports torch, loads a model or opens the files that a recipe names. Paths of files to read
-(``prompts.path``, ``few_shot``, a recorded source's ``path``) are relative to the recipe file's folder, in overrides
-too; ``output``, ``workspace`` and folders that a ``model`` names are relative to the current working directory. Once
-loaded all are absolute, so that a recipe means the same wherever it is read again.
+(``prompts.path``, ``few_shot``, a recorded source's ``path``) are relative to the recipe file's folder, even in
+overrides. ``output``, ``workspace`` and folders that a ``model`` names are relative to the current working directory.
+Loading makes them all absolute, so that a recipe means the same wherever it is read again.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class TrainSettings(NamedTuple):
     """The settings of one training without a recipe."""
 
     hyperparameters: Mapping[str, Any]
-    """Of the objective, as given: its defaults are not filled in."""
+    """The objective's, as given, without defaults."""
     arguments: Mapping[str, Any]
-    """Of the training, by TrainingArguments' names, and ``max_length``."""
+    """The training's, named as in TrainingArguments, and ``max_length``."""
     seed: int
 
 
 class Option(NamedTuple):
-    """A value that a setting may take, and where it stands."""
+    """A value that a setting may take, and its path in the recipe."""
 
     path: KeyPath
     value: Any
@@ -70,7 +70,7 @@ class Option(NamedTuple):
 
     @property
     def key(self) -> KeyPath:
-        """The setting's own place, where the value is one of a list."""
+        """The setting's own path, without the value's place in a list."""
         return self.path[:-1] if self.is_searched else self.path
 
 
@@ -82,7 +82,7 @@ def load_recipe(path: Path, overrides: Sequence[str | Override] = ()) -> LoadedR
         overrides: ``KEY=VALUE``, whose value is read as YAML, or an :class:`Override`, whose value is taken as it is.
 
     Raises:
-        InputError: a line for everything that is wrong, each with file, line and key.
+        InputError: One line for each mistake, with file, line and key.
     """
     document = apply_overrides(_extend(read_yaml(path), path), overrides)
     return LoadedRecipe(_check(document, path), path)
@@ -92,23 +92,23 @@ def parse_recipe(content: Mapping[str, Any], overrides: Sequence[str | Override]
     """Check a recipe that was not read from a file. All its relative paths are relative to the current folder.
 
     Args:
-        content: What a recipe file would say.
+        content: The content of a recipe file.
         overrides: As for :func:`load_recipe`.
 
     Raises:
-        InputError: a line for everything that is wrong, each with its key.
+        InputError: One line for each mistake, with its key.
     """
     path = Path.cwd() / "the recipe"
     return _check(apply_overrides(_extend(Document(path.name, dict(content), {}), path), overrides), path)
 
 
 def _extend(document: Document, path: Path, extending: tuple[Path, ...] = ()) -> Document:
-    """What a recipe says, on top of what the recipe says that it extends, if any.
+    """A recipe merged into the one that it extends, if any.
 
     Args:
         document: The recipe.
         path: Where it is.
-        extending: The recipes that extend it, for which it is read.
+        extending: The recipes that extend it, outermost first.
     """
     if not (isinstance(document.value, dict) and EXTENDS in document.value):
         return document
@@ -118,18 +118,18 @@ def _extend(document: Document, path: Path, extending: tuple[Path, ...] = ()) ->
     base = path.parent / Path(name).expanduser()
     seen = (*extending, Path(os.path.realpath(path)))
     if Path(os.path.realpath(base)) in seen:
-        raise refuse(document, [Problem((EXTENDS,), f"{name} extends this recipe itself; remove one of the two keys")])
+        raise refuse(document, [Problem((EXTENDS,), f"{name} extends this recipe in turn; remove one of the two keys")])
     if not base.is_file():
-        raise refuse(document, [Problem((EXTENDS,), f"there is no file {base}")])
+        raise refuse(document, [Problem((EXTENDS,), f"no such file: {base}")])
     extended = _extend(read_yaml(base), base, seen)
-    # As checked, its paths are absolute: they keep their meaning in another folder.
+    # Checking makes its paths absolute, so that they keep their meaning in another folder.
     whole = _check(extended, base).model_dump(mode="json", exclude_unset=True)
     return extend(Document(extended.name, whole, extended.places), document)
 
 
 def _check(document: Document, path: Path) -> Recipe:
     recipe = validate(document, Recipe, folder=path.parent.resolve())
-    if problems := dict.fromkeys(_find_problems(recipe)):  # two cells may have the same one
+    if problems := dict.fromkeys(_find_problems(recipe)):  # two cells may have the same problem
         raise refuse(document, problems)
     return recipe
 
@@ -146,15 +146,15 @@ def resolve_text(recipe: Recipe) -> str:
 
 
 def read_train_settings(objective: str, settings: Sequence[str], files: Sequence[Path] = ()) -> TrainSettings:
-    """Sort flat settings into the objective's hyper-parameters and training arguments, and check them.
+    """Check flat settings and sort them into hyper-parameters of the objective and training arguments.
 
     Args:
-        objective: a name of the table of objectives.
-        settings: ``KEY=VALUE``; they hold over those of files.
-        files: YAML files of ``KEY: VALUE``, a later over an earlier.
+        objective: A name in the table of objectives.
+        settings: ``KEY=VALUE``; they override those of files.
+        files: YAML files of ``KEY: VALUE``; later files override earlier ones.
 
     Raises:
-        InputError: a line for every setting that is wrong.
+        InputError: One line for each wrong setting.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"{PLACE}: {unknown_name(objective, OBJECTIVES, f'objective {objective!r}')}")
@@ -189,12 +189,12 @@ def _read_settings_files(files: Sequence[Path]) -> Document:
 
 
 def _find_problems(recipe: Recipe) -> Iterator[Problem]:
-    """What the form of a recipe does not say: how its parts fit together, and what the tables of components hold."""
+    """What the schema of a recipe cannot check: how its parts fit together and with the tables of components."""
     needs = {"held_out": recipe.evaluation.held_out, "sft": recipe.needs_sft_part, "preference": recipe.preference}
     split = recipe.prompts.split
     for part, need in needs.items():
         if need and getattr(split, part) == 0 and not (part == "sft" and split.sft_domains):
-            yield Problem(("prompts", "split", part), "found 0, but the recipe has work for this part: give it prompts")
+            yield Problem(("prompts", "split", part), "found 0, but the recipe uses this part; give it prompts")
     models: dict[KeyPath, EngineSettings] = {("target",): recipe.target}
     models |= {("sources", name): source for name, source in recipe.sources.items()}
     for path, model in models.items():
@@ -213,7 +213,7 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
             yield from _find_sft_problems((*path, "sft"), name_own_sft(method), preference.sft, recipe)
             if (own := name_own_sft(method)) in recipe.preference:
                 yield Problem(
-                    ("preference", own), f"so is the `sft` of {method!r} called: give this method another name"
+                    ("preference", own), f"the `sft` of {method!r} has this name; give the method another one"
                 )
 
 
@@ -227,12 +227,12 @@ def _find_sft_problems(path: KeyPath, name: str, sft: Sft, recipe: Recipe) -> It
 
 
 def _find_extra_prompts_problems(path: KeyPath, fine_tuning: str, method: str, recipe: Recipe) -> Iterator[Problem]:
-    """Where a fine-tuning cannot wait for the selection of the method that is to decide its prompts."""
+    """Whether a fine-tuning can wait for the selection of the method that decides its extra prompts."""
     starting = {name: each for name, each in recipe.preference.items() if recipe.fine_tuning_of(name) == fine_tuning}
     fitting = [name for name, each in starting.items() if "target" not in each.select.reads]
-    expected = f"expected a method that starts from it and selects among the sources' answers: {', '.join(fitting)}"
+    expected = f"expected a method that starts from it and selects only from the sources' answers: {', '.join(fitting)}"
     if not fitting:
-        expected = "and no other method could be named; remove extra_prompts"
+        expected = "no method of this recipe fits, so remove extra_prompts"
     if method not in recipe.preference:
         yield Problem(path, unknown_name(method, fitting, f"method {method!r}"))
     elif method not in starting:
@@ -244,16 +244,16 @@ def _find_extra_prompts_problems(path: KeyPath, fine_tuning: str, method: str, r
 
 def _find_target_samples_problems(path: KeyPath, preference: Preference, recipe: Recipe) -> Iterator[Problem]:
     if preference.target_samples == "target-sft" and not (recipe.sft or preference.sft):
-        yield Problem(path, "found 'target-sft', but the recipe has no `sft`: remove the key")
+        yield Problem(path, "found 'target-sft', but the recipe has no `sft`; remove the key")
     if preference.target_samples and recipe.target.samples:
-        yield Problem(path, "the answers are those of `target.samples`, whoever gave them: remove the key")
+        yield Problem(path, "`target.samples` gives the answers; remove the key")
     policy = preference.select
     if preference.target_samples and "target" not in policy.reads:
-        yield Problem(path, f"rows of {policy.kind!r} hold no answer of the target: remove the key")
+        yield Problem(path, f"rows of {policy.kind!r} hold no answer of the target; remove the key")
 
 
 def _find_training_problems(path: KeyPath, training: Training, recipe: Recipe) -> Iterator[Problem]:
-    """Where policy and objective do not fit each other, or the rest of the recipe."""
+    """How policy and objective fit each other and the rest of the recipe."""
     select, objective = training.select, training.objective
     for place, name in select.named_sources():
         if name not in recipe.sources:
@@ -277,7 +277,7 @@ def _find_training_problems(path: KeyPath, training: Training, recipe: Recipe) -
 def _find_fit_problems(
     path: KeyPath, kind: str, options: Mapping[str, Sequence[Option]], select: SelectionPolicy
 ) -> Iterator[Problem]:
-    """Where the rows of a policy do not hold what an objective reads, for some of its hyper-parameters' values."""
+    """Whether a policy's rows hold what an objective reads, for all values of its hyper-parameters."""
     objective = OBJECTIVES[kind]
     asked = (name for name in objective.optional_roles if any(value is True for _, value in options.get(name, ())))
     needed = (*objective.roles, *(role for name in asked for role in objective.optional_roles[name]))
@@ -291,7 +291,7 @@ def _find_fit_problems(
         if objective.reads_weights and not policy.gives_weights:
             return f"have no weights, but the objective {kind!r} needs rows with weights"
         if policy.gives_weights and not objective.reads_weights:
-            return f"have weights, but the objective {kind!r} reads rows without"
+            return f"have weights, but the objective {kind!r} reads rows without weights"
         return None
 
     if problem := misfit(type(select), select.row_roles):
@@ -302,7 +302,7 @@ def _find_fit_problems(
 def _find_fitting(
     misfit: Callable[[type[SelectionPolicy], Collection[Role]], str | None], *, compares: bool
 ) -> Iterator[str]:
-    """The policies whose rows fit, for SFT or for a preference method, with the switches that they need for it."""
+    """The policies for SFT or for a preference method whose rows fit, with the switches that they need."""
     for name, policy in POLICIES.items():
         if policy.compares == compares:
             optional = [role for roles in policy.optional_roles.values() for role in roles]
@@ -313,7 +313,7 @@ def _find_fitting(
 
 
 def _find_objective_problems(kind: Option, options: Mapping[str, Sequence[Option]]) -> Iterator[Problem]:
-    """What is wrong with an objective whose hyper-parameters may each take one of several values."""
+    """The problems of an objective whose hyper-parameters may each take one of several values."""
     for base in options.get("base", [Option((), None)]):
         known = known_hyperparameters(kind.value, base.value)
         whose = repr(kind.value) if base.value is None else f"{kind.value!r} with base {base.value!r}"
@@ -329,16 +329,16 @@ def _find_objective_problems(kind: Option, options: Mapping[str, Sequence[Option
 
 
 NOT_THE_TRAININGS = {
-    "chat_template_kwargs": "it belongs to the model, for sampling too: target.chat_template_kwargs",
-    "template_date": "it belongs to the run: template_date, beside output",
+    "chat_template_kwargs": "it belongs to the model, and sampling uses it too; set target.chat_template_kwargs",
+    "template_date": "it belongs to the run; set template_date beside output",
 }
-"""Arguments of `sinterlm train` that stand elsewhere in a recipe."""
+"""Arguments of `sinterlm train` that a recipe sets elsewhere."""
 
 
 def _find_train_problems(path: KeyPath, given: Mapping[str, Any], also_known: Iterable[str] = ()) -> Iterator[Problem]:
     if path:
         for name in NOT_THE_TRAININGS.keys() & given.keys():
-            yield Problem((*path, name), f"not for a training to set: {NOT_THE_TRAININGS[name]}")
+            yield Problem((*path, name), f"not a training argument in a recipe: {NOT_THE_TRAININGS[name]}")
     for name, text in train_arguments.find_problems(given, also_known):
         yield Problem((*path, name), text)
 
@@ -346,7 +346,7 @@ def _find_train_problems(path: KeyPath, given: Mapping[str, Any], also_known: It
 def _find_grid_problems(
     path: KeyPath, grid: Sequence[GridEntry], recipe: Recipe, *, parts: Sequence[str]
 ) -> Iterator[Problem]:
-    """What is wrong with a grid, but for the values of objectives; ``parts`` are what its keys may begin with."""
+    """The problems of a grid, except those of objectives' values; its keys may begin with one of ``parts``."""
     if grid and recipe.prompts.split.development == 0:
         reason = "cells are compared on the development prompts, but prompts.split.development is 0; give it prompts"
         yield Problem(path, reason)
@@ -371,7 +371,7 @@ def _find_axis_problems(path: KeyPath, key: str, values: Sequence[Any], parts: S
     first: dict[str, int] = {}
     for index, value in enumerate(values):
         if first.setdefault(repr(value), index) != index:
-            yield Problem((*path, index), f"{describe(value)} stands there already; remove one of them")
+            yield Problem((*path, index), f"{describe(value)} is listed twice; remove one of them")
     if part == "train":
         if problem := NOT_THE_TRAININGS.get(name) or train_arguments.find_name_problem(name):
             yield Problem(path, problem)
@@ -384,7 +384,7 @@ def _find_axis_problems(path: KeyPath, key: str, values: Sequence[Any], parts: S
 def _with_defaults(training: TrainingT) -> TrainingT:
     objective = training.objective
     if {"objective.kind", "objective.base"} & {key for entry in training.grid for key in entry}:
-        return training  # each of them has hyper-parameters and defaults of its own
+        return training  # each kind and base has its own hyper-parameters and defaults
     given = objective.given
     known = known_hyperparameters(objective.kind, given.get("base"))
     missing = {name: known[name].default for name in known if name not in given}

@@ -1,4 +1,4 @@
-"""Changes to what a file says, such as ``KEY=VALUE`` on the command line."""
+"""Changes to the values of a file, such as ``KEY=VALUE`` on the command line."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sinterlm.formats.document import Document
 from sinterlm.formats.yaml_file import parse_value
 
 PLACE = "command line"
-"""Where messages say that an override stands; its value may be long, or a secret."""
+"""The place of an override in messages, without its value, which may be long or a secret."""
 
 
 class Override(NamedTuple):
-    """One key and the value that it is to have, e.g. ``Override("output", "runs/a #1")``."""
+    """One key and its new value, e.g. ``Override("output", "runs/a #1")``."""
 
     key: str
     """Dotted, e.g. ``preference.wrpo.objective.alpha``."""
     value: Any
-    """As a file's reader gives it: text, a number, a list, a dictionary, ..."""
+    """As read from a file: text, a number, a list, a dictionary, ..."""
 
 
 def parse_override(text: str) -> Override:
@@ -36,7 +36,7 @@ def parse_override(text: str) -> Override:
 
 
 def apply_overrides(document: Document, overrides: Sequence[str | Override]) -> Document:
-    """``document`` with every override set, the later over the earlier; mappings on the way are made where missing."""
+    """``document`` with every override set, later ones over earlier ones; missing mappings on the way are created."""
     value, places = document.value, dict(document.places)
     for given in overrides:
         override = parse_override(given) if isinstance(given, str) else given
@@ -49,7 +49,7 @@ def apply_overrides(document: Document, overrides: Sequence[str | Override]) -> 
 
 
 def _resolve_key(value: Any, key: str) -> KeyPath:
-    """Split a dotted key; where a key of the file has dots itself (``sources.qwen2.5``), it is found whole."""
+    """Split a dotted key, but not inside a key of the file that has dots itself (``sources.qwen2.5``)."""
     parts, path = key.split("."), []
     while parts:
         known = value if isinstance(value, dict) else {}

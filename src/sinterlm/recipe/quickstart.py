@@ -1,7 +1,7 @@
 """The recipe that ``sinterlm quickstart`` runs, and the methods that it offers.
 
-A method is what stands under ``preference.NAME`` of a recipe: the quickstart's recipe has its two own ones, and each of
-the others is a file in ``recipes/quickstart/methods``.
+A method is the mapping under ``preference.NAME`` of a recipe. The quickstart's recipe has two, and each of the others
+is a file in ``recipes/quickstart/methods``.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "quickstart"
 
 
 def quickstart_recipe() -> Path:
-    """The quickstart's recipe, with the methods that it runs unless others are asked for."""
+    """The quickstart's recipe, with the methods that it runs by default."""
     return _FOLDER / "recipe.yaml"
 
 
 def list_quickstart_methods() -> dict[str, dict[str, Any]]:
-    """Every method of the quickstart by name, as it stands in a recipe: its recipe's own, then the others."""
+    """Every method of the quickstart by name, as in a recipe: those of its own recipe, then the others."""
     own: dict[str, dict[str, Any]] = read_yaml(quickstart_recipe()).value["preference"]
     return own | {path.stem: read_yaml(path).value for path in sorted((_FOLDER / "methods").glob("*.yaml"))}
 
 
 def choose_quickstart_methods(names: Collection[str]) -> list[Override]:
-    """The changes that leave the quickstart's recipe with these methods alone; none where none is named.
+    """The changes that leave the quickstart's recipe with only these methods; no changes without names.
 
-    The order of the names does not matter. The recipe's own SFT goes where every method has one to itself.
+    The order of the names does not matter. The recipe's SFT is removed if every method has its own.
 
     Raises:
         InputError: There is no such method.

@@ -1,4 +1,4 @@
-"""The form of a recipe, and the home of every default but the objectives' (``objectives/named.py``).
+"""The schema of a recipe, with every default except those of objectives (``objectives/named.py``).
 
 One pydantic model per mapping; a ``kind:`` or ``engine:`` key picks among several. Unknown keys are errors.
 Nothing here imports torch.
@@ -49,13 +49,13 @@ def _as_list(value: object) -> object:
 
 def _check_source_name(name: str) -> str:
     if not name or name.startswith("target") or "/" in name:
-        raise expected("a source's name that neither begins with 'target' nor holds a '/'")
+        raise expected("a source's name that neither begins with 'target' nor contains a '/'")
     return name
 
 
 def _check_method_name(name: str) -> str:
     if name == "sft" or not re.fullmatch("[a-z0-9-]+", name):
-        raise expected("a method's name of a-z, 0-9 and '-', other than 'sft': it becomes the name of files")
+        raise expected("a method's name of a-z, 0-9 and '-', other than 'sft': it is used in file names")
     return name
 
 
@@ -67,7 +67,7 @@ MethodName = Annotated[str, AfterValidator(_check_method_name)]
 
 
 class Split(Settings):
-    """Which prompt serves what. Each prompt is in exactly one part."""
+    """How the prompts are split. Each prompt is in exactly one part."""
 
     held_out: Size = 0
     """For evaluation. A fraction is a share of all prompts."""
@@ -78,31 +78,31 @@ class Split(Settings):
     a recipe names domains, one that no prompt has is an error.
     """
     development: Size = 0
-    """For choosing settings: no training sees it. With ``evaluation``, every model answers it as it does ``held_out``;
-    ``summary.json`` then has a table ``development`` of the shape of ``held_out``.
+    """For choosing settings; no training sees it. With ``evaluation``, every model answers it like ``held_out``, and
+    ``summary.json`` has a table ``development`` of the same shape as ``held_out``.
     """
     preference: SizeOrRest = "rest"
     """For the preference methods."""
 
 
 class Deduplicate(Settings):
-    """The first of prompts that are alike is kept."""
+    """Keeps only the first of several similar prompts."""
 
     ngram: Positive | Literal["none"] = 5
-    """Number of words in an n-gram. Shorter prompts are compared as a whole, and with ``none`` all of them are."""
+    """Number of words in an n-gram. Shorter prompts are compared as a whole; with ``none``, all are."""
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Prompts whose n-grams have at least this Jaccard similarity are duplicates."""
 
 
 class Decontaminate(Settings):
-    """Prompts that hold a benchmark's question, or a part of it, are dropped."""
+    """Drops prompts that contain a benchmark's question or a part of it."""
 
     against: Annotated[
         list[InputPath],
         BeforeValidator(_as_list, json_schema_input_type=list[InputPath] | InputPath),
         Field(min_length=1),
     ]
-    """Questions of benchmarks, relative to the recipe."""
+    """Files of benchmark questions, relative to the recipe."""
     ngram: Positive = 13
     """Words in an n-gram; one with more operators than words does not count."""
     coverage: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -117,21 +117,21 @@ class Prompts(Settings):
     deduplicate: Deduplicate | None = None
     """Keeps only the first of several duplicate prompts."""
     decontaminate: Decontaminate | None = None
-    """Drops prompts that hold a benchmark's question."""
+    """Drops prompts that contain a benchmark's question."""
     split: Split = Split()
-    """Which prompt serves what."""
+    """How the prompts are split into parts."""
 
 
 class Target(TransformersSource):
     """The model that is trained."""
 
     samples: RecordedSource | None = None
-    """Recorded answers that take the place of the target's own in preference rows; it is then not sampled for them."""
+    """Recorded answers for preference rows, instead of sampling the target."""
 
     def find_problems(self) -> Iterator[Problem]:
-        """Keys that a source may have and the target may not."""
+        """Keys that a source may have but the target may not."""
         if self.prompt.few_shot:
-            reason = "the target is trained on its chat template and so must be asked by it; remove few_shot"
+            reason = "the target is trained with its chat template and so must be asked with it; remove few_shot"
             yield Problem(("prompt", "few_shot"), reason)
         if self.domains:
             yield Problem(("domains",), "the target is asked every prompt of its part; remove it")
@@ -146,9 +146,9 @@ else:
 
 
 class ObjectiveSettings(Settings):
-    """Kind and hyper-parameters; what is not given comes from the objective's row in ``objectives/named.py``.
+    """Kind and hyper-parameters; defaults come from the objective's row in ``objectives/named.py``.
 
-    Which of them an objective has, and within which bounds, that table says; it is asked when the recipe is read.
+    That table also has the hyper-parameters and bounds of each objective, which are checked when the recipe is read.
     """
 
     kind: str
@@ -186,18 +186,18 @@ GridEntry = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Fiel
 
 
 class ExtraPrompts(Settings):
-    """Prompts of the preference part that SFT learns from, because a preference method has no row of them."""
+    """Prompts of the preference part that SFT learns from, because a preference method has no row for them."""
 
     dropped_by: str
-    """The method: one that starts from this SFT and selects among the sources' answers alone (``fusechat3``,
-    ``fusepo``, ``fusepo-rloo``). The target's answers come after SFT, so a method that reads them is an error.
+    """The preference method. It must start from this SFT and select from the sources' answers alone (``fusechat3``,
+    ``fusepo``, ``fusepo-rloo``), because the target's answers come after SFT.
     """
     domains: Domains = None
     """Prompts of these domains only; by default all."""
 
     @property
     def count_name(self) -> str:
-        """What the number of these prompts is called among the counts of the fine-tuning's selection."""
+        """The name of the number of these prompts among the counts of the fine-tuning's selection."""
         return f"prompts from {self.dropped_by}"
 
 
@@ -205,7 +205,7 @@ class Sft(Settings):
     select: SftSelect
     """``kind: best-of-sources`` or ``kind: fusesft``."""
     extra_prompts: ExtraPrompts | None = None
-    """Prompts of the preference part that SFT learns from too, because a method has no row of them."""
+    """Prompts of the preference part that SFT also learns from, because a method has no row for them."""
     objective: ObjectiveSettings = ObjectiveSettings(kind="sft")
     """``kind: sft``, or for weighted rows ``kind: fusesft``; by default plain SFT."""
     train: TrainArguments = {}
@@ -218,27 +218,26 @@ class Preference(Settings):
     select: PreferenceSelect
     """Which answers become rows."""
     objective: ObjectiveSettings
-    """What the loss is. It must find in the rows what it reads: ``wrpo`` needs ``select: {kind: wrpo}``, ``dpo`` needs
+    """The loss. The rows must hold what it reads: ``wrpo`` needs ``select: {kind: wrpo}``, ``dpo`` needs
     ``kind: on-policy`` or ``kind: fusechat3``.
     """
     target_samples: Literal["target", "target-sft"] | None = None
-    """Whose answers the rows hold as the target's: those of the target as it came, or of the tuned model; by default
-    those of the model that the training starts from.
+    """Whose answers are the target's in the rows: those before SFT (``target``) or after it (``target-sft``); by
+    default those of the model that the training starts from.
     """
     train: TrainArguments = {}
     """Training arguments."""
     grid: list[GridEntry] = []
     """Values of ``train.NAME`` and ``objective.NAME`` to choose from."""
     sft: Sft | None = None
-    """A fine-tuning of its own to start from, on the same prompts; its keys are those of sft; by default the recipe's.
-    """
+    """An SFT of its own to start from, on the same prompts and with the same keys; by default the recipe's."""
 
 
 Training = Sft | Preference
 
 
 def name_own_sft(method: str) -> str:
-    """What the fine-tuning is called that a preference method has to itself."""
+    """The name of a preference method's own SFT."""
     return f"{method}-sft"
 
 
@@ -253,7 +252,7 @@ class HeldOut(Settings):
 
 class Evaluation(Settings):
     held_out: HeldOut | None = None
-    """Every model answers the held-out prompts once, greedily; those of ``development`` too."""
+    """Every model answers the held-out and ``development`` prompts once, greedily."""
 
 
 class Recipe(Settings):
@@ -262,28 +261,25 @@ class Recipe(Settings):
     output: OutputPath
     """Where the run writes. Relative to the current working directory."""
     workspace: OutputPath | None = None
-    """Holds ``store.sqlite``. Recipes that name one workspace share its answers and scores; by default the output
-    folder.
+    """The folder of ``store.sqlite``; by default the output folder. Recipes with the same workspace share its answers
+    and scores.
     """
     seed: Seed = 0
     """Seed of the split, of ties and of training, and of sampling for models without a seed of their own."""
     template_date: TemplateDate = None
-    """What chat templates take for today, such as ``2026-11-30``, where they ask; by default the day of the first
-    command.
-    """
+    """The date that chat templates use as today's, such as ``2026-11-30``; by default the day of the first command."""
     prompts: Prompts
     """What the models are asked."""
     target: Target
     """The model that is trained."""
     sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
-    """The models learnt from, at least one, each under a name of its own. A name neither begins with ``target`` nor
-    holds a ``/``.
+    """The models to learn from by name, at least one. A name must not begin with ``target`` or contain a ``/``.
     """
     scorer: AnyScorer
-    """Gives every training answer its score."""
+    """Scores every training answer."""
     sft: Sft | None = None
-    """Supervised fine-tuning. Without it, preference training starts from the target as it is, and all training prompts
-    go to it.
+    """Supervised fine-tuning. Without it, preference training starts from the target as it is and gets all training
+    prompts.
     """
     preference: dict[MethodName, Preference] = {}
     """Preference methods by name (``a-z``, ``0-9``, ``-``; not ``sft``). Each starts from the SFT model, unless it has
@@ -300,17 +296,17 @@ class Recipe(Settings):
 
     @property
     def needs_sft_part(self) -> bool:
-        """Whether some SFT has no other prompts than those of its part of the split."""
+        """Whether some SFT has only the prompts of the split's ``sft`` part."""
         return any(sft.extra_prompts is None for sft in self.fine_tunings.values())
 
     def fine_tuning_of(self, method: str) -> str | None:
-        """The SFT that a preference method starts from: its own, else ``sft``; None where there is none."""
+        """The SFT that a preference method starts from: its own or the shared ``sft``; None without either."""
         own = name_own_sft(method)
         return next((name for name in (own, "sft") if name in self.fine_tunings), None)
 
     @property
     def scorers(self) -> dict[tuple[str, ...], AnyScorer]:
-        """The scorers of the recipe by the keys under which they stand."""
+        """The scorers of the recipe by their key paths."""
         held_out = self.evaluation.held_out
         return {("scorer",): self.scorer} | (
             {("evaluation", "held_out", "scorer"): held_out.scorer} if held_out else {}

@@ -1,7 +1,7 @@
 """Checks the names, types and bounds of ``train:`` against Transformers' TrainingArguments without importing it.
 
-Importing the class brings torch in, which takes seconds. Its source lies in the installed package and declares every
-argument with its type, so that reading it is enough.
+Importing the class imports torch, which takes seconds. The source in the installed package declares every argument with
+its type, so it is enough to read that.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sinterlm.training.arguments import FusionArguments, choices_in_words
 OWNED = {
     "output_dir": "every stage has its own folder in the recipe's output",
     "do_train": "the stages decide what is done",
-    "do_eval": "held-out prompts stand under evaluation:",
-    "do_predict": "held-out prompts stand under evaluation:",
-    "eval_strategy": "training stages have no evaluation data; held-out prompts stand under evaluation:",
-    "eval_on_start": "training stages have no evaluation data; held-out prompts stand under evaluation:",
+    "do_eval": "held-out prompts are set under evaluation:",
+    "do_predict": "held-out prompts are set under evaluation:",
+    "eval_strategy": "training stages have no evaluation data; held-out prompts are set under evaluation:",
+    "eval_on_start": "training stages have no evaluation data; held-out prompts are set under evaluation:",
     "load_best_model_at_end": "training stages have no evaluation data to choose by",
-    "resume_from_checkpoint": "the same command resumes by itself",
+    "resume_from_checkpoint": "rerun the command to resume",
     "remove_unused_columns": "rows are records, not columns",
     "label_names": "rows are records, not columns",
     "seed": "the recipe's own seed: is used",
@@ -54,18 +54,18 @@ _AT_LEAST: Mapping[str, float] = {
     "weight_decay": 0,
     **{own.name: own.metadata["at_least"] for own in fields(FusionArguments) if "at_least" in own.metadata},
 }
-"""The smallest value of numbers that Transformers takes unchecked, and on which it fails later."""
+"""The smallest values of numbers that Transformers does not check and would fail on later."""
 
 _CHOICES: Mapping[str, tuple[object, ...]] = {
     own.name: own.metadata["choices"] for own in fields(FusionArguments) if "choices" in own.metadata
 }
 
 _NOT_GIVEN: Mapping[str, int] = {"max_steps": -1}
-"""What stands for an argument that is not given."""
+"""The value that means that an argument is not given."""
 
 
 class _Declared(NamedTuple):
-    """What an argument accepts; ``is_open`` where the declaration names a type that YAML does not have."""
+    """What an argument accepts; ``is_open`` if the declaration names a type that YAML does not have."""
 
     types: tuple[type, ...]
     words: str
@@ -96,8 +96,8 @@ def find_problems(arguments: Mapping[str, Any], also_known: Iterable[str] = ()) 
     """Name and problem of every argument that is unknown, ill-typed, out of bounds, or not the recipe's to set.
 
     Args:
-        arguments: by name.
-        also_known: names of other settings that could stand beside them, to guess what an unknown one means.
+        arguments: The arguments by name.
+        also_known: Names of other settings that may be given beside them, to guess what an unknown one means.
     """
     for name, value in arguments.items():
         if problem := find_name_problem(name, also_known) or find_value_problem(name, value):
@@ -105,7 +105,7 @@ def find_problems(arguments: Mapping[str, Any], also_known: Iterable[str] = ()) 
 
 
 def find_name_problem(name: str, also_known: Iterable[str] = ()) -> str | None:
-    """Why there is no such argument to set; None where there is. ``also_known`` as in :func:`find_problems`."""
+    """Why this argument cannot be set; None if it can. ``also_known`` as in :func:`find_problems`."""
     if name in OWNED:
         return f"not for recipes to set: {OWNED[name]}"
     declared = _declared_arguments()
@@ -115,7 +115,7 @@ def find_name_problem(name: str, also_known: Iterable[str] = ()) -> str | None:
 
 
 def find_value_problem(name: str, value: object) -> str | None:
-    """Why the argument ``name``, which there is, does not take ``value``; None where it does."""
+    """Why the known argument ``name`` does not accept ``value``; None if it does."""
     declared = _declared_arguments()[name]
     choices = _CHOICES.get(name, (value,))
     if not _accepts(declared, value) or value not in choices:
@@ -129,7 +129,7 @@ def find_value_problem(name: str, value: object) -> str | None:
 
 
 def argument_schemas() -> dict[str, dict[str, Any]]:
-    """The JSON schema of every argument that a recipe may set, by name; Sinter's own ones come first."""
+    """The JSON schema of every argument that a recipe may set, by name; Sinter's own come first."""
     own = {own.name: own for own in fields(FusionArguments)}
     declared = _declared_arguments()
     schemas = {name: _schema_of(name, declared[name]) for name in [*own, *declared] if name not in OWNED}
@@ -178,7 +178,7 @@ def _declared_arguments() -> Mapping[str, _Declared]:
 def _read_annotation(annotation: ast.expr) -> _Declared:
     names = [ast.unparse(member).partition("[")[0] for member in _union_members(annotation)]
     simple = [_SIMPLE[name] for name in names if name in _SIMPLE]
-    # Where text is accepted too, what YAML does not have (an enumeration) is written as text.
+    # If text is accepted too, what YAML does not have (an enumeration) is written as text.
     is_open = "str" not in names and any(name not in _SIMPLE for name in names)
     return _Declared(tuple(kind for kind, _ in simple), " or ".join(words for _, words in simple), is_open)
 
