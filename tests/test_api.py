@@ -173,6 +173,7 @@ def test_a_run_that_is_not_finished_says_what_is_missing(run: Run, tmp_path: Pat
             lambda: started.answers(model="tin"),
             "unknown model 'tin' among those asked about held_out; did you mean tiny",
         ),
+        (lambda: started.answers("heldout"), "unknown part 'heldout'; did you mean held_out?"),  # type: ignore[arg-type]
         (lambda: started.table("rowz"), "unknown table 'rowz'; did you mean rows"),  # type: ignore[arg-type]
         (lambda: sinterlm.load_run(tmp_path), "holds no run"),
     ]

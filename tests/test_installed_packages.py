@@ -83,6 +83,9 @@ REFUSED = {
 }
 
 
+UNFINISHED = "from sinterlm.selection.settings import SelectionPolicy\nclass Policy(SelectionPolicy): kind: str"
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What a process says in which the worked examples of docs/extending.md are installed, unchanged."""
@@ -142,6 +145,8 @@ def test_they_train(found: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "point", "problem"),
     [
+        ("raise SystemExit", "broken:Policy", "cannot be imported (SystemExit"),
+        (UNFINISHED, "broken:Policy", "which lacks select, description, roles; mend"),
         ("raise RuntimeError('no licence')", "broken:Policy", "cannot be imported (RuntimeError: no licence)"),
         ("Policy = dict", "broken:Policy", "which is no SelectionPolicy"),
         ("", "broken:Policy", "cannot be imported (AttributeError"),

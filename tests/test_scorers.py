@@ -153,7 +153,7 @@ def outcomes(folder: Path, returned: str) -> Score:
 
 
 NO_NUMBER = {"reason": "no-score", "problem": "the score is no number"}
-HEADER = "import math\nimport numpy\nfrom sinterlm.records import Score\n"
+HEADER = "import math\nimport numpy\nfrom fractions import Fraction\nfrom sinterlm.records import Score\n"
 ENTRY = answered("<think>Perhaps 12?</think>It is 5.", "5")
 
 
@@ -166,6 +166,8 @@ ENTRY = answered("<think>Perhaps 12?</think>It is 5.", "5")
         ("numpy.float32(0.5)", 0.5, None, {}),
         ("numpy.bool_(True)", 1.0, True, {}),
         ("Score('', '', 0.25, True, {'words': 3})", 0.25, True, {"words": 3}),
+        ("Score('', '', numpy.float32(0.5), numpy.bool_(True))", 0.5, True, {}),
+        ("Score('', '', Fraction(1, 4), 0)", 0.25, False, {}),
     ],
 )
 def test_a_function_gives_a_number_whether_it_passes_or_a_score(
@@ -174,6 +176,7 @@ def test_a_function_gives_a_number_whether_it_passes_or_a_score(
     """It sees the answer without its thoughts."""
     score = outcomes(tmp_path, returned)
     assert (score.value, score.passed, score.detail) == (value, passed, detail)
+    assert (type(score.value), type(score.passed)) == (float, type(passed)), "the store holds nothing else"
 
 
 @pytest.mark.parametrize(
@@ -185,6 +188,7 @@ def test_a_function_gives_a_number_whether_it_passes_or_a_score(
             "Score('', '', math.nan, None, {'reason': 'too-odd', 'n': 1})",
             {**NO_NUMBER, "reason": "too-odd", "n": 1},
         ),
+        ("Score('', '', math.nan, None, {'reason': 3})", {**NO_NUMBER, "reason": "3"}),
     ],
 )
 def test_a_function_may_give_no_score(returned: str, detail: Mapping[str, Any], tmp_path: Path) -> None:
@@ -201,8 +205,11 @@ def test_a_function_may_give_no_score(returned: str, detail: Mapping[str, Any], 
             r"mine.py: score\(\) gives None \(NoneType\), expected a number, .* a Score; on prompt q, answer 0",
         ),
         ("'5'", r"score\(\) gives '5' \(str\), expected"),
-        ("prompt.answers[1]", r"score\(\) raises IndexError: tuple index out of range \(line 5\); on prompt q"),
-        ("exit('enough')", r"score\(\) raises SystemExit: enough \(line 5\); on prompt q"),
+        ("prompt.answers[1]", r"score\(\) raises IndexError: tuple index out of range \(line 6\); on prompt q"),
+        ("exit('enough')", r"score\(\) raises SystemExit: enough \(line 6\); on prompt q"),
+        ("numpy.ones(2)", r"score\(\) gives array.* \(ndarray\), expected a number"),
+        ("10**400", r"score\(\) gives a score that is too large \("),
+        ("Score('', '', 1.0, numpy.ones(2))", r"score\(\) gives Score\(.*, expected .* True, False or None as passed"),
         ("Score('', '', 'high')", r"score\(\) gives Score\(.*, expected a number as value"),
         ("Score('', '', 1.0, None, {'by': score})", r"score\(\) gives a detail that JSON cannot hold"),
     ],

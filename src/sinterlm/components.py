@@ -42,11 +42,13 @@ def with_installed(group: str, built_in: Mapping[str, RowT], expected: type[Any]
             raise InputError(f"{offer}, but there is one of this name already; uninstall one of them")
         try:
             row = point.load()
-        except Exception as error:  # whatever a package's own code raises
+        except (Exception, SystemExit) as error:  # whatever a package's own code raises
             problem = f"{type(error).__name__}: {error}"
             raise InputError(f"{offer}, which cannot be imported ({problem}); mend or uninstall the package") from error
         if not (isinstance(row, expected) or (isinstance(row, type) and issubclass(row, expected))):
             raise InputError(f"{offer}, which is no {expected.__name__}; mend or uninstall the package")
+        if lacking := _find_lacking(row):
+            raise InputError(f"{offer}, which lacks {', '.join(lacking)}; mend or uninstall the package")
         table[point.name] = cast("RowT", row)
     return table
 
@@ -54,6 +56,19 @@ def with_installed(group: str, built_in: Mapping[str, RowT], expected: type[Any]
 def find_packages(group: str) -> dict[str, str]:
     """The installed packages that offer components under ``group``, by the component's name."""
     return {point.name: _package_of(point) for point in entry_points(group=group)}
+
+
+def _find_lacking(row: Any) -> list[str]:
+    """What a class must say that its base only declares: abstract methods, and class variables without a value."""
+    if not isinstance(row, type):
+        return []
+    declared = {
+        name: None
+        for base in row.__mro__
+        for name, annotation in vars(base).get("__annotations__", {}).items()
+        if str(annotation).startswith("ClassVar") and base.__module__.startswith("sinterlm.")
+    }
+    return [*sorted(getattr(row, "__abstractmethods__", ())), *(name for name in declared if not hasattr(row, name))]
 
 
 def _package_of(point: EntryPoint) -> str:

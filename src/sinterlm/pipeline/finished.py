@@ -186,8 +186,10 @@ class Run:
             model: Whose answers; by default all models'.
 
         Raises:
-            InputError: No model of this name answered prompts of this part.
+            InputError: There is no such part, or no model of this name answered its prompts.
         """
+        if part not in get_args(Part):
+            raise InputError(unknown_name(part, get_args(Part), f"part {part!r}"))
         asked = self._asked(part)
         if model is not None and model not in asked:
             raise InputError(unknown_name(model, asked, f"model {model!r} among those asked about {part}"))

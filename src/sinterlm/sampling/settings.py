@@ -10,6 +10,7 @@ of Sinter asks the methods below and never which engine it is. Nothing here impo
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -74,6 +75,7 @@ class EngineSettings(Settings):
         """
         return None
 
+    @abstractmethod
     def build(
         self,
         *,
@@ -88,8 +90,8 @@ class EngineSettings(Settings):
             settings: How to sample, as :meth:`sampling_settings` or :meth:`greedy_settings` gave it.
             on_loaded: Told where and in which precision the weights were loaded, if some are.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def identity(
         self,
         *,
@@ -110,7 +112,6 @@ class EngineSettings(Settings):
         Returns:
             None if the weights are not known, or a file of answers is missing.
         """
-        raise NotImplementedError
 
     def flops(self, *, prompt_tokens: float, new_tokens: float) -> Flops | None:
         """What this machine computes to read and write this many tokens; None if the model's size is not known."""

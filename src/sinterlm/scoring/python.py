@@ -16,7 +16,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -63,7 +62,7 @@ class Python(AnswerReader):
         if not preflight.allow_code:
             raise InputError(
                 f"{self.path}: the scorer {self.kind} runs the code in this file, which needs your permission: read "
-                "the file, and give the same command with --allow-code"
+                "the file, and give the same command with --allow-code (from Python: allow_code=True)"
             )
         load_function(self.path, self.path.read_bytes(), self.function)
 
@@ -135,12 +134,11 @@ class PythonScorer:
             found = call(prompt, response)
         except (Exception, SystemExit) as error:  # whatever the user's own code raises
             raise self._refuse(exchange, f"raises {_shown(error, self._path)}") from error
-        with suppress(AttributeError, ValueError, TypeError):  # a number of NumPy or torch
-            found = found if isinstance(found, Real) else found.item()
+        found = _plain(found)
         if isinstance(found, bool):
-            found = Score("", "", float(found), found)
+            found = Score("", "", found, found)
         elif isinstance(found, Real):
-            found = Score("", "", float(found))
+            found = Score("", "", cast(float, found))
         if not isinstance(found, Score):
             problem = f"gives {found!r} ({type(found).__name__}), expected a number, True or False, or a Score"
             raise self._refuse(exchange, problem)
@@ -148,19 +146,23 @@ class PythonScorer:
 
     def _complete(self, exchange: Exchange, found: Score) -> Score:
         """The score with its ids, if its value, verdict and detail are valid."""
-        value: Any = found.value  # nobody has checked the types of the user's own code
-        if not isinstance(value, Real) or found.passed not in (None, True, False):
+        value, passed = _plain(found.value), _plain(found.passed)  # nobody has checked the types of the user's own code
+        if not isinstance(value, Real) or not isinstance(passed, int | float | None) or passed not in (None, 0, 1):
             problem = f"gives {found}, expected a number as value, and True, False or None as passed"
             raise self._refuse(exchange, problem)
+        try:
+            value = float(value)
+        except OverflowError as error:
+            raise self._refuse(exchange, f"gives a score that is too large ({error})") from None
         try:
             detail = dict(found.detail)
             json.dumps(detail, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise self._refuse(exchange, f"gives a detail that JSON cannot hold ({error})") from None
-        if not math.isfinite(found.value):
+        if not math.isfinite(value):
             reason, problem = detail.pop("reason", NO_SCORE), detail.pop("problem", NOT_A_NUMBER)
-            return no_score(exchange, self.identity, reason, problem, detail)
-        return replace(found, response_id=exchange.response.id, scorer=self.identity, detail=detail)
+            return no_score(exchange, self.identity, str(reason), str(problem), detail)
+        return Score(exchange.response.id, self.identity, value, None if passed is None else bool(passed), detail)
 
     def _refuse(self, exchange: Exchange, problem: str) -> InputError:
         prompt, response = exchange
@@ -168,6 +170,13 @@ class PythonScorer:
             f"{self._path}: {self._function}() {problem}; on prompt {prompt.id}, answer {response.index} of "
             f"{response.source}"
         )
+
+
+def _plain(found: Any) -> Any:
+    """Python's own value for one of NumPy or torch; anything else as it is."""
+    with suppress(Exception):  # what has an `item` may be anything, such as a tensor of many numbers
+        return found if isinstance(found, Real) else found.item()
+    return found
 
 
 def load_function(path: Path, source: bytes, name: str) -> Callable[..., Any]:

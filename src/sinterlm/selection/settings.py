@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -48,6 +49,7 @@ class SelectionPolicy(Settings):
     if TYPE_CHECKING:  # at run time a subclass's own literal: recipes are written in the order of the fields
         kind: str
 
+    @abstractmethod
     def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:
         """Make one row of every prompt, or say why it has none.
 
@@ -56,7 +58,6 @@ class SelectionPolicy(Settings):
             seed: Decides ties.
             stage: Named in every :class:`~sinterlm.records.Dropped`.
         """
-        raise NotImplementedError
 
     @property
     def arguments(self) -> dict[str, Any]:
