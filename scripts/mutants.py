@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "mutants", help="of the copy; is made anew")
     parser.add_argument("--minutes", type=float, default=55, help="after which no more mutants are run")
+    parser.add_argument("--children", type=int, default=2, help="mutants that are run at a time")
     arguments = parser.parse_args()
     folder, end = arguments.folder, time.monotonic() + 60 * arguments.minutes
     copy_sources(folder, arguments.packages)
@@ -58,7 +59,7 @@ def main() -> None:
     sample = random.Random(arguments.seed).sample(names, min(arguments.number, len(names)))
     print(f"{len(sample)} of {len(names)} mutants", flush=True)
     with suppress(subprocess.TimeoutExpired):
-        mutmut(folder, "run", "--max-children", "2", *sample, seconds=end - time.monotonic())
+        mutmut(folder, "run", "--max-children", str(arguments.children), *sample, seconds=end - time.monotonic())
     found = {name: outcome for name, outcome in outcomes(folder).items() if name in sample and outcome != "not checked"}
     counts = Counter(found.values())
     print(", ".join(f"{outcome}: {count}" for outcome, count in counts.most_common()))

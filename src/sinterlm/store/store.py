@@ -240,8 +240,9 @@ class Store:
                     if contents.get(key) != response.content
                 ]
                 num_new += connection.executemany(_INSERT_RESPONSE, [row for _, row in named]).rowcount
+                # Prompts of one text have one place: the first one's answer.
                 connection.executemany(
-                    "INSERT INTO places VALUES (?, ?, ?, ?)",
+                    "INSERT OR IGNORE INTO places VALUES (?, ?, ?, ?)",
                     [(identity, row[2], index, row[0]) for index, row in named],
                 )
         return num_new
