@@ -320,7 +320,7 @@ def test_one_prompt_stands_under_every_model(tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no prompt has the id 'nope'; one that is there: 'learn'"):
+    with pytest.raises(InputError, match="no prompt has the id 'nope'; an existing id, for example, is 'learn'"):
         write_report(replace(merge_reports(two_reports()), case="nope"), tmp_path / "comparison.html")
 
 

@@ -251,8 +251,8 @@ def test_headline_names_the_last_fused_model_the_target_and_the_best_source(open
         "48.0 % smollm2 the best source, 40.2 to 55.9",
     ]
     lede = opened.root.find_all("header")[0].text
-    assert "+57.3 points (95 % interval 49.3 to 65.3: zero lies outside)" in lede
-    assert "+9.3 points (95 % interval -0.7 to 18.7: zero lies inside, so it may be chance)" in lede
+    assert "+57.3 points (95 % interval 49.3 to 65.3: zero is outside)" in lede
+    assert "+9.3 points (95 % interval -0.7 to 18.7: zero is inside, so it may be chance)" in lede
 
 
 def test_headline_follows_the_featured_model(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_headline_follows_the_featured_model(tmp_path: Path) -> None:
 @needs_browser
 def test_form_remark_stands_where_contains_is_far_above_exact_match(opened: Opened) -> None:
     (remark,) = opened.root.find_all(css_class="remark")
-    assert "in 48.7 % of the questions, but its answer is exactly one in only 0.0 %" in remark.text
+    assert "in 48.7 % of the questions, but its answer is exactly that in only 0.0 %" in remark.text
 
 
 @needs_browser
@@ -334,7 +334,7 @@ def test_every_chart_has_title_caption_and_description(opened: Opened) -> None:
         "How far apart the pairs are",
         "Average log-probability of the sources' and the target's own answers",
         "Internal rewards during preference training",
-        "Does the internal reward rank held-out answers rightly?",
+        "Does the internal reward rank held-out answers correctly?",
         "Training loss",
     ]
     for figure in figures:

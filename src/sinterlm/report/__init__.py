@@ -13,11 +13,11 @@ def write_report(data: ReportData, path: Path, *, max_bytes: int = 20_000_000, s
     """Write the report page: one HTML file that needs no network.
 
     Args:
-        data: what the page shows.
-        path: the file; it is replaced whole or not at all.
-        max_bytes: size that the file keeps to; if not all prompts fit, a random sample of them is shown and the page
-            says so. Everything else on the page counts all prompts in any case.
-        seed: decides that sample.
+        data: What the page shows.
+        path: The file; it is replaced whole or not at all.
+        max_bytes: The size limit of the file. If not all prompts fit, the page shows a random sample of them and says
+            so; its figures still count all prompts.
+        seed: Decides that sample.
     """
     from sinterlm.files import atomic_write
     from sinterlm.report.page import render_page

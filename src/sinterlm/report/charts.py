@@ -64,7 +64,7 @@ RANKINGS = {
 
 
 def held_out_chart(held_out: HeldOut) -> Markup:
-    """Every model's held-out figures with their intervals; the rates alone if there are scores too."""
+    """Every model's held-out figures with their intervals: those in the main metric's unit."""
     metrics = [metric for metric in held_out.figures.metrics if unit_of(metric) == held_out.unit]
     shown = {
         model: {key: rates[key] for key in metrics if key in rates} for model, rates in held_out.figures.models.items()
@@ -106,7 +106,7 @@ def held_out_chart(held_out: HeldOut) -> Markup:
 
 
 def comparisons_chart(held_out: HeldOut) -> Markup:
-    """Paired differences of each fused model against the target and every source, one panel a metric."""
+    """Paired differences of each fused model against the target and every source, one panel per metric."""
     metrics = list(dict.fromkeys(comparison.metric for comparison in held_out.figures.comparisons))
     pairs = list(dict.fromkeys((comparison.model, comparison.other) for comparison in held_out.figures.comparisons))
     units = [unit_of(metric) for metric in metrics]
@@ -141,12 +141,12 @@ def comparisons_chart(held_out: HeldOut) -> Markup:
 
 
 def share_chart(shares: Mapping[str, Mapping[str, float]], *, name: str, label: str) -> Markup:
-    """Share of each source, one panel a set of training rows.
+    """Share of each source, one panel per set of training rows.
 
     Args:
-        shares: title of a panel to source to its share, in [0, 1].
-        name: of the chart, unique in the page.
-        label: what it is a share of.
+        shares: For each panel's title, the share of each source, in [0, 1].
+        name: The chart's name, unique in the page.
+        label: What the shares are of.
     """
     sources = list(dict.fromkeys(itertools.chain.from_iterable(shares.values())))
     num_columns = min(len(shares), _MAX_COLUMNS)
@@ -180,7 +180,7 @@ def share_chart(shares: Mapping[str, Mapping[str, float]], *, name: str, label: 
 
 
 def role_score_chart(selections: Mapping[str, SelectionTally]) -> Markup:
-    """Mean external score of the answers of each role, one row a set of training rows."""
+    """Mean external score of the answers of each role, one row per set of training rows."""
     scored = {
         name: {tally.role: tally.mean_score for tally in selection.roles if tally.mean_score is not None}
         for name, selection in selections.items()
@@ -242,7 +242,7 @@ def margin_chart(selections: Mapping[str, SelectionTally]) -> Markup:
 
 
 def pass_rate_chart(tallies: Sequence[ScoreTally]) -> Markup:
-    """Pass rates of every model's training answers, and of the prompts that have one that passes."""
+    """Every model's share of training answers that pass, and of prompts with a passing answer."""
     with chart_style():
         figure = Figure((_WIDTH, 1.0 + 0.34 * len(tallies)), layout="constrained")
         axes = figure.subplots()
@@ -268,7 +268,7 @@ def pass_rate_chart(tallies: Sequence[ScoreTally]) -> Markup:
 
 
 def score_chart(tallies: Sequence[ScoreTally]) -> Markup:
-    """Distributions of graded scores, one row a model."""
+    """Distributions of graded scores, one row per model."""
     edges = _bin_edges(np.concatenate([tally.scores for tally in tallies]))
     with chart_style():
         figure = Figure((_WIDTH, 0.7 + 0.75 * len(tallies)), layout="constrained")
@@ -360,7 +360,7 @@ def rewards_chart(runs: Sequence[TrainingRun]) -> Markup:
 
 
 def loss_chart(runs: Sequence[TrainingRun]) -> Markup:
-    """Training loss over optimizer steps, one panel a run."""
+    """Training loss over optimizer steps, one panel per run."""
     num_columns = min(len(runs), _MAX_COLUMNS)
     num_rows = -(-len(runs) // num_columns)
     with chart_style():
@@ -400,7 +400,7 @@ def reward_accuracy_chart(accuracies: Mapping[str, RewardAccuracies]) -> Markup:
                 )
         _label_rows(axes, list(accuracies))
         axes.set_xlim(-1, 101)
-        axes.set_xlabel("quadruples ranked rightly (%)")
+        axes.set_xlabel("quadruples ranked correctly (%)")
         for ranking, label in RANKINGS.items():
             axes.plot([], [], "o", color=colours[ranking], label=label)
         _legend_above(axes)
@@ -417,12 +417,12 @@ def reward_accuracy_chart(accuracies: Mapping[str, RewardAccuracies]) -> Markup:
 
 
 def words(metric: str) -> str:
-    """A metric's name as one reads it: ``exact_match`` is "exact match"."""
+    """A metric's name for people: ``exact_match`` is "exact match"."""
     return metric.replace("_", " ")
 
 
 def reward_metrics(run: TrainingRun) -> list[str]:
-    """The rewards that a run logged, in the order of display; WRPO's mix gives way to its two parts."""
+    """The rewards that a run logged, in the order of display; for WRPO, the two parts instead of their mix."""
     logged = [metric for metric in _REWARD_LINES if curve(run, metric)[0]]
     return [metric for metric in logged if metric != "rewards/chosen" or "rewards/source_chosen" not in logged]
 
@@ -472,7 +472,7 @@ def _draw_spread(axes: Axes, row: int, spread: Spread) -> None:
 
 
 def _bin_edges(values: npt.NDArray[np.float64]) -> list[float]:
-    """Equal bins over all values; around them if they differ by rounding alone, which leaves no room between."""
+    """Equal bins over all values, or around them if they differ only by rounding."""
     low, high = float(values.min()), float(values.max())
     size = max(abs(low), abs(high))
     if high - low <= max(1e-9 * size, 1e-100):

@@ -1,11 +1,11 @@
 """What the report page shows, as plain data: the pipeline fills it, the page renders it.
 
-Answers, rows and drops come as the run's own records; shares, pass rates and histograms are counted from them here in
-the report, so that no figure on the page can contradict the answers that its reader can open. Held-out figures come as
-``evaluation`` computes them, and what needs a model (log-probabilities) comes computed too.
+Answers, rows and drops are the run's own records. The report itself counts shares, pass rates and histograms from them,
+so that no figure on the page can contradict the answers that its reader can open. Held-out figures are those that
+``evaluation`` computes, and what needs a model (log-probabilities) is computed before.
 
-Everywhere, models carry their names in ``summary.json``: ``target``, ``target-sft``, ``target-sft-wrpo``, ...; sources
-have the names that the recipe gives them.
+Models have their names in ``summary.json``: ``target``, ``target-sft``, ``target-sft-wrpo``, ...; sources have their
+names in the recipe.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """How every model answers the held-out questions (greedy answers, one a model and question)."""
+    """How every model answers the held-out questions: greedily, once each."""
 
     scorer: str
     """In words, e.g. ``exact-match``."""
@@ -101,7 +101,7 @@ class AverageLogps:
     responses: Literal["chosen_source", "target"]
     """The answers: y_ws, or the target's own."""
     values: Sequence[float]
-    """One an answer, finite; the same answers for every model."""
+    """One per answer, finite; the same answers for every model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,12 @@ class SearchedCell:
 
     number: int
     settings: str
-    """In words, those that the entries before it settled included."""
+    """In words, including those that earlier entries settled."""
     rate: Rate
     """On the development prompts."""
     loss: float | None = None
     margin: float | None = None
-    """Both of the last step."""
+    """Loss and margin are those of the last step."""
     is_chosen: bool = False
     """The best one of its entry."""
 
@@ -139,9 +139,9 @@ class Search:
     """The search of one training's grid."""
 
     name: str
-    """As the training's."""
+    """The name of the training."""
     metric: str
-    """By which cells are compared, e.g. ``exact_match``."""
+    """The metric by which cells are compared, e.g. ``exact_match``."""
     cells: Sequence[SearchedCell]
 
     @property
@@ -152,7 +152,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything that the page shows. Parts that a run does not have stay empty: their sections say so in one line."""
+    """Everything that the page shows. Parts that a run lacks stay empty, and their sections say so in one line."""
 
     run: RunFacts
     parts: Mapping[Part, Sequence[Candidates]] = field(default_factory=dict)
@@ -162,18 +162,18 @@ class ReportData:
     index: give every :class:`~sinterlm.records.RowResponse` its ``source`` and ``index``."""
     dropped: Sequence[Dropped] = ()
     drop_explanations: Mapping[str, str] = field(default_factory=lambda: REASONS)
-    """Reason to what it means; a reason that is not there is shown with an example's detail."""
+    """The meaning of each reason; a reason without one is shown with an example's detail."""
     held_out: HeldOut | None = None
     average_logps: Sequence[AverageLogps] = ()
     training: Sequence[TrainingRun] = ()
     """In the order in which they ran."""
     searches: Sequence[Search] = ()
-    """By which settings of trainings were chosen."""
+    """The searches that chose settings of trainings."""
     reward_accuracies: Mapping[str, RewardAccuracies] = field(default_factory=dict)
-    """Preference-trained model to how often its internal reward ranks held-out quadruples rightly."""
+    """How often each preference-trained model's internal reward ranks held-out quadruples correctly."""
     compared: Sequence[RunFacts] = ()
-    """The runs that are compared (see :func:`~sinterlm.report.merge.merge_reports`); none on the page of one."""
+    """The runs that are compared (see :func:`~sinterlm.report.merge.merge_reports`); empty for a single run."""
     notes: Sequence[str] = ()
-    """What a reader must know before he reads the figures, or compares them."""
+    """What to know before reading or comparing the figures."""
     case: str = ""
-    """The id of a prompt that the page opens with, every model's answers to it beside each other."""
+    """The id of a prompt that the page opens with, with every model's answers side by side."""

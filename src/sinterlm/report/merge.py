@@ -1,8 +1,7 @@
 """Several runs as the data of one page, so that their selections and models are side by side.
 
 What the runs share is shown once: a model that gave the same answers, rows that are the same, a training with the same
-steps.
-Where one name means different things in two runs, the run is added to it, as in ``target-sft (a)``.
+steps. If one name means different things in two runs, the run's name is added to it, as in ``target-sft (a)``.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from sinterlm.report.tallies import kind_of
 T = TypeVar("T")
 H = TypeVar("H", bound=Hashable)
 _Answers = Mapping[Hashable, tuple[str, str]]
-"""Ids of a model's answers and of who scored them, by what they answer."""
+"""By what was asked, the ids of a model's answer and of its scorer."""
 
 
 def merge_reports(reports: Mapping[str, ReportData]) -> ReportData:
-    """The data of one page over several runs.
+    """Merge the data of several runs into that of one page.
 
-    Held-out figures are computed anew, over the questions that all runs held out. What is measured on each run's own
+    Held-out figures are computed again, over the questions that all runs held out. What is measured on each run's own
     quadruples (log-probabilities, accuracies of internal rewards) is left out.
 
     Args:
-        reports: the data of every run, by a name that tells it from the others.
+        reports: The data of every run, by a name that is unique among them.
 
     Raises:
-        InputError: two runs have different prompts under one id.
+        InputError: Two runs have different prompts under one id.
     """
     _check_prompts(reports)
     renamed = _relabel_trainings(_relabel_models(reports))
@@ -83,16 +82,16 @@ def _check_prompts(reports: Mapping[str, ReportData]) -> None:
             if same != asked:
                 raise InputError(
                     f"{other} and {name} ask different things under the prompt id {prompt.id!r} (or accept different "
-                    "answers): runs can be compared whose prompts are the same"
+                    "answers); only runs with the same prompts can be compared"
                 )
 
 
 def _label(found: Mapping[str, Mapping[str, T]], is_same: Callable[[T, T], bool]) -> dict[str, dict[str, str]]:
-    """Run to name to label: the name itself, or with the run if the name means different things.
+    """For each run, the label of each name: the name itself, or with the run if the name means different things.
 
     Args:
-        found: run to name to what the name means there.
-        is_same: whether two of these are the same.
+        found: For each run, what each name means in it.
+        is_same: Whether two meanings are the same.
     """
     meanings: defaultdict[str, list[T]] = defaultdict(list)
     for names in found.values():
@@ -111,7 +110,7 @@ def _relabel_models(reports: Mapping[str, ReportData]) -> dict[str, ReportData]:
 
 
 def _find_answers(data: ReportData) -> dict[str, _Answers]:
-    """Every model of a run with the ids of its answers; sampled and greedy ones are told apart."""
+    """Every model of a run with the ids of its answers, sampled ones apart from greedy ones."""
     greedy = data.held_out.answers if data.held_out else {}
     evaluated = data.held_out.figures.models if data.held_out else {}
     found: dict[str, dict[Hashable, tuple[str, str]]] = {name: {} for name in (*data.run.sources, *evaluated)}
@@ -130,7 +129,7 @@ def _sampled(data: ReportData) -> Iterator[Scored]:
 
 
 def _is_same_model(answers: _Answers, others: _Answers) -> bool:
-    """By the answers to what both were asked: an answer's id is a hash of weights, settings and template."""
+    """Whether answers to the same questions are the same: their ids are hashes of weights, settings and template."""
     shared = answers.keys() & others.keys()
     return (bool(shared) or not answers or not others) and all(answers[key] == others[key] for key in shared)
 
@@ -158,7 +157,7 @@ def _rename_models(data: ReportData, labels: Mapping[str, str]) -> ReportData:
         held_out=held_out
         and replace(
             held_out,
-            figures=Figures(),  # computed anew, over the questions that all runs share
+            figures=Figures(),  # computed again, over the questions that all runs share
             answers={labels[name]: list(map(rename, answers)) for name, answers in held_out.answers.items()},
             featured=labels.get(held_out.featured, ""),
         ),
@@ -181,7 +180,7 @@ def _rename_in_row(row: TrainingRow, labels: Mapping[str, str]) -> TrainingRow:
 
 
 def _relabel_trainings(reports: Mapping[str, ReportData]) -> dict[str, ReportData]:
-    """Rows, trainings and searches each by themselves: other trainings may go over the same rows."""
+    """Relabel rows, trainings and searches separately: different trainings may use the same rows."""
     rows = _label({run: _find_selections(data) for run, data in reports.items()}, eq)
     trainings = _label({run: _find_trainings(data) for run, data in reports.items()}, eq)
     searches = _label({run: {found.name: found for found in data.searches} for run, data in reports.items()}, eq)
@@ -191,7 +190,7 @@ def _relabel_trainings(reports: Mapping[str, ReportData]) -> dict[str, ReportDat
 
 
 class _Labels(NamedTuple):
-    """By the name that a training has in its run."""
+    """Labels by the name that a training has in its run."""
 
     rows: Mapping[str, str]
     trainings: Mapping[str, str]
@@ -207,7 +206,7 @@ def _find_selections(data: ReportData) -> dict[str, object]:
 
 
 def _find_trainings(data: ReportData) -> dict[str, object]:
-    """Every training with its steps, but for the time that they took."""
+    """Every training with its steps, without the time that they took."""
     times = ("step_seconds", "tokens_per_second")
     return {
         run.name: (run.description, [{key: step[key] for key in step if key not in times} for step in run.metrics])
@@ -279,8 +278,8 @@ def _describe_answers(reports: Mapping[str, ReportData]) -> str:
     if num_shared == num_all:
         return f"All {len(reports)} runs choose their training rows from the same {num_all:,} answers of the sources."
     return (
-        f"Of {num_all:,} answers of the sources to training prompts, {num_shared:,} are in all {len(reports)} runs: "
-        "their selections differ by their answers too, not by their policies alone."
+        f"Of {num_all:,} answers of the sources to training prompts, {num_shared:,} are in all {len(reports)} runs, "
+        "so their selections differ in their answers, not only in their policies."
     )
 
 
@@ -288,7 +287,7 @@ def _describe_answers(reports: Mapping[str, ReportData]) -> str:
 
 
 def _merge_held_out(reports: Mapping[str, ReportData]) -> tuple[HeldOut | None, list[str]]:
-    """Figures over the questions that all runs held out, and what is to be said of them."""
+    """Figures over the questions that all runs held out, and notes on them."""
     evaluated = {run: data.held_out for run, data in reports.items() if data.held_out}
     if not evaluated:
         return None, []
@@ -305,7 +304,7 @@ def _merge_held_out(reports: Mapping[str, ReportData]) -> tuple[HeldOut | None, 
         key: prompt for key, prompt in next(iter(asked.values())).items() if all(key in own for own in asked.values())
     }
     if not shared:
-        return None, [*notes, "Held-out figures are left out: there is no question that all runs held out."]
+        return None, [*notes, "Held-out figures are left out: no question is held out in all runs."]
     if any(len(own) > len(shared) for own in asked.values()):
         sizes = ", ".join(f"{run} {len(own):,}" for run, own in asked.items())
         notes.append(

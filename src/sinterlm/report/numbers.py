@@ -45,7 +45,7 @@ def interval(figures: Rate | Difference, unit: Unit = "rate") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as one says them.
+    """Seconds as text.
 
     >>> duration(4.21), duration(462), duration(7260)
     ('4.2 s', '7 min 42 s', '2 h 1 min')
@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def memory(num_bytes: int) -> str:
-    """Bytes as one says them.
+    """Bytes as text.
 
     >>> memory(5_120_000_000)
     '5.1 GB'

@@ -28,7 +28,7 @@ from sinterlm.report.tallies import (
 from sinterlm.selection.tally import WeightTally
 
 MAX_DOMAINS = 60
-"""Rows of the table by domain; the largest are shown."""
+"""The most rows of the table by domain: the largest domains."""
 
 _NO_PROMPTS = PromptSample(Markup("[]"), num_shown=0, num_prompts=0)
 _NUMBERS_BYTES = 200
@@ -137,7 +137,7 @@ def _weight_panels(weighted: Mapping[str, WeightTally]) -> dict[str, Mapping[str
 
 
 def _group_by_model(answers: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, list[Mapping[str, Any]]]]:
-    """Answers as ``describe_prompt`` gives them by their model, in order of appearance."""
+    """Group the answers of ``describe_prompt`` by model, in order of appearance."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for answer in answers:
         groups.setdefault(answer["model"], []).append(answer)
@@ -188,14 +188,14 @@ class _Domain:
 
     name: str
     metric: str
-    """The main one of the domain: a scorer may pass or fail some domains and grade others."""
+    """The domain's main metric: a scorer may pass or fail answers of some domains and grade those of others."""
     n: int
     cells: Sequence[tuple[Rate, float] | None]
     """Main figure, and how strongly its cell is tinted, from 0 to 1."""
 
 
 def _domains(held_out: HeldOut) -> list[_Domain]:
-    """Largest domains first."""
+    """The table by domain, largest domains first."""
     by_domain: dict[str, dict[str, Mapping[str, Rate]]] = {}
     for model, domains in held_out.figures.domains.items():
         for domain, figures in domains.items():
@@ -214,7 +214,7 @@ def _domains(held_out: HeldOut) -> list[_Domain]:
 
 
 def _logps_table(distributions: Sequence[AverageLogps]) -> dict[str, dict[str, float]]:
-    """Model to kind of answers to mean average log-probability."""
+    """For each model and kind of answers, the mean of the average log-probabilities."""
     table: dict[str, dict[str, float]] = {}
     for distribution in distributions:
         means = table.setdefault(distribution.model, {})

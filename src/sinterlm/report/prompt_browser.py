@@ -37,7 +37,7 @@ class PromptSample:
 
 
 def sample_prompts(data: ReportData, *, max_bytes: int, seed: int) -> PromptSample:
-    """All prompts, or as many as ``max_bytes`` hold, drawn at random and kept in their order."""
+    """All prompts, or as many as fit into ``max_bytes``, drawn at random and kept in their order."""
     asked = [(part, candidates) for part, prompts in data.parts.items() for candidates in prompts]
     joins = _Joins.of(data)
     chosen: dict[int, Markup] = {}
@@ -63,7 +63,9 @@ def describe_prompt(data: ReportData, prompt_id: str) -> dict[str, Any]:
     """
     asked = {each.prompt.id: (part, each) for part, prompts in data.parts.items() for each in prompts}
     if prompt_id not in asked:
-        raise InputError(f"no prompt has the id {prompt_id!r}; one that is there: {next(iter(asked), 'none')!r}")
+        raise InputError(
+            f"no prompt has the id {prompt_id!r}; an existing id, for example, is {next(iter(asked), 'none')!r}"
+        )
     return _prompt_entry(*asked[prompt_id], _Joins.of(data))
 
 

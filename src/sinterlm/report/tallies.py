@@ -16,7 +16,7 @@ Kind = Literal["source", "target", "fused"]
 
 
 def kind_of(model: str) -> Kind:
-    """What a model is, by its name: the design keeps names that begin with ``target`` for the target."""
+    """What a model is, by its name: names that begin with ``target`` are reserved for the target."""
     if model.startswith("target-"):
         return "fused"
     return "target" if model.startswith("target") else "source"
@@ -98,7 +98,7 @@ def count_source_shares(rows: Mapping[str, Sequence[TrainingRow]], sources: Iter
 def tally_selections(
     rows: Mapping[str, Sequence[TrainingRow]], dropped: Sequence[Dropped]
 ) -> dict[str, SelectionTally]:
-    """What every set of training rows came to, with what its selection dropped."""
+    """The tally of every set of training rows, with what its selection dropped."""
     return {
         name: tally_selection(Selection(selected, [drop for drop in dropped if drop.stage == f"select-{name}"]))
         for name, selected in rows.items()
@@ -106,7 +106,7 @@ def tally_selections(
 
 
 def count_outcomes(selections: Mapping[str, SelectionTally]) -> dict[str, dict[str, int]]:
-    """Reason to selection to how many it dropped, the reason most frequent over all selections first."""
+    """Drops by reason and selection, the most frequent reason over all selections first."""
     totals: Counter[str] = Counter()
     for selection in selections.values():
         totals.update(selection.drops)

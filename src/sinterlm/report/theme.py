@@ -1,7 +1,7 @@
 """One look for all charts: drawn by matplotlib in stand-in colours, shown in the page's CSS variables.
 
-Matplotlib writes fixed colours, while the page is read in light and in dark. So charts are drawn in colours that stand
-for a meaning, and each becomes ``var(--meaning)`` in the SVG, which ``page.css`` defines for both colour schemes.
+Matplotlib writes fixed colours, but the page has a light and a dark scheme. So charts are drawn in one stand-in colour
+per meaning, which becomes ``var(--meaning)`` in the SVG, and ``page.css`` defines that for both schemes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Colour(StrEnum):
 
     @property
     def variable(self) -> str:
-        """The CSS variable that takes its place."""
+        """The CSS variable that replaces it."""
         return f"var(--{self.name.lower()})"
 
 
@@ -96,9 +96,9 @@ def inline_svg(figure: Figure, *, name: str, description: str) -> Markup:
     """The figure as an ``<svg>`` element for the page, in the page's colours and font.
 
     Args:
-        figure: drawn within :func:`chart_style`, in colours of :class:`Colour`.
-        name: unique in the page; keeps the ids of one chart from those of another.
-        description: what the chart says, for those who do not see it.
+        figure: A figure drawn within :func:`chart_style`, in colours of :class:`Colour`.
+        name: A name that is unique in the page; it keeps the ids of different charts apart.
+        description: What the chart says, for readers who cannot see it.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
