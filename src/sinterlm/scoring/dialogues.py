@@ -116,7 +116,7 @@ class Loaded(NamedTuple):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     padding: int
-    """Token id."""
+    """The id of the padding token."""
 
 
 class DialogueScorer(ABC):
@@ -127,8 +127,7 @@ class DialogueScorer(ABC):
         max_length: Tokens of the longest dialogue that is read whole; no more than the model has positions for.
         truncate: Whether an answer that does not fit loses its end or its middle; the detail then says ``truncated``.
         batch_tokens: About how many tokens are computed at once, padding included; it changes a score by rounding only.
-        float32_head: Whether what the model makes of its last hidden state is computed in float32, whatever ``dtype``
-            is.
+        float32_head: Whether what follows the last hidden state is computed in float32, whatever ``dtype`` is.
         device: ``auto`` or a torch device.
         dtype: ``auto`` or a torch dtype's name. It belongs to the identity, because another precision can change which
             of two close answers is better. What ``auto`` means on a machine does not.

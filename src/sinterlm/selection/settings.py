@@ -61,7 +61,7 @@ class SelectionPolicy(Settings):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Every key but ``kind``, by name."""
+        """Every key except ``kind``, by name."""
         return {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
 
     @property

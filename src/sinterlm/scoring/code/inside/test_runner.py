@@ -32,7 +32,7 @@ def carry_out(
         names: What the tests use of the program.
         provided: Names that the tests forgot to import, each with its module and what of it.
         modules: From these the tests import what is the program's.
-        functions: For each test the functions that it defines and nobody calls.
+        functions: For each test the functions that it defines and does not call.
         asks_for_classes: Not used here.
     """
     own = {}
