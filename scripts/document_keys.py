@@ -89,7 +89,7 @@ def _describe_key(key: str, forms: Mapping[str, Schema], root: Schema) -> tuple[
     else:
         type_ = _describe_type(schemas[first], root)
         parts = [
-            meaning if len(of) == len(forms) else f"Of {_one_of(of, 'and')}: {_lower(meaning)}"
+            meaning if len(of) == len(forms) else f"For {_one_of(of, 'and')}: {_lower(meaning)}"
             for meaning, of in meanings.items()
         ]
     text = re.sub(r"\b([a-z-]+\.md)\b", r"[\1](\1)", " ".join(parts)).replace("|", "\\|")
