@@ -33,7 +33,7 @@ from scripts.document_keys import with_tables
 from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner, Result
 
-from sinterlm import FusionConfig, chat, cli, errors, thoughts
+from sinterlm import FusionConfig, chat, cli, errors, load_run, thoughts
 from sinterlm.components import union_of
 from sinterlm.errors import InputError
 from sinterlm.formats import read_prompts, read_recorded, read_rows, read_training_file
@@ -871,6 +871,11 @@ def test_the_worked_function_scores_if_it_is_allowed_to(tmp_path: Path) -> None:
     assert {row.responses[0].content for row in read_rows(rows)} == {"d"}
     (tmp_path / "my_scorer.py").write_text(code.replace("<= 2", "<= 3"))
     assert "mean score: 1" in sinterlm(*run, "--allow-code").output
+    (tmp_path / "my_scorer.py").unlink()
+    with pytest.raises(
+        InputError, match=r"my_scorer\.py: there is no such file \(path of the scorer python\), and scores"
+    ):
+        load_run(tmp_path / "run").answers("sft")
 
 
 def test_the_worked_scorer_of_a_package(tmp_path: Path) -> None:

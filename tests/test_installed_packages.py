@@ -165,6 +165,13 @@ def test_a_broken_package_is_named(
     sys.modules.pop("broken_one", None)
 
 
+def test_an_objective_is_a_row_and_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "broken_three", {}, {"sinterlm.objectives": {"mine": "sinterlm.objectives:Objective"}})
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"the installed package broken-three offers 'mine' .* which is no Objective"):
+        with_installed("sinterlm.objectives", {}, Objective)
+
+
 def test_a_class_that_calls_itself_otherwise_is_named() -> None:
     with pytest.raises(InputError, match=r"OnPolicy is offered as 'mine', but its 'kind' is declared as 'on-policy'"):
         union_of({"mine": OnPolicy}, "kind")

@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import or_
 from typing import Annotated, Any, TypeVar, cast, get_args
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from sinterlm.errors import InputError
 
@@ -29,10 +29,11 @@ def with_installed(group: str, built_in: Mapping[str, RowT], expected: type[Any]
     Args:
         group: Of entry points, e.g. ``sinterlm.scorers``.
         built_in: The table's own rows.
-        expected: What a row must be: an instance of this class, or a class derived from it.
+        expected: What a row must be: a class derived from this one if it is one of settings, else an instance of it.
 
     Raises:
-        InputError: A package's component cannot be imported, is no component of this kind, or takes another's name.
+        InputError: A package's component cannot be imported, is no whole component of this kind, or takes another's
+            name.
     """
     table = dict(built_in)
     for point in sorted(entry_points(group=group), key=lambda point: point.name):
@@ -45,7 +46,8 @@ def with_installed(group: str, built_in: Mapping[str, RowT], expected: type[Any]
         except (Exception, SystemExit) as error:  # whatever a package's own code raises
             problem = f"{type(error).__name__}: {error}"
             raise InputError(f"{offer}, which cannot be imported ({problem}); mend or uninstall the package") from error
-        if not (isinstance(row, expected) or (isinstance(row, type) and issubclass(row, expected))):
+        is_class = isinstance(row, type) and issubclass(row, expected)
+        if not (is_class if issubclass(expected, BaseModel) else isinstance(row, expected)):
             raise InputError(f"{offer}, which is no {expected.__name__}; mend or uninstall the package")
         if lacking := _find_lacking(row):
             raise InputError(f"{offer}, which lacks {', '.join(lacking)}; mend or uninstall the package")

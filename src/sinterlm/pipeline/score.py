@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
-from sinterlm.errors import ToleranceError
+from sinterlm.errors import InputError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.sample import answers_to
 from sinterlm.pipeline.stage import RunContext, StageResult
@@ -86,7 +86,18 @@ def _check_verdicts(config: ScorerSettings, dropped: Sequence[Dropped], num_answ
 
 
 def stored_scorer(run: RunContext, config: ScorerSettings) -> StoredScorer:
-    """Build the scorer of a ``scorer:`` mapping. It and the parts of a combination keep their scores in the store."""
+    """Build the scorer of a ``scorer:`` mapping. It and the parts of a combination keep their scores in the store.
+
+    Raises:
+        InputError: A file that the scorer reads is missing: its scores are not found without it.
+    """
+    for part in config.walk():
+        for key, path in part.files().items():
+            if not path.is_file():
+                raise InputError(
+                    f"{path}: there is no such file ({key} of the scorer {part.kind}), and scores are stored by what "
+                    "it contains; put it back"
+                )
 
     def wrap(scorer: Scorer, config: ScorerSettings) -> StoredScorer:
         return StoredScorer(scorer, run.store, by_place=config.joins_by_place)
