@@ -23,6 +23,7 @@ from sinterlm.evaluation.rates import (
     compute_rates_by_domain,
     join_runs,
     mean_score,
+    metrics_of,
     paired_difference,
     pass_rate,
     values_by_metric,
@@ -99,6 +100,13 @@ def test_rates_of_exact_match() -> None:
     assert list(by_domain) == ["capitals", "sums"]
     assert by_domain["sums"] == {"exact_match": pass_rate([1, 0]), "contains": pass_rate([1, 1])}
     assert by_domain["capitals"]["exact_match"] == pass_rate([0, 0])
+
+
+def test_a_detail_of_another_meaning_is_no_figure() -> None:
+    """Such as what a function of one's own says beside its score."""
+    for contains in ("a comma", ["a", "b"], 7, None):
+        score = Score("r", "mine", 1.0, True, {"contains": contains})
+        assert metrics_of(score) == {"exact_match": 1.0}
 
 
 def test_pass_or_fail_scorers_need_no_contains() -> None:

@@ -55,8 +55,9 @@ def metrics_of(score: Score) -> dict[str, float]:
     if score.passed is None:
         return {"score": score.value}
     metrics = {"exact_match": float(score.passed)}
-    if "contains" in score.detail:
-        metrics["contains"] = float(score.detail["contains"])
+    contains = score.detail.get("contains")
+    if isinstance(contains, int | float) and contains in (0, 1):  # a function of one's own may call anything so
+        metrics["contains"] = float(contains)
     return metrics
 
 
