@@ -43,7 +43,7 @@ pytestmark = pytest.mark.xdist_group("compare")  # what the tests share is made 
 
 
 def answer(prompt_id: str, source: str, index: int, *, weights: str, passed: bool) -> Scored:
-    """An answer of the model with these weights, which stand in its id."""
+    """An answer of the model with these weights, which its id names."""
     content = f"{'yes' if passed else 'no'} {index}"
     response = Response(f"{weights}/{prompt_id}/{index}", prompt_id, source, index, content, "stop", 5, 2)
     return Scored(response, Score(response.id, "exact-match:1", float(passed), passed))
@@ -490,7 +490,7 @@ def test_the_command_shows_one_prompt_and_writes_the_page(recipe: Path, tmp_path
 
 
 def test_a_workspace_may_move_with_its_runs(recipe: Path, tmp_path: Path) -> None:
-    """Here the workspace is a run's folder beside the other's; that one alone goes on with the workspace as it was."""
+    """Here the workspace is a run's folder beside the other run's; the other alone still finds the old workspace."""
     for name in ("run", "other"):
         shutil.copytree(recipe.parent / name, tmp_path / "both" / name, ignore=shutil.ignore_patterns("*.safetensors"))
     shutil.copytree(tmp_path / "both" / "other", tmp_path / "alone" / "other")

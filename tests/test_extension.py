@@ -121,7 +121,7 @@ def test_the_resolved_recipe_is_whole(base: Path, tmp_path: Path) -> None:
         ("\npreference: {wrpo: {objective: {alpha: 3}}}\n", "variant.yaml:3: preference.wrpo.objective.alpha: found 3"),
         ("scorer: null\n", "variant.yaml:2: scorer: missing"),
         ("sources:\n  large: {model: null}\n", "variant.yaml:3: sources.large.model: missing"),
-        # The base stands at fault where it says what the changes do not fit with.
+        # The base is at fault if it has what the changes do not fit.
         ("evaluation: null\n", "variant.yaml): preference.wrpo.grid: cells are compared by the scorer"),
         ("sources: {older: {engine: transformers, model: org/old}}\n", "base.yaml:7 (extended by "),
         ("scorers: {kind: exact-match}\n", "variant.yaml:2: scorers: unknown key"),

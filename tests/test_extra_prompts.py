@@ -1,4 +1,4 @@
-"""Prompts that a preference method drops go to SFT: which go where, what decides it, and what is said of it."""
+"""Prompts that a preference method drops go to SFT: which go where, what decides it, and what is said about it."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def drops(run: Path, stage: str) -> dict[str, str]:
 
 
 def test_by_hand(run: Path) -> None:
-    """Of `sum`, the two with a pair stay, the one always right goes to SFT, and so does the one never right, which SFT
-    drops in its turn. `code` and `chat` are not named, so what is dropped there goes nowhere.
+    """Two prompts of `sum` have a pair and stay. The one always right goes to SFT, and so does the one never right,
+    which SFT drops in turn. `code` and `chat` are not named, so prompts dropped there go nowhere.
     """
     split = parts(run)
     assert len(split["sft"]) == 2

@@ -108,7 +108,7 @@ def test_a_choice_changes_its_own_settings_and_nothing_else(recipe: Path) -> Non
         ("[{select.ties: [hash]}]", "grid[0].select.ties", "unknown key, expected train.NAME or objective.NAME"),
         ("[{train.: [1]}]", "grid[0].train.", "unknown key, expected train.NAME or objective.NAME"),
         ("[{train.lerning_rate: [1, 2]}]", "grid[0].train.lerning_rate", "did you mean learning_rate?"),
-        ("[{train.seed: [1, 2]}]", "grid[0].train.seed", "not for recipes to set: the recipe's own seed: is used"),
+        ("[{train.seed: [1, 2]}]", "grid[0].train.seed", "not for recipes to set: the recipe's own `seed` is used"),
         ("[{train.learning_rate: [1e-6, fast]}]", "grid[0].train.learning_rate[1]", "found 'fast' (text), expected"),
         ("[{train.learning_rate: [-1.0]}]", "grid[0].train.learning_rate[0]", "at least 0"),
         ("[{objective.bta: [1, 2]}]", "grid[0].objective.bta", "did you mean beta?"),
@@ -188,7 +188,7 @@ def test_sft_may_search_training_arguments_only(recipe: Path) -> None:
 
 
 def test_the_recipe_of_a_run_reads_back_as_it_was(recipe: Path, tmp_path: Path) -> None:
-    """Defaults are written out, but not those of one objective where several are searched."""
+    """Defaults are written out, except those of an objective if several are searched."""
     for grid in (GRID, "[{objective.base: [dpo]}]"):
         given = load(recipe, grid=grid)
         copy = tmp_path / "recipe.yaml"
@@ -493,7 +493,7 @@ def test_the_shipped_search_is_the_papers(tmp_path: Path) -> None:
 
 
 def test_a_plan_says_unknown_where_prompts_that_are_not_there_would_be_counted(tmp_path: Path) -> None:
-    """Of whose parts two are counts, and two shares of what the file holds."""
+    """Two of the parts are counts, and two are shares of the file's prompts."""
     shares = "prompts.split={held_out: 1000, sft: 0.33, development: 500, preference: rest}"
     plan = plan_fusion(Fusion(load_recipe(SHIPPED, [f"output={tmp_path}", f"workspace={tmp_path}", shares]).recipe))
     assert plan.prompts == {"held_out": 1000, "sft": None, "development": 500, "preference": None}

@@ -71,7 +71,7 @@ def test_held_out_answers_are_scored_by_the_second_reward_model_and_by_no_other(
 
 
 def test_recorded_answers_stand_for_the_targets_in_the_held_out_quadruples(tmp_path: Path) -> None:
-    """The source passes where the question's number mod 4 is 0 or 1 (:func:`tests.tiny_fusion.recorded_answer`).
+    """The source passes if the question's number mod 4 is 0 or 1 (:func:`tests.tiny_fusion.recorded_answer`).
 
     These give a quadruple, with the target's two recorded answers in it. What is measured of the target is its own
     greedy answer.

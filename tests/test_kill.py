@@ -150,13 +150,13 @@ def start_training(model: Path, output: Path) -> ForkServerProcess:
 
 
 def half_written(output: Path) -> set[Path]:
-    """Checkpoints that are there but not whole."""
+    """Checkpoints that exist but are not whole."""
     checkpoints = output.glob("*/checkpoints/checkpoint-*")
     return {checkpoint for checkpoint in checkpoints if not (checkpoint / "manifest.json").exists()}
 
 
 def kill_in_checkpoint_write(process: ForkServerProcess, output: Path) -> bool:
-    """Kill when the next checkpoint is there but not whole; whether that came true before training ended."""
+    """Kill when the next checkpoint exists but is not whole; returns whether that happened before training ended."""
     left_by_others = half_written(output)
     while process.is_alive() and not half_written(output) - left_by_others:
         time.sleep(1e-4)

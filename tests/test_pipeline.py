@@ -198,7 +198,7 @@ def test_a_second_recipe_in_the_workspace_samples_no_source_again(recipe: Path, 
 
 
 def test_sampled_once_and_fused_many_ways(recipe: Path, tmp_path: Path) -> None:
-    """Every other policy on answers that are there, from SFT on weighted answers; only the target is sampled."""
+    """Every other policy on recorded answers, after SFT on weighted answers; only the target is sampled."""
     train = "train: {max_steps: 1, max_length: 128}"
     weighted = "temperature: 0.1, truncated: keep"
     methods = {
@@ -536,7 +536,7 @@ def test_a_folder_with_an_odd_name(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_says_its_own_lines_only(recipe: Path, tmp_path: Path) -> None:
-    """No bar of a library that loads or writes weights stands between them."""
+    """No progress bar of a library that loads or writes weights appears between them."""
     said = subprocess.run(
         [
             sys.executable,

@@ -1,4 +1,4 @@
-"""The report page, opened in a real browser: what stands on it equals the data, and nothing in the data can act."""
+"""The report page, opened in a real browser: what it shows equals the data, and nothing in the data can act."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_families_are_listed_by_size(opened: Opened) -> None:
 
 @needs_browser
 def test_counts_are_those_of_the_records(opened: Opened) -> None:
-    """Of gemma's 4 training answers 3 pass, of smollm2's 1, of target-sft's 2 one; one of smollm2's was cut."""
+    """3 of gemma's 4 training answers pass, 1 of smollm2's, and 1 of target-sft's 2; 1 of smollm2's was cut."""
     assert opened.root.by_id("score-figures").table == [
         ["gemma", "4", "0.750", "3", "2 of 2", "0", "3.0"],
         ["smollm2", "4", "0.250", "1", "1 of 2", "1", "3.0"],

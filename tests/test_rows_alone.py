@@ -30,7 +30,7 @@ preference:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """Three prompts, of which each gives a quadruple; the target's folder is not there."""
+    """Three prompts that each give a quadruple; the target's folder is missing."""
     prompts = [{"id": f"q{number}", "prompt": f"Is it {number}?", "answers": ["yes"]} for number in range(3)]
     answers = [{"prompt_id": line["id"], "response": text} for line in prompts for text in ("yes", "no")]
     for name, lines in (("prompts", prompts), ("answers", answers), ("own", answers)):

@@ -448,7 +448,7 @@ def test_a_folder_that_is_not_the_published_one_is_refused(tmp_path: Path) -> No
 
 @needs_published_data
 def test_the_published_answers_become_rows(tmp_path: Path) -> None:
-    """Counted from the published files: the scores of an answer that is there, by model, for every prompt."""
+    """Counted from the published files: for every prompt, the scores of the answers that exist, by model."""
     published = PUBLISHED / "arena_bench_v1"
     prepare = [sys.executable, str(RECIPES / "arena-bench" / "prepare.py"), str(published)]
     subprocess.run([*prepare, "--output", str(tmp_path / "data")], check=True, capture_output=True)

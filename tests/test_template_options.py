@@ -208,7 +208,7 @@ def test_a_training_resumed_on_another_day_takes_the_first_ones_date(
     assert prompts_seen == first
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
-    assert said.count("the chat template takes 2026-11-30 for today (template_date)") == 3
+    assert said.count("the chat template uses 2026-11-30 as today's date (template_date)") == 3
     result = (tmp_path / "killed" / "training.json").read_text()
     at(monkeypatch, "2026-12-02")
     go("killed")  # finished: nothing is done again
@@ -380,8 +380,8 @@ def test_the_date_is_that_of_the_first_command(recipe_path: Path, monkeypatch: p
     first, reporter = fusion(), Listening()
     first.workspace.mkdir(parents=True, exist_ok=True)
     run_module.run_fusion(first, reporter, until="prompts")
-    assert [line.partition(" takes ")[2] for line in reporter.lines if " takes " in line] == [
-        "2026-11-30 for today (template_date)"
+    assert [line.partition(" uses ")[2] for line in reporter.lines if " uses " in line] == [
+        "2026-11-30 as today's date (template_date)"
     ] * 2
     at(monkeypatch, "2026-12-01")
     assert keys_of(fusion()) == keys_of(first)

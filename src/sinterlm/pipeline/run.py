@@ -105,12 +105,12 @@ def _keep_date(fusion: Fusion, reporter: Reporter) -> None:
     if not asking:
         return
     for name, day in asking.items():
-        reporter.say(f"the chat template of {name} takes {day} for today (template_date)")
+        reporter.say(f"the chat template of {name} uses {day} as today's date (template_date)")
     first, day = fusion.first_date, fusion.recipe.template_date or next(iter(asking.values()))
     if day == first:
         return
     if first:
-        reporter.say(f"the date was {first} before; answers and models that depend on it are made anew")
+        reporter.say(f"the date was {first} before; answers and models that depend on it are made again")
     with atomic_write(fusion.date_path) as path:
         path.write_text(f"{day}\n")
 

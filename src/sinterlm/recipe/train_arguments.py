@@ -31,7 +31,7 @@ OWNED = {
     "resume_from_checkpoint": "rerun the command to resume",
     "remove_unused_columns": "rows are records, not columns",
     "label_names": "rows are records, not columns",
-    "seed": "the recipe's own seed: is used",
+    "seed": "the recipe's own `seed` is used",
     "label_smoothing_factor": "it belongs to the objective: objective.label_smoothing",
     "local_rank": "the launcher sets it",
     "parallelism_config": "it is an object, which text cannot give; `accelerate config` can",

@@ -1,4 +1,4 @@
-"""The date that a chat template takes for today: the same in every command that resumes a training."""
+"""The date that a chat template uses as today's: the same in every command that resumes a training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def choose_date(given: str | None, output_dir: Path, say: Callable[[str], None])
     first = first_date(output_dir)
     chosen = given or first or date.today().isoformat()
     before = f"; it was {first} before, so training begins anew" if first and given and given != first else ""
-    say(f"the chat template takes {chosen} for today (template_date){before}")
+    say(f"the chat template uses {chosen} as today's date (template_date){before}")
     return chosen
 
 
 def first_date(output_dir: Path) -> str | None:
-    """The date that the first command's chat template took for today; None if no command kept one."""
+    """The date that the first command's chat template used as today's; None if no command kept one."""
     path = output_dir / TEMPLATE_DATE
     return path.read_text().strip() if path.is_file() else None
 
