@@ -241,6 +241,12 @@ def test_a_file_that_cannot_score_is_refused_before_the_first_answer(code: str, 
         python(tmp_path, code).check(Preflight(allow_code=True))
 
 
+def test_a_file_beside_it_that_it_imports_is_named(tmp_path: Path) -> None:
+    (tmp_path / "no_such_neighbour.py").touch()
+    with pytest.raises(InputError, match=r"\(line 1\); other files beside it cannot be imported"):
+        python(tmp_path, "import no_such_neighbour\n").check(Preflight(allow_code=True))
+
+
 def test_a_file_runs_only_if_that_is_allowed(tmp_path: Path) -> None:
     """Neither a plan's questions nor the check run it."""
     settings = python(tmp_path, "raise SystemExit('it ran')\n")

@@ -196,7 +196,12 @@ def load_function(path: Path, source: bytes, name: str) -> Callable[..., Any]:
     try:
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
-        raise InputError(f"{path}: cannot be run: {_shown(error, path)}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and (path.parent / f"{error.name}.py").is_file():
+            hint = (
+                "; other files beside it cannot be imported: put their code into this file, or install it as a package"
+            )
+        raise InputError(f"{path}: cannot be run: {_shown(error, path)}{hint}") from error
     found: Any = vars(module).get(name)
     if not callable(found):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
