@@ -426,7 +426,7 @@ def test_the_two_kinds_of_reward_model_are_told_apart(checkpoint: Path, tmp_path
         InputError, match="LlamaForRewardModelWithGating: an ArmoRM is read by the scorer `kind: armorm`"
     ):
         build_scorer(RewardModelConfig(kind="reward-model", model=str(checkpoint))).score(ENTRIES)
-    with pytest.raises(InputError, match="is no ArmoRM: its files lack gating"):
+    with pytest.raises(InputError, match="cannot be loaded as ArmoRM: its files lack gating"):
         score(save_tiny_reward_model(tmp_path), ENTRIES)
 
 

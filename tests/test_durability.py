@@ -203,7 +203,7 @@ def test_a_damaged_model_is_never_used(
     output = shutil.copytree(trained, tmp_path / "out")
     run(model, output)  # an undamaged copy is finished
     damage(output / name)
-    expected = rf"out: this trained model is damaged: {name} .*remove it and give the command again"
+    expected = rf"out: this trained model is damaged: {name} .*remove it and rerun the command"
     for use in (lambda: run(model, output), lambda: load_tokenizer(str(output)), lambda: load_model(str(output))):
         with pytest.raises(InputError, match=expected):
             use()
@@ -225,7 +225,7 @@ def test_the_record_of_a_model_names_it_without_reading_it(
 def test_a_damaged_record_of_a_model_is_refused(trained: Path, model: Path, tmp_path: Path) -> None:
     output = shutil.copytree(trained, tmp_path / "out")
     zero(output / FINISHED)
-    with pytest.raises(InputError, match=f"damaged: {FINISHED} is no record of a model"):
+    with pytest.raises(InputError, match=f"damaged: {FINISHED} is not the record of a model"):
         run(model, output)
 
 

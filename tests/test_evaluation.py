@@ -223,7 +223,7 @@ def test_runs_are_joined_by_prompt_id() -> None:
     first = ({"a": 1.0, "b": 0.0}, {"b": 1.0, "a": 0.0})
     second = ({"b": 1.0}, {"b": 1.0})
     assert join_runs([first, second]) == {"a": [(1.0, 0.0)], "b": [(0.0, 1.0), (1.0, 1.0)]}
-    with pytest.raises(ValueError, match=r"1 prompts have the values of one model only, e\.g\. 'c'"):
+    with pytest.raises(ValueError, match=r"1 prompts have values of only one model, e\.g\. 'c'"):
         join_runs([({"a": 1.0}, {"a": 1.0, "c": 0.0})])
 
 

@@ -146,9 +146,9 @@ def test_they_train(found: Any) -> None:
     ("text", "point", "problem"),
     [
         ("raise SystemExit", "broken:Policy", "cannot be imported (SystemExit"),
-        (UNFINISHED, "broken:Policy", "which lacks select, description, roles; mend"),
+        (UNFINISHED, "broken:Policy", "which lacks select, description, roles; fix"),
         ("raise RuntimeError('no licence')", "broken:Policy", "cannot be imported (RuntimeError: no licence)"),
-        ("Policy = dict", "broken:Policy", "which is no SelectionPolicy"),
+        ("Policy = dict", "broken:Policy", "which is not of type SelectionPolicy"),
         ("", "broken:Policy", "cannot be imported (AttributeError"),
     ],
 )

@@ -390,7 +390,7 @@ def test_passing_failures_are_asked_again() -> None:
 def test_a_server_that_keeps_failing_is_a_passing_trouble(status: int) -> None:
     with (
         serve(lambda request: Answer(status=status, headers={"retry-after-ms": "5"})) as server,
-        pytest.raises(TryAgainError, match=r"asked 2 times \(.*scripted.*same command again") as caught,
+        pytest.raises(TryAgainError, match=r"asked 2 times \(.*scripted.*rerun the command") as caught,
     ):
         score_one(server.url, max_retries=1)
     assert (len(server.requests), caught.value.exit_code) == (2, 75)
@@ -474,7 +474,7 @@ def test_a_reply_that_takes_too_long() -> None:
 def test_a_servers_nonsense_is_a_failed_request_and_no_verdict(answer: Answer, said: str) -> None:
     with (
         serve(lambda request: answer) as server,
-        pytest.raises(TryAgainError, match=f"no reply, though asked 1 times: .*{said}.*same command again") as caught,
+        pytest.raises(TryAgainError, match=f"not a reply, though asked 1 times: .*{said}.*rerun the command") as caught,
     ):
         score_one(server.url)
     assert len(str(caught.value)) < 1500

@@ -145,20 +145,26 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "empty weights": (written(WEIGHTS, ""), r"model\.safetensors: the file is empty"),
     "empty tokenizer": (written("tokenizer.json", ""), r"tokenizer\.json: the file is empty"),
     "empty config": (written("config.json", ""), r"config\.json: the file is empty"),
-    "half a config": (written("config.json", "{half"), r"config\.json: no valid JSON"),
+    "half a config": (written("config.json", "{half"), r"config\.json: not valid JSON"),
     "config of another kind": (written("config.json", "[]"), r"config\.json: holds a list; expected a JSON object"),
-    "half a generation config": (written("generation_config.json", "{half"), r"generation_config\.json: no valid JSON"),
-    "half a tokenizer config": (written("tokenizer_config.json", "{half"), r"tokenizer_config\.json: no valid JSON"),
+    "half a generation config": (
+        written("generation_config.json", "{half"),
+        r"generation_config\.json: not valid JSON",
+    ),
+    "half a tokenizer config": (written("tokenizer_config.json", "{half"), r"tokenizer_config\.json: not valid JSON"),
     "cut weights": (
         lambda folder: os.truncate(folder / WEIGHTS, 5000),
-        r"model\.safetensors: broken or cut short, no whole safetensors file",
+        r"model\.safetensors: broken or cut short, not a whole safetensors file",
     ),
     "zeros": (written(WEIGHTS, bytes(5000)), r"model\.safetensors: broken or cut short"),
     "a pickle by another name": (written(WEIGHTS, b"PK\x03\x04" + bytes(300)), r"model\.safetensors: broken"),
-    "a pickle in the index": (mapped("pytorch_model.bin"), r"names pytorch_model\.bin, which is no safetensors file"),
-    "a missing shard": (mapped("b.safetensors"), r"b\.safetensors: this file of the weights is missing"),
+    "a pickle in the index": (
+        mapped("pytorch_model.bin"),
+        r"names pytorch_model\.bin, which is not a safetensors file",
+    ),
+    "a missing shard": (mapped("b.safetensors"), r"b\.safetensors: this weights file is missing"),
     "a shard elsewhere": (mapped("../a.safetensors"), r"names \.\./a\.safetensors; expected files within its folder"),
-    "half an index": (indexed("{half"), r"index\.json: no valid JSON"),
+    "half an index": (indexed("{half"), r"index\.json: not valid JSON"),
     "an index without map": (indexed({}), r'index\.json: no "weight_map" in it'),
     "another precision alone": (
         renamed("model.fp16.safetensors"),
@@ -166,8 +172,8 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "another layout alone": (renamed("consolidated.safetensors"), r"neither .* only consolidated\.safetensors"),
     "shards without index": (renamed("model-00001-of-00002.safetensors"), r"only model-00001-of-00002\.safetensors"),
-    "an adapter": (adapter, r"an adapter of org/base, no whole model; name the base model, or merge"),
-    "an adapter beside": (written("adapter_config.json", "{}"), r"a whole model and an adapter .* lie in it"),
+    "an adapter": (adapter, r"an adapter of org/base, not a whole model; name the base model, or merge"),
+    "an adapter beside": (written("adapter_config.json", "{}"), r"holds both a whole model and an adapter"),
     "no model type": (configured(model_type="left out"), r"config\.json names no model_type"),
     "an unknown architecture": (configured(model_type="frob"), r"Transformers [\d.]+ does not know its arch\w+ 'frob'"),
     "code of its own": (
@@ -210,7 +216,7 @@ UNFIT: dict[str, tuple[Change, str]] = {
     "another shape": (with_weight("model.norm.weight", 16), r"model\.norm\.weight has the shape \(16,\), .* \(32,\)"),
     "a larger embedding": (with_weight("model.embed_tokens.weight", 400, 32), r"\(400, 32\), .* would be \(384, 32\)"),
     "a layer more by the config": (configured(num_hidden_layers=3), r"its files lack model\.layers\.2\."),
-    "an encoder and decoder": (configured(model_type="t5"), r"\(t5\) is none that continues a text"),
+    "an encoder and decoder": (configured(model_type="t5"), r"\(t5\) does not continue a text"),
     "a model that fills gaps": (configured(architectures=["BertForMaskedLM"]), r"it fills gaps in a text"),
 }
 
@@ -582,7 +588,7 @@ class TestAdapters:
     def test_its_folder_names_the_merged_model_and_no_folder_of_this_machine(self, tmp_path: Path) -> None:
         folder = save_tiny(tmp_path / "model")
         out = tune(folder, tmp_path / "out", lora_r=2, deepspeed=None)
-        with pytest.raises(InputError, match=rf"an adapter, no whole model; its merged model is {out}$"):
+        with pytest.raises(InputError, match=rf"an adapter, not a whole model; its merged model is {out}$"):
             load_model(str(out / "adapter"))
         assert read(out / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "model"
         # training.json is the run's own record, by which it resumes here.

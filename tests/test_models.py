@@ -197,12 +197,14 @@ class TestLoading:
     def test_a_broken_config(self, tmp_path: Path) -> None:
         folder = save_tiny(tmp_path / "model")
         (folder / "config.json").write_text("{half")
-        with pytest.raises(InputError, match=r"config\.json: no valid JSON"):
+        with pytest.raises(InputError, match=r"config\.json: not valid JSON"):
             load_model(str(folder))
 
     def test_a_language_model_is_no_reward_model(self, tmp_path: Path) -> None:
         """Transformers would give it a random head and say so in a log line only."""
-        with pytest.raises(InputError, match=r"is no LlamaForSequenceClassification: its files lack score\.weight"):
+        with pytest.raises(
+            InputError, match=r"cannot be loaded as LlamaForSequenceClassification: its files lack score\.weight"
+        ):
             load_reward_model(str(save_tiny(tmp_path / "model")))
 
 

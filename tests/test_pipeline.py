@@ -324,7 +324,7 @@ def test_damaged_outputs_are_never_shown_and_are_made_again(recipe: Path, tmp_pa
     assert states(copy) == {stage: "done" for stage in STAGES} | damaged
     outcome, said = fuse(recipe, f"output={copy}")
     assert outcome == (["select-wrpo", "select-dpo", "evaluate"], [])
-    assert "select-wrpo is done again: rows/wrpo.parquet is not what was written (its SHA-256 is another)" in said.lines
+    assert "select-wrpo is done again: rows/wrpo.parquet is not what was written (its SHA-256 differs)" in said.lines
     assert {path: path.read_bytes() for path in before} == before
     assert states(copy) == {stage: "done" for stage in STAGES}
 

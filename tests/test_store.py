@@ -182,7 +182,7 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_an_empty_file_is_no_new_store(read_only: bool, tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     path.touch()
-    with pytest.raises(InputError, match=r"store\.sqlite: is empty where a database was expected.*a copy"):
+    with pytest.raises(InputError, match=r"store\.sqlite: is empty, but a database was expected.*a copy"):
         Store(path, read_only=read_only)
     assert path.stat().st_size == 0
 
@@ -208,7 +208,7 @@ def test_the_log_of_a_store_that_is_gone_is_not_read_into_a_new_one(tmp_path: Pa
     store = Store(path)
     store.add_responses("gemma@1", [(PROMPT, response(0))])
     path.unlink()  # while the log still holds the answer
-    with pytest.raises(InputError, match=r"the store is missing, but its log store\.sqlite-wal is there"):
+    with pytest.raises(InputError, match=r"the store is missing, but its log store\.sqlite-wal exists"):
         Store(path)
     store.close()
 
@@ -283,7 +283,7 @@ def test_any_damage_is_said_and_no_traceback(read_only: bool, tmp_path: Path) ->
 
 
 def test_reading_a_store_that_is_not_there_makes_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no store"):
+    with pytest.raises(InputError, match="no store here"):
         Store(tmp_path / "store.sqlite", read_only=True)
     assert not (tmp_path / "store.sqlite").exists()
 

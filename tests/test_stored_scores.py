@@ -259,7 +259,7 @@ def test_a_server_that_was_sick_is_asked_again(folder: Path, tmp_path: Path) -> 
         return Answer(body="<html>502</html>") if is_sick else by_length(request)
 
     with serve(script) as server:
-        with pytest.raises(TryAgainError, match=r"no reply, though asked 1 times: '<html>502</html>'"):
+        with pytest.raises(TryAgainError, match=r"not a reply, though asked 1 times: '<html>502</html>'"):
             run_scoring(folder, tmp_path, judge(server, max_invalid=1.0))
         assert scores_in(tmp_path) == []
         is_sick = False
@@ -282,7 +282,7 @@ def test_what_was_judged_before_a_server_fell_sick_is_kept(folder: Path, tmp_pat
                 parts = {"quality": scorer, "right": {"kind": "exact-match"}}
                 scorer = {"kind": "combination", "rule": "rank", "parts": parts}
             is_sick = True
-            with pytest.raises(TryAgainError, match="no reply, though asked 1 times"):
+            with pytest.raises(TryAgainError, match="not a reply, though asked 1 times"):
                 run_scoring(folder, workspace, scorer)
             assert len(scores_in(workspace)) >= 29
             is_sick = False

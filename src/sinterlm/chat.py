@@ -1,16 +1,17 @@
-"""From messages to token ids and the boundary of the answer: the only place where a chat template is applied.
+"""From messages to token ids and the boundary of the answer; chat templates are applied only here.
 
     messages -> template (Jinja, in Transformers' sandbox) -> text -> token ids
 
 Four rules hold everywhere:
 
-- the template writes every special token; the tokenizer adds none (raw completions: its own BOS, once);
-- what a user or a model wrote stays text, also where it spells a token of the template's, such as ``<|im_end|>``;
-- the generation prompt belongs to the prompt, and all that the template writes after it is the answer, as in TRL 1.16;
-- an answer is trained word for word after the prompt that generation sees. Where the template would write a finished
-  answer otherwise (without its thought, say), the answer is put after the prompt as generation would have left it.
+- The template writes every special token; the tokenizer adds none (for raw completions: its own BOS, once).
+- What a user or a model wrote stays text, even if it spells a token of the template, such as ``<|im_end|>``.
+- The generation prompt belongs to the prompt; everything that the template writes after it is the answer, as in TRL
+  1.16.
+- An answer is trained word for word after the prompt that generation sees. If the template would write a finished
+  answer differently (for example, without its thought), the answer follows the prompt as generation would leave it.
 
-Nothing here imports torch or Transformers before a tokenizer comes in.
+Nothing here imports torch or Transformers before a tokenizer is passed in.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROBE = "sinterprobe"
-"""A message that no template changes, by which what the template writes around a message is found."""
-
+"""A message that no template changes, used to find what the template writes around a message."""
 
 PLAIN = TemplateOptions()
 
@@ -47,8 +47,8 @@ class UnfitAnswer(InputError):
     """An answer that cannot be trained word for word after its prompt.
 
     Args:
-        reason: in one word, as reports count it.
-        message: what is wrong, and what to do.
+        reason: A fixed phrase with hyphens, by which reports count.
+        message: What is wrong, and what to do.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -60,7 +60,7 @@ class EncodedText(NamedTuple):
     """A rendered conversation."""
 
     text: str
-    """With marks around what only spells a token."""
+    """The text, with marks around what only spells a token."""
     ids: list[int]
 
 
@@ -70,7 +70,7 @@ class EncodedExample(NamedTuple):
     prompt_ids: list[int]
     response_ids: list[int]
     is_as_generated: bool = False
-    """Whether template or tokenizer would write the finished answer otherwise, so that generation's form was taken."""
+    """Whether the answer has generation's form, because template or tokenizer would write it differently."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class FewShot:
     Example: ``FewShot("Q: {question}\nA: {answer}\n\n", (("What is the opposite of hot?", "cold"),))``
 
     Args:
-        template: One example, with ``{question}`` and then ``{answer}``, and text after it that ends an answer.
+        template: One example, with ``{question}``, then ``{answer}``, then text that ends an answer.
         examples: Questions and their answers.
     """
 
@@ -97,7 +97,7 @@ class FewShot:
 
     @cached_property
     def _parts(self) -> tuple[str, str, str]:
-        """What stands before the question, between question and answer, and after the answer."""
+        """The text before the question, between question and answer, and after the answer."""
         before, rest = self.template.split("{question}")
         between, after = rest.split("{answer}")
         return before, between, after
@@ -109,7 +109,7 @@ class FewShot:
         return "".join(before + question + between + answer + after for question, answer in self.examples)
 
     def render(self, question: str) -> str:
-        """What follows the prefix: the template up to the answer, without the white space that begins an answer."""
+        """The text after the prefix: the template up to the answer, without the white space that begins an answer."""
         before, between, _ = self._parts
         return (before + question + between).rstrip()
 
@@ -126,17 +126,17 @@ class FewShot:
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
-    """The messages, headed by a system message if one is given and none is there."""
+    """The messages, with ``system`` as the system message if it is given and they have none."""
     if system is None or (messages and messages[0].role == "system"):
         return tuple(messages)
     return (Message("system", system), *messages)
 
 
 def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The tokenizer's template, of several named ones ``default``, as in Transformers; None where it has none.
+    """The tokenizer's template, or ``default`` if it has several, as in Transformers; None if it has none.
 
     Raises:
-        InputError: There are several and none of them is the default.
+        InputError: There are several, and none of them is ``default``.
     """
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -173,10 +173,10 @@ def encode_conversation(
 def encode_answered(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], content: str, options: TemplateOptions = PLAIN
 ) -> list[int]:
-    """Token ids of a prompt and an answer to it, which must be there word for word: what a reward model judges.
+    """Token ids of a prompt and an answer to it, word for word, as a reward model judges them.
 
     Raises:
-        UnfitAnswer: The template or the tokenizer writes the answer otherwise.
+        UnfitAnswer: The template or the tokenizer changes the answer.
         TemplateRefusal: The template refuses the conversation.
     """
     marked = _as_text(tokenizer, (*messages, Message("assistant", content)), options)
@@ -207,17 +207,17 @@ def encode_example(
         tokenizer: The tokenizer of the model that is trained.
         messages: The prompt.
         content: The answer.
-        truncated: Whether the token limit cut the answer; it then gets no end-of-turn, lest the model learn to stop
-            in mid-sentence.
-        prompt: Of :func:`render_prompt`, where it is known from another answer.
-        options: Of the template.
+        truncated: Whether the token limit cut the answer; it then gets no end-of-turn, so that the model does not
+            learn to stop in mid-sentence.
+        prompt: The result of :func:`render_prompt`, if it is known from another answer.
+        options: Options of the template.
 
     Returns:
-        Prompt and response ids. The response holds every word of the answer, and exactly one end-of-turn, or none if
-        it is truncated.
+        Prompt and response ids. The response has every word of the answer and exactly one end-of-turn, or none if it
+        is truncated.
 
     Raises:
-        UnfitAnswer: The answer cannot be written word for word behind the tokens of the prompt.
+        UnfitAnswer: The answer cannot be written word for word after the tokens of the prompt.
         InputError: The answer is empty, or the template cannot be used.
     """
     if not content.strip():
@@ -235,8 +235,8 @@ def encode_example(
     whole_ids = _tokenise(tokenizer, whole)
     response_ids = whole_ids[len(prompt.ids) :]
     if whole_ids[: len(prompt.ids)] != prompt.ids:
-        # GPT-2's rules, for one, join the newlines that end a text and split them before a word. Generation begins
-        # behind the tokens of the prompt alone.
+        # GPT-2's rules, for one, join newlines at the end of a text but split them before a word. Generation continues
+        # the tokens of the prompt as they are alone.
         response_ids = _tokenise(tokenizer, whole[len(prompt.text) :])
         is_as_generated = True
         if tokenizer.decode(prompt.ids + response_ids) != tokenizer.decode(whole_ids):
@@ -254,7 +254,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
 
 
 def thought_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Special tokens that are tags of a thought: no text without them tells thought and answer apart."""
+    """Special tokens that are tags of a thought; a text without them cannot tell thought and answer apart."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(number for number, token in added if token.special and is_thought_tag(token.content))
 
@@ -270,7 +270,7 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions =
 # --- text ------------------------------------------------------------------------------------------------------------
 
 _MARKS = str.maketrans("", "", "\U000f0000\U000f0001")
-"""Private-use characters that Transformers puts around what only spells a token."""
+"""Removes the private-use characters that Transformers puts around what only spells a token."""
 
 
 def _without_marks(text: str) -> str:
@@ -280,7 +280,7 @@ def _without_marks(text: str) -> str:
 def _as_text(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: TemplateOptions
 ) -> Sequence[Message]:
-    """The messages, with marks around what spells a token of the template's: it stays text."""
+    """The messages, with marks around text that spells a token of the template, so that it stays text."""
     from transformers.utils.chat_template_utils import mark_control_tokens
 
     facts = _template_facts(tokenizer, options)
@@ -294,11 +294,11 @@ def _as_text(
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # Sanitising walks the whole added vocabulary (27 ms a call for Gemma's), so only where there is something to do.
+    # Sanitising walks the whole added vocabulary (27 ms per call for Gemma's), so it is done only if needed.
     has_marks = "\U000f0000" in text or "\U000f0001" in text
     try:
         return list(tokenizer(text, add_special_tokens=False, sanitize_control_tokens=has_marks)["input_ids"])
-    except ValueError as error:  # its plain vocabulary has the token, too
+    except ValueError as error:  # the tokenizer's plain vocabulary has the token, too
         raise TemplateRefusal(f"{_name(tokenizer)}: {error}; change that text") from error
     except TypeError as error:
         raise TemplateRefusal(
@@ -313,7 +313,7 @@ def _render(
     *,
     add_generation_prompt: bool,
 ) -> str:
-    """The template's text; a system message that the template refuses or leaves out opens the first user turn."""
+    """The template's text; a system message that it refuses or leaves out goes to the start of the first user turn."""
 
     def apply(messages: Sequence[Message]) -> str:
         return _apply_template(tokenizer, messages, options, add_generation_prompt=add_generation_prompt)
@@ -329,8 +329,8 @@ def _render(
             raise refusal if len(messages) > 1 and messages[1].role == "user" else again from None
     if _template_facts(tokenizer, options).keeps_system:
         return text
-    # What the template makes of it is its own affair (some read and take off a switch such as `/no_think`), unless it
-    # makes the same of any other system prompt.
+    # A template may change the system prompt (some read and remove a switch such as `/no_think`). But if any other
+    # system prompt gives the same text, the template does not read it.
     is_read = text != apply((Message("system", PROBE), *messages[1:]))
     return text if is_read else apply(_fold_system(messages))
 
@@ -338,7 +338,7 @@ def _render(
 def _render_or_none(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: TemplateOptions
 ) -> str | None:
-    """A finished dialogue as the template writes it; None where it takes none of this kind."""
+    """A finished dialogue as the template writes it; None if the template refuses it."""
     try:
         return _render(tokenizer, messages, options, add_generation_prompt=False)
     except TemplateRefusal:
@@ -363,7 +363,11 @@ def _apply_template(
 
 
 def _fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The same conversation, the system message put before the first user's words."""
+    """The same conversation, with the system message put before the first user message's text.
+
+    Raises:
+        TemplateRefusal: No user message follows the system message.
+    """
     system, *turns = messages
     if not turns or turns[0].role != "user":
         raise TemplateRefusal("a system message must be followed by a user message, for models without a system role")
@@ -374,7 +378,11 @@ def _fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def _check_thought(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> None:
-    """Refuse a thought behind a prompt that says that there is none."""
+    """Refuse an answer with a thought if the prompt ends with a closed one.
+
+    Raises:
+        UnfitAnswer: The answer has a thought.
+    """
     if closes_thought(prompt) and split_thoughts(answer).answer != answer:
         raise UnfitAnswer(
             THOUGHT_AFTER_CLOSED,
@@ -385,14 +393,14 @@ def _check_thought(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str)
 
 
 def _continues(whole: str, prompt: str, answer: str) -> bool:
-    """Whether a finished dialogue is the prompt and then the answer word for word, outside a thought of the prompt."""
+    """Whether a finished dialogue is the prompt, which opens no thought, and then the answer word for word."""
     return whole.startswith(prompt) and answer in whole[len(prompt) :] and not opened_thought(prompt)
 
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, options: TemplateOptions) -> str:
-    """What generation leaves behind the prompt when it gives this answer, end-of-turn included.
+    """What generation writes after the prompt to give this answer, including the end-of-turn.
 
-    Where the prompt opens a thought, an answer that has one continues it, and one that has none closes it first.
+    If the prompt opens a thought, an answer with a thought continues it, and an answer without one first closes it.
     """
     facts = _template_facts(tokenizer, options)
     if opened := opened_thought(prompt):
@@ -405,13 +413,17 @@ def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, 
 
 
 def _check_words(tokenizer: PreTrainedTokenizerBase, response_ids: list[int], written: str) -> None:
-    """Look whether the tokens say what was written, but for white space and the normal form of characters."""
+    """Check that the tokens decode to what was written, except for white space and the normal form of characters.
+
+    Raises:
+        UnfitAnswer: They do not.
+    """
     read = str(tokenizer.decode(response_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     if written in read or _words(written) in _words(read):
         return
     raise UnfitAnswer(
         OTHER_WORDS,
-        f"{_name(tokenizer)} cannot write the answer: of {_shorten(written)} its tokens make {_shorten(read)}",
+        f"{_name(tokenizer)} cannot write the answer: its tokens turn {_shorten(written)} into {_shorten(read)}",
     )
 
 
@@ -426,7 +438,7 @@ def _shorten(text: str) -> str:
 def _end_once(
     tokenizer: PreTrainedTokenizerBase, response_ids: list[int], options: TemplateOptions, *, truncated: bool
 ) -> list[int]:
-    """The answer's tokens with exactly one end-of-turn, or with none if the answer was cut."""
+    """The answer's tokens, with exactly one end-of-turn, or none if the answer was truncated."""
     end = _end_of_turn(tokenizer, options)
     if end not in response_ids:
         return response_ids if truncated else [*response_ids, end]
@@ -437,7 +449,7 @@ def _end_once(
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions) -> int:
-    """The token that the template writes after an answer; the tokenizer's eos where it writes none."""
+    """The token that the template writes after an answer; the tokenizer's eos if it writes none."""
     end = _template_facts(tokenizer, options).end_of_turn
     if end is None:
         end = tokenizer.eos_token_id
@@ -452,24 +464,24 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, options: TemplateOptions) -
 
 
 class _TemplateFacts(NamedTuple):
-    """What is found out once for a tokenizer, its template and the options."""
+    """Facts that are found once for a tokenizer, its template and the options."""
 
     chat_template: str
     options: TemplateOptions
     written: re.Pattern[str]
-    """Matches the tokens that are the template's to write: special ones, and added ones that it does write."""
+    """Matches the tokens that only the template may write: special tokens, and added tokens that it writes."""
     said: re.Pattern[str]
-    """Those of them that a model does not write either within an answer: it may well write a thought's tags."""
+    """Matches those that a model may not write in an answer either; it may write the tags of a thought."""
     end_of_turn: int | None
-    """The first of them that the template writes after an answer."""
+    """The first of ``said`` that the template writes after an answer."""
     before_answer: str
-    """White space that it writes between generation prompt and answer."""
+    """White space that the template writes between generation prompt and answer."""
     after_answer: str
-    """All that it writes behind an answer, with the header below."""
+    """Everything that the template writes after an answer, including ``header``."""
     header: str
-    """Of the next answer, which some templates write behind every one; empty for others."""
+    """The header of the next answer, if the template writes one after every answer; otherwise empty."""
     keeps_system: bool
-    """Whether it writes the system prompt at every turn of a conversation."""
+    """Whether the template writes the system prompt at every turn of a conversation."""
 
 
 _FACTS: WeakKeyDictionary[PreTrainedTokenizerBase, _TemplateFacts] = WeakKeyDictionary()
@@ -504,7 +516,7 @@ def _find_facts(tokenizer: PreTrainedTokenizerBase, template: str, options: Temp
     # `all_special_tokens` misses those without a name of their own, Gemma's <end_of_turn> for one.
     added = tokenizer.added_tokens_decoder.values()
     specials = {token.content for token in added if token.special}
-    # Templates may put a token together from pieces, so that it stands in no literal.
+    # Templates may build a token from pieces, so it may be in no literal.
     others = {token.content for token in added if not token.content.isspace()} - specials
     turns = {token for token in others if token in prompt or token in whole}
     literals = literals_of(template, name=name)
@@ -553,8 +565,8 @@ def _no_prefix(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], whole_
         min(len(prompt_ids), len(whole_ids)),
     )
     return (
-        f"the chat template of {_name(tokenizer)}: the prompt is no token prefix of prompt and answer. "
-        f"Alone the prompt ends in {tokenizer.decode(prompt_ids[same:])!r}, "
+        f"the chat template of {_name(tokenizer)}: the prompt is not a token prefix of prompt and answer. "
+        f"Alone, the prompt ends in {tokenizer.decode(prompt_ids[same:])!r}; "
         f"before an answer it reads {tokenizer.decode(whole_ids[same : same + 16])!r}. "
         "Strip white space from the beginning of the answer, or use a template that writes the prompt the same way "
         "with and without an answer"

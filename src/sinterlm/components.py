@@ -1,8 +1,8 @@
-"""Tables of components: those that come with Sinter, and those that installed packages add by entry points.
+"""Tables of components: Sinter's own, and those that installed packages add by entry points.
 
 A component is named in a recipe by its ``kind`` (an engine by ``engine``). Its settings are a pydantic class that
 declares the name as a literal; a table maps the names to these classes, and the recipe's schema is the union of a
-table's classes. A package adds one by an entry point of the table's group, whose name is the component's:
+table's classes. A package adds a component by an entry point in the table's group, under the component's name:
 
     [project.entry-points."sinterlm.scorers"]
     word-limit = "my_package.word_limit:WordLimit"
@@ -27,7 +27,7 @@ def with_installed(group: str, built_in: Mapping[str, RowT], expected: type[Any]
     """A table of built-in components and those that installed packages offer under ``group``.
 
     Args:
-        group: Of entry points, e.g. ``sinterlm.scorers``.
+        group: The group of entry points, e.g. ``sinterlm.scorers``.
         built_in: The table's own rows.
         expected: What a row must be: a class derived from this one if it is one of settings, else an instance of it.
 
@@ -40,17 +40,17 @@ def with_installed(group: str, built_in: Mapping[str, RowT], expected: type[Any]
         package = _package_of(point)
         offer = f"the installed package {package} offers {point.name!r} ({group}: {point.value})"
         if point.name in table:
-            raise InputError(f"{offer}, but there is one of this name already; uninstall one of them")
+            raise InputError(f"{offer}, but this name is already taken; uninstall one of them")
         try:
             row = point.load()
         except (Exception, SystemExit) as error:  # whatever a package's own code raises
             problem = f"{type(error).__name__}: {error}"
-            raise InputError(f"{offer}, which cannot be imported ({problem}); mend or uninstall the package") from error
+            raise InputError(f"{offer}, which cannot be imported ({problem}); fix or uninstall the package") from error
         is_class = isinstance(row, type) and issubclass(row, expected)
         if not (is_class if issubclass(expected, BaseModel) else isinstance(row, expected)):
-            raise InputError(f"{offer}, which is no {expected.__name__}; mend or uninstall the package")
+            raise InputError(f"{offer}, which is not of type {expected.__name__}; fix or uninstall the package")
         if lacking := _find_lacking(row):
-            raise InputError(f"{offer}, which lacks {', '.join(lacking)}; mend or uninstall the package")
+            raise InputError(f"{offer}, which lacks {', '.join(lacking)}; fix or uninstall the package")
         table[point.name] = cast("RowT", row)
     return table
 
@@ -78,10 +78,10 @@ def _package_of(point: EntryPoint) -> str:
 
 
 def union_of(table: Mapping[str, type[Any]], discriminator: str) -> Any:
-    """The type of a recipe's mapping that is one of the table's classes, picked by its key ``discriminator``.
+    """The union of the table's classes, from which a recipe's mapping picks one by its key ``discriminator``.
 
     Raises:
-        InputError: A class declares another name than that by which the table holds it.
+        InputError: A class declares a name other than its name in the table.
     """
     for name, settings in table.items():
         field = settings.model_fields.get(discriminator)
@@ -89,6 +89,6 @@ def union_of(table: Mapping[str, type[Any]], discriminator: str) -> Any:
         if declared != (name,):
             raise InputError(
                 f"{settings.__module__}.{settings.__name__} is offered as {name!r}, but its {discriminator!r} is "
-                f"declared as {' or '.join(map(repr, declared)) or 'no literal'}; mend or uninstall the package"
+                f"declared as {' or '.join(map(repr, declared)) or 'no literal'}; fix or uninstall the package"
             )
     return Annotated[reduce(or_, table.values()), Field(discriminator=discriminator)]

@@ -1,4 +1,4 @@
-"""How many tokens a model can read: what is longer means nothing to it, or breaks it."""
+"""How many tokens a model can read; a longer text is meaningless to it, or breaks it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
-"""Where configurations state it; the largest counts where there are several."""
+"""The names under which configurations state it; if there are several, the largest counts."""
 _STRETCHED = ("dynamic", "yarn")
-"""Rotary embeddings whose ``factor`` may come on top of the number of positions."""
+"""Rotary embeddings whose ``factor`` may multiply the number of positions."""
 _BY_LENGTH = ("dynamic", "longrope")
-"""Rotary embeddings that change for all rows of a batch where its longest is longer than in pre-training."""
+"""Rotary embeddings that change for all rows of a batch if its longest row is longer than in pre-training."""
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The most tokens of a text that the model can read; None where nothing bounds them.
+    """The maximum number of tokens that the model can read; None if nothing bounds it.
 
-    That is the configuration's number of positions, stretched by rotary scaling. Windows of attention bound nothing.
+    That is the configuration's number of positions, stretched by rotary scaling. Attention windows do not bound it.
     """
     stretched = _stretched_positions(model.config.get_text_config(decoder=True))
     bounds = [stretched] if stretched else []
@@ -27,7 +27,7 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def length_of_plain_positions(config: PreTrainedConfig) -> int | None:
-    """The most tokens of a row whose positions depend on no other row's length; None where none ever does."""
+    """The maximum length of a row whose positions do not depend on other rows' lengths; None if they never do."""
     config = config.get_text_config(decoder=True)
     lengths = [
         scaling.get("original_max_position_embeddings")
@@ -48,7 +48,7 @@ def _stretched_positions(config: PreTrainedConfig) -> int | None:
     positions = _positions(config)
     if positions is None:
         return None
-    # Some give the number before the stretching and some the number after it: the larger one is meant.
+    # Some configurations state the number before stretching and some the number after it: the larger one is meant.
     return max(
         [positions]
         + [
@@ -66,7 +66,7 @@ def _rotary_scalings(config: PreTrainedConfig) -> Iterator[Mapping[str, Any]]:
 
 
 def _table_lengths(model: PreTrainedModel) -> Iterator[int]:
-    """The lengths of tables of learned positions that begin behind the position of padding, as RoBERTa's do."""
+    """The lengths of tables of learned positions that begin after the position of padding, as RoBERTa's do."""
     from torch import nn  # noqa: PLC0415  # the command line must not wait for torch
 
     for name, module in model.named_modules():

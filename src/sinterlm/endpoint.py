@@ -1,8 +1,8 @@
 """A model behind the OpenAI protocol: many requests at once, a reply to each, or one error that says what to do.
 
-Retries with backoff are the client library's, which also waits as long as a server asks for (``Retry-After``). What the
-library does not look at is checked below it (:class:`_CheckedClient`), so that a response that is none, whatever its
-status code says, is a failed request like a lost connection: sent again, and never taken for something a model said.
+The client library retries with backoff, and waits as long as a server asks (``Retry-After``). :class:`_CheckedClient`,
+below it, checks what the library does not: a response that is not a reply, whatever its status code, counts as a failed
+request, like a lost connection. It is sent again, and never taken for something that a model said.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from sinterlm.errors import CredentialsError, InputError, SinterError, TryAgainE
 
 OPENAI_URL = "https://api.openai.com/v1"
 NO_KEY = "none"
-"""What is sent as a key where none is needed: the protocol has no other way to say so."""
+"""The key that is sent if none is needed: the protocol has no other way to say so."""
 
 MAX_SHOWN, MAX_BODY_SHOWN = 500, 300
-"""Characters of what a server says that messages repeat, and of a body that is no reply."""
+"""How many characters messages quote of what a server says, and of a body that is not a reply."""
 
 MAX_BYTES = 16 * 2**20
-"""Of one response: a reply of a million tokens fits in."""
+"""The largest response: a reply of a million tokens fits."""
 
 _ENCODINGS = {"", "identity", "gzip", "deflate"}
-"""Of a body; others may expand without bound between two looks at its size."""
+"""Accepted encodings of a body; others may expand without bound between two checks of its size."""
 
 _REFUSED, _TOO_LARGE = (400, 422), 413
-"""HTTP's codes of a request that a server cannot take, and of one that is too large."""
+"""HTTP status codes of a request that a server cannot accept, and of one that is too large."""
 _ABOUT_ONE_TEXT = re.compile(r"context|too long|content[ _](filter|policy|management)", re.IGNORECASE)
-"""In a refusal: the texts are too long for the model, or a filter holds them back. Other requests may do."""
+"""Matches refusals of texts that are too long for the model or blocked by a filter. Other requests may succeed."""
 
 
 class Reply(NamedTuple):
@@ -46,9 +46,9 @@ class Reply(NamedTuple):
 
     content: str
     problem: str = ""
-    """Empty for a whole reply; else why there is none, in words."""
+    """Why there is no whole reply, in words; empty for a whole reply."""
     model: str = ""
-    """The model as the server names it, which may be a dated version of what was asked for."""
+    """The model as the server names it, which may be a dated version of the one requested."""
 
 
 class _Message(BaseModel):
@@ -60,11 +60,11 @@ class _Choice(BaseModel):
     message: _Message
     finish_reason: str | None = None
     error: Any = None
-    """What a router says where the model's own server failed, with the status code 200 all the same."""
+    """What a router says if the model's own server failed, although the status code is 200."""
 
 
 class _Completion(BaseModel):
-    """What is read of a response; servers differ in the rest."""
+    """The parts of a response that are read; servers differ in the rest."""
 
     choices: Annotated[list[_Choice], Field(min_length=1)]
     model: str | None = None
@@ -74,12 +74,12 @@ class Endpoint:
     """A server that speaks the OpenAI protocol.
 
     Args:
-        base_url: up to and without ``/chat/completions``.
-        api_key_env: the environment variable that holds the key; None for ``OPENAI_API_KEY`` at OpenAI's own server,
-            and for no key at any other, so that a key never goes to a server that it is not meant for.
-        concurrency: most requests at once.
-        max_retries: how often a request that failed in passing is sent again.
-        timeout_seconds: how long one reply may take, from the request to the last byte.
+        base_url: The URL, without ``/chat/completions``.
+        api_key_env: The environment variable that holds the key. None means ``OPENAI_API_KEY`` at OpenAI's own server
+            and no key at any other, so that a key never goes to a server that it is not meant for.
+        concurrency: Maximum number of requests at once.
+        max_retries: How often a request with a transient failure is sent again.
+        timeout_seconds: How long one reply may take, from the request to the last byte.
     """
 
     def __init__(
@@ -92,20 +92,20 @@ class Endpoint:
         self._timeout_seconds = timeout_seconds
 
     def ask(self, requests: Sequence[Mapping[str, Any]], on_reply: Callable[[int, Reply], None]) -> None:
-        """Send chat completion requests, and hand over each reply as it comes: those before an error count.
+        """Send chat completion requests, and hand over each reply as it comes: replies before an error count.
 
         Args:
-            requests: the arguments of each, as the protocol names them.
-            on_reply: called with a request's position and its reply.
+            requests: The arguments of each request, as the protocol names them.
+            on_reply: Called with a request's position and its reply.
 
         Raises:
             CredentialsError: There is no key, or the server refuses it.
-            InputError: The server refuses the request, for another reason than the length or content of its texts.
-            TryAgainError: The server cannot be reached, or fails however often it is asked.
+            InputError: The server refuses the request for a reason other than the length or content of its texts.
+            TryAgainError: The server cannot be reached, or still fails after all retries.
         """
         key = find_key(self._base_url, self._api_key_env)
-        # The loop has a thread of its own, so that this works where a loop runs already (a notebook), and so that an
-        # interrupt arrives here at once and cancels what is under way.
+        # The event loop has its own thread, so that this works if a loop is already running (in a notebook), and so
+        # that an interrupt arrives here at once and cancels the open requests.
         with start_blocking_portal() as portal:
             portal.call(self._ask_all, requests, key, on_reply)
 
@@ -144,7 +144,7 @@ class Endpoint:
     def _explain(self, error: openai.OpenAIError) -> SinterError:
         url, said = self._base_url, _said(error)
         often = f"though asked {self._max_retries + 1} times"
-        resumes = "and give the same command again: nothing is lost"
+        resumes = "and rerun the command: nothing is lost"
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             variable = key_variable(url, self._api_key_env)
             refused = f"the key in {variable}" if variable else "a request without a key"
@@ -157,16 +157,16 @@ class Endpoint:
             )
         if isinstance(error.__cause__, _Nonsense):
             return TryAgainError(
-                f"{url}: what the server answers is no reply, {often}: {said}; see that base_url is an OpenAI-style "
-                f"API and that the server is well, {resumes}"
+                f"{url}: the server's answer is not a reply, {often}: {said}; check that base_url is an OpenAI-style "
+                f"API and that the server works, {resumes}"
             )
         if isinstance(error, openai.APIConnectionError):
-            return TryAgainError(f"{url}: cannot be reached ({said}); start the server, or mend base_url, {resumes}")
+            return TryAgainError(f"{url}: cannot be reached ({said}); start the server, or correct base_url, {resumes}")
         if isinstance(error, openai.APIStatusError) and error.response.is_redirect:
             elsewhere = _without_secrets(error.response.headers.get("location", ""))
             return InputError(
-                f"{url}: the server redirects the request to {elsewhere!r} (code {error.status_code}), which is not "
-                "followed, because prompts and key are meant for the server of base_url; if you trust the other "
+                f"{url}: the server redirects the request to {elsewhere!r} (code {error.status_code}). Redirects are "
+                "not followed, because prompts and key are meant for the server of base_url; if you trust the other "
                 "address, put it into base_url"
             )
         if (
@@ -174,12 +174,12 @@ class Endpoint:
             and error.status_code not in (408, 409, 429)
             and (error.status_code < 500)
         ):
-            return InputError(f"{url}: the server refuses the request ({said}); mend the model's name and settings")
+            return InputError(f"{url}: the server refuses the request ({said}); check the model's name and settings")
         return TryAgainError(f"{url}: the server failed, {often} ({said}); wait, or lower concurrency, {resumes}")
 
 
 def key_variable(base_url: str, api_key_env: str | None) -> str | None:
-    """The environment variable that holds the server's key; None where no key is needed."""
+    """The environment variable that holds the server's key; None if no key is needed."""
     return api_key_env or ("OPENAI_API_KEY" if base_url.rstrip("/") == OPENAI_URL else None)
 
 
@@ -187,7 +187,7 @@ def find_key(base_url: str, api_key_env: str | None) -> str:
     """The server's key, from the environment.
 
     Raises:
-        CredentialsError: It should be there and is not.
+        CredentialsError: The variable is unset or empty.
     """
     variable = key_variable(base_url, api_key_env)
     if variable is None:
@@ -195,23 +195,23 @@ def find_key(base_url: str, api_key_env: str | None) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise CredentialsError(
-            f"{base_url}: the environment variable {variable} holds no key; set it and give the same command again"
+            f"{base_url}: the environment variable {variable} holds no key; set it and rerun the command"
         )
     return key
 
 
 class _Nonsense(httpx2.RemoteProtocolError):
-    """A response that is none, whatever its status code says."""
+    """A response that is not a reply, whatever its status code says."""
 
 
 class _CheckedClient(httpx2.AsyncClient):
-    """Sends requests, and raises what the client library takes for a failed connection where no reply comes back.
+    """Sends requests; if no reply comes back, raises an error that the client library takes for a failed connection.
 
-    The deadline is for the whole response (the library's own is for each read, which one byte now and then defeats),
-    and so is the bound on its size. Redirects are not followed: another server must not get the prompts.
+    The deadline and the bound on size apply to the whole response. (The library's own deadline applies to each read, so
+    a byte now and then defeats it.) Redirects are not followed: another server must not get the prompts.
 
     Args:
-        timeout_seconds: of one response.
+        timeout_seconds: Deadline for one response.
     """
 
     def __init__(self, timeout_seconds: float) -> None:
@@ -220,7 +220,7 @@ class _CheckedClient(httpx2.AsyncClient):
         self._timeout_seconds = timeout_seconds
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send a request, and give its response with the whole body."""
+        """Send a request and return its response with the whole body."""
         request.headers["Accept-Encoding"] = "gzip, deflate"
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -244,7 +244,11 @@ _ABOUT_THE_BODY = {"content-encoding", "content-length", "transfer-encoding"}
 
 
 async def _read_body(response: httpx2.Response) -> bytes:
-    """The decoded body, unless it is larger than a reply can be."""
+    """Read and decode the body.
+
+    Raises:
+        _Nonsense: It is larger than a reply can be, or in another encoding.
+    """
     encoding = response.headers.get("content-encoding", "").strip().lower()
     if encoding not in _ENCODINGS:
         raise _Nonsense(f"a body in the encoding {encoding[:MAX_SHOWN]!r}", request=response.request)
@@ -262,11 +266,10 @@ async def _read_body(response: httpx2.Response) -> bytes:
 def _parse(body: bytes, request: httpx2.Request | None = None) -> _Completion:
     """The completion in the body of a response.
 
-    Half a surrogate pair, as a server writes it that counts in UTF-16 and cuts a reply within a pair, becomes a
-    question mark: a reply is text.
+    Half a surrogate pair becomes a question mark. (A server that counts in UTF-16 may cut a reply within a pair.)
 
     Raises:
-        _Nonsense: It is none.
+        _Nonsense: The body is not a completion.
     """
     try:
         value = json.loads(body.removeprefix(codecs.BOM_UTF8))
@@ -306,12 +309,12 @@ def _read(completion: _Completion) -> Reply:
 
 
 def _is_about_one_text(error: openai.APIStatusError) -> bool:
-    """Whether a server refuses one request for what it is asked to read, and may take others."""
+    """Whether a server refuses one request for the texts in it, and may accept others."""
     refused = error.status_code in _REFUSED and _ABOUT_ONE_TEXT.search(str(error)) is not None
     return refused or error.status_code == _TOO_LARGE
 
 
 def _said(error: openai.OpenAIError) -> str:
-    """What the error says, on one line; of a lost connection, what lies behind it."""
+    """What the error says, on one line; for a lost connection, what caused it."""
     cause = (isinstance(error, openai.APIConnectionError) and error.__cause__) or error
     return " ".join(str(cause).split())[:MAX_SHOWN] or type(cause).__name__

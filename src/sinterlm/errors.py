@@ -1,14 +1,14 @@
-"""Every error that a user can meet, and the exit code that the command ends with.
+"""Every error that a user can meet, and the exit code of the command.
 
 SinterError (1)
 ├── InputError (2)            the user's input, recipe, model or environment is wrong; nothing was changed
-│   └── OutOfMemoryError (2)  the settings ask for more memory than there is
+│   └── OutOfMemoryError (2)  the settings need more memory than the machine has
 ├── ToleranceError (3)        finished, but more items failed than the recipe tolerates
 ├── BudgetError (4)           the recipe's budget is reached
 ├── CredentialsError (5)      a key is missing
 ├── SandboxError (6)          untrusted code and no sandbox to run it in
-└── TryAgainError (75)        a full disk, a lock held: the same command later goes on
-Terminated (143)              SIGTERM; like KeyboardInterrupt (130) it is not an Exception
+└── TryAgainError (75)        a full disk, a held lock: rerun the command later to resume
+Terminated (143)              SIGTERM; like KeyboardInterrupt (130), it is not an Exception
 
 A message names the file, line or key, says what was found and what was expected, and what to do.
 """
@@ -28,12 +28,12 @@ class SinterError(Exception):
     """Base of all errors that end a command with a message instead of a traceback.
 
     Args:
-        message: What is wrong. A user and password within a URL are left out of it, wherever it quotes one from.
+        message: What is wrong. A user and password within a URL are removed from it.
     """
 
     exit_code = 1
     scored: Sequence[tuple[str, Any]] = ()
-    """Of a scorer that failed: what it had by then, as prompt ids and scores, so that nobody pays for it again."""
+    """The prompt ids and scores that a scorer had before it failed, so that nobody pays for them again."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(_PASSWORD.sub("***@", message))
@@ -46,13 +46,13 @@ class InputError(SinterError):
 
 
 class ToleranceError(SinterError):
-    """The work finished, but too much of it failed to be useful (a silent source, no row left)."""
+    """The work finished, but too much of it failed for the result to be useful (a silent source, no row left)."""
 
     exit_code = 3
 
 
 class BudgetError(SinterError):
-    """The recipe's budget is reached; the same command with a larger budget goes on."""
+    """The recipe's budget is reached; rerun the command with a larger budget to resume."""
 
     exit_code = 4
 
@@ -64,13 +64,13 @@ class CredentialsError(SinterError):
 
 
 class SandboxError(SinterError):
-    """Untrusted code should run and this machine offers no sandbox."""
+    """Untrusted code should run, but this machine has no sandbox."""
 
     exit_code = 6
 
 
 class TryAgainError(SinterError):
-    """A passing trouble (full disk, held lock): nothing is lost and the same command resumes."""
+    """A transient failure (full disk, held lock): nothing is lost; rerun the command to resume."""
 
     exit_code = 75
 
@@ -82,11 +82,11 @@ class Terminated(BaseException):
 
 
 class OutOfMemoryError(InputError):
-    """The work does not fit into the memory of this machine or its accelerator; smaller settings may do."""
+    """The work does not fit into the memory of this machine or its accelerator; smaller settings may fit."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, short enough to be part of a sentence."""
+    """The first line of a library's error, short enough to be part of a sentence."""
     if isinstance(error, KeyError):
         return f"there is no {error}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -96,7 +96,7 @@ def first_line(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException | None) -> BaseException | None:
-    """The error, or the one that led to it, that says that memory could not be had; None where none does."""
+    """The error in the chain that says that memory ran out, the earliest of them; None if there is none."""
     found = None
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -107,23 +107,23 @@ def out_of_memory(error: BaseException | None) -> BaseException | None:
 
 
 def _says_no_memory(error: BaseException) -> bool:
-    """Whether it is Python's own, torch's, or the system's error of this kind."""
+    """Whether it is an out-of-memory error of Python, of torch or of the system."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
-    # torch is not imported to ask: its class has this name, and what its CPU allocator raises has none.
+    # Without importing torch: its error class has this name, and its CPU allocator raises a plain RuntimeError.
     return type(error).__name__ == "OutOfMemoryError" or any(said in str(error) for said in _NO_MEMORY)
 
 
 @contextmanager
 def memory_advice(doing: str, advice: str) -> Iterator[None]:
-    """Within it, running out of memory is an error of the user's that says what was done and which settings to lower.
+    """Report running out of memory as an error that says what was being done and which settings to lower.
 
     Args:
-        doing: e.g. ``loading model 'org/name'``.
-        advice: e.g. ``a lower max_length takes less``.
+        doing: What was being done, e.g. ``loading model 'org/name'``.
+        advice: What takes less memory, e.g. ``a lower max_length takes less``.
 
     Raises:
-        OutOfMemoryError: Memory could not be had. What was stored before stays.
+        OutOfMemoryError: Memory ran out. What was stored before stays.
     """
     try:
         yield
@@ -135,8 +135,7 @@ def memory_advice(doing: str, advice: str) -> Iterator[None]:
             raise
         said = re.sub(r"^\[enforce fail at [^]]*\] *\S* == \S* *", "", first_line(cause))
         raise OutOfMemoryError(
-            f"out of memory while {doing} ({said}): {advice}. What is stored stays, and the same command goes on from "
-            "there"
+            f"out of memory while {doing} ({said}): {advice}. What is stored stays; rerun the command to resume"
         ) from error
 
 
@@ -148,4 +147,4 @@ _NO_MEMORY = (
     "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN
     "bad_alloc",
 )
-"""What errors without a class or number of their own say."""
+"""Texts of errors that have no class or number of their own."""

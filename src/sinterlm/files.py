@@ -1,8 +1,8 @@
-"""What is on the disk: whole-or-nothing writes, and records of what files hold.
+"""Files on the disk: whole-or-nothing writes, and records of what files hold.
 
-A file counts once its name is there, so its bytes are synced first, then the name: a power cut leaves the old file or
-the new one. Of a folder with many files (a checkpoint, a model), the one written last records the size and SHA-256 of
-the others.
+A file counts once its name exists, so its bytes are synced first, then the name: a power cut leaves the old file or the
+new one. In a folder with many files (a checkpoint, a model), the file written last records the size and SHA-256 of the
+others.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from sinterlm.errors import InputError, TryAgainError
 FINISHED = "training.json"
 """The file that is written last into the folder of a trained model; it records the model's other files."""
 EDITABLE = "README.md"
-"""The model's card, which its owner may edit: it is recorded, but another content is no damage."""
+"""The model's card, which its owner may edit: it is recorded, but a changed card is not damage."""
 
 # --- whole or nothing ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; when the block ends, it becomes ``path``, which until then is untouched.
+    """Give a temporary path to write to; when the block ends, it replaces ``path``, which is untouched until then.
 
     The bytes are on the disk before the name is, so that not even a power cut leaves half a file under it. The folder
-    is made if it is missing. A symbolic link at ``path`` is replaced, never followed. If the block raises, the
+    is created if it is missing. A symbolic link at ``path`` is replaced, never followed. If the block raises, the
     temporary file is removed; if the process is killed, the next one that writes ``path`` removes it.
 
     Raises:
@@ -60,7 +60,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """As :func:`atomic_write` for a folder of files: when the block ends, the temporary folder takes its place.
+    """Like :func:`atomic_write`, for a folder: when the block ends, the temporary folder replaces ``path``.
 
     Raises:
         TryAgainError: The disk is full.
@@ -85,7 +85,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def move_in(staged: Path, folder: Path) -> list[Path]:
-    """Move everything in ``staged`` into ``folder``, over what has the same names there; the files, where they are now.
+    """Move everything in ``staged`` into ``folder``, replacing what has the same names; returns the files' new paths.
 
     Every file is on the disk before its name is. ``staged`` must be on the same file system; it is gone afterwards.
     """
@@ -103,7 +103,7 @@ def move_in(staged: Path, folder: Path) -> list[Path]:
 
 
 def move_whole(path: Path, target: Path) -> None:
-    """Move a file or a folder to a free name on its file system; what it holds is on the disk before the name is."""
+    """Move a file or a folder to a free name on its file system; its content is on the disk before the name is."""
     _sync_tree(path)
     make_folder(target.parent)
     path.replace(target)
@@ -112,7 +112,7 @@ def move_whole(path: Path, target: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents as far as they are missing, and have their names on the disk."""
+    """Create a folder and its missing parents, and sync their names to the disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -120,12 +120,12 @@ def make_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder or a symbolic link (not what it points to), if it is there.
+    """Remove a file, a folder or a symbolic link (not its target), if it exists.
 
-    A folder is renamed first, so that it is whole or gone under its own name at every moment.
+    A folder is renamed first, so that under its own name it is always whole or gone.
     """
     trash = path.with_name(f".{path.name}.removed")
-    _remove_entry(trash)  # of a removal that was interrupted
+    _remove_entry(trash)  # left by an interrupted removal
     if path.is_dir() and not path.is_symlink():
         path.rename(trash)
         _remove_entry(trash)
@@ -142,7 +142,7 @@ def _remove_entry(path: Path) -> None:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of the system's for temporary files; empty ones that killed processes have left there are removed."""
+    """A temporary folder; also removes empty ones that killed processes have left behind."""
     for leftover in Path(tempfile.gettempdir()).glob("sinterlm-*"):
         pid = leftover.name.split("-")[1]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
@@ -153,7 +153,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def sync_files(paths: Iterable[Path]) -> None:
-    """Have the content of files, and their names in their folders, on the disk."""
+    """Sync the content of files, and their names in their folders, to the disk."""
     paths = list(paths)
     for path in [*paths, *dict.fromkeys(path.parent for path in paths)]:
         _sync(path)
@@ -170,7 +170,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems have no way to sync a folder, and do without.
+        # Some file systems cannot sync a folder.
         if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)):
             raise
     finally:
@@ -178,9 +178,9 @@ def _sync(path: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed have left of ``path``; a process that lives may still be writing.
+    """Remove temporary files of ``path`` that killed processes have left; a living process may still be writing.
 
-    What has our own process's number was left by another that had the same number, or was planted as a link.
+    A file with our own process's number was left by an earlier process with the same number, or planted as a link.
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
         pid, ending = leftover.name.removeprefix(f".{path.name}.").rpartition(".")[::2]
@@ -200,8 +200,8 @@ def _full_disk_said(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TryAgainError(
-                f"{path}: the disk is full ({error.strerror}); what was there is as it was. Free some space and give "
-                "the same command again"
+                f"{path}: the disk is full ({error.strerror}); nothing that was there has changed. Free some space and "
+                "rerun the command"
             ) from error
         raise
 
@@ -213,7 +213,7 @@ _hashes: dict[tuple[object, ...], str] = {}
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes, streamed; a file that stays as it is is read once in a process."""
+    """SHA-256 (hex) of a file's bytes, streamed; an unchanged file is read once per process."""
     status = path.stat()
     key = (path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _hashes:
@@ -223,9 +223,9 @@ def file_sha256(path: Path) -> str:
 
 
 def content_digest(path: Path) -> str | None:
-    """The name of a file's content in keys of stages; None for a file that does not exist.
+    """The hash of a file's content in stage keys; None for a file that does not exist.
 
-    It is what ``records.digest`` makes of the content in hexadecimal, computed without reading all of it at once.
+    Equals ``records.digest`` of the content in hexadecimal, but does not read the whole file at once.
     """
     if not path.is_file():
         return None
@@ -249,12 +249,12 @@ def record_files(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any
 
 
 def find_damage(folder: Path, record: Mapping[str, Mapping[str, Any]], *, read: bool = True) -> str | None:
-    """What is wrong with the first file that is not as it was recorded, in words; None if all are.
+    """What is wrong with the first file that differs from its record, in words; None if none does.
 
     Args:
-        folder: That the files are in.
-        record: As :func:`record_files` made it.
-        read: Whether to compare what the files hold, too, and not only their sizes.
+        folder: The folder of the files.
+        record: The record that :func:`record_files` made.
+        read: Whether to compare the files' content, too, and not only their sizes.
     """
     names = [name for name in record if Path(name).name != EDITABLE]
     for name in names:
@@ -263,19 +263,19 @@ def find_damage(folder: Path, record: Mapping[str, Mapping[str, Any]], *, read: 
         except OSError:
             return f"{name} is missing"
         if size != record[name]["bytes"]:
-            return f"{name} has {size:,} bytes where {record[name]['bytes']:,} were written"
+            return f"{name} has {size:,} bytes, but {record[name]['bytes']:,} were written"
     if not read:
         return None
     with ThreadPoolExecutor(_num_readers()) as readers:
         hashes = readers.map(file_sha256, [folder / name for name in names])
         for name, sha256 in zip(names, hashes, strict=True):
             if sha256 != record[name]["sha256"]:
-                return f"{name} is not what was written (its SHA-256 is another)"
+                return f"{name} is not what was written (its SHA-256 differs)"
     return None
 
 
 def describe_state(folder: Path, names: Iterable[str]) -> str:
-    """Names the state of files on the disk: the same text again means that nothing has been written to them since.
+    """A hash of the files' state on the disk: the same hash means that nothing has been written to them since.
 
     The time of an inode's last change cannot be set, and another file at the same place has another inode.
     """
@@ -298,26 +298,26 @@ def _num_readers() -> int:
 
 
 def find_model_damage(folder: Path, *, read: bool = True) -> str | None:
-    """As :func:`find_damage` for the folder of a trained model; None for one that records nothing."""
+    """Like :func:`find_damage`, for the folder of a trained model; None if the folder has no record."""
     record = _read_record(folder)
     if record is None:
-        return f"{FINISHED} is no record of a model"
+        return f"{FINISHED} is not the record of a model"
     return find_damage(folder, record, read=read)
 
 
 def recorded_files(folder: Path) -> Mapping[str, Mapping[str, Any]]:
-    """What the folder of a trained model records of its files; empty if it records nothing."""
+    """The record of the files in a trained model's folder; empty if there is no record."""
     return _read_record(folder) or {}
 
 
 def recorded_sha256(path: Path) -> str | None:
-    """What the folder of a trained model records of a file of it; None if it records nothing."""
+    """The hash of a file as recorded in its trained model's folder; None if there is no record of it."""
     record = recorded_files(path.parent)
     return record[path.name]["sha256"] if path.name in record else None
 
 
 def _read_record(folder: Path) -> Mapping[str, Mapping[str, Any]] | None:
-    """The record, read once as long as the file stays as it is; None if it is damaged."""
+    """The record, read again only if its file has changed; empty if there is none, None if it is damaged."""
     path = folder / FINISHED
     return _parse_record(path, describe_state(folder, [FINISHED])) if path.is_file() else {}
 
@@ -333,23 +333,23 @@ def _parse_record(path: Path, state: str) -> Mapping[str, Mapping[str, Any]] | N
 
 
 def require_undamaged_model(folder: Path, *, read: bool = True) -> None:
-    """Refuse the folder of a trained model if a file of it is not what training wrote.
+    """Refuse the folder of a trained model if one of its files is not what training wrote.
 
     Args:
-        folder: of any model.
-        read: whether to read every file, which is done once in a process, or to look at the sizes only.
+        folder: The folder of any model.
+        read: Whether to read every file (once per process), or to check only the sizes.
 
     Raises:
-        InputError: which file, and what to do.
+        InputError: Which file, and what to do.
     """
     if damage := find_model_damage(folder, read=read):
         raise damaged_model(folder, damage)
 
 
 def damaged_model(folder: Path, damage: str) -> InputError:
-    """What is said of the folder of a trained model when a file of it is not what training wrote."""
+    """The error for a trained model's folder with a file that is not what training wrote."""
     return InputError(
-        f"{folder}: this trained model is damaged: {damage}. Restore the folder from a copy; or remove it and give "
-        f"the command again that made it, which trains it anew. If you have changed the model yourself, remove its "
-        f"{FINISHED}: it is a model like any other then"
+        f"{folder}: this trained model is damaged: {damage}. Restore the folder from a copy, or remove it and rerun "
+        f"the command that made it, which trains it anew. If you have changed the model yourself, remove its "
+        f"{FINISHED}: it is then a model like any other"
     )

@@ -1,4 +1,4 @@
-"""A folder is written by one process at a time."""
+"""Locks that let only one process at a time write a folder."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from sinterlm.errors import TryAgainError
 from sinterlm.files import make_folder
 
 BEAT_SECONDS = 10.0
-"""How often a process that holds a folder says that it lives."""
+"""How often a process that holds a folder renews its sign."""
 WATCH_SECONDS = 35.0
-"""How long the sign of a process that cannot be looked up is watched before the process is taken for dead."""
+"""How long the sign of a process that cannot be looked up is watched before the process is considered dead."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""What file systems answer that have no locks of the kernel."""
+"""Errors of file systems that have no kernel locks."""
 
 
 class _Holder(NamedTuple):
-    """Who holds a folder, as ``.lock.json`` says."""
+    """The process that holds a folder, according to ``.lock.json``."""
 
     pid: int
     host: str
     since: str
     output: str
     started: float
-    """Unix time at which the process started: a later one may have the same number."""
+    """Unix time at which the process started: a later process may have the same number."""
     beat: int = 0
-    """Goes up as long as the process lives."""
+    """Increases as long as the process lives."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}, which writes {self.output}"
@@ -49,18 +49,18 @@ class _Holder(NamedTuple):
 def folder_lock(folder: Path, output: Path) -> Iterator[None]:
     """Hold a folder for one writing process.
 
-    Two locks are taken, since neither is enough everywhere. One of the operating system (``.lock``) ends with the
-    process, but some network file systems accept and ignore it. The other (``.lock.json``) names the process. A
-    process of this machine that is gone holds nothing. One of another machine is watched: it holds the folder as long
-    as it renews its sign, every :data:`BEAT_SECONDS`. So a process that was suspended may find its sign gone or
-    another's in its place: it ends at once, as if it had been killed.
+    Two locks are taken, since neither is enough everywhere. The operating system's (``.lock``) ends with the process,
+    but some network file systems accept and ignore it. The other, the sign (``.lock.json``), names the process. A
+    process of this machine that is gone holds nothing. A process of another machine is watched: it holds the folder as
+    long as it renews its sign, every :data:`BEAT_SECONDS`. So a process that was suspended may find its sign gone or
+    replaced by another's: it then ends at once, as if it had been killed.
 
     Args:
-        folder: A workspace, or the output folder itself; made if it is missing.
+        folder: A workspace, or the output folder itself; created if it is missing.
         output: What the process writes, for the message that others get.
 
     Raises:
-        TryAgainError: Another process holds it; the message names it.
+        TryAgainError: Another process holds the folder; the message names it.
     """
     make_folder(folder)
     with ExitStack() as stack:
@@ -101,7 +101,7 @@ def _signed(sign: Path, output: Path) -> Iterator[None]:
         holder = _read_sign(sign)
         if holder and _is_alive(sign, holder):
             raise _in_use(sign.parent, holder)
-        sign.unlink(missing_ok=True)  # of a process that is gone, or a link, which is not followed
+        sign.unlink(missing_ok=True)  # left by a process that is gone, or a link, which is not followed
     ended = threading.Event()
     beats = threading.Thread(target=_beat, args=(sign, own, ended), daemon=True)
     beats.start()
@@ -115,7 +115,7 @@ def _signed(sign: Path, output: Path) -> Iterator[None]:
 
 
 def _create_sign(sign: Path, holder: _Holder) -> bool:
-    """Write ``.lock.json`` if there is none, whatever others do meanwhile; a link counts as one and is not followed."""
+    """Write ``.lock.json`` unless it exists, atomically; a link there counts as existing and is not followed."""
     try:
         with sign.open("x", encoding="utf-8") as file:
             file.write(json.dumps(holder._asdict()))
@@ -144,7 +144,7 @@ def _beat(sign: Path, holder: _Holder, ended: threading.Event) -> None:
 
 
 def _is_lost(sign: Path, own: _Holder) -> bool:
-    """Whether another process has held the folder since; not if the file cannot be read for now."""
+    """Whether another process has taken the folder since; false if the sign cannot be read at the moment."""
     found = _read_sign(sign)
     return found[:-1] != own[:-1] if found else not os.path.lexists(sign)
 
@@ -153,7 +153,7 @@ def _end_at_once(sign: Path) -> NoReturn:
     """End the process from any of its threads, before it writes anything else."""
     print(
         f"sinterlm: {str(sign.parent)!r}: this folder is no longer held by process {os.getpid()}: it was suspended, or "
-        f"its {sign.name} was removed. It ends here; what it has stored stays: give the same command again",
+        f"its {sign.name} was removed. It ends here; what it has stored stays: rerun the command",
         file=sys.stderr,
         flush=True,
     )
@@ -161,7 +161,7 @@ def _end_at_once(sign: Path) -> NoReturn:
 
 
 def _read_sign(sign: Path) -> _Holder | None:
-    """Who holds the folder; None if ``.lock.json`` is missing, is a link or says nothing."""
+    """The process that holds the folder; None if ``.lock.json`` is missing, is a link or cannot be read."""
     for _ in range(3):
         if sign.is_symlink():
             return None
@@ -170,7 +170,7 @@ def _read_sign(sign: Path) -> _Holder | None:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError):
-            time.sleep(0.05)  # may have been made this moment, and not be written yet
+            time.sleep(0.05)  # it may have just been created, and not be written yet
     return None
 
 
@@ -179,7 +179,7 @@ def _is_alive(sign: Path, holder: _Holder) -> bool:
         difference = abs(_started(holder.pid) - holder.started)
         if difference < 5 or difference == math.inf or holder.pid == os.getpid():
             return difference < 5
-        # Either its number is another process's now, or the clock was set, by which the system tells when it started.
+        # Either another process now has its number, or the clock was set, which shifts the start time that we read.
     until = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < until:
         time.sleep(BEAT_SECONDS / 10)

@@ -3,7 +3,7 @@
     Prompt -> Response -> Score -> Candidates -> TrainingRow | Dropped
 
 Records are frozen and joined by id, never by position. *Score* is what a verifier, reward model or judge gives;
-*reward* is the internal reward of the policy and never stands in a record of this file.
+*reward* is the internal reward of the policy, which no record in this file contains.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any, Final, Literal, NamedTuple
 
 Role = Literal["chosen", "rejected", "chosen_source", "chosen_target", "rejected_source"]
 FinishReason = Literal["stop", "length", "prompt-too-long", "prompt-refused"]
-"""``length``: the token limit, or the end of the model's context, cut the answer. The last two: there is no answer,
+"""``length``: the token limit, or the end of the model's context, cut the answer. The last two: no answer exists,
 because the prompt left no room for one, or because the chat template (or few-shot prompt) refused it."""
 PROMPT_TOO_LONG: Final = "prompt-too-long"
 PROMPT_REFUSED: Final = "prompt-refused"
 NOT_ASKED: Final = (PROMPT_TOO_LONG, PROMPT_REFUSED)
-"""What the store keeps of a prompt that the model cannot be asked, so that it is not tried again."""
+"""Finish reasons of prompts that the model cannot be asked; the store keeps them, so that they are not tried again."""
 IMPORT: Final = "import"
-"""The stage that a record names which ``sinterlm import`` has dropped."""
+"""The stage in records that ``sinterlm import`` has dropped."""
 
 
 def digest(content: object) -> str:
-    """SHA-256 (hex) of ``content`` as canonical JSON: the one way in which Sinter names content.
+    """SHA-256 (hex) of ``content`` as canonical JSON: the only way in which Sinter identifies content.
 
     >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
     True
@@ -47,29 +47,29 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What every model is asked.
+    """A conversation that every model is asked to continue.
 
     Example: ``Prompt("capital-france", (Message("user", "What is the capital of France?"),), ("Paris",), "capitals")``
     """
 
     id: str
-    """Unique within a run; the hash of the content where the file gives none."""
+    """Unique within a run; by default the hash of the content."""
     messages: tuple[Message, ...]
     answers: tuple[str, ...] = ()
     """Accepted answers, or tests of code, for scorers that check; empty for open prompts."""
     domain: str = ""
-    """Family by which figures are also reported; empty for none."""
+    """Domain, by which figures are also reported; empty for none."""
     _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Hashes that were asked for: each is computed once."""
+    """Hashes that were already computed."""
 
     @property
     def content_hash(self) -> str:
-        """Names what is asked, so that recipes with other ids share answers; accepted answers do not count."""
+        """Hash of the messages, so that recipes with other ids share answers; accepted answers do not count."""
         return self._hashes.get("content") or self._hashes.setdefault("content", digest(list(map(list, self.messages))))
 
     @property
     def answers_hash(self) -> str:
-        """Names the accepted answers, which are part of the key of every stored score."""
+        """Hash of the accepted answers, which is part of the key of every stored score."""
         return self._hashes.get("answers") or self._hashes.setdefault("answers", digest(list(self.answers)))
 
 
@@ -82,7 +82,7 @@ class SamplingSettings:
     max_new_tokens: int = 512
     seed: int = 0
     repetition_penalty: float = 1.0
-    """Above 1, tokens that stand in the prompt or the answer so far become less likely (arXiv 1909.05858, 4.1)."""
+    """Above 1, tokens that are already in the prompt or the answer become less likely (arXiv 1909.05858, 4.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +102,21 @@ class Response:
     content: str
     finish_reason: FinishReason
     num_prompt_tokens: int
-    """Tokens of the prompt as this model saw it (few-shot prefix included); 0 where unknown."""
+    """Tokens of the prompt as this model saw it (few-shot prefix included); 0 if unknown."""
     num_tokens: int
-    """Tokens of the answer, in this model's own tokens; 0 where unknown."""
+    """Tokens of the answer, counted by this model's own tokenizer; 0 if unknown."""
     sampling: SamplingSettings | None = None
     """None for answers recorded elsewhere."""
 
 
 def response_id(source_identity: str, prompt_hash: str, index: int) -> str:
-    """The key of a response: who was asked (weights, template, settings), what, and the how-manieth sample."""
+    """The key of a response: who was asked (weights, template, settings), what, and the sample index."""
     return digest([source_identity, prompt_hash, index])
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a scorer says of one response.
+    """A scorer's score of one response.
 
     Example: ``Score("9f..", "exact-match:2", 1.0, True, {"contains": 1.0})``
     """
@@ -126,7 +126,7 @@ class Score:
     """The scorer's identity (kind, settings, weights)."""
     value: float
     passed: bool | None = None
-    """Pass-or-fail scorers only; None for graded ones."""
+    """Whether the response passed; None for scorers that grade."""
     detail: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else the scorer found, e.g. ``contains`` of the exact-match scorer."""
 
@@ -146,7 +146,7 @@ class Candidates:
     sources: tuple[Scored, ...]
     """Every source's answers."""
     target: tuple[Scored, ...] = ()
-    """The answers of the model that is about to be trained; empty before it was sampled."""
+    """The answers of the model that is about to be trained; empty before it is sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +164,9 @@ class RowResponse:
     group: str = ""
     """Responses of one group belong to one pair (FusePO: the source's name)."""
     weight: float | None = None
-    """What it counts within its row, for objectives that weigh; a pair's weight stands on all its members."""
+    """Weight within its row, for objectives that read weights; all members of a pair have the pair's weight."""
     truncated: bool = False
-    """Cut by the token limit: gets no end-of-turn token in training."""
+    """Whether the token limit cut it: it then gets no end-of-turn token in training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +178,16 @@ class TrainingRow:
 
     prompt_id: str
     messages: tuple[Message, ...]
-    """The prompt as the target is asked it, its system prompt included."""
+    """The prompt as the target sees it, including its system prompt."""
     responses: tuple[RowResponse, ...]
     weight: float = 1.0
 
     def with_role(self, role: Role) -> RowResponse:
-        """The response that has ``role``; KeyError where there is none."""
+        """The response that has ``role``.
+
+        Raises:
+            KeyError: No response has it.
+        """
         for response in self.responses:
             if response.role == role:
                 return response
@@ -192,13 +196,13 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Something that went no further, where and why. Nothing is dropped without one.
+    """Something that was dropped, where and why. Nothing is dropped without such a record.
 
     Example: ``Dropped("capital-france", "select-wrpo", "no-passing-source-answer", "best score 0.0 of 10 answers")``
     """
 
     subject: str
-    """Prompt id, or response id where a single answer was set aside."""
+    """Prompt id, or response id if a single answer was dropped."""
     stage: str
     reason: str
     """A short fixed phrase in lower case with hyphens, by which the report counts."""
@@ -207,7 +211,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a selection policy makes of its candidates: every prompt ends up in exactly one of the two."""
+    """The result of a selection policy: every prompt ends up in exactly one of the two."""
 
     rows: Sequence[TrainingRow]
     dropped: Sequence[Dropped]
@@ -215,7 +219,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A response as every run of a workspace shares it: with its whole key, and without any run's names.
+    """A response as all runs of a workspace share it: with its whole key, but without any run's names.
 
     Example: ``StoredResponse("4c..", "b7..", 0, "Paris", "stop", 131, 2, SamplingSettings())``
     """
@@ -223,7 +227,7 @@ class StoredResponse:
     identity: str
     """Who was asked, and how."""
     prompt_hash: str
-    """As :attr:`Prompt.content_hash`."""
+    """See :attr:`Prompt.content_hash`."""
     index: int
     content: str
     finish_reason: FinishReason
@@ -231,11 +235,11 @@ class StoredResponse:
     num_tokens: int
     sampling: SamplingSettings | None = None
     prompt: tuple[Message, ...] | None = None
-    """What was asked, where it is known."""
+    """What was asked, if it is known."""
 
     @property
     def id(self) -> str:
-        """As :attr:`Response.id`."""
+        """See :attr:`Response.id`."""
         return response_id(self.identity, self.prompt_hash, self.index)
 
 
@@ -244,4 +248,4 @@ class StoredScore(NamedTuple):
 
     score: Score
     answers_hash: str
-    """Stands for the accepted answers of the prompt."""
+    """See :attr:`Prompt.answers_hash`."""

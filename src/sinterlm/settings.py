@@ -1,7 +1,7 @@
-"""What a recipe says of one thing, checked: the base of every component's settings, and the types of their fields.
+"""The base class of every component's settings, and the types of their fields.
 
-A component declares its settings beside its code, as a subclass of :class:`Settings`; the recipe's schema is put
-together from them. Nothing here imports torch.
+A component declares its settings beside its code, as a subclass of :class:`Settings`; the recipe's schema is built
+from them. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic_core import PydanticCustomError
 
 MAX_SEED = 2**32 - 1
-"""The largest seed that NumPy's generator takes, which Transformers seeds beside torch's."""
+"""The largest seed that NumPy's generator accepts; Transformers seeds it along with torch's."""
 
 
 class Settings(BaseModel):
@@ -26,7 +26,7 @@ class Settings(BaseModel):
 
 
 def expected(expectation: str) -> PydanticCustomError:
-    """What a validator raises that found something else than, say, ``a date such as 2026-11-30``."""
+    """The error of a validator that expected, for example, ``a date such as 2026-11-30``."""
     return PydanticCustomError("expected", "{expectation}", {"expectation": expectation})
 
 
@@ -40,7 +40,7 @@ def _find_output(path: Path) -> Path:
 
 
 InputPath = Annotated[Path, Field(strict=False), AfterValidator(_find_input)]
-"""A file to read; in a recipe file relative to that file's folder."""
+"""A file to read; in a recipe file, relative to that file's folder."""
 OutputPath = Annotated[Path, Field(strict=False), AfterValidator(_find_output)]
 """A folder to write; relative to the current working directory, and absolute once read."""
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]

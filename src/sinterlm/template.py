@@ -1,9 +1,10 @@
-"""Chat templates: programs that came with a model, rendered with a fixed date and within limits.
+"""Chat templates: programs that come with a model, rendered with a fixed date and within limits.
 
     template (Jinja source) + conversation + options -> text
 
-A template runs in Transformers' sandbox, which keeps it from files and from Python, but not from the clock, from chance
-or from running for ever. Here the date is given, random functions are refused, and time, memory and output bounded.
+A template runs in Transformers' sandbox, which keeps it from files and from Python, but not from the clock, from random
+numbers or from running forever. Here the date is fixed, random functions are refused, and time, memory and output are
+bounded.
 
 Nothing here imports torch or Transformers before a template is rendered.
 """
@@ -35,21 +36,21 @@ from sinterlm.records import Message
 MAX_TEMPLATE_CHARACTERS = 2**16
 """Three times the longest of 114 published templates."""
 MAX_SECONDS = 2.0
-"""Most computing time of one rendering; published templates need less than three milliseconds."""
+"""Maximum computing time of one rendering; published templates need less than three milliseconds."""
 MAX_BYTES = 2**30
-"""Most memory by which one rendering may grow the process."""
+"""Maximum memory that one rendering may add to the process."""
 MAX_OUTPUT_CHARACTERS = 2**20
-"""Of one rendering, beside 16 for each character of the messages."""
+"""Maximum output of one rendering, plus 16 characters for each character of the messages."""
 
 _OWN_VARIABLES = {"messages", "add_generation_prompt", "tools", "documents", "strftime_now"}
-"""What Sinter itself gives a template."""
+"""The variables that Sinter itself passes to a template."""
 DATE_FUNCTION = "strftime_now"
 """The function by which templates ask for the date."""
 _ANOTHER = "such a template cannot be used: give the model another one (chat_template.jinja in its folder)"
 
 
 class TemplateRefusal(InputError):
-    """A template that fails on one conversation; it may serve for others."""
+    """A template fails on one conversation; it may work for others."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class TemplateOptions:
     variables: Mapping[str, Any] = field(default_factory=dict)
     """Further variables (``chat_template_kwargs``), e.g. ``{"enable_thinking": False}``."""
     date: datetime.date | None = None
-    """What the template takes for today, where it asks."""
+    """The date that the template takes for today, if it asks."""
 
     @classmethod
     def of(cls, variables: Mapping[str, Any] | None, date: str | None) -> TemplateOptions:
@@ -75,7 +76,7 @@ class TemplateOptions:
 
 
 class _Program(NamedTuple):
-    """A compiled template and what its source tells."""
+    """A compiled template and facts from its source."""
 
     template: Template
     variables: frozenset[str]
@@ -105,8 +106,8 @@ def render(
 
     Raises:
         TemplateRefusal: The template raises an error of any kind, for this conversation at least.
-        InputError: It takes too long or too much memory, writes too much, draws at random, does not read one of the
-            variables, or asks for the date and has none.
+        InputError: It takes too long or too much memory, writes too much, uses random numbers, does not read one of the
+            variables, or asks for the date and none is given.
     """
     if not _can_limit():
         return _Child.ask(
@@ -137,7 +138,7 @@ def render(
         raise InputError(f"{name} computes for more than {MAX_SECONDS:g} seconds; {_ANOTHER}") from error
     except MemoryError as error:
         raise InputError(f"{name} takes more than {MAX_BYTES // 2**20:,} MiB{_place(error)}; {_ANOTHER}") from error
-    except Exception as error:  # whatever a program of strangers raises
+    except Exception as error:  # whatever a stranger's program raises
         roles = ", ".join(message.role for message in messages)
         kind = "" if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: "
         raise TemplateRefusal(
@@ -150,10 +151,10 @@ def render(
 
 
 def literals_of(source: str, *, name: str) -> str:
-    """All text in a template, which it may write; separated by null characters.
+    """All literal text in a template, separated by null characters.
 
     Raises:
-        InputError: It cannot be compiled.
+        InputError: The template cannot be compiled.
     """
     if not _can_limit():
         return _Child.ask("literals_of", source=source, name=name)
@@ -168,8 +169,8 @@ def literals_of(source: str, *, name: str) -> str:
 
 @lru_cache(maxsize=32)
 def _compile(source: str) -> _Program:
-    # Private, but the one place that knows which functions and filters templates expect; render_jinja_template would
-    # take its clock along.
+    # Private, but the only place that knows which functions and filters templates expect; render_jinja_template would
+    # bring its own clock.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     if len(source) > MAX_TEMPLATE_CHARACTERS:
@@ -200,14 +201,14 @@ def _clock(date: datetime.date | None) -> Callable[[str], str]:
 
     def strftime_now(form: str) -> str:
         if date is None:
-            raise InputError("writes the date of today; give the date that it shall write (template_date: 2026-11-30)")
+            raise InputError("writes today's date; give the date that it should write (template_date: 2026-11-30)")
         return datetime.datetime.combine(date, datetime.time()).strftime(form)
 
     return strftime_now
 
 
 def _place(error: BaseException) -> str:
-    """The line of the template that raised an error; empty where it is not known."""
+    """The line of the template that raised an error, in words; empty if it is not known."""
     line = getattr(error, "lineno", None)
     trace = error.__traceback__
     while trace is not None:
@@ -221,7 +222,7 @@ def _place(error: BaseException) -> str:
 
 
 class _OutOfTime(BaseException):
-    """A rendering that has computed for too long; no Exception, which Jinja would catch where it folds constants."""
+    """A rendering took too long. Not an Exception, which Jinja would catch while it folds constants."""
 
 
 def _can_limit() -> bool:
@@ -231,10 +232,10 @@ def _can_limit() -> bool:
 
 @contextmanager
 def _limits() -> Iterator[None]:
-    """Bound what happens inside in computing time and, on Linux, in memory; for the main thread.
+    """Bound the computing time and, on Linux, the memory of what runs inside; for the main thread.
 
-    A timer and a limit of the process rather than a process of its own: they cost some microseconds, and hold for every
-    conversation, also for one that makes a harmless template run wild.
+    A timer and a limit on this process cost only microseconds, unlike a process of its own. So they apply to every
+    conversation, also to one that makes a harmless template run wild.
     """
     if not hasattr(signal, "SIGVTALRM"):
         yield
@@ -278,7 +279,7 @@ def _address_space() -> int:
 
 @cache
 def _statm(process: int) -> int:
-    """An open file that tells it for this process: opening one takes longer than a rendering."""
+    """An open file with the process's memory statistics, kept because opening it takes longer than a rendering."""
     return os.open("/proc/self/statm", os.O_RDONLY)
 
 
@@ -296,14 +297,14 @@ class _Child:
 
     _lock = threading.Lock()
     _running: ClassVar[dict[int, subprocess.Popen[str]]] = {}
-    """By the process that started it: a fork must not use that of its parent."""
+    """By the process that started it: a forked process must not use its parent's."""
 
     @classmethod
     def ask(cls, function: str, *, name: str, **arguments: Any) -> str:
         """Call a function of this module in that process.
 
         Raises:
-            InputError: As the function.
+            InputError: As raised by the function.
         """
         request = json.dumps({"function": function, "name": name, **arguments})
         with cls._lock:
@@ -325,7 +326,7 @@ class _Child:
 
 
 def serve() -> None:
-    """Answer the requests on standard input, until it ends."""
+    """Answer the requests on standard input until it ends."""
     for line in sys.stdin:
         print(json.dumps(_answer(**json.loads(line))), flush=True)
 

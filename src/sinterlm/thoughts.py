@@ -1,12 +1,12 @@
 r"""Thoughts: what a reasoning model writes before its answer, told apart from the answer.
 
-A thought is looked for at the beginning of the text only, and several may follow one another. An opening tag that is
-never closed makes everything a thought: the answer was cut before it began.
+Thoughts are recognised only at the beginning of the text; several may follow one another. An opening tag that is never
+closed makes everything a thought: the answer was cut before it began.
 
-Many chat templates write the opening tag into the prompt, so that a text holds the closing one alone. Such a tag ends a
-thought unless it is a mention, by one rule: **a closing tag alone is a mention where it is written as a word of a
-sentence (in quotes or code, before a punctuation mark, or after a space within a sentence), or where an opening tag
-pairs with it.** So ``To end a thought, write </think>.`` is an answer, and ``5 + 5 = 10.</think>10`` has a thought.
+Many chat templates write the opening tag into the prompt, so the text has only the closing tag. Such a tag ends a
+thought unless it is a mention, by one rule: **a lone closing tag is a mention if it is written as a word of a sentence
+(in quotes or code, before a punctuation mark, or after a space within a sentence), or if an opening tag pairs with
+it.** So ``To end a thought, write </think>.`` is an answer, and ``5 + 5 = 10.</think>10`` has a thought.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from itertools import chain, islice
 from typing import Literal, NamedTuple
 
 ThoughtRule = Literal["keep", "strip", "refuse"]
-"""What becomes of the thoughts of an answer: read or trained with it, taken off first, or a reason to drop it."""
+"""What to do with an answer's thoughts: keep them, strip them first, or refuse (drop) the answer."""
 HOLDS_THOUGHTS = "holds-thoughts"
-"""Reason of an answer or a row that is dropped under ``refuse``."""
+"""Why an answer or a row is dropped under ``refuse``."""
 
 
 class Thoughts(NamedTuple):
-    """A text in two: what the model thought, and what it answered."""
+    """A text in two parts: what the model thought, and what it answered."""
 
     thoughts: str
-    """Without tags; several are separated by an empty line."""
+    """The thoughts without tags; several are separated by an empty line."""
     answer: str
-    """The text itself where it has no thought."""
+    """The answer; the whole text if it has no thought."""
 
 
 class _Pair(NamedTuple):
@@ -38,7 +38,7 @@ class _Pair(NamedTuple):
     opening: str
     closing: str
     is_prose: bool = False
-    """Whether the marks are words that any text may begin with: then both of them must be there."""
+    """Whether the marks are words that any text may begin with: then both must be present."""
 
 
 def _tags(name: str) -> _Pair:
@@ -81,7 +81,7 @@ _PUNCTUATION = re.compile(r"[.,;:!?)\u3002\uff0c\u3001](?!\w)")
 _PARAGRAPH_OR_ANSWER = re.compile(r"[ \t\r]*\n[ \t\r]*\n\s*\S|\s*<(?:answer|response)>")
 _MAX_CANDIDATES, _MAX_LOOK = 100, 1000
 _MAX_THOUGHTS = 20
-"""Looked for one after the other, each to the end of the text: more in one text are a model's loop."""
+"""Each thought is searched to the end of the text; more than this many are a model in a loop."""
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -98,7 +98,7 @@ _FRAMED = [re.compile(rf"{start}(.*?)(?:{end}\s*)?\Z", re.IGNORECASE | re.DOTALL
 
 
 def has_thoughts(content: str) -> bool:
-    """Whether a text begins with a thought that says something; an empty one, as of a model told not to think, is none.
+    """Whether a text begins with a thought; an empty one, as from a model told not to think, does not count.
 
     >>> has_thoughts("<think>5 + 5</think>10"), has_thoughts("<think></think>10")
     (True, False)
@@ -134,7 +134,7 @@ class Opened(NamedTuple):
 
 
 def opened_thought(prompt: str) -> Opened | None:
-    """The thought that a prompt leaves open at its end; None where it leaves none open.
+    """The thought that a prompt leaves open at its end; None if it leaves none open.
 
     >>> opened_thought("<|im_start|>assistant <think>")
     Opened(opening='<think>', closing='</think>')
@@ -147,7 +147,7 @@ def opened_thought(prompt: str) -> Opened | None:
 
 
 def closes_thought(prompt: str) -> bool:
-    """Whether a prompt ends with a thought that is over, as where a model is told not to think."""
+    """Whether a prompt ends with a closed thought, as if a model is told not to think."""
     return _CLOSES.search(prompt) is not None
 
 
@@ -165,7 +165,7 @@ class _Thought(NamedTuple):
 
 
 def _opened_thought(text: str, start: int) -> _Thought | None:
-    """The thought that begins at ``start`` with an opening tag; to the end of the text where none closes it."""
+    """The thought that begins at ``start`` with an opening tag; without a closing tag, it extends to the text's end."""
     for pair, opening, closing in zip(_PAIRS, _OPENING, _CLOSING, strict=True):
         if opened := opening.match(text, start):
             ends = (end for end in closing.finditer(text, opened.end()) if not _is_quoted(text, end))
@@ -192,14 +192,14 @@ def _lone_thought(text: str, start: int) -> _Thought | None:
 def _lone_closing(
     text: str, start: int, opening: re.Pattern[str], closing: re.Pattern[str], fences: Sequence[int]
 ) -> re.Match[str] | None:
-    """The first closing tag of one kind that is no mention.
+    """The first closing tag of one kind that is not a mention.
 
     Args:
-        text: what a model wrote.
-        start: where the thought would begin.
-        opening: the tag that the closing one would pair with.
-        closing: the tag itself.
-        fences: where the lines lie that open or close a block of code.
+        text: What a model wrote.
+        start: Where the thought would begin.
+        opening: Matches the opening tag.
+        closing: Matches the closing tag.
+        fences: Where the lines begin that open or close a block of code.
     """
     openings = list(opening.finditer(text, start))
     places = [opened.start() for opened in openings]
@@ -225,7 +225,7 @@ def _is_quoted(text: str, tag: re.Match[str]) -> bool:
 
 
 def _is_word(text: str, tag: re.Match[str], start: int) -> bool:
-    """Whether a tag is written as a word of a sentence: punctuation behind it, or a space before it within one."""
+    """Whether a tag is written as a word of a sentence: before punctuation, or after a space within a sentence."""
     if tag.start() == start:
         return text[tag.end() : tag.end() + 1] in (" ", "\t")
     if _PUNCTUATION.match(text, tag.end()):

@@ -1,4 +1,4 @@
-"""The figures of a run as records. They are computed, written to JSON and read back here, and nowhere else."""
+"""The figures of a run as records; only this file computes them, writes them to JSON and reads them back."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Figures:
     """How several models answer one set of questions."""
 
     models: Mapping[str, Rates] = field(default_factory=dict)
-    """Model to its figures, both in the order of display; a model without any score is missing."""
+    """Model to its figures, both in the order of display; a model without a score is left out."""
     domains: Mapping[str, Mapping[str, Rates]] = field(default_factory=dict)
     """Model to domain to figures; empty if no question has a domain."""
     comparisons: Sequence[Comparison] = ()
-    """Each fused model minus every other model and the fused ones before it."""
+    """Each fused model minus every model that is not fused and the fused ones before it."""
 
     @property
     def metrics(self) -> list[str]:
@@ -72,17 +72,17 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All that a run measures of its models: what ``evaluation.json`` holds."""
+    """Everything that a run measures about its models: the content of ``evaluation.json``."""
 
     held_out: Figures = field(default_factory=Figures)
     development: Figures | None = None
-    """On the questions by which settings are chosen; None if there are none."""
+    """Figures on the questions by which settings are chosen; None if the run has no such questions."""
     num_quadruples: int | None = None
     """Held-out quadruples whose answers the target can be trained on; None without a preference method."""
     reward_accuracies: Mapping[str, RewardAccuracies] = field(default_factory=dict)
-    """Preference-trained model to how often its internal reward ranks the quadruples rightly."""
+    """Preference-trained model to how often its internal reward ranks the quadruples correctly."""
     average_logps: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    """Model to ``chosen_source`` and ``target`` to the average log-probability per token of each such answer."""
+    """Model to ``chosen_source`` or ``target`` to the mean log-probability per token of each such answer."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``evaluation.json``."""
@@ -121,7 +121,7 @@ def compute_figures(
 
     Args:
         scores: Model to prompt id to the score of its answer.
-        domains: Prompt id to domain, of every prompt in ``scores``; an empty domain is none.
+        domains: Prompt id to domain, for every prompt in ``scores``; an empty text means no domain.
         fused: The models to compare with the others.
     """
     models = {model: rates for model, answered in scores.items() if (rates := compute_rates(answered))}

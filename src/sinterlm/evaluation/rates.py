@@ -20,10 +20,10 @@ from sinterlm.records import Score
 Z_95 = 1.959963984540054
 """The standard normal quantile of 0.975."""
 METRICS = ("exact_match", "contains", "score")
-"""Every figure there is, in the order of display. Where a scorer passes or fails some questions and grades others, the
-rate is the main one."""
+"""All metrics, in the order of display. If a scorer passes or fails some questions and grades others, the rate is the
+main metric."""
 _CHUNK_ELEMENTS = 2**20
-"""Largest matrix of draws that the bootstrap holds at once."""
+"""The largest matrix of draws that the bootstrap holds at once."""
 
 
 class Rate(NamedTuple):
@@ -45,9 +45,9 @@ class Difference(NamedTuple):
 
 
 def metrics_of(score: Score) -> dict[str, float]:
-    """The figures that one score contributes to, main one first.
+    """The metrics that one score contributes to, the main one first.
 
-    ``exact_match`` for pass-or-fail scorers (and ``contains`` if the scorer tells it), ``score`` for graded ones;
+    ``exact_match`` for pass-or-fail scorers (and ``contains`` if the scorer reports it), ``score`` for graded ones;
     nothing if the scorer gave no number.
     """
     if math.isnan(score.value):
@@ -62,7 +62,7 @@ def metrics_of(score: Score) -> dict[str, float]:
 
 
 def values_by_metric(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """Metric to prompt id to value, of one model's scores by prompt id; the main metric first."""
+    """Metric to prompt id to value, from one model's scores by prompt id; the main metric first."""
     values: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for prompt_id, score in scores.items():
         for metric, value in metrics_of(score).items():
@@ -73,7 +73,7 @@ def values_by_metric(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]
 def compute_rates(scores: Mapping[str, Score]) -> dict[str, Rate]:
     """Every metric of one model, the main one first: Wilson's interval for rates, the bootstrap's for graded scores.
 
-    Each is over the questions that have a figure; without any there is no metric.
+    Each covers the questions that have a value; a metric without any is left out.
 
     Args:
         scores: prompt id to the score of the model's answer.
@@ -89,7 +89,7 @@ def compute_rates_by_domain(scores: Mapping[str, Score], domains: Mapping[str, s
 
     Args:
         scores: prompt id to the score of the model's answer.
-        domains: prompt id to domain, of every prompt in ``scores``.
+        domains: prompt id to domain, for every prompt in ``scores``.
     """
     by_domain: defaultdict[str, dict[str, Score]] = defaultdict(dict)
     for prompt_id, score in scores.items():
@@ -98,12 +98,12 @@ def compute_rates_by_domain(scores: Mapping[str, Score], domains: Mapping[str, s
 
 
 def pass_rate(passes: Iterable[float]) -> Rate:
-    """Share of ones among zeros and ones, with Wilson's score interval (Wilson 1927; Brown, Cai, DasGupta 2001).
+    """The share of ones among zeros and ones, with Wilson's score interval (Wilson 1927; Brown, Cai, DasGupta 2001).
 
     With p = k/n: centre (p + z^2/2n) / (1 + z^2/n), half width z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n).
 
     Raises:
-        ValueError: there is none, or one that is neither 0 nor 1.
+        ValueError: there are no values, or one is neither 0 nor 1.
     """
     values = [float(value) for value in passes]
     if not values or not set(values) <= {0.0, 1.0}:
@@ -117,7 +117,7 @@ def pass_rate(passes: Iterable[float]) -> Rate:
 
 
 def mean_score(values: Iterable[float], *, seed: int = 0, num_resamples: int = 10_000) -> Rate:
-    """Mean of graded scores with the bootstrap's interval over questions."""
+    """The mean of graded scores, with a bootstrap interval over questions."""
     return Rate(*_bootstrap([[value] for value in values], seed=seed, num_resamples=num_resamples))
 
 
@@ -125,10 +125,10 @@ def join_runs(runs: Iterable[tuple[Mapping[str, float], Mapping[str, float]]]) -
     """Pair two models' values question by question, over one run or several.
 
     Args:
-        runs: the two models' values by prompt id, a pair a run; within a run both have the same prompts.
+        runs: the two models' values by prompt id, one pair per run; within a run both have the same prompts.
 
     Returns:
-        Prompt id to one pair for every run in which the prompt was held out: the clusters of a paired difference.
+        Prompt id to one pair for each run that held the prompt out: the clusters of a paired difference.
 
     Raises:
         ValueError: one model of a run lacks a prompt that the other has.
@@ -137,7 +137,7 @@ def join_runs(runs: Iterable[tuple[Mapping[str, float], Mapping[str, float]]]) -
     for values, others in runs:
         if values.keys() != others.keys():
             unpaired = sorted(values.keys() ^ others.keys())
-            raise ValueError(f"{len(unpaired)} prompts have the values of one model only, e.g. {unpaired[0]!r}")
+            raise ValueError(f"{len(unpaired)} prompts have values of only one model, e.g. {unpaired[0]!r}")
         for prompt_id, value in values.items():
             pairs[prompt_id].append((value, others[prompt_id]))
     return dict(pairs)
@@ -146,15 +146,15 @@ def join_runs(runs: Iterable[tuple[Mapping[str, float], Mapping[str, float]]]) -
 def paired_difference(
     pairs: Mapping[str, Sequence[tuple[float, float]]], *, seed: int = 0, num_resamples: int = 10_000
 ) -> Difference:
-    """Mean of (model - other) over all pairs, with a percentile bootstrap over questions.
+    """The mean of (model - other) over all pairs, with a percentile bootstrap over questions.
 
     A question that several runs held out is one cluster: all its pairs are drawn together, because answers to one
     question are not independent of each other.
 
     Args:
-        pairs: prompt id to its (model, other) values, one a run (see :func:`join_runs`).
-        seed: of the resampling.
-        num_resamples: how often the questions are drawn anew.
+        pairs: prompt id to its (model, other) values, one pair per run (see :func:`join_runs`).
+        seed: seed of the resampling.
+        num_resamples: how often the questions are resampled.
     """
     differences = [[value - other for value, other in cluster] for cluster in pairs.values()]
     return Difference(*_bootstrap(differences, seed=seed, num_resamples=num_resamples))
@@ -174,11 +174,11 @@ class Comparison:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies wholly on one side of zero."""
+        """Whether the interval lies entirely on one side of zero."""
         return self.difference.low > 0 or self.difference.high < 0
 
     def to_json(self) -> dict[str, Any]:
-        """The form that ``summary.json`` and ``evaluation.json`` hold."""
+        """The form used in ``summary.json`` and ``evaluation.json``."""
         value, low, high, n = self.difference
         return {
             "model": self.model,
@@ -192,13 +192,13 @@ class Comparison:
 
 
 def compare_models(scores: Mapping[str, Mapping[str, Score]], fused: Sequence[str]) -> list[Comparison]:
-    """Every fused model against the other models and the fused ones before it.
+    """Compare every fused model with the models that are not fused and with the fused ones before it.
 
-    A metric is compared over the questions for which both models have a figure.
+    A metric is compared over the questions for which both models have a value.
 
     Args:
         scores: model to prompt id to the score of its answer.
-        fused: those of the models that are compared; others are only compared with.
+        fused: the fused models.
     """
     values = {model: values_by_metric(answered) for model, answered in scores.items()}
     differences = []
@@ -216,9 +216,9 @@ def compare_models(scores: Mapping[str, Mapping[str, Score]], fused: Sequence[st
 def _bootstrap(
     clusters: Sequence[Sequence[float]], *, seed: int, num_resamples: int
 ) -> tuple[float, float, float, int]:
-    """Mean over all values, the 2.5 and 97.5 % points of that mean when whole clusters are drawn anew, their number.
+    """The mean over all values, its 2.5 and 97.5 % points when whole clusters are resampled, and their number.
 
-    The mean needs only every cluster's sum and size; sorted, so that the order of questions does not matter.
+    The mean needs only each cluster's sum and size. They are sorted, so that the order of questions does not matter.
     """
     if not clusters or not all(clusters):
         raise ValueError("a bootstrap needs at least one question, and a value for every question")

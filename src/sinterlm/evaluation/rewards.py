@@ -9,7 +9,7 @@ from sinterlm.evaluation.rates import Rate, pass_rate
 
 
 class QuadrupleRewards(NamedTuple):
-    """The policy's rewards (beta times log-ratio) of one quadruple's three answers."""
+    """The policy's rewards of one quadruple's three answers."""
 
     chosen_source: float
     chosen_target: float
@@ -17,7 +17,7 @@ class QuadrupleRewards(NamedTuple):
 
 
 class RewardAccuracies(NamedTuple):
-    """Shares of quadruples with Wilson's 95 % interval; equal rewards do not count as ranked right."""
+    """Shares of quadruples with Wilson's 95 % interval; equal rewards do not count as correctly ranked."""
 
     source_chosen: Rate
     """reward(y_ws) > reward(y_l): the hybrid-policy accuracy of arXiv 2412.03187, section 4.4."""
@@ -31,8 +31,8 @@ def reward_accuracies(rewards: Sequence[QuadrupleRewards], *, alpha: float) -> R
     """How often the internal reward ranks a quadruple's answers as their scores do.
 
     Args:
-        rewards: of held-out quadruples, at least one.
-        alpha: weight of the source's answer in the compound reward (0 for methods that have none, as DPO).
+        rewards: rewards of held-out quadruples, at least one.
+        alpha: weight of the source's answer in the compound reward (0 for methods without one, such as DPO).
     """
     return RewardAccuracies(
         source_chosen=pass_rate(row.chosen_source > row.rejected for row in rewards),

@@ -3,17 +3,17 @@
     name -> resolve_model -> a folder (safetensors, config, tokenizer, template) -> load_model, load_tokenizer, ...
     name -> fingerprint: what decides the model's answers, as one hash
 
-    files         the files of a model folder: which belong to the model, and whether they are what they should be
-    locate        a name -> the folder, downloaded or converted where it has to be
+    files         which files of a folder belong to the model, and whether they are whole
+    locate        a name -> the folder, downloaded or converted if needed
     gguf          GGUF files inside packages, and their conversion
     fingerprints  a model's hash, and the size of its weights
-    hashes        hashes of files, kept
-    quiet         what Transformers prints, kept silent
-    templates     what decides a chat template's text
-    load          models and tokenizers, looked at before and after they are loaded
+    hashes        cached hashes of files
+    quiet         silences what Transformers prints
+    templates     which options decide a chat template's text
+    load          models and tokenizers, checked before and after they are loaded
 
-Weights are read from safetensors only, and no code of a checkpoint is ever run. Finding and naming a model needs no
-torch: it is imported where one is loaded or converted.
+Weights are read only from safetensors, and code in a checkpoint is never run. Finding and naming a model needs no
+torch, which is imported only to load or convert one.
 """
 
 from sinterlm.models.fingerprints import (

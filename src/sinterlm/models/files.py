@@ -1,4 +1,4 @@
-"""The files of a model folder: which of them belong to the model, and whether they are what their names say."""
+"""The files of a model folder: which of them belong to the model, and whether they are whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "*.model",
 )
-"""Of these a tokenizer is made; one is enough."""
+"""Files that a tokenizer can be made from; one is enough."""
 DESCRIPTION_FILES = (
     CONFIG,
     "generation_config.json",
@@ -34,24 +34,24 @@ DESCRIPTION_FILES = (
     "chat_template.json",
     "*.jinja",
 )
-"""What beside its weights decides what a model answers."""
+"""Files, other than its weights, that decide a model's answers."""
 _SMALL_OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def description_files(folder: Path) -> list[Path]:
-    """The files of the folder itself, and of none below it, that say what its weights are."""
+    """The files of the folder itself (not of its subfolders) that describe the model."""
     return sorted({path for pattern in DESCRIPTION_FILES for path in folder.glob(pattern) if path.is_file()})
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the model's weights, chosen as Transformers chooses them.
 
-    Whatever else lies in the folder (weights in another layout or precision, shards of an earlier model, an adapter,
+    Anything else in the folder (weights in another layout or precision, shards of an earlier model, an adapter,
     checkpoints in subfolders) is not part of the model.
 
     Raises:
-        InputError: There are none, the index cannot be read, or it names a file that is missing or no safetensors.
+        InputError: The folder has no weights, the index cannot be read, or it names a file that is not safetensors.
     """
     index = _index_of(folder)
     if index is None:
@@ -69,7 +69,7 @@ def shards_of(index: Path) -> list[str]:
     """The files that an index of weights names.
 
     Raises:
-        InputError: The index cannot be read, or names something else than safetensors in its folder.
+        InputError: The index cannot be read, or names anything but safetensors files in its folder.
     """
     content = read_object(index)
     weight_map = content.get("weight_map")
@@ -80,35 +80,35 @@ def shards_of(index: Path) -> list[str]:
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
         if not shard.endswith(".safetensors"):
-            raise InputError(f"{index}: names {shard}, which is no safetensors file; {_SAVE_AGAIN}")
+            raise InputError(f"{index}: names {shard}, which is not a safetensors file; {_SAVE_AGAIN}")
         if Path(shard).is_absolute() or ".." in Path(shard).parts:
             raise InputError(f"{index}: names {shard}; expected files within its folder")
     return shards
 
 
 def index_to_fetch(folder: Path) -> Path | None:
-    """The index whose shards have to be fetched; None where one file holds the weights, or nothing does."""
+    """The index whose shards have to be fetched; None if one file holds the weights, or nothing does."""
     return _index_of(folder)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        InputError: The file is empty, no JSON, or something else than an object.
+        InputError: The file is empty, not valid JSON, or not an object.
     """
     check_not_a_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # UnicodeDecodeError, too
-        raise InputError(f"{path}: no valid JSON ({error}); get the file again") from error
+        raise InputError(f"{path}: not valid JSON ({error}); get the file again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
     return value
 
 
 def check_folder(folder: Path) -> Path:
-    """The folder, once it is known to hold a model of which every file is what it should be.
+    """Return the folder, after checking that it holds a model whose files are all whole.
 
     Raises:
         InputError: What is missing or broken, and what to do.
@@ -122,7 +122,9 @@ def check_folder(folder: Path) -> Path:
     read_object(folder / CONFIG)
     for path in description_files(folder):
         check_not_a_pointer(path)
-        if path.name in _SMALL_OBJECTS:  # Transformers would pass over a broken one, and the model's stops with it
+        if (
+            path.name in _SMALL_OBJECTS
+        ):  # Transformers would skip a broken one, and lose the model's stop tokens with it
             read_object(path)
     for path in weight_files(folder):
         _check_weights(path)
@@ -130,10 +132,10 @@ def check_folder(folder: Path) -> Path:
 
 
 def check_not_a_pointer(path: Path) -> None:
-    """Refuse an empty file, and a pointer that Git leaves in place of a large file.
+    """Refuse an empty file, and the pointer that Git LFS leaves in place of a large file.
 
     Raises:
-        InputError: It is one.
+        InputError: The file is one of these.
     """
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
@@ -152,7 +154,7 @@ _SAVE_AGAIN = (
 
 
 def _index_of(folder: Path) -> Path | None:
-    """The index that counts: a config may name the file of the weights, and a single file goes before an index."""
+    """The index to use: a config may name the file of the weights, and a single file takes precedence over an index."""
     named = _named_weights(folder)
     if named is not None:
         return named if named.name.endswith(".index.json") else None
@@ -161,7 +163,7 @@ def _index_of(folder: Path) -> Path | None:
 
 
 def _named_weights(folder: Path) -> Path | None:
-    """The file that the config names as that of the weights, where it does."""
+    """The file that the config names as that of the weights, if it names one."""
     config = folder / CONFIG
     name = read_object(config).get("transformers_weights") if config.is_file() else None
     return folder / name if isinstance(name, str) else None
@@ -174,41 +176,47 @@ def _only_file(folder: Path) -> Path:
     if path.is_file():
         return path
     if path.name != WEIGHTS:
-        raise InputError(f"{folder / CONFIG}: transformers_weights names {path.name}, which is not there; get it")
+        raise InputError(f"{folder / CONFIG}: transformers_weights names {path.name}, which is missing; get it")
     others = sorted(other.name for other in folder.glob("*.safetensors") if other.is_file())
     if not others:
         raise InputError(f"model folder {folder}: no *.safetensors in it; {_SAVE_AGAIN}")
     shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
     raise InputError(
-        f"model folder {folder}: neither {WEIGHTS} nor {INDEX} in it, only {shown}; expected the one, or the other "
-        "with the files that it names: get the files that are missing"
+        f"model folder {folder}: neither {WEIGHTS} nor {INDEX} in it, only {shown}; expected the former, or the latter "
+        "with the files that it names: get the missing files"
     )
 
 
 def _check_weights(path: Path) -> None:
-    """Look at a file's header, by which its length is known, too."""
+    """Read a file's header, which also tells how long the file should be."""
     if not path.is_file():
-        raise InputError(f"{path}: this file of the weights is missing, though {INDEX} names it; get it again")
+        raise InputError(f"{path}: this weights file is missing, though {INDEX} names it; get it again")
     check_not_a_pointer(path)
     try:
         with memory_advice(f"opening {path}", "a smaller model takes less"), safe_open(path, framework="np"):
             pass
     except SafetensorError as error:
-        raise InputError(f"{path}: broken or cut short, no whole safetensors file ({error}); get it again") from error
+        raise InputError(
+            f"{path}: broken or cut short, not a whole safetensors file ({error}); get it again"
+        ) from error
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """Name the whole model that is to be taken in place of an adapter's folder."""
+    """Refuse an adapter's folder, and name the whole model to use instead.
+
+    Raises:
+        InputError: Always.
+    """
     if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         raise InputError(
-            f"model folder {folder}: a whole model and an adapter ({ADAPTER_CONFIG}) lie in it, and which of them is "
-            "meant cannot be known; move the adapter's files to another folder"
+            f"model folder {folder}: holds both a whole model and an adapter ({ADAPTER_CONFIG}), so which is meant "
+            "is unclear; move the adapter's files to another folder"
         )
     merged = folder.absolute().parent
     if (merged / CONFIG).is_file() and (merged / "training.json").is_file():
-        raise InputError(f"model folder {folder}: an adapter, no whole model; its merged model is {merged}")
+        raise InputError(f"model folder {folder}: an adapter, not a whole model; its merged model is {merged}")
     base = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     raise InputError(
-        f"model folder {folder}: an adapter of {base or 'a model that it does not name'}, no whole model; name the "
+        f"model folder {folder}: an adapter of {base or 'a model that it does not name'}, not a whole model; name the "
         "base model, or merge the two (PEFT: `merge_and_unload`, then `save_pretrained`) and name the merged folder"
     )

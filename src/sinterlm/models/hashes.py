@@ -1,4 +1,4 @@
-"""Hashes of large files, computed once: kept by where a file lies and by all that a write to it changes."""
+"""Hashes of large files, computed once and cached by the file's path, size, times and inode."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where converted models and file hashes are kept: ``$XDG_CACHE_HOME/sinterlm``, else ``~/.cache/sinterlm``.
+    """The folder for converted models and file hashes: ``$XDG_CACHE_HOME/sinterlm`` or ``~/.cache/sinterlm``.
 
     Raises:
         InputError: Neither is known.
@@ -29,7 +29,7 @@ def cache_folder() -> Path:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes; read again only where the file may have changed since it was last read."""
+    """SHA-256 (hex) of a file's bytes; the file is read again only if it may have changed since the last time."""
     known = known_hash(path)
     if known is not None:
         return known
@@ -45,7 +45,7 @@ def file_hash(path: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _say_without_cache(reason: str) -> None:
-    """Say it once: a cache that cannot be written costs time, nothing else."""
+    """Warn once: a cache that cannot be written costs only time."""
     logger.warning(
         "hashes of weights cannot be kept (%s): every command reads the weights again; set XDG_CACHE_HOME to a folder "
         "of yours",
@@ -54,9 +54,9 @@ def _say_without_cache(reason: str) -> None:
 
 
 def known_hash(path: Path) -> str | None:
-    """The hash where it is kept and the file has not changed since; None otherwise.
+    """The hash if it is cached and the file has not changed since; None otherwise.
 
-    A model that was trained here records the hashes of its files, which are held against them before they are loaded.
+    A model that was trained here records the hashes of its files; they are compared before it is loaded.
     """
     if recorded := recorded_sha256(path):
         return recorded
@@ -69,10 +69,10 @@ def known_hash(path: Path) -> str | None:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """What tells one content of a path from another.
+    """The file's state on the disk, which changes whenever its content does.
 
-    The time of the last write can be set (``cp -p``, ``touch -r``, ``rsync -t``), so size and it are not enough. The
-    time of the inode's last change cannot, and another file moved to this place has another inode.
+    The time of the last write can be set (``cp -p``, ``touch -r``, ``rsync -t``), so it and the size are not enough.
+    The time of the inode's last change cannot be set, and another file moved to this place has another inode.
     """
     status = path.stat()
     return {

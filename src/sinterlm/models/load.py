@@ -1,4 +1,4 @@
-"""Loading models and tokenizers; whatever a load leaves out, lacks or cannot do is said, never passed over."""
+"""Load models and tokenizers; whatever is left out, missing or impossible is reported, never passed over."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _IS_ARMORM = {"ForRewardModelWithGating": "an ArmoRM is read by the scorer `kind
 _WITHOUT_CONSEQUENCE = re.compile(
     r"(^|\.)(rotary(_pos)?_emb\.|(\w*inv_freq|position_ids|masked_bias|[kv]_scale)$|(attn|attention)\.bias$)"
 )
-"""Tables that older versions saved with the weights and models compute themselves; scales of a quantised cache."""
+"""Tables that older versions saved with the weights but that models compute themselves; scales of a quantised cache."""
 _PLACEHOLDER = re.compile(r"image|img|vision|video|audio|speech", re.IGNORECASE)
-"""Special tokens of this kind have no row in some models' text-only editions (Gemma 3's): no text becomes one."""
+"""Special tokens of this kind may lack an embedding in a text-only model (Gemma 3's): no text becomes one."""
 
 
 def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTrainedModel:
@@ -42,11 +42,11 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
 
     Args:
         name: As in :func:`resolve_model`.
-        device: ``auto`` is cuda, else mps, else cpu.
-        dtype: ``auto`` is bfloat16 on cuda, else float32.
+        device: ``auto`` is the first available of cuda, mps and cpu.
+        dtype: ``auto`` is bfloat16 on cuda, otherwise float32.
 
     Raises:
-        InputError: There is no such model, it is a reward model, or its files and what they say of it do not agree.
+        InputError: There is no such model, it is a reward model, or its files do not agree with each other.
     """
     folder = _resolve_whole(name)
     config = _read_config(name, folder, refused=_SCORES | _FILLS_GAPS)
@@ -54,17 +54,17 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
 
 
 def load_trainable_model(name: str) -> PreTrainedModel:
-    """A causal language model to be trained: in float32, in which small updates are not lost, on the CPU.
+    """A causal language model to be trained: on the CPU, in float32, in which small updates are not lost.
 
     Raises:
-        InputError: As in :func:`load_model`, or it is quantised.
+        InputError: As in :func:`load_model`, or the model is quantised.
     """
     check_trainable(name)
     return load_model(name, device="cpu", dtype="float32")
 
 
 def check_trainable(name: str) -> None:
-    """Find what :func:`load_trainable_model` would refuse, as far as the model's config tells.
+    """Find what :func:`load_trainable_model` would refuse, as far as the model's files can tell without loading it.
 
     Raises:
         InputError: The model cannot be trained.
@@ -80,13 +80,13 @@ def check_trainable(name: str) -> None:
 def load_reward_model(
     name: str, *, device: str = "auto", dtype: str = "auto", float32_head: bool = False
 ) -> PreTrainedModel:
-    """A sequence-classification model in eval mode; arguments as in :func:`load_model`.
+    """A sequence-classification model in eval mode.
 
     Args:
         name: As in :func:`resolve_model`.
         device: As in :func:`load_model`.
         dtype: As in :func:`load_model`.
-        float32_head: Whether what follows the backbone is computed in float32, with weights as the files have them.
+        float32_head: Whether what follows the backbone is computed in float32, with the weights as stored in the files.
     """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
 
@@ -104,7 +104,7 @@ def load_reward_model(
 
 
 def load_model_of(model_class: type[Model], name: str, *, device: str = "auto", dtype: str = "auto") -> Model:
-    """A model of a class of our own in eval mode; other arguments as in :func:`load_model`."""
+    """A model of one of our own classes in eval mode; other arguments as in :func:`load_model`."""
     _read_config(name, _resolve_whole(name))
     return cast(Model, _load(model_class, name, device, dtype))
 
@@ -112,10 +112,10 @@ def load_model_of(model_class: type[Model], name: str, *, device: str = "auto", 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, with its chat template if it has one.
 
-    Its pad token may be its eos (SmolLM2's is): padding is told by position, never by id.
+    Its pad token may be its eos (as in SmolLM2): recognise padding by position, never by id.
 
     Raises:
-        InputError: It cannot be loaded, or has a token that the model has no embedding for.
+        InputError: The tokenizer cannot be loaded, or has a token that the model has no embedding for.
     """
     from transformers import AutoTokenizer
 
@@ -140,7 +140,7 @@ def describe_placement(model: PreTrainedModel) -> str:
 
 
 def quantisation(config: Mapping[str, Any]) -> str | None:
-    """How a model's weights were quantised, by its config; None where they were not."""
+    """How a model's weights were quantised, by its config; None if they were not."""
     for part in (config, *(config.get(key) for key in ("text_config", "language_config", "llm_config"))):
         if not isinstance(part, Mapping):
             continue
@@ -156,16 +156,19 @@ def _read_config(name: str, folder: Path, *, refused: Mapping[str, str] | None =
     """The model's config, of an architecture that Transformers has.
 
     Args:
-        name: Of the model.
-        folder: Where it lies.
-        refused: How architectures' names end that cannot be meant, and what to say.
+        name: The model's name.
+        folder: The model's folder.
+        refused: Endings of architecture names to refuse, each with the problem in words.
+
+    Raises:
+        InputError: The architecture is refused, or Transformers does not have it.
     """
     from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
     config = read_object(folder / CONFIG)
     architectures = [str(architecture) for architecture in config.get("architectures") or ()]
     for ending, problem in (refused or {}).items():
-        # Where input and output embeddings are one, nothing would be missing and a reward model would speak.
+        # With tied embeddings no weight would be missing, and a reward model would pass for a language model.
         if any(architecture.endswith(ending) for architecture in architectures):
             raise InputError(f"model {name!r} is a {', '.join(architectures)}: {problem}")
     kind = config.get("model_type")
@@ -182,7 +185,11 @@ def _read_config(name: str, folder: Path, *, refused: Mapping[str, str] | None =
 
 
 def _writer_class(name: str, config: PreTrainedConfig) -> Any:
-    """The class of models that write text: of a model for images and text its whole, not its language model alone."""
+    """The auto class that loads a model to write text; a model for images and text is loaded whole.
+
+    Raises:
+        InputError: The architecture does not continue a text.
+    """
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -195,7 +202,7 @@ def _writer_class(name: str, config: PreTrainedConfig) -> Any:
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
     if config.is_encoder_decoder or not (whole or causal):
         raise InputError(
-            f"model {name!r}: its architecture ({config.model_type}) is none that continues a text; choose a causal "
+            f"model {name!r}: its architecture ({config.model_type}) does not continue a text; choose a causal "
             "language model"
         )
     if whole and (causal is None or getattr(whole, "__name__", None) in (config.architectures or ())):
@@ -204,7 +211,7 @@ def _writer_class(name: str, config: PreTrainedConfig) -> Any:
 
 
 def _resolve_whole(name: str) -> Path:
-    """The model's folder; of a model that was trained here, every file is read and held against its record, once."""
+    """The model's folder; if the model was trained here, every file is compared with its record, once per process."""
     if folder := folder_named(name):
         require_undamaged_model(folder)
     return resolve_model(name)
@@ -235,7 +242,7 @@ def _load(auto_class: Any, name: str, device: str, dtype: str) -> PreTrainedMode
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # said below, with the shapes
+            ignore_mismatched_sizes=True,  # reported below, with the shapes
             # Packed weights cannot be moved to their device later.
             **({"device_map": {"": place}} if method else {}),
         )
@@ -245,15 +252,15 @@ def _load(auto_class: Any, name: str, device: str, dtype: str) -> PreTrainedMode
 
 
 def _check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Look at what the files lack, hold otherwise, and hold beside what the model took.
+    """Check which weights the files lack, hold in another shape, or hold in addition to the model's.
 
     Raises:
-        InputError: The model would compute something else than its files are meant for.
+        InputError: The model would not compute what its files are meant for.
     """
     kind = type(model).__name__
     if info["missing_keys"]:
         # Transformers fills the gap with random numbers: a causal model would pass for a reward model.
-        raise InputError(f"model {name!r} is no {kind}: its files lack {_some(info['missing_keys'])}")
+        raise InputError(f"model {name!r} cannot be loaded as {kind}: its files lack {_some(info['missing_keys'])}")
     if info["mismatched_keys"]:
         key, found, expected = min(info["mismatched_keys"])
         raise InputError(
@@ -268,7 +275,7 @@ def _check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any]) ->
             "compute with, so its answers would be wrong; get both from the same version of the model"
         )
     parts = Counter(_part(key, modules) for key in left_over)
-    del parts["lm_head"]  # of a reward model: the head of the language model that it was made of
+    del parts["lm_head"]  # in a reward model's files: the head of the language model that it was made from
     if parts:
         found = ", ".join(f"{part} ({count})" for part, count in sorted(parts.items()))
         logger.warning(
@@ -282,7 +289,7 @@ def _check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any]) ->
 
 
 def _is_inside(key: str, modules: Mapping[str, int]) -> bool:
-    """Whether a weight belongs to a layer that the model has, and would change what this layer computes.
+    """Whether a weight belongs to a layer that the model has, and would change what that layer computes.
 
     Args:
         key: The weight's name.
@@ -294,7 +301,7 @@ def _is_inside(key: str, modules: Mapping[str, int]) -> bool:
 
 
 def _part(key: str, modules: Mapping[str, int]) -> str:
-    """The name of the smallest part that the model does not have and the weight belongs to."""
+    """The name of the outermost part that the weight belongs to and the model does not have."""
     owner = _owner(key, modules)
     return ".".join(key.split(".")[: owner.count(".") + 2 if owner else 1])
 
@@ -318,7 +325,7 @@ def _size(folder: Path) -> str:
 
 @contextmanager
 def _problems(what: str) -> Iterator[None]:
-    """Within it a model's files alone go into a library, so that whatever it raises is a problem of theirs.
+    """Report whatever a library raises within it as a problem of the model's files, its only input.
 
     Raises:
         InputError: ``what``, and the first line of what the library says.
@@ -335,7 +342,11 @@ def _problems(what: str) -> Iterator[None]:
 
 
 def _check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, num_rows: int | None) -> None:
-    """Refuse a token that a text or the template can become, and that the model has no row for."""
+    """Refuse a token that a text or the template can produce but that the model has no embedding for.
+
+    Raises:
+        InputError: Which token.
+    """
     if num_rows is None:
         return
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= num_rows)
@@ -356,7 +367,7 @@ def _check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, num_rows: i
 
 
 def _compute_head_in_float32(model: PreTrainedModel, folder: Path) -> None:
-    """Restore the precision of what follows the backbone, which loading has rounded, and widen what goes into it."""
+    """Restore the weights after the backbone, which loading has rounded, to float32, and convert their inputs."""
     import torch
 
     heads = {name: module for name, module in model.named_children() if name != model.base_model_prefix}
@@ -397,7 +408,7 @@ def _dtype(dtype: str, place: torch.device) -> torch.dtype:
 
 
 def computes_bfloat16(place: torch.device) -> bool:
-    """Whether the device has instructions for products in bfloat16, so that these are faster than in float32."""
+    """Whether the device has instructions for products in bfloat16, which make them faster than in float32."""
     import torch
 
     if place.type == "cuda":

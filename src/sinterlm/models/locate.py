@@ -21,7 +21,7 @@ def resolve_model(name: str) -> Path:
         name: A folder, a hub name, or ``gguf:PACKAGE/FILE.gguf`` for a file inside an installed package.
 
     Raises:
-        InputError: There is no such package, file, folder or hub repository, or what it holds is no whole model.
+        InputError: There is no such package, file, folder or hub repository, or it does not hold a whole model.
     """
     if name.startswith(GGUF_PREFIX):
         return converted_folder(gguf_file(name))
@@ -29,13 +29,13 @@ def resolve_model(name: str) -> Path:
 
 
 def absolute_name(name: str) -> str:
-    """The model's name, valid in any working directory: a folder's becomes absolute, another stays as it is."""
+    """The model's name, valid in any working directory: a folder's name becomes absolute, others stay as they are."""
     folder = folder_named(name)
     return str(folder.absolute()) if folder else name
 
 
 def plain_name(name: str) -> str:
-    """The model's name for others to read: of a folder on this machine its own name only."""
+    """The model's name for others to read: for a folder on this machine, only its last part."""
     path = Path(name).expanduser()
     return path.absolute().name if path.is_absolute() or folder_named(name) else name
 
@@ -51,7 +51,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def hub_revision(name: str) -> str | None:
-    """The commit at which a hub's model lies on this machine; None for other models, and where it is not known."""
+    """The commit of a hub model on this machine; None for other models, and if it is not known."""
     if name.startswith(GGUF_PREFIX) or folder_named(name):
         return None
     folder = present_folder(name)
@@ -59,16 +59,16 @@ def hub_revision(name: str) -> str | None:
 
 
 def folder_named(name: str) -> Path | None:
-    """The folder that ``name`` names, if it names one."""
+    """The folder that ``name`` names; None if it does not name one."""
     folder = os.path.expanduser(name)
     return Path(folder) if os.path.isdir(folder) else None
 
 
 def present_folder(name: str) -> Path | None:
-    """The folder of a model that is on this machine, whole or not; asks no network."""
+    """The folder of a model that is on this machine, whole or not; None if it is not here. Uses no network."""
     folder = folder_named(name)
     repository, revision = split_revision(name)
-    if folder is not None or repository.count("/") > 1:  # a path, but no folder: a model that is yet to be trained
+    if folder is not None or repository.count("/") > 1:  # a path without a folder: a model that will be trained
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -82,7 +82,10 @@ def present_folder(name: str) -> Path | None:
 def _snapshot(name: str) -> Path:
     """The hub's files on this machine; downloads what is missing unless ``HF_HUB_OFFLINE`` forbids it.
 
-    Of the weights only what Transformers loads is fetched: a repository may hold them in other layouts as well.
+    Only the weights that Transformers loads are fetched: a repository may hold them in other layouts as well.
+
+    Raises:
+        InputError: There is no such repository, or it cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -94,7 +97,7 @@ def _snapshot(name: str) -> Path:
                 repository,
                 revision=revision,
                 allow_patterns=[*DESCRIPTION_FILES, WEIGHTS, "*.safetensors.index.json"],
-                ignore_patterns=["*/*"],  # a pattern meets the files of subfolders, too
+                ignore_patterns=["*/*"],  # a pattern also matches files in subfolders
             )
         )
         index = index_to_fetch(folder)

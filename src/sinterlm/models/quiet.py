@@ -1,4 +1,4 @@
-"""What Transformers prints while it loads or saves, kept silent: what matters of it is said in our own words."""
+"""Silences what Transformers prints while it loads or saves: we say in our own words what matters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REPORTS = "transformers.modeling_utils"
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Keep Transformers' bars for reading and writing weights silent; those of downloads from a hub stay."""
+    """Hide Transformers' progress bars for reading and writing weights; those of downloads stay."""
     from transformers.utils import logging as transformers_logging
 
     previous = transformers_logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
@@ -24,7 +24,7 @@ def without_bars() -> Iterator[None]:
 
 @contextmanager
 def without_load_report() -> Iterator[None]:
-    """Keep Transformers' table of missing and unexpected weights silent."""
+    """Hide Transformers' table of missing and unexpected weights."""
 
     def is_wanted(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()

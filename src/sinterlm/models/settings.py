@@ -23,28 +23,28 @@ def _check_date(text: str) -> str:
 
 
 ModelName = Annotated[str, AfterValidator(absolute_name)]
-"""As in :func:`~sinterlm.models.resolve_model`; where it names a folder, absolute once read."""
+"""As in :func:`~sinterlm.models.resolve_model`; the name of a folder is absolute once read."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TemplateVariables = dict[str, Any]
 """Variables of a chat template, beside the conversation."""
 TemplateDate = Annotated[str, AfterValidator(_check_date)] | None
-"""What a chat template takes for today; by default the recipe's, and else the day of the run's first command."""
+"""The date that a chat template takes for today; by default the recipe's, or the day of the run's first command."""
 
 
 class ChatModel(Settings):
-    """A model on this machine that answers, or reads, through its own chat template."""
+    """A model on this machine that answers or reads through its own chat template."""
 
     model: ModelName
     """A hub name (``org/name``, or ``org/name@REVISION`` for a branch, tag or commit), a folder in Transformers'
     format, or ``gguf:PACKAGE/FILE.gguf`` for a GGUF file inside an installed Python package.
     """
     device: str = "auto"
-    """Where the model is computed, as torch names it. ``auto`` is CUDA, else MPS, else the CPU."""
+    """The device, as torch names it. ``auto`` is the first available of CUDA, MPS and the CPU."""
     dtype: Dtype = "auto"
-    """Precision of the weights. ``auto`` is bfloat16 on CUDA, else float32."""
+    """Precision of the weights. ``auto`` is bfloat16 on CUDA, otherwise float32."""
     chat_template_kwargs: TemplateVariables = {}
-    """Variables of the chat template, such as ``{enable_thinking: false}``; of the target for training, too. One that
-    the template does not read is an error.
+    """Variables of the chat template, such as ``{enable_thinking: false}``; the target's also apply in training. A
+    variable that the template does not read is an error.
     """
     template_date: TemplateDate = None
     """The date that this model's chat template takes for today, such as ``2026-11-30``; by default the recipe's."""
@@ -67,7 +67,7 @@ def chat_models_in(value: Any) -> Iterator[ChatModel]:
 
 
 def with_template_date(settings: SettingsT, date: str) -> SettingsT:
-    """The settings with a date for every model in them that has none, and whose chat template may ask for one."""
+    """The settings with a date for every model in them that has none and whose chat template may ask for one."""
     changed = {
         name: value for name, value in _dated(dict(settings), date).items() if value is not getattr(settings, name)
     }

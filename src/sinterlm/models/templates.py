@@ -1,4 +1,4 @@
-"""What of a chat template's options decides its text, known from the model's files; loads nothing."""
+"""Which options of a chat template decide its text, known from the model's files; loads nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_GGUF_METADATA_BYTES = 2**26
 
 
 def writes_date(name: str) -> bool | None:
-    """Whether the model's chat template asks for the date; None where it is not on this machine yet."""
+    """Whether the model's chat template asks for the date; None if the model is not on this machine yet."""
     if name.startswith(GGUF_PREFIX):
         path = present_gguf(name)
         if path is None:
@@ -30,10 +30,10 @@ def writes_date(name: str) -> bool | None:
 
 
 def describe_options(name: str, variables: Mapping[str, Any] | None, date: str | None) -> dict[str, Any]:
-    """What of a chat template's options decides its text, as settings name it: nothing where it is as without any.
+    """The options that decide the chat template's text, by the names of settings; those without effect are left out.
 
     Args:
-        name: the model's.
+        name: The model's name.
         variables: ``chat_template_kwargs``.
         date: ``template_date``.
     """

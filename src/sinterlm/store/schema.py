@@ -1,15 +1,15 @@
-"""The tables of the store, and how a store of an earlier version becomes one of today's.
+"""The tables of the store, and the migrations from earlier versions.
 
-A store says its version in ``PRAGMA user_version``. A new store has the tables of version 1 and then takes every step
-of :data:`MIGRATIONS`, as an old store takes those that it lacks: so nothing is described twice. To change the tables,
-append a step; never edit one that a release has taken, since stores in the world have taken it, too. Each step is one
-transaction together with the number of its version, so that a store killed in the middle is of one version or the next.
+A store keeps its version in ``PRAGMA user_version``. A new store gets the tables of version 1 and then every step of
+:data:`MIGRATIONS`; an old store gets the steps that it lacks. So no table is described twice. To change the tables,
+append a step. Never edit a released step, since existing stores have already taken it. Each step and its version number
+are one transaction, so that a process killed in the middle leaves a store of one version or the next.
 
 Version 1
     Prompts, responses, scores, drops and finished stages.
 Version 2
-    Places of recorded answers, and the outputs of finished stages. Releases that made them without a number left stores
-    of version 1 that have one or both of these tables.
+    Places of recorded answers, and the outputs of finished stages. Some releases made these tables without a new
+    number, so a store of version 1 may already have one or both.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _PLACES: Final = """(
     identity TEXT, prompt_hash TEXT, sample_index INTEGER, response_id TEXT,
     PRIMARY KEY (identity, prompt_hash, sample_index)
 ) WITHOUT ROWID"""
-"""Which of the stored answers a file of recorded answers gives to a prompt."""
+"""Which stored answer a file of recorded answers gives to a prompt, by sample index."""
 _OUTPUTS: Final = "(run TEXT, stage TEXT, files TEXT, seen TEXT, PRIMARY KEY (run, stage)) WITHOUT ROWID"
-"""What is known of the files that finished stages have left."""
+"""What is known about the files that finished stages have left."""
 
 
 def _add_places_and_outputs(connection: sqlite3.Connection, temporary: str) -> None:
-    """To version 2."""
+    """Migrate to version 2."""
     present = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     for name, columns in (("places", _PLACES), ("outputs", _OUTPUTS)):
         if name not in present:
@@ -58,13 +58,13 @@ def _add_places_and_outputs(connection: sqlite3.Connection, temporary: str) -> N
 
 
 Migration = Callable[[sqlite3.Connection, str], None]
-"""Takes a store to the next version. The second argument is ``TEMPORARY`` or empty: whether what the step makes belongs
-to this connection alone. It then hides what the file has under the same name, and the file is not written to."""
+"""Takes a store to the next version. The second argument is ``TEMPORARY`` or empty. If it is ``TEMPORARY``, new tables
+belong to this connection alone and hide tables of the same name; the file is not written."""
 
 MIGRATIONS: Final[tuple[Migration, ...]] = (_add_places_and_outputs,)
-"""The step to version 2, to version 3, and so on."""
+"""The steps to version 2, to version 3, and so on."""
 VERSION: Final = 1 + len(MIGRATIONS)
-"""Of the stores that this release writes."""
+"""The version of the stores that this release writes."""
 
 
 def read_version(connection: sqlite3.Connection) -> int:
@@ -74,7 +74,7 @@ def read_version(connection: sqlite3.Connection) -> int:
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables of an empty store."""
+    """Create the tables of an empty store."""
     connection.executescript(f"{_VERSION_1}; PRAGMA user_version = 1")
     upgrade(connection)
 
@@ -84,13 +84,13 @@ def upgrade(connection: sqlite3.Connection) -> None:
     while read_version(connection) < VERSION:
         with connection:  # commits, or rolls everything back
             connection.execute("BEGIN IMMEDIATE")
-            version = read_version(connection)  # again, now that no other process can change it
+            version = read_version(connection)  # read again, now that no other process can change it
             if version < VERSION:
                 MIGRATIONS[version - 1](connection, "")
                 connection.execute(f"PRAGMA user_version = {version + 1}")
 
 
 def show_as_upgraded(connection: sqlite3.Connection) -> None:
-    """Show a connection that only reads an earlier store as it would be after :func:`upgrade`."""
+    """Let a read-only connection see an earlier store as it would be after :func:`upgrade`."""
     for migration in MIGRATIONS[read_version(connection) - 1 :]:
         migration(connection, "TEMPORARY")

@@ -1,9 +1,9 @@
 """The workspace's store: prompts, responses, scores, drops and finished stages in one SQLite file.
 
-Owned by one process at a time (see :func:`sinterlm.locks.folder_lock`), written in transactions: what a method has
-returned from survives ``kill -9`` and a power cut, and writing the same record again changes nothing. Answers and
-scores belong to the workspace and are shared by its recipes; split, drops and stages belong to a *run*, named by
-its output folder.
+One process at a time owns it (see :func:`sinterlm.locks.folder_lock`) and writes in transactions: once a method has
+returned, what it wrote survives ``kill -9`` and a power cut. Writing the same record again changes nothing. Answers and
+scores belong to the workspace and are shared by its recipes; split, drops and stages belong to a *run*, which is named
+by its output folder.
 """
 
 from __future__ import annotations
@@ -42,43 +42,44 @@ Made = TypeVar("Made")
 Item = TypeVar("Item")
 
 CHUNK = 1000
-"""How many keys one statement asks for, so that memory does not grow with the store."""
+"""The number of keys in one statement, limited so that memory does not grow with the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedStage:
-    """A stage that is done, and what it took.
+    """A finished stage, and what it took.
 
     Example: ``FinishedStage("sample-sources", "5e..", 12.5, 1_900_000_000, {"responses": 4300})``
     """
 
     name: str
     key: str
-    """Hash of all that decides the stage's result; another key means that it must be done again."""
+    """Hash of everything that decides the stage's result; with another key the stage must run again."""
     seconds: float
     peak_memory_bytes: int
     counts: Mapping[str, float] = field(default_factory=dict)
     finished_at: float = 0.0
     """Unix time."""
     outputs: Mapping[str, Mapping[str, Any]] | None = None
-    """Size and hash of every file that it left, by its path in the run's folder (see
+    """Size and hash of every file that it left, by path in the run's folder (see
     :func:`sinterlm.files.record_files`); None for a stage of an earlier release."""
     seen: str = ""
-    """Names the state of these files on the disk when they were last found to be as recorded."""
+    """The state of these files on the disk (see :func:`sinterlm.files.describe_state`) when they were last found to be
+    as recorded."""
 
 
 class Merged(NamedTuple):
-    """What became of answers and scores that were made elsewhere."""
+    """What became of imported answers and scores."""
 
     new_responses: int
     new_scores: int
     known_responses: int
-    """There already, word for word the same."""
+    """Responses that the store already had, word for word."""
     known_scores: int
-    """There already."""
+    """Scores that the store already had."""
     dropped: Sequence[Dropped]
-    """Responses of which the store has another text under the same key, scores of no response of the store, and what
-    could not be read."""
+    """Responses for which the store has another text under the same key, scores without a response in the store, and
+    what could not be read."""
 
 
 class RecordedResponse(NamedTuple):
@@ -86,44 +87,44 @@ class RecordedResponse(NamedTuple):
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     response: StoredResponse
-    """Under its own name, whatever its place in the file."""
+    """With its own identity and index, which need not be its place in the file."""
 
 
 class ScoreKey(NamedTuple):
-    """What a score belongs to."""
+    """The key of a score."""
 
     response_id: str
     scorer: str
     """The name under which it is kept: the scorer's identity, or one that also names the answer's place."""
     answers_hash: str
-    """As :attr:`Prompt.answers_hash`."""
+    """See :attr:`Prompt.answers_hash`."""
 
 
 class Store:
     """One workspace's ``store.sqlite``.
 
     Args:
-        path: The file, which is created if it does not exist. One of an earlier release is brought to today's version.
-        read_only: Neither create nor change the file: for ``plan``, ``status`` and ``report``, which may look while a
+        path: The file, created if it does not exist. A store of an earlier release is upgraded.
+        read_only: Neither create nor change the file: for ``plan``, ``status`` and ``report``, which may read while a
             run writes.
 
     Raises:
-        InputError: The file is damaged, is no store, or was written by a newer release.
+        InputError: The file is damaged, is not a store, or was written by a newer release.
         TryAgainError: The disk is full (from any writing method).
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         if read_only and not path.exists():
-            raise InputError(f"{path}: there is no store; run a recipe in this workspace first")
+            raise InputError(f"{path}: no store here; run a recipe in this workspace first")
         _require_no_links(path)
         with self._translated_errors():
             if not path.exists():
                 _create(path)
             elif path.stat().st_size == 0:
                 raise InputError(
-                    f"{path}: is empty where a database was expected: something has cut it short. Restore it from a "
-                    "copy; if there is none, remove it, and the same command begins with a new one"
+                    f"{path}: is empty, but a database was expected: something has cut it short. Restore it from a "
+                    "copy; if you have none, remove it, and the same command begins with a new one"
                 )
             self._connection = self._connect_read_only() if read_only else sqlite3.connect(path)
             try:
@@ -137,7 +138,7 @@ class Store:
         connection.row_factory = sqlite3.Row
         version = read_version(connection)
         if version < 1:
-            raise InputError(f"{self.path}: is a database of another program; expected a store of Sinter's")
+            raise InputError(f"{self.path}: is a database of another program; expected a Sinter store")
         if version > VERSION:
             raise InputError(
                 f"{self.path}: store of version {version}, written by a newer release of Sinter; this one reads "
@@ -156,7 +157,7 @@ class Store:
         try:
             connection.execute("PRAGMA user_version").fetchone()
         except sqlite3.OperationalError:
-            # On a read-only disk SQLite cannot make the file in which readers and a writer meet. Nobody writes there.
+            # On a read-only disk SQLite cannot make the file that readers share with a writer, but nobody writes there.
             if self.path.with_name(f"{self.path.name}-wal").exists() or os.access(self.path.parent, os.W_OK):
                 raise
             connection = sqlite3.connect(f"{uri}&immutable=1", uri=True)
@@ -201,11 +202,11 @@ class Store:
     # -- responses -----------------------------------------------------------------------------------------------
 
     def response_ids(self, identity: str) -> set[str]:
-        """Ids of all responses of one source identity."""
+        """The ids of all responses of one source identity."""
         return {row["id"] for row in self._read("SELECT id FROM responses WHERE identity = ?", identity)}
 
     def add_responses(self, identity: str, responses: Iterable[tuple[Prompt, Response]]) -> None:
-        """Write responses; those that are there already stay as they are."""
+        """Write responses; those already stored stay as they are."""
         rows = [_response_row(identity, prompt.content_hash, response) for prompt, response in responses]
         with self._transaction() as connection:
             connection.executemany(_INSERT_RESPONSE, rows)
@@ -213,16 +214,16 @@ class Store:
     def set_recorded(
         self, identity: str, prompts: Iterable[Prompt], answers: Iterable[RecordedResponse], *, num_samples: int
     ) -> int:
-        """Write what a file of recorded answers gives to prompts, in place of what it gave to them before.
+        """Write the answers that a file of recorded answers gives to prompts, replacing those that it gave before.
 
         Args:
-            identity: Of the file.
-            prompts: All for which it was searched.
-            answers: What was found.
+            identity: The file's identity.
+            prompts: All prompts for which the file was searched.
+            answers: The answers that were found.
             num_samples: How many answers to each prompt were looked for.
 
         Returns:
-            How many of the answers the store did not have.
+            The number of answers that the store did not have.
         """
         num_new = 0
         with self._transaction() as connection:
@@ -231,7 +232,7 @@ class Store:
                 [(identity, prompt.content_hash, num_samples) for prompt in prompts],
             )
             for found in _chunks(answers):
-                # Earlier releases named a recorded answer by its file: one that is stored so stays, with its scores.
+                # Earlier releases named a recorded answer by its file: answers stored that way stay, with their scores.
                 old = [response_id(identity, response.prompt_hash, index) for index, response in found]
                 contents = self._contents(old)
                 named = [
@@ -259,9 +260,9 @@ class Store:
 
         Args:
             identity: Who was asked, and how.
-            prompts: All to read; a few hundred are read at once.
+            prompts: All prompts whose responses to read; a few hundred are read at once.
             source: The name that the responses get.
-            num_samples: The first this many responses to a prompt are read, by sample index.
+            num_samples: Read at most this many responses to a prompt, the first by sample index.
         """
         query = """WITH asked (identity, prompt_hash, num_samples) AS (SELECT ?, value, ? FROM json_each(?))
                    SELECT responses.*, places.sample_index AS place FROM asked
@@ -286,7 +287,7 @@ class Store:
                 ]
 
     def mean_tokens(self, identity: str) -> tuple[float, float] | None:
-        """Mean prompt and answer tokens of a source identity's responses, for estimates; None if there are none."""
+        """The mean prompt and answer tokens of a source identity's responses, for estimates; None without responses."""
         query = """SELECT AVG(num_prompt_tokens), AVG(num_tokens), COUNT(*) FROM responses
                    WHERE identity = ? AND finish_reason NOT IN (?, ?)"""
         prompt_tokens, tokens, count = self._read(query, identity, *NOT_ASKED)[0]
@@ -295,20 +296,20 @@ class Store:
     # -- scores --------------------------------------------------------------------------------------------------
 
     def add_scores(self, scores: Iterable[tuple[Prompt, Score]]) -> None:
-        """Write scores; those that are there already stay as they are."""
+        """Write scores; those already stored stay as they are."""
         rows = [_score_row(StoredScore(score, prompt.answers_hash)) for prompt, score in scores]
         with self._transaction() as connection:
             connection.executemany(_INSERT_SCORE, rows)
 
     def scores(self, keys: Iterable[ScoreKey]) -> dict[ScoreKey, Score]:
-        """The stored scores by their keys; a key without a score is missing."""
+        """The stored scores by their keys; keys without a score are left out."""
         query = "SELECT scores.* FROM json_each(?) AS asked CROSS JOIN scores ON response_id = asked.value"
         found = {}
         for chunk in _chunks(keys):
             asked = set(chunk)
             for row in self._read(query, json.dumps(sorted({key.response_id for key in asked}))):
                 key = ScoreKey(row["response_id"], row["scorer"], row["answers_hash"])
-                if key in asked:  # of the few scores of an answer
+                if key in asked:  # an answer may have a few other scores
                     found[key] = _score(row)
         return found
 
@@ -338,10 +339,10 @@ class Store:
             yield StoredScore(_score(row), row["answers_hash"])
 
     def merge(self, responses: Iterable[StoredResponse], scores: Iterable[StoredScore | Dropped]) -> Merged:
-        """Take over answers and scores, all in one transaction; those that are there already stay as they are.
+        """Import answers and scores in one transaction; those already stored stay as they are.
 
-        A response of which the store has another text is dropped with its scores, which do not belong to that text. An
-        error that either iterable raises leaves the store as it was.
+        A response for which the store has another text is dropped with its scores, which do not belong to that text. If
+        either iterable raises an error, the store stays as it was.
         """
         counts: Counter[str] = Counter()
         dropped: dict[str, Dropped] = {}
@@ -378,7 +379,7 @@ class Store:
     # -- stages and drops ----------------------------------------------------------------------------------------
 
     def finish_stage(self, run: str, stage: FinishedStage, dropped: Iterable[Dropped] = ()) -> None:
-        """Mark a stage as done and write what it dropped, in one transaction."""
+        """Mark a stage as finished and write what it dropped, in one transaction."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM dropped WHERE run = ? AND stage = ?", (run, stage.name))
             connection.executemany(
@@ -400,12 +401,12 @@ class Store:
             _set_outputs(connection, run, stage)
 
     def see_outputs(self, run: str, stage: FinishedStage) -> None:
-        """Keep what is known of the files of a finished stage."""
+        """Store what is known about the files of a finished stage."""
         with self._transaction() as connection:
             _set_outputs(connection, run, stage)
 
     def forget_stage(self, run: str, name: str) -> None:
-        """Unmark a stage, before it is done again: what it made is no longer to be trusted until it is finished."""
+        """Unmark a stage before it runs again: its outputs cannot be trusted until it is finished."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM stages WHERE run = ? AND name = ?", (run, name))
 
@@ -436,7 +437,7 @@ class Store:
     # -- the file ------------------------------------------------------------------------------------------------
 
     def _stream(self, query: str) -> Iterator[Any]:
-        """As :meth:`_read`, for more rows than memory should hold."""
+        """Like :meth:`_read`, but row by row, for results that may not fit in memory."""
         with self._translated_errors():
             yield from self._connection.execute(query)
 
@@ -455,11 +456,11 @@ class Store:
             yield
         except sqlite3.OperationalError as error:
             if "full" in str(error) or "disk I/O" in str(error):
-                raise TryAgainError(f"{self.path}: {error}; free some space and give the same command again") from error
+                raise TryAgainError(f"{self.path}: {error}; free some space and rerun the command") from error
             if "locked" in str(error):
-                raise TryAgainError(f"{self.path}: {error} by another program; give the same command again") from error
+                raise TryAgainError(f"{self.path}: {error} by another program; rerun the command") from error
             raise InputError(
-                f"{self.path}: cannot be used as a store ({error}); look at the permissions of the file and of its "
+                f"{self.path}: cannot be used as a store ({error}); check the permissions of the file and of its "
                 "folder, or use a new workspace"
             ) from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -480,17 +481,17 @@ def _set_outputs(connection: sqlite3.Connection, run: str, stage: FinishedStage)
 
 
 def _create(path: Path) -> None:
-    """Make an empty store, whole or not at all.
+    """Create an empty store, whole or not at all.
 
     Raises:
-        InputError: A log of SQLite's is there, which may hold answers of a store that is gone.
+        InputError: There is a log of SQLite, which may hold answers of a store that is gone.
         TryAgainError: The disk is full.
     """
     log = path.with_name(f"{path.name}-wal")
     if log.exists() and log.stat().st_size:
         raise InputError(
-            f"{path}: the store is missing, but its log {log.name} is there. Restore the store from a copy, beside its "
-            "log; if there is none, remove the log, and the same command begins with a new store"
+            f"{path}: the store is missing, but its log {log.name} exists. Restore the store from a copy, beside its "
+            "log; if you have none, remove the log, and the same command begins with a new store"
         )
     with atomic_write(path) as temporary, closing(sqlite3.connect(temporary)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
@@ -498,7 +499,7 @@ def _create(path: Path) -> None:
 
 
 def _require_no_links(path: Path) -> None:
-    """Refuse a database that is elsewhere: it is not held by the lock of this folder, and SQLite would write there.
+    """Refuse a database that is elsewhere: this folder's lock does not protect it, and SQLite would write there.
 
     Raises:
         InputError: The file, or one that SQLite keeps beside it, is a symbolic link.
@@ -506,8 +507,8 @@ def _require_no_links(path: Path) -> None:
     for file in (path, *(path.with_name(f"{path.name}-{ending}") for ending in ("wal", "shm", "journal"))):
         if file.is_symlink():
             raise InputError(
-                f"{file}: is a symbolic link, which a store may not be; give the folder that the store is in as "
-                "workspace, or put the file itself here"
+                f"{file}: is a symbolic link, which a store must not be; use the folder of the store as the workspace, "
+                "or put the file itself here"
             )
 
 
@@ -542,7 +543,7 @@ def _score(row: Mapping[str, Any]) -> Score:
 
 
 def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What :class:`Response` and :class:`StoredResponse` say alike."""
+    """The fields that :class:`Response` and :class:`StoredResponse` have in common."""
     return {
         "content": row["content"],
         "finish_reason": row["finish_reason"],
@@ -557,16 +558,16 @@ def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def _parse(text: str, make: Callable[[Any], Made]) -> Made:
-    """What a column holds as JSON.
+    """Parse a column of JSON.
 
     Raises:
-        InputError: It is not what was written.
+        InputError: The column is damaged.
     """
     try:
         return make(json.loads(text))
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"store.sqlite of this workspace is damaged: {text!r:.80} is no record of it ({error}); restore it from a "
+            f"store.sqlite of this workspace is damaged: {text!r:.80} is not a record ({error}); restore it from a "
             "backup or use a new workspace"
         ) from error
 

@@ -42,7 +42,7 @@ if not TYPE_CHECKING:
         if _key.name in TrainingArguments.__dataclass_fields__.keys() | FusionArguments.__dataclass_fields__.keys():
             raise InputError(
                 f"an objective of an installed package has a hyper-parameter {_key.name!r}, but there is a training "
-                "argument of this name already; mend or uninstall the package"
+                "argument of this name already; fix or uninstall the package"
             )
     ObjectiveArguments = make_dataclass(
         "ObjectiveArguments",
