@@ -227,7 +227,7 @@ def test_a_recipe_does_not_run_in_several_processes(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "a launcher has started 2 processes, and a recipe runs in one; launch `sinterlm train`" in done.stderr
+    assert "a launcher has started 2 processes, but a recipe runs in one; launch `sinterlm train`" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
