@@ -257,7 +257,7 @@ def test_a_tokenizer_that_cannot_begin_an_answer_behind_the_prompt_is_an_error()
         "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    with pytest.raises(UnfitAnswer, match=r"no token prefix.*Strip white space") as raised:
+    with pytest.raises(UnfitAnswer, match=r"not a token prefix.*Strip white space") as raised:
         encode_example(tokenizer, FRANCE, "answer")
     assert raised.value.reason == "prompt-is-no-prefix"
 

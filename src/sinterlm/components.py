@@ -29,11 +29,11 @@ def with_installed(group: str, built_in: Mapping[str, RowT], expected: type[Any]
     Args:
         group: The group of entry points, e.g. ``sinterlm.scorers``.
         built_in: The table's own rows.
-        expected: What a row must be: a class derived from this one if it is one of settings, else an instance of it.
+        expected: What a row must be: a subclass of this class if it is a settings class, otherwise an instance of it.
 
     Raises:
-        InputError: A package's component cannot be imported, is no whole component of this kind, or takes another's
-            name.
+        InputError: A package's component cannot be imported, is not a complete component of this kind, or has the name
+            of another.
     """
     table = dict(built_in)
     for point in sorted(entry_points(group=group), key=lambda point: point.name):

@@ -97,12 +97,12 @@ def render(
     """The text of a conversation.
 
     Args:
-        source: the template.
-        messages: the conversation.
-        options: variables and date.
-        name: what messages call the template, e.g. ``the chat template of tokenizer 'org/model'``.
-        add_generation_prompt: whether the text ends where the model's answer begins.
-        special_tokens: the tokenizer's tokens by their names, e.g. ``eos_token``.
+        source: The template.
+        messages: The conversation.
+        options: Variables and date.
+        name: What messages call the template, e.g. ``the chat template of tokenizer 'org/model'``.
+        add_generation_prompt: Whether the text ends where the model's answer begins.
+        special_tokens: The tokenizer's tokens by their names, e.g. ``eos_token``.
 
     Raises:
         TemplateRefusal: The template raises an error of any kind, for this conversation at least.

@@ -34,7 +34,7 @@ def plug_in(model: PreTrainedModel) -> None:
     """Make the model attend by :func:`attend`, which needs every call to name its spans or its new tokens.
 
     Raises:
-        CannotShareError: some of the model's layers attend in another way, according to its configuration.
+        CannotShareError: Some of the model's layers attend in another way, according to its configuration.
     """
     config = model.config.get_text_config(decoder=True)
     if config._attn_implementation.startswith(_NAME):
@@ -72,24 +72,24 @@ def attend(
     """Softmax attention, as Transformers' attention interface asks for it.
 
     Args:
-        module: the attention layer.
-        query: shape (B, H * G, T, D).
-        key: shape (B, H, S, D).
-        value: shape (B, H, S, D).
-        attention_mask: must be None: Transformers makes no mask for a custom attention, and a layer's own mask is not
+        module: The attention layer.
+        query: Shape (B, H * G, T, D).
+        key: Shape (B, H, S, D).
+        value: Shape (B, H, S, D).
+        attention_mask: Must be None: Transformers makes no mask for a custom attention, and a layer's own mask is not
             supported.
-        spans: the spans of one line, T tokens in total.
-        new_tokens: the new tokens of rows, if there are no spans.
-        scaling: factor of the scores; by default 1 / sqrt(D).
-        sliding_window: a token sees this many tokens, itself included; by default all.
-        softcap: bound of the scores in architectures that have one.
-        others: further arguments that the model passes.
+        spans: The spans of one line, T tokens in total.
+        new_tokens: The new tokens of rows, if there are no spans.
+        scaling: Factor of the scores; by default 1 / sqrt(D).
+        sliding_window: A token sees this many tokens, itself included; by default all.
+        softcap: Bound of the scores in architectures that have one.
+        others: Further arguments that the model passes.
 
     Returns:
         Shape (B, T, H * G, D), and no weights.
 
     Raises:
-        CannotShareError: the layer passes something that is not computed here, or neither spans nor new tokens.
+        CannotShareError: The layer passes something that is not computed here, or neither spans nor new tokens.
     """
     others["attention_mask"] = attention_mask
     if unknown := [name for name in _NOT_COMPUTED if others.get(name) is not None]:

@@ -23,8 +23,8 @@ def scores_of(queries: Tensor, keys: Sequence[Tensor]) -> Tensor:
     """The products of queries and keys, part after part.
 
     Args:
-        queries: shape (H, N, Q, D).
-        keys: one tensor per part, shape (H, P, D) if the siblings share it, otherwise (H, N, P, D).
+        queries: Shape (H, N, Q, D).
+        keys: One tensor per part, shape (H, P, D) if the siblings share it, otherwise (H, N, P, D).
 
     Returns:
         Shape (H, N, Q, K).
@@ -36,9 +36,9 @@ def softmax_of(scores: Tensor, bias: Tensor, softcap: float | None) -> Tensor:
     """The weights of keys.
 
     Args:
-        scores: shape (..., K).
-        bias: broadcasts to the scores; -inf for a key that the query does not see, else 0.
-        softcap: bound of the scores in architectures that have one.
+        scores: Shape (..., K).
+        bias: Broadcasts to the scores; -inf for a key that the query does not see, else 0.
+        softcap: Bound of the scores in architectures that have one.
     """
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -49,8 +49,8 @@ def sums_of(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
     """The sums of values by weights; shape (H, N, Q, D).
 
     Args:
-        weights: shape (H, N, Q, K).
-        values: like the keys of :func:`scores_of`.
+        weights: Shape (H, N, Q, K).
+        values: Like the keys of :func:`scores_of`.
     """
     parts = zip(_split(weights, values), values, strict=True)
     return reduce(torch.add, [_restored(_batch(part, states) @ _keys(states), part, states) for part, states in parts])

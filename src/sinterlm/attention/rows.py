@@ -74,14 +74,14 @@ def attend_in_rows(
     """Attention of each row's new tokens to the prefix and to the row's own tokens.
 
     Args:
-        query: shape (B, H * G, T, D).
-        key: shape (B, H, S, D).
-        value: shape (B, H, S, D).
-        new_tokens: the tokens that the queries belong to.
-        layer: number of the layer.
-        scaling: factor of the scores.
-        window: a token sees this many tokens, itself included; None: all.
-        softcap: bound of the scores in architectures that have one.
+        query: Shape (B, H * G, T, D).
+        key: Shape (B, H, S, D).
+        value: Shape (B, H, S, D).
+        new_tokens: The tokens that the queries belong to.
+        layer: Number of the layer.
+        scaling: Factor of the scores.
+        window: A token sees this many tokens, itself included; None: all.
+        softcap: Bound of the scores in architectures that have one.
 
     Returns:
         Shape (B, T, H * G, D).

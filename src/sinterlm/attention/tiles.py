@@ -222,11 +222,11 @@ def _tile_of_first(
     Leading keys that no query sees (a sliding window hides them) are left out.
 
     Args:
-        above: first place and length of each ancestor.
-        within: what the units' tokens see within their unit.
-        start: first query.
-        stop: end of the queries, exclusive.
-        window: the layer's sliding window.
+        above: First place and length of each ancestor.
+        within: What the units' tokens see within their unit.
+        start: First query.
+        stop: End of the queries, exclusive.
+        window: The layer's sliding window.
     """
     offset = sum(length for _, length in above)
     queries = offset + within.queries[:, start:stop]

@@ -20,8 +20,8 @@ def sharing_on_trial(model: PreTrainedModel) -> Iterator[None]:
     """Plug shared attention in for a comparison with the library's; unplug it if anything goes wrong.
 
     Raises:
-        CannotShareError: the configuration rules it out, the comparison found a difference, or the model failed.
-        InputError: as raised by the comparison. FloatingPointError and out-of-memory errors pass through as well.
+        CannotShareError: The configuration rules it out, the comparison found a difference, or the model failed.
+        InputError: As raised by the comparison. FloatingPointError and out-of-memory errors pass through as well.
     """
     try:
         plug_in(model)

@@ -28,7 +28,7 @@ class Visibility(NamedTuple):
         """(N, L, K): true for a key that the query does not see.
 
         Args:
-            window: a query sees this many positions, its own included; None: all.
+            window: A query sees this many positions, its own included; None: all.
         """
         distance = self.queries[:, :, None] - self.keys[:, None, :]
         hidden = distance < 0

@@ -76,7 +76,7 @@ def compute_rates(scores: Mapping[str, Score]) -> dict[str, Rate]:
     Each covers the questions that have a value; a metric without any is left out.
 
     Args:
-        scores: prompt id to the score of the model's answer.
+        scores: Prompt id to the score of the model's answer.
     """
     return {
         metric: mean_score(values.values()) if metric == "score" else pass_rate(values.values())
@@ -88,8 +88,8 @@ def compute_rates_by_domain(scores: Mapping[str, Score], domains: Mapping[str, s
     """Domain to metric to rate, in alphabetical order of the domains.
 
     Args:
-        scores: prompt id to the score of the model's answer.
-        domains: prompt id to domain, for every prompt in ``scores``.
+        scores: Prompt id to the score of the model's answer.
+        domains: Prompt id to domain, for every prompt in ``scores``.
     """
     by_domain: defaultdict[str, dict[str, Score]] = defaultdict(dict)
     for prompt_id, score in scores.items():
@@ -103,7 +103,7 @@ def pass_rate(passes: Iterable[float]) -> Rate:
     With p = k/n: centre (p + z^2/2n) / (1 + z^2/n), half width z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n).
 
     Raises:
-        ValueError: there are no values, or one is neither 0 nor 1.
+        ValueError: There are no values, or one is neither 0 nor 1.
     """
     values = [float(value) for value in passes]
     if not values or not set(values) <= {0.0, 1.0}:
@@ -125,13 +125,13 @@ def join_runs(runs: Iterable[tuple[Mapping[str, float], Mapping[str, float]]]) -
     """Pair two models' values question by question, over one run or several.
 
     Args:
-        runs: the two models' values by prompt id, one pair per run; within a run both have the same prompts.
+        runs: The two models' values by prompt id, one pair per run; within a run both have the same prompts.
 
     Returns:
         Prompt id to one pair for each run that held the prompt out: the clusters of a paired difference.
 
     Raises:
-        ValueError: one model of a run lacks a prompt that the other has.
+        ValueError: One model of a run lacks a prompt that the other has.
     """
     pairs: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     for values, others in runs:
@@ -152,9 +152,9 @@ def paired_difference(
     question are not independent of each other.
 
     Args:
-        pairs: prompt id to its (model, other) values, one pair per run (see :func:`join_runs`).
-        seed: seed of the resampling.
-        num_resamples: how often the questions are resampled.
+        pairs: Prompt id to its (model, other) values, one pair per run (see :func:`join_runs`).
+        seed: Seed of the resampling.
+        num_resamples: How often the questions are resampled.
     """
     differences = [[value - other for value, other in cluster] for cluster in pairs.values()]
     return Difference(*_bootstrap(differences, seed=seed, num_resamples=num_resamples))
@@ -197,8 +197,8 @@ def compare_models(scores: Mapping[str, Mapping[str, Score]], fused: Sequence[st
     A metric is compared over the questions for which both models have a value.
 
     Args:
-        scores: model to prompt id to the score of its answer.
-        fused: the fused models.
+        scores: Model to prompt id to the score of its answer.
+        fused: The fused models.
     """
     values = {model: values_by_metric(answered) for model, answered in scores.items()}
     differences = []

@@ -31,8 +31,8 @@ def reward_accuracies(rewards: Sequence[QuadrupleRewards], *, alpha: float) -> R
     """How often the internal reward ranks a quadruple's answers as their scores do.
 
     Args:
-        rewards: rewards of held-out quadruples, at least one.
-        alpha: weight of the source's answer in the compound reward (0 for methods without one, such as DPO).
+        rewards: Rewards of held-out quadruples, at least one.
+        alpha: Weight of the source's answer in the compound reward (0 for methods without one, such as DPO).
     """
     return RewardAccuracies(
         source_chosen=pass_rate(row.chosen_source > row.rejected for row in rewards),

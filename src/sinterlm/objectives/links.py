@@ -18,8 +18,8 @@ def logistic(margin: Tensor, *, beta: float, gamma: float = 0.0, label_smoothing
 
     Args:
         margin: (P,).
-        beta: the scale of rewards, or strength of the pull to the reference; greater than 0.
-        gamma: the target margin, in units of beta times reward.
+        beta: The scale of rewards, or strength of the pull to the reference; greater than 0.
+        gamma: The target margin, in units of beta times reward.
         label_smoothing: e, in [0, 0.5).
 
     Returns:
@@ -36,7 +36,7 @@ def squared(margin: Tensor, *, tau: float) -> Tensor:
 
     Args:
         margin: (P,).
-        tau: strength of the pull to the reference; greater than 0.
+        tau: Strength of the pull to the reference; greater than 0.
 
     Returns:
         (P,).

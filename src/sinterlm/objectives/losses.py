@@ -49,11 +49,11 @@ def pairwise_losses(
     """Sum over the pairs of each row of w_p * link(mix(chosen rewards) - mix(rejected rewards)).
 
     Args:
-        responses: the log-probabilities and the members of the pairs; the weight of a pair is that of its members.
-        reward: from a response's log-probabilities to its reward, before beta.
-        mix: from the rewards by role to one compound reward per side.
-        link: from margin to loss.
-        reward_scale: the factor of logged rewards (beta).
+        responses: The log-probabilities and the members of the pairs; the weight of a pair is that of its members.
+        reward: From a response's log-probabilities to its reward, before beta.
+        mix: From the rewards by role to one compound reward per side.
+        link: From margin to loss.
+        reward_scale: The factor of logged rewards (beta).
 
     Returns:
         The losses; metrics are the rewards, margins, accuracies and log-probabilities, averaged over the pairs of a row
@@ -120,9 +120,9 @@ def likelihood_losses(responses: Responses, *, weighting: Weighting, average_log
     """Minus the sum over the responses of each row of w_y * log pi(y|x).
 
     Args:
-        responses: the log-probabilities.
-        weighting: from the responses to w_y, (N,).
-        average_logps: use log pi(y|x) / |y| in place of log pi(y|x).
+        responses: The log-probabilities.
+        weighting: From the responses to w_y, (N,).
+        average_logps: Use log pi(y|x) / |y| in place of log pi(y|x).
 
     Returns:
         The losses; metrics are the mean log-probability of a response and, if responses have scores, their mean and the
@@ -147,8 +147,8 @@ def internal_rewards(objective: ResolvedObjective, logps: SequenceLogps) -> Tens
     """The objective's reward of single responses, before beta; the log-ratio if the objective has no reward.
 
     Args:
-        objective: an objective with its hyper-parameters.
-        logps: log-probabilities of policy and reference, and the number of tokens, (N,) each.
+        objective: An objective with its hyper-parameters.
+        logps: Log-probabilities of policy and reference, and the number of tokens, (N,) each.
 
     Returns:
         (N,).
@@ -163,9 +163,9 @@ def objective_losses(objective: ResolvedObjective, responses: Responses, *, prog
     """The losses of any objective of the table.
 
     Args:
-        objective: name and hyper-parameters, from :func:`sinterlm.objectives.named.resolve_objective`.
-        responses: the log-probabilities, and whatever else the objective reads.
-        progress: finished optimizer steps over all optimizer steps, for hyper-parameters with a schedule.
+        objective: Name and hyper-parameters, from :func:`sinterlm.objectives.named.resolve_objective`.
+        responses: The log-probabilities, and whatever else the objective reads.
+        progress: Finished optimizer steps over all optimizer steps, for hyper-parameters with a schedule.
     """
     part = partial(objective.part, progress=progress)
     if "weighting" in objective.parts:
@@ -180,10 +180,10 @@ def dpo_loss(chosen: SequenceLogps, rejected: SequenceLogps, *, beta: float, lab
     """L = -log sigma(beta * LR(y_w) - beta * LR(y_l)) (DPO, arXiv 2305.18290, equation 7; WRPO, equation 3).
 
     Args:
-        chosen: log-probabilities of y_w: policy and reference, (B,) each.
-        rejected: the same for y_l.
-        beta: strength of the pull to the reference.
-        label_smoothing: share of labels assumed to be wrong, in [0, 0.5).
+        chosen: Log-probabilities of y_w: policy and reference, (B,) each.
+        rejected: The same for y_l.
+        beta: Strength of the pull to the reference.
+        label_smoothing: Share of labels assumed to be wrong, in [0, 0.5).
 
     >>> even = SequenceLogps(policy=torch.tensor([-2.0]), reference=torch.tensor([-2.0]))
     >>> dpo_loss(even, even, beta=0.1).losses  # log 2
@@ -200,10 +200,10 @@ def ln_dpo_loss(
     """L = -log sigma(beta * LR(y_w) / |y_w| - beta * LR(y_l) / |y_l|) (FuseChat-3.0, arXiv 2503.04222).
 
     Args:
-        chosen: log-probabilities of y_w: policy, reference and number of tokens, (B,) each.
-        rejected: the same for y_l.
-        beta: strength of the pull to the reference.
-        label_smoothing: share of labels assumed to be wrong, in [0, 0.5).
+        chosen: Log-probabilities of y_w: policy, reference and number of tokens, (B,) each.
+        rejected: The same for y_l.
+        beta: Strength of the pull to the reference.
+        label_smoothing: Share of labels assumed to be wrong, in [0, 0.5).
     """
     responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
     link = partial(logistic, beta=beta, label_smoothing=label_smoothing)
@@ -214,10 +214,10 @@ def ipo_loss(chosen: SequenceLogps, rejected: SequenceLogps, *, tau: float, aver
     """L = (LR(y_w) - LR(y_l) - 1 / (2 tau))^2 (IPO, arXiv 2310.12036, equation 17).
 
     Args:
-        chosen: log-probabilities of y_w: policy, reference and (for means) number of tokens, (B,) each.
-        rejected: the same for y_l.
-        tau: strength of the pull to the reference.
-        average_logps: use means over tokens in place of sums, as TRL does.
+        chosen: Log-probabilities of y_w: policy, reference and (for means) number of tokens, (B,) each.
+        rejected: The same for y_l.
+        tau: Strength of the pull to the reference.
+        average_logps: Use means over tokens in place of sums, as TRL does.
     """
     responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
     reward, link = partial(logratio, average_logps=average_logps), partial(squared, tau=tau)
@@ -230,11 +230,11 @@ def simpo_loss(
     """L = -log sigma(beta * log pi(y_w) / |y_w| - beta * log pi(y_l) / |y_l| - gamma) (SimPO, arXiv 2405.14734, eq. 6).
 
     Args:
-        chosen: log-probabilities of y_w: policy and number of tokens, (B,) each.
-        rejected: the same for y_l.
-        beta: scale of the rewards.
-        gamma: the target margin.
-        label_smoothing: share of labels assumed to be wrong, in [0, 0.5).
+        chosen: Log-probabilities of y_w: policy and number of tokens, (B,) each.
+        rejected: The same for y_l.
+        beta: Scale of the rewards.
+        gamma: The target margin.
+        label_smoothing: Share of labels assumed to be wrong, in [0, 0.5).
     """
     responses = one_pair_a_row({"chosen": chosen, "rejected": rejected})
     link = partial(logistic, beta=beta, gamma=gamma, label_smoothing=label_smoothing)
@@ -254,14 +254,14 @@ def wrpo_loss(
     """L = -log sigma(alpha beta LR(y_ws) + (1 - alpha) beta LR(y_wt) - beta LR(y_l)) (WRPO, arXiv 2412.03187, eq. 6).
 
     Args:
-        chosen_source: log-probabilities of y_ws, the sources' best answer: policy and reference, (B,) each.
-        chosen_target: the same for y_wt, the target's own best answer.
-        rejected: the same for y_l, the target's own worst answer.
-        rejected_source: the same for y_ls, a worse answer of the source that gave y_ws; with it, the rejected side is
+        chosen_source: Log-probabilities of y_ws, the sources' best answer: policy and reference, (B,) each.
+        chosen_target: The same for y_wt, the target's own best answer.
+        rejected: The same for y_l, the target's own worst answer.
+        rejected_source: The same for y_ls, a worse answer of the source that gave y_ws; with it, the rejected side is
             mixed too (eq. 9).
-        alpha: the current weight of the source's answer, in [0, 1].
-        base: the objective whose reward and link are used: ``dpo``, ``ln-dpo``, ``ipo`` or ``simpo``.
-        settings: the base's hyper-parameters, e.g. ``beta``; by default the base's defaults.
+        alpha: The current weight of the source's answer, in [0, 1].
+        base: The objective whose reward and link are used: ``dpo``, ``ln-dpo``, ``ipo`` or ``simpo``.
+        settings: The base's hyper-parameters, e.g. ``beta``; by default the base's defaults.
 
     Raises:
         TypeError: ``settings`` has a key that the arguments above decide.

@@ -30,10 +30,10 @@ def source_and_target(rewards: Mapping[str, Tensor], *, alpha: float, rejected_m
     paper's appendix F so that alpha is the same on both sides.
 
     Args:
-        rewards: rewards of ``chosen_source`` (y_ws), ``chosen_target`` (y_wt), ``rejected`` (y_l, y_lt) and, with
+        rewards: Rewards of ``chosen_source`` (y_ws), ``chosen_target`` (y_wt), ``rejected`` (y_l, y_lt) and, with
             ``rejected_mix``, ``rejected_source`` (y_ls, from the source that gave y_ws).
-        alpha: the fusion coefficient, in [0, 1].
-        rejected_mix: whether the rejected side is mixed too.
+        alpha: The fusion coefficient, in [0, 1].
+        rejected_mix: Whether the rejected side is mixed too.
     """
     chosen = alpha * rewards["chosen_source"] + (1 - alpha) * rewards["chosen_target"]
     rejected = rewards["rejected"]

@@ -342,7 +342,7 @@ class ResolvedObjective:
         """The function of the part ``name``, with its hyper-parameters' values at ``progress``.
 
         Raises:
-            ImportError: the row's path leads to no function.
+            ImportError: The row's path leads to no function.
         """
         path = self.parts[name]
         try:
@@ -366,8 +366,8 @@ def known_hyperparameters(name: str, base: object = None) -> dict[str, Hyperpara
     """Every hyper-parameter of an objective, including those of its base, with the defaults for that base.
 
     Args:
-        name: name of the objective.
-        base: name of the base; if the objective does not accept it, its default base is used.
+        name: Name of the objective.
+        base: Name of the base; if the objective does not accept it, its default base is used.
     """
     objective = OBJECTIVES[name]
     own = objective.hyperparameters
@@ -384,7 +384,7 @@ def resolve_objective(name: str, given: Mapping[str, Any] | None = None) -> Reso
     """Complete the ``given`` hyper-parameters with the table's defaults.
 
     Raises:
-        ValueError: no such objective or hyper-parameter, or a value out of bounds; the message lists the known ones.
+        ValueError: No such objective or hyper-parameter, or a value out of bounds; the message lists the known ones.
 
     >>> resolve_objective("wrpo", {"alpha": 0.5}).values["beta"]
     0.01

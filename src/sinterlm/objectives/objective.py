@@ -105,7 +105,7 @@ class Objective:
         """Check the hyper-parameters.
 
         Raises:
-            ValueError: a name cannot be a key beside ``kind``, or a default is out of its own bounds.
+            ValueError: A name cannot be a key beside ``kind``, or a default is out of its own bounds.
         """
         for name, parameter in self.hyperparameters.items():
             if not name.isidentifier() or name.startswith("_") or name in _RESERVED:

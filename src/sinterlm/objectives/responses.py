@@ -57,7 +57,7 @@ def one_pair_a_row(by_role: Mapping[str, SequenceLogps]) -> Responses:
     """Rows of one pair each, from the log-probabilities by role, (B,) each.
 
     Raises:
-        ValueError: the shapes differ; they would broadcast to a wrong loss.
+        ValueError: The shapes differ; they would broadcast to a wrong loss.
 
     >>> one_pair_a_row({role: SequenceLogps(torch.zeros(2)) for role in ("chosen", "rejected")}).rows
     tensor([0, 1, 0, 1])

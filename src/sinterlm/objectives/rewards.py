@@ -17,7 +17,7 @@ def summed_logratio(response: SequenceLogps) -> Tensor:
         (P,).
 
     Raises:
-        ValueError: the reference is missing.
+        ValueError: The reference is missing.
     """
     if response.reference is None:
         raise ValueError("a log-ratio needs the reference's log-probabilities; found none")
@@ -31,7 +31,7 @@ def mean_logratio(response: SequenceLogps) -> Tensor:
         (P,).
 
     Raises:
-        ValueError: the reference is missing, or a response has no token.
+        ValueError: The reference is missing, or a response has no token.
     """
     return per_token(summed_logratio(response), response)
 
@@ -52,7 +52,7 @@ def mean_logp(response: SequenceLogps) -> Tensor:
         (P,).
 
     Raises:
-        ValueError: a response has no token.
+        ValueError: A response has no token.
     """
     return per_token(response.policy, response)
 
@@ -61,7 +61,7 @@ def per_token(values: Tensor, response: SequenceLogps) -> Tensor:
     """Values summed over tokens, divided by the number of tokens.
 
     Raises:
-        ValueError: the number of tokens is not given, or (checked only on a CPU) a response has none.
+        ValueError: The number of tokens is not given, or (checked only on a CPU) a response has none.
     """
     if response.num_tokens is None or any_known(response.num_tokens <= 0):
         raise ValueError("a mean over tokens needs at least one token in every response")

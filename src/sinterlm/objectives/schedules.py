@@ -14,8 +14,8 @@ def ramp(end: float, progress: float) -> float:
     As in the WRPO authors' code: ``end`` times finished optimizer steps over all optimizer steps.
 
     Args:
-        end: the value at the end.
-        progress: finished optimizer steps over all optimizer steps, in [0, 1].
+        end: The value at the end.
+        progress: Finished optimizer steps over all optimizer steps, in [0, 1].
 
     >>> [ramp(0.1, finished / 4) for finished in range(4)]
     [0.0, 0.025, 0.05, 0.07500000000000001]

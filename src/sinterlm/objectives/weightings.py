@@ -26,16 +26,16 @@ def advantages(responses: Responses, *, baseline: str, kl: float) -> Tensor:
     R = r - kl * (log pi(y|x) - log ref(y|x)), with r the score.
 
     Args:
-        responses: responses with scores, and with a reference if ``kl`` is not 0.
-        baseline: which other responses give the mean: ``source``, those of the same group; ``all``, those of the same
+        responses: Responses with scores, and with a reference if ``kl`` is not 0.
+        baseline: Which other responses give the mean: ``source``, those of the same group; ``all``, those of the same
             row.
-        kl: weight of the KL term; 0 leaves it out.
+        kl: Weight of the KL term; 0 leaves it out.
 
     Returns:
         (N,).
 
     Raises:
-        ValueError: scores are missing, or (found on a CPU only) one is not finite or alone in its pool.
+        ValueError: Scores are missing, or (found on a CPU only) one is not finite or alone in its pool.
     """
     return _leave_one_out(responses, baseline, kl) / _count(responses.rows)
 
@@ -49,7 +49,7 @@ def weighted_advantages(responses: Responses, *, baseline: str, kl: float) -> Te
         (N,).
 
     Raises:
-        ValueError: scores are missing, or (found on a CPU only) one is not finite or alone in its pool.
+        ValueError: Scores are missing, or (found on a CPU only) one is not finite or alone in its pool.
     """
     return given(responses) * _leave_one_out(responses, baseline, kl) / _count(_groups(responses))
 

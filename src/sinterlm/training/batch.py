@@ -53,11 +53,11 @@ class RowCollator:
     the number of rows.
 
     Args:
-        layout: how the sequences lie in tensors.
-        pad_token_id: any token of the vocabulary; padding is never attended to.
-        counts: whether a row counts as one in the step's loss, or by its weighted response tokens.
-        chunk_tokens: about how many tokens are computed at once; a row is never cut.
-        for_router: whether the loss of a mixture's router is needed.
+        layout: How the sequences lie in tensors.
+        pad_token_id: Any token of the vocabulary; padding is never attended to.
+        counts: Whether a row counts as one in the step's loss, or by its weighted response tokens.
+        chunk_tokens: About how many tokens are computed at once; a row is never cut.
+        for_router: Whether the loss of a mixture's router is needed.
     """
 
     def __init__(
@@ -128,9 +128,9 @@ def cut_into_chunks(rows: Sequence[EncodedRow], sizes: Sequence[int], chunk_toke
     """Cut the rows, in order, into as few chunks as the budget allows, each of about the same number of tokens.
 
     Args:
-        rows: the rows of a device batch.
-        sizes: tokens of each row, as they are computed.
-        chunk_tokens: about how many tokens a chunk may have.
+        rows: The rows of a device batch.
+        sizes: Tokens of each row, as they are computed.
+        chunk_tokens: About how many tokens a chunk may have.
 
     >>> [len(chunk) for chunk in cut_into_chunks([EncodedRow()] * 8, [300] * 8, chunk_tokens=1000)]
     [3, 2, 3]

@@ -24,7 +24,7 @@ def build_config(
     """Check the settings of a run and complete them.
 
     Raises:
-        InputError: an unknown objective, hyper-parameter or argument, or a value that is not accepted.
+        InputError: An unknown objective, hyper-parameter or argument, or a value that is not accepted.
     """
     try:
         # Checked here, because FusionConfig cannot tell a hyper-parameter from an argument of its own.
@@ -42,7 +42,7 @@ def check_arguments(
     """Find what a training would refuse, without a model: let Transformers build its parts from the settings.
 
     Raises:
-        InputError: an unknown name, a value that is not accepted, or a required package that is not installed.
+        InputError: An unknown name, a value that is not accepted, or a required package that is not installed.
     """
     with temporary_folder() as folder, _environment_kept():
         config = build_config(objective, hyperparameters, arguments, output_dir=folder, seed=seed)

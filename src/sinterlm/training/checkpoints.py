@@ -50,7 +50,7 @@ class CheckpointManifest(TrainerCallback):
     """Writes the manifest when all processes have saved their share, and only then removes older checkpoints.
 
     Args:
-        num_kept: the number of newest checkpoints to keep; None keeps all.
+        num_kept: The number of newest checkpoints to keep; None keeps all.
     """
 
     def __init__(self, *, num_kept: int | None) -> None:
@@ -77,8 +77,8 @@ def newest_whole_checkpoint(folder: Path, say: Callable[[str], None] = lambda li
     """The checkpoint of the highest step whose files are all as they were written; None if there is none.
 
     Args:
-        folder: the folder of the checkpoints.
-        say: called with a line about every damaged checkpoint that is skipped. A checkpoint whose writing was
+        folder: The folder of the checkpoints.
+        say: Called with a line about every damaged checkpoint that is skipped. A checkpoint whose writing was
             interrupted has no manifest and is skipped silently.
     """
     checkpoints = {

@@ -81,7 +81,7 @@ class FusionConfig(ObjectiveArguments, FusionArguments, TrainingArguments):  # t
         """Complete the hyper-parameters.
 
         Raises:
-            ValueError: an unknown objective, a hyper-parameter that it does not have, or a value out of bounds.
+            ValueError: An unknown objective, a hyper-parameter that it does not have, or a value out of bounds.
         """
         given = {name: getattr(self, name) for name in _HYPERPARAMETERS if getattr(self, name) is not None}
         self._resolved_objective = resolve_objective(self.objective, given)
@@ -151,7 +151,7 @@ def _check(own: Field[Any], value: object) -> None:
     """Check an argument against the bounds in its declaration.
 
     Raises:
-        ValueError: the value is out of bounds.
+        ValueError: The value is out of bounds.
     """
     choices, at_least = own.metadata.get("choices"), own.metadata.get("at_least")
     if choices and value not in choices:

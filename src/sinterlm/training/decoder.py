@@ -31,7 +31,7 @@ def _decoder_of(model: PreTrainedModel) -> nn.Module:
     for images and text contains that language model, head and all.
 
     Raises:
-        InputError: it is not found.
+        InputError: It is not found.
     """
     if model.base_model is not model:
         return model.base_model
@@ -55,7 +55,7 @@ def decoder_replaced(model: PreTrainedModel, outputs: BaseModelOutput) -> Iterat
     """Within it the model's forward gets ``outputs`` in place of its decoder's.
 
     Raises:
-        InputError: the forward did not call the decoder, so its logits belong to other tokens.
+        InputError: The forward did not call the decoder, so its logits belong to other tokens.
     """
     decoder = _decoder_of(model)
     own = decoder.__dict__.get("forward")

@@ -93,16 +93,16 @@ def encode_rows(
     the end-of-turn.
 
     Args:
-        rows: the training rows.
-        tokenizer: the tokenizer of the model that is trained, with its chat template.
-        objective: decides which responses are read.
-        max_length: maximum tokens of a prompt and one response.
-        max_prompt_length: tokens that a prompt keeps; by default half of ``max_length``.
-        thoughts: what to do with an answer that begins with a thought.
-        options: options of the chat template.
+        rows: The training rows.
+        tokenizer: The tokenizer of the model that is trained, with its chat template.
+        objective: Decides which responses are read.
+        max_length: Maximum tokens of a prompt and one response.
+        max_prompt_length: Tokens that a prompt keeps; by default half of ``max_length``.
+        thoughts: What to do with an answer that begins with a thought.
+        options: Options of the chat template.
 
     Raises:
-        InputError: a row lacks what the objective reads or holds an empty response, a weight is not accepted, or the
+        InputError: A row lacks what the objective reads or holds an empty response, a weight is not accepted, or the
             chat template cannot be used.
     """
     max_prompt_length = max_prompt_length or max_length // 2
@@ -172,8 +172,8 @@ def _encode_responses(
     """The prompt, encoded once, with each response.
 
     Raises:
-        UnfitAnswer: a response cannot be trained, and so neither can the row.
-        InputError: a response is empty, or the chat template cannot be used.
+        UnfitAnswer: A response cannot be trained, and so neither can the row.
+        InputError: A response is empty, or the chat template cannot be used.
     """
     place = name
     try:
@@ -200,7 +200,7 @@ def _apply_policy(content: str, thoughts: ThoughtRule) -> str:
     """The part of an answer to train on, if it may begin with a thought.
 
     Raises:
-        UnfitAnswer: the rule refuses the thought, or nothing is left without it.
+        UnfitAnswer: The rule refuses the thought, or nothing is left without it.
     """
     own = split_thoughts(content)
     if thoughts == "refuse" and own.thoughts:

@@ -53,10 +53,10 @@ def write_generation_config(
     """Write the start model's generation config beside the trained model, unchanged except for an added stop token.
 
     Args:
-        own: the settings of the start model.
-        tokenizer: has the template that the model was trained on, whose end-of-turn it learnt to write.
-        folder: the folder of the trained model.
-        options: options of the template.
+        own: The settings of the start model.
+        tokenizer: Has the template that the model was trained on, whose end-of-turn it learnt to write.
+        folder: The folder of the trained model.
+        options: Options of the template.
     """
     stops = own.generation_config.eos_token_id
     known = set() if stops is None else {stops} if isinstance(stops, int) else set(stops)

@@ -33,8 +33,8 @@ def choose_layout(
     both layouts.
 
     Args:
-        model: a causal language model.
-        rows: the examples of each row.
+        model: A causal language model.
+        rows: The examples of each row.
         share_prompt: "auto" logs a warning if the model cannot share, "on" raises an error, "off" tries nothing.
 
     Raises:
@@ -76,7 +76,7 @@ def _compare_layouts(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExam
     """Compute the rows' log-probabilities in both layouts.
 
     Raises:
-        CannotShareError: they differ by more than rounding.
+        CannotShareError: They differ by more than rounding.
     """
     packed, plain = (logps_of_rows(model, rows, layout) for layout in (shared, one_to_a_line))
     # Half precision rounds logits of about 20 by 0.06, so an answer of a few tokens moves by up to 0.9 (measured on
@@ -90,7 +90,7 @@ def _check_padding(model: PreTrainedModel, rows: Sequence[Sequence[EncodedExampl
     """Compute the rows' log-probabilities together and one by one, in float32, so that rounding hides nothing.
 
     Raises:
-        InputError: they differ.
+        InputError: They differ.
     """
     if model.dtype != torch.float32:
         return

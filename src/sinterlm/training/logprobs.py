@@ -39,11 +39,11 @@ def response_logps(
     """Log-probability of each sequence's response given its prompt; called with a ``SequenceBatch``.
 
     Args:
-        model: a causal language model of Transformers.
+        model: A causal language model of Transformers.
         predictors: (M,) positions in [0, P * U) whose hidden states predict response tokens.
         targets: (M,) the response tokens, sequence by sequence.
         lengths: (N,) response tokens of each sequence.
-        inputs: what the model itself reads, (P, U), and the spans of a shared layout, if it has one.
+        inputs: What the model itself reads, (P, U), and the spans of a shared layout, if it has one.
 
     Returns:
         (N,), float32, summed over response tokens.
@@ -60,7 +60,7 @@ def response_logps_and_router_loss(
     counts once per sequence that holds it, so that sharing prompts changes nothing.
 
     Raises:
-        InputError: the model computes no such loss.
+        InputError: The model computes no such loss.
     """
     outputs = decoded(model, **inputs, output_router_logits=True)
     loss = router_loss(model, outputs, occurrences)

@@ -28,7 +28,7 @@ def add_adapter(model: PreTrainedModel, arguments: FusionArguments) -> PeftModel
     """The model with frozen weights and a new adapter, which changes nothing before the first step.
 
     Raises:
-        InputError: the model lacks the named modules, PEFT cannot adapt them, or they share their weights with others.
+        InputError: The model lacks the named modules, PEFT cannot adapt them, or they share their weights with others.
     """
     assert arguments.lora_r is not None
     config = LoraConfig(
@@ -63,7 +63,7 @@ def _refuse_shared(adapted: PeftModel, shared: Mapping[int, list[str]], target_m
     """Refuse an adapter on a module that shares its weight: once merged, it would change the other modules too.
 
     Raises:
-        InputError: which modules share a weight.
+        InputError: Which modules share a weight.
     """
     for module in adapted.modules():
         if not isinstance(module, BaseTunerLayer):
@@ -81,8 +81,8 @@ def hide_base(adapter: Path, start: str) -> None:
     """Replace the folder of this machine that PEFT writes into a saved adapter by the start's name.
 
     Args:
-        adapter: the folder of the adapter.
-        start: the start model, as the recipe or command names it.
+        adapter: The folder of the adapter.
+        start: The start model, as the recipe or command names it.
     """
     path = adapter / CONFIG_NAME
     name, revision = split_revision(plain_name(start))

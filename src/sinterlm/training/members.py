@@ -18,8 +18,8 @@ class UnfitRow(ValueError):
     """A row lacks what the objective reads.
 
     Args:
-        found: what the row holds.
-        expected: what the objective needs.
+        found: What the row holds.
+        expected: What the objective needs.
     """
 
     def __init__(self, found: str, expected: str) -> None:
@@ -42,7 +42,7 @@ def find_members(row: TrainingRow, objective: ResolvedObjective) -> Members:
     """The responses of ``row`` that ``objective`` reads.
 
     Raises:
-        UnfitRow: a response is missing or given twice, or lacks a group, weight or score that the objective reads.
+        UnfitRow: A response is missing or given twice, or lacks a group, weight or score that the objective reads.
     """
     readable = [response for response in row.responses if _is_readable(response, objective)]
     if not readable:
@@ -83,7 +83,7 @@ def _pair(responses: Sequence[RowResponse], objective: ResolvedObjective, where:
     """One response of each role; if only ``chosen`` is needed, a response without a role is the chosen one.
 
     Raises:
-        UnfitRow: a role has no response, or several.
+        UnfitRow: A role has no response, or several.
     """
     pair = {}
     for role in objective.roles:
@@ -104,7 +104,7 @@ def _check_rejected_source(pair: Mapping[str, RowResponse]) -> None:
     """Check that both source answers come from one source, as equation 9 of WRPO needs.
 
     Raises:
-        UnfitRow: their sources differ.
+        UnfitRow: Their sources differ.
     """
     if "rejected_source" not in pair:
         return

@@ -19,12 +19,12 @@ class EpochOrder(Sampler[int]):
     Accelerate would instead repeat the epoch's first rows, which would then count twice in its last step.
 
     Args:
-        order: the order to follow; a random one has a ``generator``.
-        seed: the seed of epoch 0; each epoch adds its number, as in Accelerate.
-        epoch: returns the current epoch. (``set_epoch`` of Transformers and Accelerate does not reach the sampler if
+        order: The order to follow; a random one has a ``generator``.
+        seed: The seed of epoch 0; each epoch adds its number, as in Accelerate.
+        epoch: Returns the current epoch. (``set_epoch`` of Transformers and Accelerate does not reach the sampler if
             several processes resume within an epoch.)
-        multiple: the length of an epoch is a multiple of this number.
-        filler: the index of the row that pads, of weight 0.
+        multiple: The length of an epoch is a multiple of this number.
+        filler: The index of the row that pads, of weight 0.
     """
 
     def __init__(self, order: Sampler[int], *, seed: int, epoch: Callable[[], int], multiple: int, filler: int) -> None:
@@ -55,8 +55,8 @@ def fill_up_chunks(batches: Sequence[dict[str, list[RowBatch]]], accelerator: Ac
     """Give each micro-batch as many chunks as the largest across processes has, since sharded models run in step.
 
     Args:
-        batches: this process's micro-batches, as many as every other process has; gets chunks of weight 0.
-        accelerator: connects the processes.
+        batches: This process's micro-batches, as many as every other process has; gets chunks of weight 0.
+        accelerator: Connects the processes.
     """
     if accelerator.num_processes == 1:
         return

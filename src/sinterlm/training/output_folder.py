@@ -44,7 +44,7 @@ def require_own_or_empty(output_dir: Path) -> None:
     """Refuse a folder with files that no run has left: they would be overwritten or removed.
 
     Raises:
-        InputError: which folder, and what to do.
+        InputError: Which folder, and what to do.
     """
     checkpoints = output_dir / CHECKPOINTS
     if (checkpoints / MARKER).exists():
@@ -68,9 +68,9 @@ def claim(output_dir: Path, own: Claim, say: Callable[[str], None]) -> None:
     those settings resumes from them.
 
     Args:
-        output_dir: an empty folder, or one that a run left, see :func:`require_own_or_empty`.
-        own: the run.
-        say: called with what differs, and with what happens to the folder's files before it happens.
+        output_dir: An empty folder, or one that a run left, see :func:`require_own_or_empty`.
+        own: The run.
+        say: Called with what differs, and with what happens to the folder's files before it happens.
     """
     checkpoints, aside = output_dir / CHECKPOINTS, output_dir / ASIDE
     finished = _read_claim(output_dir / RESULT)

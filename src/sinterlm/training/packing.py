@@ -63,9 +63,9 @@ def one_to_a_line(
     """Every sequence on a line of its own, padded: for any model.
 
     Args:
-        rows: the examples of each row.
-        pad_token_id: any token; padding is not attended to.
-        for_router: whether the loss of a mixture's router is needed; lines then hold the last tokens too.
+        rows: The examples of each row.
+        pad_token_id: Any token; padding is not attended to.
+        for_router: Whether the loss of a mixture's router is needed; lines then hold the last tokens too.
     """
     examples = [example for row in rows for example in row]
     end = None if for_router else -1
@@ -91,9 +91,9 @@ def shared(rows: Sequence[Sequence[EncodedExample]], *, pad_token_id: int, for_r
     """One line of spans, in which shared beginnings appear once: for models that can attend by spans.
 
     Args:
-        rows: the examples of each row, which share one prompt.
-        pad_token_id: any token; it pads the line's end, where no response sees it.
-        for_router: as in :func:`one_to_a_line`; a shared token then counts for every sequence that has it.
+        rows: The examples of each row, which share one prompt.
+        pad_token_id: Any token; it pads the line's end, where no response sees it.
+        for_router: As in :func:`one_to_a_line`; a shared token then counts for every sequence that has it.
     """
     line = _Line(end=None if for_router else -1)
     predictors: list[int] = []
@@ -121,7 +121,7 @@ class _Line:
     """Spans one after another.
 
     Args:
-        end: where responses are cut: -1, before their last token, which predicts nothing; or None, nowhere.
+        end: Where responses are cut: -1, before their last token, which predicts nothing; or None, nowhere.
     """
 
     def __init__(self, end: int | None) -> None:

@@ -85,12 +85,12 @@ def with_reference(
     main process reads and writes the cache.
 
     Args:
-        model: the policy before its first step, as it is called in training.
-        rows: encoded rows.
-        collate: as in training.
-        accelerator: connects the processes.
-        cache: read if it has these rows, written if it does not; None always computes.
-        is_trained: whether ``model`` has taken steps, so that only the cache can give the log-probabilities.
+        model: The policy before its first step, as it is called in training.
+        rows: Encoded rows.
+        collate: As in training.
+        accelerator: Connects the processes.
+        cache: Read if it has these rows, written if it does not; None always computes.
+        is_trained: Whether ``model`` has taken steps, so that only the cache can give the log-probabilities.
 
     Raises:
         InputError: ``model`` has taken steps, and the cache does not have these rows.

@@ -34,7 +34,7 @@ def read_result(output_dir: Path, identity: str) -> TrainingResult | None:
     """The result of a finished run with this identity; None if the folder has none.
 
     Raises:
-        InputError: the folder has one, but a file of the model is damaged.
+        InputError: The folder has one, but a file of the model is damaged.
     """
     try:
         stored = json.loads((output_dir / RESULT).read_text())
@@ -63,11 +63,11 @@ def write_result(
     """Mark the run as finished. Call it last, when all its files are on the disk.
 
     Args:
-        output_dir: the folder of the run.
-        result: what the run did.
-        identity: a digest of rows and settings.
-        settings: the same, readable.
-        files: size and hash of every file of the run.
+        output_dir: The folder of the run.
+        result: What the run did.
+        identity: A digest of rows and settings.
+        settings: The same, readable.
+        files: Size and hash of every file of the run.
     """
     stored = {"identity": identity, **asdict(result), "settings": settings, "files": files}
     with atomic_write(output_dir / RESULT) as temporary:

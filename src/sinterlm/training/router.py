@@ -39,9 +39,9 @@ def router_coefficient(
     """The weight of the router's loss in training; 0 if the model has no such loss.
 
     Args:
-        model: a causal language model.
-        rows: the examples of each row; the shortest row is tried.
-        given: the coefficient to use; None takes the one in the model's configuration.
+        model: A causal language model.
+        rows: The examples of each row; the shortest row is tried.
+        given: The coefficient to use; None takes the one in the model's configuration.
 
     Raises:
         InputError: ``given`` is above 0, but the model has no such loss.

@@ -33,9 +33,9 @@ def sequence_logps(
     """Log-probabilities of many responses, without gradient.
 
     Args:
-        model: a causal language model; its mode (train or eval) is restored.
-        examples: prompts and responses as token ids; a prompt that neighbours share is computed once.
-        batch_size: prompts in one forward pass; they are batched by length.
+        model: A causal language model; its mode (train or eval) is restored.
+        examples: Prompts and responses as token ids; a prompt that neighbours share is computed once.
+        batch_size: Prompts in one forward pass; they are batched by length.
 
     Returns:
         One per response, in the order given.

@@ -80,23 +80,23 @@ def train(
     """Train ``model`` on ``rows`` and leave a folder that Transformers loads.
 
     Args:
-        rows: training rows with the responses that the objective needs.
-        model: the start, also the reference: a hub name, a folder or a GGUF file in a package.
-        objective: a name in ``objectives/named.py``.
-        output_dir: gets the model, its tokenizer, card and metrics; must be empty or from an earlier run.
-        hyperparameters: hyper-parameters of the objective, by name; defaults are in its table.
-        arguments: fields of TrainingArguments and of Sinter's own FusionArguments, by name.
-        seed: seed for the order of the rows, dropout and a new adapter.
-        cache_dir: keeps the reference's log-probabilities; by default a folder beside the model.
-        card: what the model card says about the origin; by default only ``model``.
-        say: called with lines for the user: where and in which precision the model is trained, where the reference
+        rows: Training rows with the responses that the objective needs.
+        model: The start, also the reference: a hub name, a folder or a GGUF file in a package.
+        objective: A name in ``objectives/named.py``.
+        output_dir: Gets the model, its tokenizer, card and metrics; must be empty or from an earlier run.
+        hyperparameters: Hyper-parameters of the objective, by name; defaults are in its table.
+        arguments: Fields of TrainingArguments and of Sinter's own FusionArguments, by name.
+        seed: Seed for the order of the rows, dropout and a new adapter.
+        cache_dir: Keeps the reference's log-probabilities; by default a folder beside the model.
+        card: What the model card says about the origin; by default only ``model``.
+        say: Called with lines for the user: where and in which precision the model is trained, where the reference
             comes from, which checkpoint is resumed.
-        report_progress: called after every optimizer step.
+        report_progress: Called after every optimizer step.
 
     Raises:
-        InputError: an unknown objective, hyper-parameter or argument, a row of the wrong shape, a missing package that
+        InputError: An unknown objective, hyper-parameter or argument, a row of the wrong shape, a missing package that
             an argument needs, or an output folder that holds something else.
-        ToleranceError: no row is left to train on.
+        ToleranceError: No row is left to train on.
     """
     # Check the settings.
     hyperparameters, arguments = hyperparameters or {}, dict(arguments or {})

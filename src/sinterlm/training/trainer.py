@@ -59,29 +59,29 @@ class FusionTrainer(Trainer):
     """A transformers.Trainer for SFT and every preference objective.
 
     Args:
-        model: the policy before its first step; it also serves as the reference, before training.
-        args: settings; ``args.objective`` names the objective.
-        train_dataset: the training rows, with the responses that the objective needs.
-        processing_class: the model's tokenizer, with its chat template.
-        reference_cache: keeps the reference's log-probabilities; with None, a run with a sharded model cannot be
+        model: The policy before its first step; it also serves as the reference, before training.
+        args: Settings; ``args.objective`` names the objective.
+        train_dataset: The training rows, with the responses that the objective needs.
+        processing_class: The model's tokenizer, with its chat template.
+        reference_cache: Keeps the reference's log-probabilities; with None, a run with a sharded model cannot be
             resumed.
-        callbacks: as in Transformers.
-        optimizers: as in Transformers.
+        callbacks: As in Transformers.
+        optimizers: As in Transformers.
 
     Attributes:
-        dropped: dropped rows, and dropped pairs of rows that stay, with the reason.
-        num_rows: number of rows that are trained on.
-        num_cut: responses that lost their end to ``args.max_length``.
-        num_cut_prompts: prompts that lost their beginning to ``args.max_length``.
-        num_as_generated: responses trained as the model generates them, because the chat template writes them
+        dropped: Dropped rows, and dropped pairs of rows that stay, with the reason.
+        num_rows: Number of rows that are trained on.
+        num_cut: Responses that lost their end to ``args.max_length``.
+        num_cut_prompts: Prompts that lost their beginning to ``args.max_length``.
+        num_as_generated: Responses trained as the model generates them, because the chat template writes them
             differently.
-        reference_origin: whether the reference's log-probabilities were computed or read from the cache; None without
+        reference_origin: Whether the reference's log-probabilities were computed or read from the cache; None without
             a reference, and before a sharded model is trained.
 
     Raises:
-        InputError: a row lacks a response that the objective needs, holds an empty one, or has a weight that is not
+        InputError: A row lacks a response that the objective needs, holds an empty one, or has a weight that is not
             accepted.
-        ToleranceError: no row is left.
+        ToleranceError: No row is left.
     """
 
     loss_is_scaled_for_ga = True
@@ -179,10 +179,10 @@ class FusionTrainer(Trainer):
         """Add the reference's log-probabilities to the rows, if the objective needs them.
 
         Args:
-            is_trained: whether the model has taken steps, so that it can no longer serve as the reference.
+            is_trained: Whether the model has taken steps, so that it can no longer serve as the reference.
 
         Raises:
-            InputError: the model has taken steps, and no cache has its earlier log-probabilities.
+            InputError: The model has taken steps, and no cache has its earlier log-probabilities.
         """
         if not self.objective.needs_reference:
             return
@@ -281,7 +281,7 @@ class FusionTrainer(Trainer):
         Checked once a step, so that the host does not wait for the device after every chunk.
 
         Raises:
-            SinterError: which row has the loss.
+            SinterError: Which row has the loss.
         """
         chunks, self._finite = self._finite, []
         is_bad = ~torch.stack([finite.all() for _, finite in chunks]).all()
@@ -302,7 +302,7 @@ class FusionTrainer(Trainer):
         """Stop before weights that are not numbers are saved: after the last step, no loss would show them.
 
         Raises:
-            SinterError: the gradient's norm is not finite.
+            SinterError: The gradient's norm is not finite.
         """
         # In fp16 such steps are skipped, and the loss's scale is lowered.
         if norm is not None and not math.isfinite(norm) and not self.args.fp16:
@@ -372,7 +372,7 @@ def _check_rows(rows: Sequence[TrainingRow]) -> None:
     """Refuse a TRL data set and dictionaries, which must be parsed first.
 
     Raises:
-        InputError: the rows are not training rows.
+        InputError: The rows are not training rows.
     """
     if len(rows) and not isinstance(rows[0], TrainingRow):
         raise InputError(
@@ -385,7 +385,7 @@ def _check_total_weight(rows: Sequence[EncodedRow]) -> None:
     """Check that the rows' weights sum to a positive, finite number in float32: the loss is a mean by weight.
 
     Raises:
-        InputError: they do not.
+        InputError: They do not.
     """
     total = float(torch.tensor([row["weight"] for row in rows], dtype=torch.float32).sum())
     if not 0 < total < math.inf:
