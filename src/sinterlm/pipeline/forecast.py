@@ -18,7 +18,7 @@ CHARACTERS_PER_TOKEN = 4
 """A rule of thumb for English text, used until the store has counts of the same model."""
 USUAL_ANSWER_TOKENS = 512
 """The assumed length of an answer, unless the store has a mean or the limit is lower. WRPO's models write
-2,100 to 2,400 characters a question of AlpacaEval-2 (arXiv 2412.03187, appendix D)."""
+2,100 to 2,400 characters per question of AlpacaEval-2 (arXiv 2412.03187, appendix D)."""
 USUAL_PROMPT_TOKENS = 200
 """The assumed length of a prompt whose file is not on this machine."""
 OPTIMIZER_COPIES = 3
@@ -27,7 +27,7 @@ OPTIMIZER_COPIES = 3
 HOURS_NOTE = (
     f"GPU hours are rough estimates, at best right to an order of magnitude. They assume {USUAL_ANSWER_TOKENS} tokens "
     f"per answer (fewer if the limit is lower; the mean of stored answers, if any) and {USUAL_PROMPT_TOKENS} per "
-    "prompt if its file is missing; "
+    "prompt if its file is missing. Speeds: "
     + "; ".join(
         f"{gpu.name}: {gpu.writing / 16e9:,.0f} tokens/s written and {gpu.reading / 16e9:,.0f} read with 8 billion "
         f"weights, {gpu.training / 1e12:.0f} TFLOP/s in training"

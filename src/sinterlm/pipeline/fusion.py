@@ -144,10 +144,9 @@ class Fusion:
         return {**self.recipe.fine_tunings, **self.recipe.preference}
 
     def extra_prompts(self, training: str) -> ExtraPrompts | None:
-        """The preference prompts that an SFT takes over: this training, or the SFT that it starts from.
+        """The preference prompts that an SFT takes over: the SFT ``training`` itself, or the one that it starts from.
 
-        None if there are none, and for the method that decides which they are: they are the prompts that gave it no
-        row.
+        None if there are none, and for the method that decides which prompts these are: it has no rows for them anyway.
         """
         fine_tuning = training if training in self.recipe.fine_tunings else self.recipe.fine_tuning_of(training)
         extra = self.recipe.fine_tunings[fine_tuning].extra_prompts if fine_tuning else None

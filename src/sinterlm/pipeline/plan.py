@@ -44,7 +44,7 @@ class Plan:
     memory_bytes: int | None
     """Estimated peak: training holds weights, gradients and AdamW's two moments in float32."""
     money: float
-    """0: local models and recorded answers cost nothing."""
+    """Always 0: local models and recorded answers cost nothing, and the fees of a judge's server are not counted."""
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:

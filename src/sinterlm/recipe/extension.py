@@ -26,7 +26,7 @@ def extend(base: Document, document: Document) -> Document:
     changes = {key: value for key, value in document.value.items() if key != EXTENDS}
     if lost := list(_find_lost(base.value, changes, ())):
         raise refuse(document, [Problem(path, f"{base.name} has no such key to remove: {text}") for path, text in lost])
-    # The base was checked by itself, so what is wrong at one of its places is wrong only with the changes.
+    # The base was valid by itself, so anything wrong at its places comes from the changes.
     places = {path: f"{place} (extended by {document.name})" for path, place in base.places.items()}
     return Document(document.name, _merge(base.value, changes), places | document.places)
 

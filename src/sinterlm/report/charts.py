@@ -438,7 +438,7 @@ def curve(run: TrainingRun, metric: str) -> tuple[list[float], list[float]]:
 
 
 def _to_svg(figure: Figure, name: str, kind: str, facts: Iterable[str]) -> Markup:
-    """The chart for the page, described by what kind of chart it is and what it says."""
+    """The chart for the page, described by its kind and what it says."""
     return inline_svg(figure, name=name, description=f"{kind}. {'; '.join(facts)}.")
 
 

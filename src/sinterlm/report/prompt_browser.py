@@ -71,7 +71,7 @@ def describe_prompt(data: ReportData, prompt_id: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Joins:
-    """What other records say of a prompt or an answer, by id."""
+    """What other records say about a prompt or an answer, by id."""
 
     roles: Mapping[tuple[str, str, int], Sequence[str]]
     """By prompt, model and sample index."""

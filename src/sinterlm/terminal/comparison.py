@@ -30,7 +30,7 @@ def print_comparison(compared: Compared, console: Terminal) -> None:
 
 
 def _tabulate_selections(selections: Mapping[str, SelectionTally]) -> Table:
-    """A line for every role, the figures of its pairs beside the chosen one."""
+    """One line per role; the figures of pairs are on the line of the chosen role."""
     table = Table("training", title="training rows (means)", title_justify="left")
     for column in ("rows", "role", "score", "whose", "score margin", "length margin", "weight entropy"):
         table.add_column(column, justify="left" if column in ("role", "whose") else "right")

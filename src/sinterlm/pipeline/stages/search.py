@@ -56,7 +56,9 @@ class Search(Stage):
         """The cells that are not finished yet, each with one answer to every development prompt."""
         fusion, training = self._fusion, self._training
         num_left = self._grid(forecast).count_unfinished()
-        cell = replace(fusion.model_of(training), location=str(fusion.search_path(training)))  # not trained yet
+        cell = replace(
+            fusion.model_of(training), location=str(fusion.search_path(training))
+        )  # a model that is not trained yet
         asked = [(fusion.for_evaluation(cell), forecast.parts["development"])] * num_left
         planned = estimate_sampling(self.name, asked, forecast.store)
         note = f"trainings: {num_left} at most"
