@@ -198,7 +198,7 @@ def test_published_templates_are_split_as_trl_does_or_refused(path: Path) -> Non
 
 
 def test_chatml_by_hand() -> None:
-    """The default system prompt stands in the prompt, the newline after the end-of-turn in the answer."""
+    """The prompt has the default system prompt; the answer has the newline after the end-of-turn."""
     tokenizer = TOKENIZERS["chatml"]
     example = encode_example(tokenizer, FRANCE, "Paris")
     assert decode(tokenizer, example.prompt_ids) == (

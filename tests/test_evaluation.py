@@ -163,7 +163,7 @@ def test_paired_difference_against_a_naive_bootstrap(num_runs: int) -> None:
 
 
 def test_paired_difference_coverage() -> None:
-    """Of 400 simulated comparisons (150 questions, three runs that share each question's difficulty) the interval holds
+    """In 400 simulated comparisons (150 questions, three runs that share each question's difficulty) the interval holds
     the true difference of 0.1 in 95 %, give or take three standard deviations and the bootstrap's small bias."""
     generator = np.random.default_rng(0)
     num_held = 0
@@ -258,7 +258,7 @@ def no_number() -> Score:
 
 
 def test_an_answer_without_a_number_has_no_part_in_the_mean() -> None:
-    """Of 1 and 3 the mean is 2, whatever the third answer is; a model with no number at all has no figure."""
+    """The mean of 1 and 3 is 2, whatever the third answer is; a model without any number has no figure."""
     scores = {"a": graded(1.0), "b": graded(3.0), "c": no_number()}
     assert compute_rates(scores)["score"][0::3] == (2.0, 2)
     assert compute_rates_by_domain(scores, {"a": "x", "b": "x", "c": "y"}).keys() == {"x"}

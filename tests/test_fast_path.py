@@ -133,7 +133,7 @@ def make_rows(
 def logps_and_gradients(
     model: PreTrainedModel, rows: Sequence[Sequence[EncodedExample]], layout: Layout
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Of a sum in which every response has a weight of its own, negative ones included."""
+    """Log-probabilities, and the gradients of their sum with a different weight, also negative, for each response."""
     model.zero_grad()
     logps = response_logps(model, **layout(rows, pad_token_id=0))
     (logps * torch.linspace(-1, 2, len(logps))).sum().backward()
@@ -308,7 +308,7 @@ def test_a_model_that_computes_something_else_takes_the_plain_layout(monkeypatch
 
 
 def test_rounding_is_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
-    """A tuned model is sure of its answers, of which bfloat16 rounds more away than a twentieth of what they cost."""
+    """A tuned model is sure of its answers: bfloat16 rounds away more than a twentieth of their log-probabilities."""
     model: Any = build("llama")
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(40)

@@ -539,7 +539,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
 
 
 def logps_of(rows: Sequence[tuple[tuple[float, float, int], ...]]) -> list[SequenceLogps]:
-    """Of the answers of every row, in float64."""
+    """Log-probabilities of each column of answers, in float64."""
     return [
         SequenceLogps(*(torch.tensor(values, dtype=torch.float64) for values in zip(*column, strict=True)))
         for column in zip(*rows, strict=True)

@@ -24,11 +24,11 @@ from tests.test_pipeline import Lines
 
 NUM_PROMPTS, NUM_SAMPLES = 30, 10
 NUM_ANSWERS = 2 * NUM_PROMPTS * NUM_SAMPLES
-"""Of a source and, recorded as well, of the target."""
+"""The answers of a source and, also recorded, of the target."""
 
 
 class Counts:
-    """Counts what goes on in this process."""
+    """Counts what happens in this process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.statements: Counter[str] = Counter()

@@ -883,7 +883,7 @@ def test_where_the_reference_comes_from_is_told(tiny_folder: Path, tmp_path: Pat
 
 
 def test_a_training_without_save_steps_resumes(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """Killed after 22 of 25 steps: it goes on behind the twentieth, and does not count those before again."""
+    """Killed after 22 of 25 steps, it resumes after the twentieth and does not count the earlier ones again."""
     arguments = {**CPU, "max_steps": 25, "per_device_train_batch_size": 1}
     with monkeypatch.context() as patch:
         patch.setattr("sinterlm.training.train.CheckpointManifest", interrupting_manifest(22))

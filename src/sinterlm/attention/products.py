@@ -37,7 +37,7 @@ def softmax_of(scores: Tensor, bias: Tensor, softcap: float | None) -> Tensor:
 
     Args:
         scores: Shape (..., K).
-        bias: Broadcasts to the scores; -inf for a key that the query does not see, else 0.
+        bias: Broadcasts to the scores; -inf for a key that the query does not see, otherwise 0.
         softcap: Bound of the scores in architectures that have one.
     """
     if softcap is not None:

@@ -27,7 +27,7 @@ def choose_layout(
     *,
     share_prompt: SharePrompt = "auto",
 ) -> Layout:
-    """The shared layout if the model computes the same with it, else one sequence to a line.
+    """The shared layout if the model computes the same with it, otherwise one sequence to a line.
 
     A configuration does not tell everything (recurrent layers, a model's own masks), so a few short rows are run in
     both layouts.
