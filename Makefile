@@ -1,4 +1,4 @@
-# Everything a developer or CI does. `make setup` is remembered by a stamp and redone when the requirements change.
+# Everything a developer or CI does. A stamp file records `make setup`, which runs again when the requirements change.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,7 +37,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.verifiers
 	$(BIN)/python benchmarks/store.py
 
-# How many small changes of the code the tests notice, on a sample that takes an hour at most.
+# Counts how many small changes of the code the tests notice, on a sample that takes an hour at most.
 mutants: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
 	$(BIN)/python scripts/mutants.py

@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/overlap.py
 
-Synthetic prompts of words by Zipf's law, log-normal in length (120 words on average): a fifth begins with one of 200
-templates, 2 % repeat an earlier prompt, and 3 % repeat one but for a word. 200 of 5,200 benchmark questions hold 40
-words of a prompt.
+Synthetic prompts with words by Zipf's law and log-normal lengths (120 words on average): a fifth begin with one of 200
+templates, 2 % repeat an earlier prompt, and 3 % repeat one except for a single word. 200 of 5,200 benchmark questions
+contain 40 words of a prompt.
 """
 
 from __future__ import annotations

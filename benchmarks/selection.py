@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/selection.py --policy fusepo temperature=0.1
     .venv/bin/python benchmarks/selection.py --scores pass-or-fail      # nearly every choice is a tie
 
-Synthetic candidates are made one prompt at a time, and policies read them as a stream; the time to make them is
-measured by itself and counted in the total. Processor seconds are what other work on the machine distorts least.
+Synthetic candidates are made one prompt at a time, and policies read them as a stream. The time to make them is
+measured separately and included in the total. Other work on the machine distorts processor seconds the least.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def generate_candidates(
 
 
 class Seconds(NamedTuple):
-    """What something took."""
+    """Wall-clock and processor seconds."""
 
     wall: float
     processor: float
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--characters", type=int, default=2_000, help="length of an answer")
     parser.add_argument("--policy", choices=POLICIES, default="wrpo")
-    parser.add_argument("options", nargs="*", metavar="KEY=NUMBER", help="of the policy")
+    parser.add_argument("options", nargs="*", metavar="KEY=NUMBER", help="options of the policy")
     parser.add_argument("--scores", choices=("graded", "pass-or-fail"), default="graded")
     arguments = parser.parse_args()
     size: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""Seconds to look recorded answers up, to score them and to select from them, by stage, and the memory of each.
+"""Time and memory, by stage, of looking recorded answers up, scoring them and selecting from them.
 
-No model runs and the scorer is exact match, so that reading and writing the store is most of the work.
+No model runs and the scorer is exact match, so most of the work is reading and writing the store.
 
     python benchmarks/store.py                    # 2,000 prompts with 10 answers each
     python benchmarks/store.py --prompts 20000    # 200,000 answers
@@ -20,7 +20,7 @@ from sinterlm.store import Store
 
 
 def main() -> None:
-    """Run three stages, then the scoring again with everything stored."""
+    """Run three stages, then score again with every score stored."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--samples", type=int, default=10)

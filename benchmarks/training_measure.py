@@ -1,4 +1,4 @@
-"""What one process of ``training_step.py`` does: rows, trainer, some steps, and their time and memory."""
+"""The work of one process of ``training_step.py``: build rows and trainer, run some steps, measure time and memory."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '\n' }}{% endfor %}"
 )
-"""For all models, so that no system prompt is added: Sinter would compute one once for several rows."""
+"""Used for all models. It adds no system prompt, which Sinter would compute once for several rows."""
 MAX_ANSWERS = 9
 
 
 class Cell(NamedTuple):
-    """A kind of rows; those of two answers have ``row_tokens`` on average, their prompt counted once."""
+    """A kind of row; rows with two answers have ``row_tokens`` tokens on average, counting the prompt once."""
 
     model: str
     row_tokens: int
     prompt_share: float
     num_rows: int
-    """Of a step."""
+    """Rows per step."""
     trl_rows: int
-    """That TRL computes at once, its fastest way (``--table trl``); the rest of a step it accumulates."""
+    """Rows that TRL computes at once in its fastest setting (``--table trl``); it accumulates the rest of a step."""
 
     def __str__(self) -> str:
         name = Path(self.model).name.partition("-Instruct")[0].partition("-q4")[0]
@@ -59,12 +59,12 @@ class Contender:
     label: str
     num_answers: int
     objective: str
-    """Of Sinter; empty for TRL's DPO."""
+    """The objective of Sinter; empty for TRL's DPO."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 class Options(NamedTuple):
-    """What holds for every measurement."""
+    """Options of all measurements."""
 
     device: str
     dtype: str
@@ -77,27 +77,27 @@ class Options(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What one process found; lists by counted step."""
+    """The measurements of one process; the lists have one entry per counted step."""
 
     wall: list[float]
     cpu: list[float]
     matmul_rate: list[float]
     """FLOP/s of a square product of 2,048, before each step."""
     model_matmul_rate: float
-    """The same of the model's own widest product in a layer, on as many tokens as a step has (2,048 at most)."""
+    """FLOP/s of the widest product in a layer of the model, with the tokens of a step (2,048 at most)."""
     num_tokens: float
-    """Of a step: prompts once, and their responses."""
+    """Tokens per step, counting each prompt once."""
     num_unshared_tokens: float
-    """Of a step, a prompt for every response."""
+    """Tokens per step, counting a prompt once for every response."""
     flops: float
-    """Of a step: what these tokens need."""
+    """Operations per step that these tokens need."""
     peak_bytes: int
     loaded_bytes: int
-    """Of the peak, what libraries, model and rows take before the trainer is made."""
+    """Part of the peak that libraries, model and rows take before the trainer is made."""
 
 
 class StepClock(TrainerCallback):
-    """Times every optimizer step, and a matrix product before it."""
+    """Times every optimizer step and a matrix product before it."""
 
     def __init__(self, device: str, dtype: torch.dtype) -> None:
         self._device, self._dtype = device, dtype
@@ -134,14 +134,14 @@ def matmul_rate(m: int, k: int, n: int, device: str, dtype: torch.dtype) -> floa
 
 
 class Row(NamedTuple):
-    """Text of a row, before an objective names its answers."""
+    """Text of a row, before an objective gives its answers roles."""
 
     prompt: str
     answers: list[str]
 
 
 def build_rows(cell: Cell, count: int) -> list[Row]:
-    """Random words, a token each; lengths vary by half. A step's rows stand by length: little to pad in a batch."""
+    """Random words of one token each; lengths vary by half. A step's rows are sorted by length, to reduce padding."""
     rng = random.Random(0)
 
     def words(mean: float) -> str:
@@ -204,9 +204,9 @@ def trl_trainer(
 
 
 def step_flops(model: PreTrainedModel, rows: list[list[EncodedExample]]) -> float:
-    """What the rows need, forward and backward; a prompt once, the head on responses only.
+    """Operations that the rows need, forward and backward; a prompt counts once, the head on responses only.
 
-    6 a weight and token; in each layer 12 a key that a query sees, times the width of all heads.
+    6 per weight and token; in each layer, 12 per key that a query sees, times the width of all heads.
     """
     config = model.config.get_text_config()
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
@@ -222,7 +222,7 @@ def step_flops(model: PreTrainedModel, rows: list[list[EncodedExample]]) -> floa
 
 
 def measure(cell: Cell, contender: Contender, options: Options) -> Measurement:
-    """Train for some steps; called in a process of its own."""
+    """Train for some steps; called in its own process."""
     torch.set_num_threads(options.threads)
     os.environ["TQDM_DISABLE"] = "1"
     disable_progress_bars()
@@ -245,12 +245,12 @@ def measure(cell: Cell, contender: Contender, options: Options) -> Measurement:
     num_tokens = num_unshared_tokens - sum(len(row[0].prompt_ids) * (len(row) - 1) for row in examples)
     model = load_model(cell.model, device=options.device, dtype="float32")
     model.set_attn_implementation(options.attention)
-    # Weights are mapped from their file: once read, what is loaded counts them.
+    # Weights are mapped from their file; reading them makes them part of the loaded memory.
     sum(float(weight.detach().sum()) for weight in model.parameters())
     loaded_bytes = used_bytes(options.device)
     rows_at_once = {"per_device_train_batch_size": cell.num_rows if contender.objective else cell.trl_rows}
     settings = rows_at_once | contender.settings
-    # Where a step has other rows than the table's, a number that divides them: all contenders take the same rows.
+    # With another number of rows per step than the table's, use a divisor, so that all contenders see the same rows.
     rows_of_pass = math.gcd(cell.num_rows, settings["per_device_train_batch_size"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = {
@@ -297,7 +297,7 @@ def used_bytes(device: str) -> int:
 
 
 def peak_bytes(device: str) -> int:
-    """Of the whole process; on a GPU, of its tensors."""
+    """Peak memory of the whole process; on a GPU, of its tensors."""
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024

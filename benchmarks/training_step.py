@@ -1,12 +1,12 @@
-"""The optimizer step beside TRL's DPO step: same rows, same model, same precision, reference computed beforehand.
+"""An optimizer step compared with TRL's DPO step: same rows, model and precision, reference computed beforehand.
 
     python benchmarks/training_step.py                  a short table, some minutes
-    python benchmarks/training_step.py --table main     what README.md beside this file shows
+    python benchmarks/training_step.py --table main     the table in README.md beside this file
 
-A *cell* is a kind of rows (model, tokens a row, prompt's share of them), a *contender* a trainer and its settings. Each
-measurement runs in a process of its own; rounds alternate the contenders, so that a busy machine slows all alike. A
-step is forward, backward, clipping and optimizer; a process's first steps are not counted (kernels are made for new
-shapes).
+A *cell* is a kind of row (model, tokens per row, the prompt's share of them). A *contender* is a trainer with its
+settings. Each measurement runs in its own process. Rounds alternate the contenders, so a busy machine slows all of them
+equally. A step is forward pass, backward pass, clipping and optimizer. A process's first steps are not counted, because
+kernels are made for new shapes.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class Result(NamedTuple):
     tokens_per_second: float
     peak_bytes: float
     training_bytes: float
-    """Of the peak, what comes on top of libraries, model and rows."""
+    """Part of the peak above libraries, model and rows."""
     matmul_share: float
-    """Of the rate of a square product in the same precision, measured before each step."""
+    """Share of the rate of a square product in the same precision, measured before each step."""
     model_matmul_share: float
     sharing_gain: float
-    """Tokens with a prompt for every response over tokens with one for all."""
+    """Tokens with one prompt per response, over tokens with one prompt for all responses."""
 
 
 Results = dict[Cell, dict[str, Result]]
@@ -101,7 +101,7 @@ def summarise(rounds: list[Measurement]) -> Result:
 
 
 def markdown(cell: Cell, results: dict[str, Result]) -> str:
-    """The table of a cell; ratios are over its first contender."""
+    """The table of a cell; ratios are relative to its first contender."""
     first = next(iter(results.values()))
     lines = [
         f"\n{cell}\n",
@@ -119,7 +119,7 @@ def markdown(cell: Cell, results: dict[str, Result]) -> str:
 
 
 class Budget(NamedTuple):
-    """A figure of every cell that has it, and what it must not exceed (or fall short of)."""
+    """A figure of every cell that has it, and the limit that it must not exceed (or fall below)."""
 
     text: str
     figures: list[float]
@@ -134,7 +134,7 @@ class Budget(NamedTuple):
 
 
 def budgets(results: Results) -> list[Budget]:
-    """The budgets of the design's section 11, cell by cell in the order of the tables."""
+    """The budgets, cell by cell in the order of the tables."""
 
     def pairs(one: Contender, other: Contender) -> list[tuple[Result, Result]]:
         cells = [cell for cell in results.values() if one.label in cell and other.label in cell]
@@ -151,15 +151,17 @@ def budgets(results: Results) -> list[Budget]:
     found = [
         Budget("time, WRPO over TRL's DPO", [ours.seconds / trl.seconds for ours, trl in wrpo], 0.30),
         Budget("peak memory, WRPO over TRL's DPO", [ours.peak_bytes / trl.peak_bytes for ours, trl in wrpo], 0.40),
-        Budget("the same less what is loaded", [ours.training_bytes / trl.training_bytes for ours, trl in wrpo], 0.40),
+        Budget(
+            "the same without what is loaded", [ours.training_bytes / trl.training_bytes for ours, trl in wrpo], 0.40
+        ),
         Budget("time, DPO over TRL's DPO", [ours.seconds / trl.seconds for ours, trl in pairs(DPO, TRL)], 1.0),
         Budget("share of the matmul rate, DPO and WRPO", matmul, 0.5, at_most=False),
         Budget("sharing's gain over the predicted, DPO", sharing(PLAIN, DPO), 0.9, at_most=False),
         Budget("sharing's gain over the predicted, WRPO", sharing(WRPO_PLAIN, WRPO), 0.9, at_most=False),
         Budget("sharing's gain over the predicted, RLOO", sharing(RLOO_PLAIN, RLOO), 0.9, at_most=False),
-        Budget("seconds a token, FuseSFT over DPO", a_token(FUSESFT), 1.0),
-        Budget("seconds a token, FusePO over DPO", a_token(FUSEPO), 1.0),
-        Budget("seconds a token, RLOO over DPO", a_token(RLOO), 1.0),
+        Budget("seconds per token, FuseSFT over DPO", a_token(FUSESFT), 1.0),
+        Budget("seconds per token, FusePO over DPO", a_token(FUSEPO), 1.0),
+        Budget("seconds per token, RLOO over DPO", a_token(RLOO), 1.0),
     ]
     return [budget for budget in found if budget.figures]
 
@@ -167,7 +169,7 @@ def budgets(results: Results) -> list[Budget]:
 def measure_cell(
     cell: Cell, contenders: tuple[Contender, ...], options: Options, *, rounds: int, record: Path | None
 ) -> dict[str, Result]:
-    """Every contender in turn, ``rounds`` times, each time in a process of its own; failures are said and left out."""
+    """Measure every contender in turn, ``rounds`` times, each in its own process; failures are printed and left out."""
     found: dict[str, list[Measurement]] = {contender.label: [] for contender in contenders}
     spawn = multiprocessing.get_context("spawn")
     for contender in [contender for _ in range(rounds) for contender in contenders]:
@@ -195,20 +197,24 @@ def machine(options: Options) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", choices=TABLES, default="short")
-    parser.add_argument("--model", help="in place of the table's models")
-    parser.add_argument("--rows", dest="num_rows", type=int, help="rows of a step, in place of the table's")
-    parser.add_argument("--row-tokens", type=int, help="tokens of a row of two answers, in place of the table's")
+    parser.add_argument("--model", help="model to use instead of the table's models")
+    parser.add_argument("--rows", dest="num_rows", type=int, help="rows per step, instead of the table's number")
+    parser.add_argument("--row-tokens", type=int, help="tokens of a row with two answers, instead of the table's")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--record", type=Path, metavar="FILE", help="add every measurement to FILE, a JSON line each")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="append every measurement to FILE as a JSON line")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="bfloat16: autocast")
     parser.add_argument("--threads", type=int, default=min(2, torch.get_num_threads()))
-    parser.add_argument("--steps", type=int, default=1, help="counted steps of a process")
-    parser.add_argument("--warm-up", type=int, default=1, help="steps before them")
+    parser.add_argument("--steps", type=int, default=1, help="counted steps per process")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before the counted ones")
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--attention", default="sdpa", help="TRL's; Sinter chooses its own where prompts are shared")
-    parser.add_argument("--fresh-rows", action="store_true", help="other rows every step: kernels for new shapes count")
-    parser.add_argument("--trl-rows", type=int, help="rows that TRL computes at once, in place of the table's")
+    parser.add_argument(
+        "--attention", default="sdpa", help="TRL's attention; Sinter uses its own if prompts are shared"
+    )
+    parser.add_argument(
+        "--fresh-rows", action="store_true", help="new rows in every step, so kernels for new shapes count"
+    )
+    parser.add_argument("--trl-rows", type=int, help="rows that TRL computes at once, instead of the table's")
     given = vars(parser.parse_args())
     options = Options(**{name: given[name] for name in Options._fields})
 

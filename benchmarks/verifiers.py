@@ -1,11 +1,11 @@
-"""Answers a second of the scorers that check mathematics and code, on published solutions.
+"""Answers per second of the scorers that check mathematics and code, on published solutions.
 
     .venv/bin/python -m benchmarks.verifiers
     .venv/bin/python -m benchmarks.verifiers --workers 8 --scorers code
 
-Every solution is scored; the last column says how many came out as published. The data is not part of this project
-(``tests/published_data.py`` says where it is looked for). Without it, or without a sandbox, a line says what is left
-out.
+Every solution is scored, and the last column says how many verdicts match the published ones. The data is not part of
+this project (``tests/published_data.py`` says where it is looked for). Without it, or without a sandbox, a line says
+what is left out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 def measure(name: str, config: Mathematics | Code, solutions: list[tuple[Exchange, bool]]) -> None:
     entries = [entry for entry, _ in solutions]
     with closing(build_scorer(config)) as scorer:
-        scorer.score(entries[:1])  # the workers are there
+        scorer.score(entries[:1])  # start the workers
         started = time.perf_counter()
         scores = scorer.score(entries)
         seconds = time.perf_counter() - started

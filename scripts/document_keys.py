@@ -27,7 +27,7 @@ Schema = Mapping[str, Any]
 
 
 def with_tables(page: str) -> str:
-    """The page with every table written anew."""
+    """The page with every table rewritten."""
     root = recipe_schema()
     headings = set(re.findall(r"^#+ ([a-z_]+)$", page, flags=re.MULTILINE))
     return _TABLE.sub(lambda table: f"{table[1]}{HEAD}{_render(table['name'], root, headings)}{table[3]}", page)
@@ -142,7 +142,7 @@ def _describe_type(schema: Schema, root: Schema) -> str:
 
 def _describe_bounds(schema: Schema) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
-    if high == 2**31 - 1:  # what the libraries' counts can hold: no bound that anyone meets
+    if high == 2**31 - 1:  # the limit of the libraries' counters, which no value reaches
         high = None
     if low is not None and high is not None:
         return f", {low:.10g} to {high:.10g}"

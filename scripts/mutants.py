@@ -1,13 +1,12 @@
-"""Changes the code a little, again and again, and counts how often a test notices: `make mutants`.
+"""Makes small changes to the code, one at a time, and counts how many the tests notice: `make mutants`.
 
-Mutants are mutmut's (https://mutmut.readthedocs.io). It makes all of a copy of the sources, runs the tests once to see
-which test calls which function, and then, in a fork for each mutant, only the tests that call the changed one, until
-one fails. A sample of them is run, drawn with a seed: all would take a day.
+The mutants are made by mutmut (https://mutmut.readthedocs.io). It makes all mutants of a copy of the sources and runs
+the tests once to see which test calls which function. Then it runs, in a fork for each mutant, only the tests that call
+the changed function, until one fails. Running all mutants would take a day, so a sample is drawn with a seed.
 
     python scripts/mutants.py --number 300 --packages pipeline recipe training evaluation
 
-What survived is printed as differences. Each is to be judged: either it changes nothing that counts, or a test is
-missing.
+Surviving mutants are printed as diffs. Judge each one: either it changes nothing that matters, or a test is missing.
 """
 
 from __future__ import annotations
@@ -34,26 +33,28 @@ TESTS = {
 }
 """The fast tests of each package."""
 NOTICED = ("killed", "timeout", "segfault")
-"""Outcomes of a mutant that a test has noticed."""
+"""Outcomes of mutants that a test has noticed."""
 
 
 def main() -> None:
-    """Make a copy, mutate it, run a sample and print what survived."""
+    """Copy the sources, mutate the copy, run a sample of the mutants and print those that survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", nargs="+", choices=TESTS, default=list(TESTS))
-    parser.add_argument("--number", type=int, default=300, help="of mutants that are run")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "mutants", help="of the copy; is made anew")
-    parser.add_argument("--minutes", type=float, default=55, help="after which no more mutants are run")
-    parser.add_argument("--children", type=int, default=2, help="mutants that are run at a time")
+    parser.add_argument("--number", type=int, default=300, help="mutants to run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "runs" / "mutants", help="folder of the copy; it is replaced"
+    )
+    parser.add_argument("--minutes", type=float, default=55, help="stop after this many minutes")
+    parser.add_argument("--children", type=int, default=2, help="mutants to run at a time")
     arguments = parser.parse_args()
     folder, end = arguments.folder, time.monotonic() + 60 * arguments.minutes
     copy_sources(folder, arguments.packages)
-    # No mutant has this name: mutants are made, the tests run once, and that is all.
+    # No mutant has this name, so mutmut only makes the mutants and runs the tests once.
     printed = mutmut(folder, "run", "none")
     if "failed to collect stats" in printed:
         sys.exit(
-            f"{printed}\nthe tests fail on the unchanged copy; mend them, or leave them out in {Path(__file__).name}"
+            f"{printed}\nthe tests fail on the unchanged copy; fix them, or leave them out in {Path(__file__).name}"
         )
     names = sorted(outcomes(folder))
     sample = random.Random(arguments.seed).sample(names, min(arguments.number, len(names)))
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def copy_sources(folder: Path, packages: Sequence[str]) -> None:
-    """Copy what the tests need, with mutmut's settings."""
+    """Copy what the tests need and add mutmut's settings."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in COPIED:
@@ -84,7 +85,7 @@ def copy_sources(folder: Path, packages: Sequence[str]) -> None:
         "source_paths": ["src/sinterlm"],
         "only_mutate": [f"src/sinterlm/{package}/*" for package in packages],
         "pytest_add_cli_args_test_selection": [test for test in tests if (ROOT / test).is_file()],
-        # mutmut's sources need its own process: what a test starts in another cannot import them.
+        # mutmut's sources work in its own process only: other processes that a test starts cannot import them.
         "pytest_add_cli_args": ["-p", "no:cacheprovider", "-k", "not no_torch and not without_torch"],
         "also_copy": [name for name in COPIED if name not in ("src", "tests", "pyproject.toml")],
     }
@@ -94,14 +95,14 @@ def copy_sources(folder: Path, packages: Sequence[str]) -> None:
 
 
 def mutmut(folder: Path, *arguments: str, seconds: float | None = None) -> str:
-    """What mutmut prints, without its moving bars; it is ended after ``seconds``."""
+    """What mutmut prints, without its progress bars; it is stopped after ``seconds``."""
     command = [sys.executable, "-m", "mutmut", *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds)
     return "\n".join(line.rpartition("\r")[2] for line in result.stdout.splitlines()) + result.stderr
 
 
 def outcomes(folder: Path) -> dict[str, str]:
-    """What became of every mutant."""
+    """The outcome of every mutant."""
     lines = mutmut(folder, "results", "--all", "true").splitlines()
     return {found[1]: found[2] for line in lines if (found := re.fullmatch(r"\s*(\S+__mutmut_\d+): (.+)", line))}
 

