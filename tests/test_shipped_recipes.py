@@ -527,9 +527,7 @@ def test_a_recorded_target_is_not_asked(runs: Path) -> None:
 
 
 def test_a_recorded_target_refuses_a_choice_of_its_form(runs: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"preference\.wrpo\.target_samples: the answers are those of `target\.samples`"
-    ):
+    with pytest.raises(InputError, match=r"preference\.wrpo\.target_samples: `target\.samples` gives the answers"):
         load("arena-bench/wrpo", *here(runs.parent, "wrpo"), "preference.wrpo.target_samples=target")
 
 
