@@ -168,7 +168,7 @@ def test_a_broken_package_is_named(
 def test_an_objective_is_a_row_and_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "broken_three", {}, {"sinterlm.objectives": {"mine": "sinterlm.objectives:Objective"}})
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"the installed package broken-three offers 'mine' .* which is not of type Objective"):
+    with pytest.raises(InputError, match=r"broken-three offers 'mine' .* which is not of type Objective"):
         with_installed("sinterlm.objectives", {}, Objective)
 
 
