@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -95,7 +95,12 @@ class Seam:
     after: Any = CHANGES
     given: tuple[str, ...] = field(default=())
     until: str = "select-m"
-    needs_sandbox: bool = False
+    trains: bool = True
+    """Whether a model must be trained; otherwise the arguments of the trainer tell."""
+    together: tuple[str, ...] = ()
+    """Changes of other keys that are made in the same run, each of which shows elsewhere."""
+    resumes: bool = False
+    """Whether the changed recipe goes on from what the unchanged one has left."""
 
 
 Look = Callable[[Done], Any]
@@ -152,7 +157,7 @@ def selected(
     objective = {"wrpo": "wrpo", "fusepo": "fusepo", "fusepo-rloo": "fusepo-rloo", "rloo": "rloo"}
     kind = select.split(",")[0].removeprefix("kind: ")
     method = method.replace("kind: wrpo}}", f"kind: {objective.get(kind, 'dpo')}}}}}")
-    return Seam(f"preference.m.select.{change}", look, before, after, given=(method, *given))
+    return Seam(f"preference.m.select.{change}", look, before, after, given=(method, *given), resumes=True)
 
 
 def tuned(select: str, change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = ()) -> Seam:
@@ -161,15 +166,29 @@ def tuned(select: str, change: str, look: Look, before: Any = CHANGES, after: An
     sft = f"sft={{select: {{{select}}}, objective: {{kind: {objective}}}}}"
     return Seam(
         f"sft.select.{change}", look, before, after, given=(sft, "prompts.split.sft=1.0", "preference={}", *given),
-        until="select-sft",
+        until="select-sft", resumes=True,
     )  # fmt: skip
 
 
 def trained(
-    change: str, look: Look = Done.steps, before: Any = CHANGES, after: Any = CHANGES, given: Given = ()
+    change: str,
+    look: Look,
+    before: Any = CHANGES,
+    after: Any = CHANGES,
+    given: Given = (),
+    *,
+    trains: bool = False,
+    resumes: bool = True,
 ) -> Seam:
-    """Seen in the training of a method."""
-    return Seam(change, look, before, after, given=("target.model=FOLDER/tiny", *given), until="train-m")
+    """Seen in the arguments of a method's trainer or, if it trains, in the training."""
+    given = ("target.model=FOLDER/tiny", *given)
+    return Seam(change, look, before, after, given, until="train-m", trains=trains, resumes=resumes)
+
+
+def objective_of(done: Done) -> Any:
+    """The objective of the trainer, with all its hyper-parameters."""
+    (arguments,) = done.arguments
+    return arguments.objective, arguments.resolved_objective.values
 
 
 BEST = "kind: best-of-sources"
@@ -196,6 +215,16 @@ CODE = (
 PYTHON = ("scorer={kind: python, path: mine.py}", "prompts.path=few.jsonl")
 READER = ("scorer={kind: KIND, model: FOLDER/MODEL}", "prompts.path=few.jsonl")
 JUDGE = ("scorer={kind: judge, model: m, base_url: URL}", "prompts.path=few.jsonl")
+ASKED_TOGETHER = (
+    "scorer.model=other",
+    "scorer.explain=false",
+    "scorer.temperature=0.5",
+    "scorer.max_tokens=99",
+    "scorer.response_format=json_object",
+    "scorer.extra_body={top_k: 1}",
+    "scorer.api_key_env=SEAMS_KEY",
+    "scorer.concurrency=1",
+)
 PAIRWISE = ("scorer.mode=pairwise",)
 COMBINATION = (
     "scorer={kind: combination, rule: weighted-sum, parts: {x: {kind: exact-match}, y: {kind: recorded, path: "
@@ -287,13 +316,18 @@ def first_text(done: Done) -> str:
 
 
 def judged(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = ()) -> Seam:
-    return scored(change, look, before, after, given=(*JUDGE, *given))
+    seam = scored(change, look, before, after, given=(*JUDGE, *given))
+    return replace(seam, together=ASKED_TOGETHER if change in ASKED_TOGETHER else ())
 
 
-def objective(change: str, kind: str, *, select: str = "kind: wrpo", given: tuple[str, ...] = ()) -> Seam:
-    """Seen in the loss or the gradient of the first step."""
+def objective(change: str, kind: str, *, select: str = "kind: wrpo", trains: bool = False) -> Seam:
+    """Seen in the trainer's objective or, if it trains, in the loss or the gradient of the first step.
+
+    What each hyper-parameter does to a loss, test_objectives.py and test_trl_parity.py show.
+    """
     method = f"preference.m={{select: {{{select}}}, objective: {{{kind}}}, train: {TRAIN}}}"
-    return trained(f"preference.m.objective.{change}", given=("prompts.path=few.jsonl", method, *given))
+    look = Done.steps if trains else objective_of
+    return trained(f"preference.m.objective.{change}", look, given=("prompts.path=few.jsonl", method), trains=trains)
 
 
 TRAIN = "{max_steps: 1, learning_rate: 0.01, per_device_train_batch_size: 16, max_length: 128}"
@@ -517,7 +551,7 @@ SEAMS: dict[str, list[Seam]] = {
                given=PAIRWISE)
     ],
     "scorer[judge].explain": [
-        judged("scorer.explain=false", lambda d: "explanation" in json.dumps(d.requests[0]), True, False)
+        judged("scorer.explain=false", lambda d: "explanation" in json.dumps(d.requests), True, False)
     ],
     "scorer[judge].temperature": [
         judged("scorer.temperature=0.5", lambda d: {r.get("temperature") for r in d.requests}, {0.0}, {0.5}),
@@ -633,12 +667,13 @@ SEAMS: dict[str, list[Seam]] = {
     "sft.train": [
         Seam("sft.train={learning_rate: 0.5, max_steps: 1}",
              lambda d: [(a.learning_rate, a.max_steps) for a in d.arguments], CHANGES, [(0.5, 1)],
-             given=(*SFT, "sft.train={max_steps: 2}"), until="train-sft")
+             given=(*SFT, "sft.train={max_steps: 2}"), until="train-sft", trains=False, resumes=True)
     ],
     "sft.grid": [
         Seam("sft.grid=[{train.learning_rate: [0.25, 0.5]}]", lambda d: [a.learning_rate for a in d.arguments],
-             [0.125], [0.25, 0.5],
-             given=(*SFT, "sft.train={max_steps: 1, learning_rate: 0.125}", *DEVELOPMENT), until="train-sft")
+             [0.125], [0.25],  # of its first cell
+             given=(*SFT, "sft.train={max_steps: 1, learning_rate: 0.125}", *DEVELOPMENT), until="train-sft",
+             trains=False, resumes=True)
     ],
     "preference.*.select[wrpo].sources": [
         selected("kind: wrpo", "sources=[b]", contents("chosen_source"), {"a0", "a1", "b0"}, {"b0"})
@@ -729,7 +764,7 @@ SEAMS: dict[str, list[Seam]] = {
     "preference.*.objective.tau": [objective("tau=0.5", "kind: ipo", select=ON_POLICY)],
     "preference.*.objective.average_logps": [objective("average_logps=true", "kind: ipo", select=ON_POLICY)],
     "preference.*.objective.label_smoothing": [objective("label_smoothing=0.25", "kind: dpo", select=ON_POLICY)],
-    "preference.*.objective.alpha": [objective("alpha=0.5", "kind: wrpo, alpha_schedule: constant")],
+    "preference.*.objective.alpha": [objective("alpha=0.5", "kind: wrpo, alpha_schedule: constant", trains=True)],
     "preference.*.objective.alpha_schedule": [objective("alpha_schedule=constant", "kind: wrpo")],
     "preference.*.objective.rejected_mix": [
         objective("rejected_mix=true", "kind: wrpo, alpha_schedule: constant",
@@ -737,7 +772,7 @@ SEAMS: dict[str, list[Seam]] = {
     ],
     "preference.*.objective.baseline": [objective("baseline=all", "kind: fusepo-rloo", select=FUSEPO_RLOO)],
     "preference.*.objective.kl": [
-        objective("kl=0.5", "kind: rloo", select="kind: rloo", given=("preference.m.train.max_steps=2",))
+        objective("kl=0.5", "kind: rloo", select="kind: rloo")
     ],
     "preference.*.target_samples": [
         Seam("preference.m.target_samples=target", lambda d: {read.model for read in d.reads}, CHANGES,
@@ -749,11 +784,11 @@ SEAMS: dict[str, list[Seam]] = {
                 [0.5]),
         trained("preference.m.train.weight_decay=0.25", lambda d: [a.weight_decay for a in d.arguments], [0.0],
                 [0.25]),
-        trained("preference.m.train.max_length=24", Done.steps),
+        trained("preference.m.train.max_length=24", lambda d: d.arguments[0].max_length, 128, 24),
     ],
     "preference.*.grid": [
         trained("preference.m.grid=[{train.learning_rate: [0.25, 0.5]}]",
-                lambda d: [a.learning_rate for a in d.arguments], [0.1], [0.25, 0.5], given=DEVELOPMENT)
+                lambda d: [a.learning_rate for a in d.arguments], [0.1], [0.25], given=DEVELOPMENT)  # of its first cell
     ],
     "preference.*.sft": [
         Seam("preference.m.sft={select: {kind: best-of-sources}, train: {max_steps: 1}}",
@@ -787,8 +822,11 @@ def test_a_changed_key_is_seen_at_the_far_end(key: str, world: World, monkeypatc
                 pytest.skip(str(error))
         name = key.rpartition(".")[2]
         assert name in seam.change, "the change is of this key"
-        before = seam.look(world.carry_out(seam.given, seam.until))
-        after = seam.look(world.carry_out((*seam.given, seam.change), seam.until))
+        done = world.carry_out(seam.given, seam.until, seam.trains)
+        before = seam.look(done)
+        assert not seam.together or seam.change in seam.together
+        changed = (*seam.given, *(seam.together or [seam.change]))
+        after = seam.look(world.carry_out(changed, seam.until, seam.trains, done.folder if seam.resumes else None))
         assert before != after
         assert before == (before if seam.before is CHANGES else seam.before)
         assert after == (after if seam.after is CHANGES else seam.after)

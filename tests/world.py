@@ -23,15 +23,17 @@ from typing import Any, NamedTuple
 
 import pebble
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+import typer.testing
 from transformers import LlamaConfig, LlamaModel, Trainer
 from typer.testing import CliRunner
 
 from sinterlm import cli
+from sinterlm.errors import InputError
 from sinterlm.formats import read_rows
+from sinterlm.formats.shared import dump_response, dump_score
 from sinterlm.records import TrainingRow
 from sinterlm.store import Store
 from tests.chat_server import Answer, ScriptedServer, serve
@@ -219,7 +221,7 @@ class Done:
     headers: list[Mapping[str, str]]
     most_open: int
     arguments: list[Any]
-    """Transformers' TrainingArguments, one for each trainer."""
+    """Transformers' TrainingArguments with ours, one for each trainer."""
     workers: list[int]
     """Of every pool that was opened."""
     asked_workers: list[tuple[Any, ...]]
@@ -252,11 +254,10 @@ class Done:
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """The run's stored responses or scores, as they are exported."""
-        target = self.folder / "exported"
-        if not target.exists():
-            command("export", self.folder, "--format", "answers", "--output", target)
-        rows: list[dict[str, Any]] = pq.read_table(next((target / name).glob("*.parquet"))).to_pylist()
-        return rows
+        with Store(self.folder / "store.sqlite", read_only=True) as store:
+            if name == "responses":
+                return [dict(dump_response(stored)) for stored in store.all_responses()]
+            return [dict(dump_score(stored)) for stored in store.all_scores()]
 
     def letters(self) -> list[str]:
         """The answers that a model of letters gave."""
@@ -295,8 +296,15 @@ RECIPES: list[Path] = []
 
 def command(*arguments: object) -> tuple[str, str]:
     """What a command of ours prints, and its error."""
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", parser_of)  # building it takes as long as a small stage
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     return result.output, "" if result.exception is None else str(result.exception)
+
+
+@cache
+def parser_of(app: typer.Typer) -> Any:
+    return typer.main.get_command(app)
 
 
 class World:
@@ -307,7 +315,17 @@ class World:
         self.carry_out = cache(self._carry_out)
         self._number = 0
 
-    def _carry_out(self, overrides: tuple[str, ...], until: str) -> Done:
+    def _carry_out(
+        self, overrides: tuple[str, ...], until: str, trains: bool = True, after: Path | None = None
+    ) -> Done:
+        """Carry the recipe out until a stage.
+
+        Args:
+            overrides: Changes of the recipe.
+            until: The last stage.
+            trains: Whether models are trained; otherwise a command ends once a trainer has its arguments.
+            after: The folder of a run to resume; only what the changes concern is done again.
+        """
         self._number += 1
         output = self.folder / "runs" / str(self._number)
         fill = {"FOLDER": str(self.folder), "URL": self.server.url}
@@ -315,10 +333,12 @@ class World:
             overrides = tuple(override.replace(name, value) for override in overrides)
         done = Done(output, "", "", [], [], [], 0, [], [], [])
         done.overrides = (f"output={output}", *overrides)
+        if after:
+            shutil.copytree(after, output)
         before, self.server.most_open = len(self.server.requests), 0
         FAILED.clear()
         if until:
-            with watched(done):
+            with watched(done, trains=trains):
                 done.said, done.error = command("run", RECIPES[0], *done.overrides, "--until", until, "--allow-code")
         done.requests, done.headers = (
             self.server.requests[before:],
@@ -329,7 +349,7 @@ class World:
 
 
 @contextmanager
-def watched(done: Done) -> Iterator[None]:
+def watched(done: Done, *, trains: bool) -> Iterator[None]:
     """Record what models read, what trainers are told and what workers are asked; math-verify's are not started."""
     forward, train = LlamaModel.forward, Trainer.train
     open_threads = concurrent.futures.ThreadPoolExecutor.__init__
@@ -344,6 +364,10 @@ def watched(done: Done) -> Iterator[None]:
     def trained(trainer: Any, *arguments: Any, **more: Any) -> Any:
         done.arguments.append(trainer.args)
         return train(trainer, *arguments, **more)
+
+    def not_trained(model: Any, config: Any, *arguments: Any, **more: Any) -> Any:
+        done.arguments.append(config)
+        raise InputError("nothing is trained")
 
     def threads(pool: Any, max_workers: int | None = None, *arguments: Any, **more: Any) -> None:
         done.workers.append(max_workers or 0)
@@ -361,6 +385,8 @@ def watched(done: Done) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LlamaModel, "forward", read)
         patch.setattr(Trainer, "train", trained)
+        if not trains:
+            patch.setattr("sinterlm.training.train.FusionTrainer", not_trained)
         patch.setattr(concurrent.futures.ThreadPoolExecutor, "__init__", threads)
         patch.setattr(pebble.ProcessPool, "__init__", processes)
         patch.setattr(psutil.Process, "children", lambda process, recursive=False: [])  # watching memory takes long
