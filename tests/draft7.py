@@ -1,4 +1,4 @@
-"""A small validator of JSON schemas by draft 7: the keywords that the recipe's schema uses, and no other."""
+"""A small validator for JSON schemas of draft 7, with only the keywords that the recipe's schema uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Path = tuple[str | int, ...]
 
 
 def find_faults(value: Any, schema: Any, root: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Where ``value`` breaks ``schema``, and the keyword that it breaks."""
+    """Where ``value`` violates ``schema``, and which keyword it violates."""
     if isinstance(schema, bool):
         if not schema:
             yield path, "false"
@@ -49,7 +49,7 @@ def find_faults(value: Any, schema: Any, root: Any, path: Path = ()) -> Iterator
 
 
 def holds(keyword: str, expected: Any, value: Any) -> bool:
-    """Whether ``value`` keeps a keyword that looks at nothing below it."""
+    """Whether ``value`` satisfies a keyword that only checks the value itself."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match keyword:
         case "type" if expected in ("number", "integer"):

@@ -1,4 +1,4 @@
-"""Packages with components, as pip installs them: modules, and the metadata that names their entry points."""
+"""Packages with components, as pip installs them: modules, and metadata with their entry points."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXTENDING = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 
 
 def install(folder: Path, name: str, modules: Mapping[str, str], entry_points: Mapping[str, Mapping[str, str]]) -> None:
-    """Write a package into a folder, which the caller puts on the path.
+    """Write a package into a folder; the caller adds the folder to the path.
 
     Args:
         folder: Where packages are found.

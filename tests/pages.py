@@ -41,7 +41,7 @@ class Element:
 
     @property
     def text(self) -> str:
-        """Its text with single spaces, and the page's minus signs as hyphens."""
+        """Its text, with single spaces and with hyphens for the page's minus signs."""
         return " ".join("".join(self.content).split()).replace("\N{MINUS SIGN}", "-")
 
     @property
@@ -82,7 +82,7 @@ def parse(html: str) -> Element:
 
 @dataclass
 class Opened:
-    """A page after its script has run, and what the browser said meanwhile."""
+    """A page after its script has run, and the browser's messages."""
 
     root: Element
     console: list[str]

@@ -36,7 +36,7 @@ def read_published(name: str) -> list[dict[str, Any]]:
 
 
 def gsm8k_solutions() -> list[tuple[Exchange, bool]]:
-    """Every solution of four models, and whether it was published as right."""
+    """Every solution of four models, and whether it was published as correct."""
     questions = read_published("gsm8k/test.jsonl")
     solved = read_published("gsm8k/example_model_solutions.jsonl")
     return [

@@ -23,7 +23,7 @@ _TRAIN = {"learning_rate": 1e-3, "max_steps": 1, "per_device_train_batch_size": 
 
 
 def write_files(folder: Path, extremes: Collection[str] = ()) -> None:
-    """Write the questions, two recorded answers to each, and scores of all but the last question's."""
+    """Write the questions, two recorded answers to each, and scores for all but the last question."""
     questions: list[dict[str, Any]] = [
         {"id": f"q{n}", "prompt": f"What is {n} plus 2?", "answers": [str(n + 2)], "domain": ("even", "odd")[n % 2]}
         for n in range(NUM_QUESTIONS)
@@ -68,7 +68,7 @@ def write_recipe(folder: Path) -> Path:
 
 
 def write_recorded_recipe(folder: Path) -> Path:
-    """A recipe whose answers and scores are all recorded, so that no model is needed to score its sources."""
+    """A recipe whose answers and scores are all recorded, so scoring its sources needs no model."""
     return _write_json(folder / "recorded.yaml", _recipe(folder, "second"))
 
 
@@ -97,8 +97,8 @@ def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def main(dump: Path, folder: Path, extremes: Collection[str]) -> None:
-    """Carry both recipes out and dump their store."""
-    from tests.tiny import save_tiny, save_tiny_reward_model  # of the checkout, which need not have a file like this
+    """Run both recipes and dump their store."""
+    from tests.tiny import save_tiny, save_tiny_reward_model  # the checkout's code, which may lack a file like this
 
     save_tiny(folder / "models" / "target", seed=0)
     save_tiny(folder / "models" / "source", family="gemma", seed=1)
@@ -106,7 +106,7 @@ def main(dump: Path, folder: Path, extremes: Collection[str]) -> None:
     write_files(folder, extremes)
     command = [sys.executable, "-m", "sinterlm", "run"]
     subprocess.run([*command, str(write_recipe(folder))], check=True)
-    # The first releases had no recorded scores and refuse this one.
+    # The first releases had no recorded scores and refuse this recipe.
     subprocess.run([*command, str(write_recorded_recipe(folder)), "--until", "score-sources"], check=False)
     with closing(sqlite3.connect(folder / "workspace" / "store.sqlite")) as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()

@@ -20,7 +20,7 @@ from sinterlm.pipeline.finished import Run
 from sinterlm.pipeline.progress import SilentReporter
 from tests.tiny_fusion import write_tiny_fusion
 
-pytestmark = pytest.mark.xdist_group("api")  # what the tests share is made once, in one process
+pytestmark = pytest.mark.xdist_group("api")  # the tests' shared fixtures are made once, in one process
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
 SIGNATURES = {
@@ -46,7 +46,7 @@ TABLES = ("figures", "differences", "answers", "rows", "dropped", "stages", "ste
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """What the page's code has defined after it was run, block by block, beside a recipe."""
+    """The names that the page's code defines, run block by block next to a recipe."""
     folder = tmp_path_factory.mktemp("notebook")
     write_tiny_fusion(folder, num_questions=24)
     (folder / "notebook").mkdir()
@@ -132,7 +132,7 @@ def test_every_table_is_one_of_any_library(run: Run) -> None:
     assert tables["dropped"].num_rows == len(run.dropped) > 0
     assert set(tables["stages"].column("state").to_pylist()) == {"done"}
     assert tables["differences"].num_rows == len(run.figures.comparisons)
-    assert "rewards/margins" in tables["steps"].column_names  # the SFT before it has none
+    assert "rewards/margins" in tables["steps"].column_names  # SFT comes before it and has none
     assert tables["steps"].column("training").to_pylist() == ["sft", "wrpo"]
 
 

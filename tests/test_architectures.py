@@ -1,4 +1,4 @@
-"""Models of many architectures, tiny and from config: the engine's text is that of Transformers' own generate."""
+"""Tiny models of many architectures, built from configs: the engine gives the same text as Transformers' generate."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ BOTH_LAYERS = ["sliding_attention", "full_attention"] * 2
 
 
 class Case(NamedTuple):
-    """A model type with its settings, and whether what prompts share is computed once."""
+    """A model type with its settings, and whether the part that prompts share is computed once."""
 
     model_type: str
     settings: Mapping[str, Any]
@@ -134,7 +134,7 @@ CASES = {
 
 
 def save(folder: Path, model: PreTrainedModel) -> Path:
-    """Its weights far from their start, so that what is said depends on all that was read."""
+    """Its weights are moved far from their initial values, so the output depends on the whole input."""
     generator = torch.Generator().manual_seed(5)
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -157,7 +157,7 @@ def run(
 
 
 def generated(folder: Path) -> dict[str, str]:
-    """The greedy answers of Transformers, by prompt."""
+    """Transformers' greedy answers, by prompt."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     texts = {}
     for prompt in PROMPTS:
@@ -189,7 +189,7 @@ def test_greedy_text_is_that_of_generate(name: str, tmp_path: Path) -> None:
 
 
 def test_both_ways_draw_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampling, with penalties and answers that end at different tokens; nothing but the speed differs."""
+    """Sampling, with penalties and answers that end at different tokens: only the speed differs."""
     folder = save(tmp_path, LlamaForCausalLM(LlamaConfig(**GROUPED)))
     settings = replace(SAMPLED, repetition_penalty=1.3)
     shared = run(folder, settings)
@@ -201,7 +201,7 @@ def test_both_ways_draw_the_same_tokens(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_model_that_attends_otherwise_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its logits, whatever its configuration says."""
+    """Its logits decide, whatever its configuration says."""
     folder = save(tmp_path, LlamaForCausalLM(LlamaConfig(**GROUPED)))
     monkeypatch.setattr("sinterlm.attention.rows.NewTokens.bias", see_all)
     placements: list[str] = []
@@ -211,13 +211,13 @@ def test_a_model_that_attends_otherwise_is_found_out(tmp_path: Path, monkeypatch
 
 
 def see_all(new_tokens: Any, window: int | None) -> torch.Tensor:
-    """A bias that hides no key, those of later tokens included."""
+    """A bias that hides no key, not even those of later tokens."""
     num_keys = len(new_tokens.prefix.tokens) + new_tokens.positions_BS.shape[1]
     return torch.zeros((*new_tokens.positions_BT.shape, num_keys))
 
 
 def test_a_model_that_transformers_cannot_generate_with_is_refused(tmp_path: Path) -> None:
-    """Its cache knows no length, because no layer of it attends."""
+    """Its cache has no length, because none of its layers has attention."""
     layers = {"num_hidden_layers": 2, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 4}
     folder = save_type(tmp_path, "bamba", {**GROUPED, **layers, "attn_layer_indices": []})
     with pytest.raises(InputError, match=r"Transformers cannot sample BambaForCausalLM .*use the engine `recorded`"):
@@ -227,7 +227,7 @@ def test_a_model_that_transformers_cannot_generate_with_is_refused(tmp_path: Pat
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_logits_that_are_no_numbers_are_an_error(dtype: str, tmp_path: Path) -> None:
     model = LlamaForCausalLM(LlamaConfig(**GROUPED))
-    model.lm_head.weight.data[7] = torch.nan if dtype == "float32" else 1e6  # beyond what float16 holds
+    model.lm_head.weight.data[7] = torch.nan if dtype == "float32" else 1e6  # outside the range of float16
     model.save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     advice = "its weights may be damaged" if dtype == "float32" else "sample it with dtype: float32"

@@ -1,4 +1,4 @@
-"""ArmoRM on a tiny checkpoint of the published layout, against its formulas computed in float64 by NumPy alone."""
+"""ArmoRM on a tiny checkpoint in the published layout, compared with its formulas in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ CONFIG: Mapping[str, Any] = {
 """The published config.json, with smaller sizes and fewer layers."""
 VERBOSITY = 4
 TOLERANCE = 1e-5
-"""For float32; scores are of order 1."""
+"""For float32; scores are on the order of 1."""
 
 
 # --- a tiny checkpoint -----------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def draw_weights() -> dict[str, torch.Tensor]:
         "reward_transform_matrix": transform,
         "gating.logit_scale": torch.tensor([1.3]),
     }
-    # Wide, so that the softmax with a temperature of 10 is far from even.
+    # Wide, so that the softmax with a temperature of 10 is far from uniform.
     sizes = [hidden, gate, gate, gate, 19]
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):
         head[f"gating.layers.{number}.weight"] = draw(outputs, inputs)
@@ -146,7 +146,7 @@ def draw_weights() -> dict[str, torch.Tensor]:
 
 
 def save_checkpoint(folder: Path, *, chat_template: str = LLAMA3_TEMPLATE) -> Path:
-    """Config, two shards with their index, a tokenizer; and code that must never run."""
+    """Config, two shards with their index, a tokenizer, and code that must never run."""
     weights = draw_weights()
     shards = {
         "model-00001-of-00002.safetensors": {name: weights[name] for name in weights if name.startswith("model.")},
@@ -306,7 +306,7 @@ def test_the_header_has_the_ids_of_the_published_model(checkpoint: Path) -> None
 
 
 def test_names_and_shapes_are_those_of_the_published_checkpoint() -> None:
-    """8 billion parameters without memory: 290 tensors of a Llama 3 without its language-model head, and 11 others."""
+    """8 billion parameters that take no memory: 290 tensors of a Llama 3 without language-model head, and 11 others."""
     published = {
         **CONFIG,
         "gating_hidden_dim": 1024,
@@ -382,7 +382,7 @@ def test_neighbours_in_a_batch_change_no_score(checkpoint: Path, dtype: str, rou
 
 
 def test_head_and_gate_are_computed_in_float32_unless_told_otherwise(checkpoint: Path) -> None:
-    """The backbone's weights are bfloat16 in the files, so what bfloat16 costs more is rounding on the way."""
+    """The files hold the backbone's weights in bfloat16, so bfloat16 only adds the rounding of intermediate results."""
     expected = np.array([reference(read_tensors(checkpoint), dialogue(checkpoint, entry)).score for entry in ENTRIES])
     fine = np.array([found.value for found in score(checkpoint, ENTRIES, dtype="bfloat16")])
     coarse = np.array([found.value for found in score(checkpoint, ENTRIES, dtype="bfloat16", float32_head=False)])

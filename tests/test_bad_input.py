@@ -26,7 +26,7 @@ from tests.tiny_fusion import write_tiny_fusion
 class Outcome(NamedTuple):
     code: int
     said: str
-    """What stood on standard error, on one line."""
+    """The text on standard error, joined into one line."""
     printed: str
 
 
@@ -35,7 +35,7 @@ Command = Callable[..., Outcome]
 
 @pytest.fixture
 def sinterlm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command line, in this process: its exit code and what it said."""
+    """The command line, in this process: its exit code and output."""
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["sinterlm", *map(str, arguments)])
@@ -98,7 +98,7 @@ def test_a_source_that_gives_only_empty_answers(sinterlm: Command, recipe: Path)
 
 
 def test_no_quadruple_remains_and_mending_the_recipe_goes_on(sinterlm: Command, recipe: Path) -> None:
-    """Every answer of the target is cut by the limit, so none is eligible unless the policy says so."""
+    """The limit cuts every answer of the target, so by default none is eligible."""
     arguments = ("run", recipe, "sft.train.max_steps=1", "--until", "select-wrpo")
     outcome = sinterlm(*arguments, "preference.wrpo.select.truncated=drop", "target.sampling.max_new_tokens=1")
     assert outcome.code == 3
@@ -151,7 +151,7 @@ def test_status_of_a_folder_that_holds_no_run(sinterlm: Command, tmp_path: Path)
 
 
 def test_what_does_not_fit_is_said_before_the_first_answer(sinterlm: Command, recipe: Path, tmp_path: Path) -> None:
-    """Each of these would otherwise end hours later, in training or evaluation."""
+    """Each of these would otherwise fail hours later, in training or evaluation."""
     questions = recipe.parent / "questions.jsonl"
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     unanswered = recipe.parent / "unanswered.jsonl"
@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_said_before_the_first_answer(sinterlm: Command, re
 def test_a_missing_sandbox_is_said_before_the_first_answer(
     sinterlm: Command, recipe: Path, monkeypatch: pytest.MonkeyPatch, override: str
 ) -> None:
-    monkeypatch.setattr(sandbox, "_PROBE", "print([0])")  # as where the first attempt to break out succeeds
+    monkeypatch.setattr(sandbox, "_PROBE", "print([0])")  # as if the first attempt to break out had succeeded
     outcome = sinterlm("run", recipe, override)
     assert outcome.code == 6
     assert "programs in answers are not run without one" in outcome.said
@@ -227,12 +227,12 @@ def test_a_damaged_summary_is_named(sinterlm: Command, recipe: Path) -> None:
 
 
 def test_scores_that_are_no_numbers(sinterlm: Command, recipe: Path) -> None:
-    """A broken reward model: refused when it scores nothing, and its answers are never chosen."""
+    """A broken reward model is refused if it scores nothing, and its answers are never chosen."""
     weights = recipe.parent / "models" / "reward" / "model.safetensors"
     tensors = load_file(weights)
     tensors["score.weight"] = torch.full_like(tensors["score.weight"], float("nan"))
     save_file(tensors, weights, metadata={"format": "pt"})
-    for _ in range(2):  # the second meets what the first has stored
+    for _ in range(2):  # the second run finds what the first has stored
         outcome = sinterlm("run", recipe, "--until", "select-sft")
         assert outcome.code == 3
         assert "reward-model" in outcome.said
@@ -248,7 +248,7 @@ def test_a_part_of_a_run_does_not_show_an_older_outcome(sinterlm: Command, recip
 
 @pytest.mark.parametrize("stage", ["sample-sources", "train-sft"])
 def test_no_space_left_in_a_stage(sinterlm: Command, recipe: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    """The same as on a small disk below, where none can be mounted: the first write of a stage finds no space."""
+    """Like the test on a small disk below, but without mounting one: the first write of a stage finds no space."""
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -272,7 +272,7 @@ def test_usage_errors_end_with_2(sinterlm: Command) -> None:
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_then_resumed(recipe: Path, sent: signal.Signals, code: int) -> None:
-    # A shell's background jobs, as this test may be one of, hand down that SIGINT is ignored.
+    # This test may be a shell's background job, and those pass on to children that SIGINT is ignored.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from sinterlm.cli import main; main()"
     )
@@ -293,7 +293,7 @@ def test_interrupted_then_resumed(recipe: Path, sent: signal.Signals, code: int)
 
 @pytest.fixture(params=["400k", "700k", "1200k", "1600k"])
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A file system that is full after sampling, or in one of the trainings."""
+    """A file system that fills up after sampling, or during one of the trainings."""
     folder = tmp_path / "small"
     folder.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={request.param}", "tmpfs"]

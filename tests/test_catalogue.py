@@ -1,4 +1,4 @@
-"""`sinterlm list`: what the tables of components hold, for people and for programs."""
+"""`sinterlm list`: the tables of components, for people and for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boundary, special tokens and few-shot prompts, over four template families and TRL as oracle."""
+"""Boundary, special tokens and few-shot prompts, for four template families, with TRL as the oracle."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ questions = answers
 
 @st.composite
 def spelling_special_tokens(draw: st.DrawFn) -> str:
-    """Text in which special tokens of the families are spelt out."""
+    """Text that spells out special tokens of the families."""
     pieces = draw(st.lists(st.one_of(words, st.sampled_from(SPECIAL_TOKENS)), min_size=1, max_size=5))
     return "".join([*pieces, draw(st.sampled_from(SPECIAL_TOKENS))])
 
@@ -78,7 +78,7 @@ def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 
 
 def split_as_trl(tokenizer: PreTrainedTokenizerFast, question: str, answer: str) -> tuple[list[int], list[int], int]:
-    """Prompt ids, ids of prompt and answer, and the boundary, as TRL 1.16's SFT and DPO trainers find them."""
+    """Prompt ids, ids of prompt and answer, and the boundary, as TRL 1.16's SFT and DPO trainers compute them."""
     prompt = [{"role": "user", "content": question}]
     completion = [{"role": "assistant", "content": answer}]
     prompt_ids = _tokenize(tokenizer, prompt, add_generation_prompt=True)["input_ids"]
@@ -152,7 +152,7 @@ class TestEveryFamily:
         assert end_token_ids(tokenizer) == expected
 
     def test_a_system_prompt_is_in_every_prompt(self, family: str) -> None:
-        """As a turn of its own, or before the user's words where the template refuses the role."""
+        """As a separate turn, or before the user's words if the template refuses the role."""
         tokenizer = TOKENIZERS[family]
         text = decode(tokenizer, encode_prompt(tokenizer, with_system(FRANCE, "Be brief.")))
         if family in ("gemma", "mistral"):
@@ -171,12 +171,12 @@ TRL_TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.ji
 
 @pytest.mark.parametrize("path", TRL_TEMPLATES, ids=lambda path: path.stem)
 def test_published_templates_are_split_as_trl_does_or_refused(path: Path) -> None:
-    """TRL cuts a prompt that opens a thought, and trains what it leaves; here the answer closes the thought first."""
+    """TRL cuts a prompt that opens a thought and trains the rest; here the answer first closes the thought."""
     tokenizer = build_tokenizer("llama3")
     tokenizer.chat_template = path.read_text()
     control = set(re.findall(r"<[|\uff5c][^\s<>]+[|\uff5c]>|<\w+_of_\w+>", tokenizer.chat_template))
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in sorted(control)])
-    options = TemplateOptions(date=datetime.date.today())  # what TRL's rendering takes
+    options = TemplateOptions(date=datetime.date.today())  # TRL's rendering needs it
     try:
         prompt_ids, whole_ids, boundary = split_as_trl(tokenizer, "What?", "Paris")
     except TemplateError:
@@ -221,7 +221,7 @@ def test_a_template_without_end_of_turn_gets_the_eos_once() -> None:
 
 
 def test_end_of_turn_and_eos_may_both_stand() -> None:
-    """As in Phi-3, which closes a conversation by an eos of its own after the end-of-turn."""
+    """As in Phi-3, which closes a conversation with a separate eos after the end-of-turn."""
     tokenizer = build_tokenizer("gemma")
     tokenizer.chat_template += "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
     example = encode_example(tokenizer, FRANCE, "Paris")
@@ -236,7 +236,7 @@ def test_an_end_of_turn_written_twice_stands_once() -> None:
 
 @pytest.mark.parametrize("blanks", [" ", "\n\n", "\n\n\n"])
 def test_an_answer_follows_the_tokens_of_the_prompt_where_text_would_merge(blanks: str) -> None:
-    """The space that ends the prompt and the word that begins the answer would make one token, " a"; as newlines do."""
+    """The space at the end of the prompt would form one token, " a", with the answer's first word; so do newlines."""
     tokenizer = build_tokenizer("chatml")
     tokenizer.chat_template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{% endfor %}"
     tokenizer.chat_template += "{% if add_generation_prompt %}assistant:" + blanks + "{% endif %}"
@@ -248,7 +248,7 @@ def test_an_answer_follows_the_tokens_of_the_prompt_where_text_would_merge(blank
 
 
 def test_a_tokenizer_that_cannot_begin_an_answer_behind_the_prompt_is_an_error() -> None:
-    """One that puts a space before every text."""
+    """A tokenizer that puts a space before every text."""
     backend = Tokenizer(BPE())
     backend.pre_tokenizer, backend.decoder = Metaspace(prepend_scheme="always"), MetaspaceDecoder()
     backend.train_from_iterator(["user: assistant: answer sinterprobe What is the capital of France?"] * 9)

@@ -1,4 +1,4 @@
-"""Templates that do more than frame messages: each kind on a small original template and a real tokenizer.
+"""Templates that do more than frame messages: each kind with a small original template and a real tokenizer.
 
 What is trained must be what was scored: every word of the answer, behind the prompt that generation sees.
 """
@@ -42,7 +42,7 @@ TURN = "{{ '<|im_start|>' + m['role'] + '\n' + content + '<|im_end|>\n' }}"
 
 
 def template_of(content: str = "m['content']", *, generation: str = "<|im_start|>assistant\n", turn: str = TURN) -> str:
-    """A template of ChatML's form: ``content`` is what it makes of a message, ``generation`` what it asks with."""
+    """A template in ChatML's form: ``content`` renders a message, ``generation`` is the generation prompt."""
     return (
         "{% for m in messages %}{% set content = " + content + " %}" + turn + "{% endfor %}"
         "{% if add_generation_prompt %}{{ '" + generation + "' }}{% endif %}"
@@ -90,7 +90,7 @@ def rows_of(
     return encode_rows(rows, tokenizer, objective=resolve_objective("sft"), max_length=512, **settings)
 
 
-# --- what becomes of an answer ---------------------------------------------------------------------------------------
+# --- how an answer is rendered ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
@@ -128,17 +128,17 @@ def test_responses_by_hand(kind: str, answer: str, response: str) -> None:
 
 
 def test_a_thought_is_the_tokens_that_a_model_writes() -> None:
-    """Its tags are tokens in an answer, and text where a user spells them, though neither is special."""
+    """Its tags are tokens in an answer and text if a user writes them, although neither is special."""
     tokenizer = tokenizer_with(template_of(WITHOUT_THOUGHTS, generation="<|im_start|>assistant\n<think>\n"))
     opening, closing = (tokenizer.get_added_vocab()[tag] for tag in ("<think>", "</think>"))
     example = encode_example(tokenizer, (Message("user", "What is <think> and </think>?"),), THOUGHT)
-    assert example.prompt_ids.count(opening) == 1  # the template's own
+    assert example.prompt_ids.count(opening) == 1  # from the template
     assert closing not in example.prompt_ids
     assert example.response_ids.count(closing) == 1
 
 
 def test_a_thought_behind_an_empty_one_is_dropped_with_the_reason() -> None:
-    """The prompt says that the model is not to think: what a thinking source wrote does not fit after it."""
+    """The prompt tells the model not to think, so a thinking source's answer does not fit after it."""
     tokenizer = tokenizer_with(template_of(generation="<|im_start|>assistant\n<think>\n\n</think>\n\n"))
     encoded = rows_of(tokenizer, "The Nile.", THOUGHT)
     assert [(drop.subject, drop.reason) for drop in encoded.dropped] == [("p1", "thought-after-a-closed-one")]
@@ -152,7 +152,7 @@ def test_a_thought_behind_an_empty_one_is_dropped_with_the_reason() -> None:
     "closed", ["<think>\\n\\n</think>\\n", "<|START_THINKING|><|END_THINKING|>", "<|channel>thought\\n<channel|>"]
 )
 def test_a_closed_thought_is_known_in_every_form(closed: str) -> None:
-    """Also if a finished answer has it too, as SmolLM3 writes it."""
+    """Also if a finished answer contains it too, as in SmolLM3."""
     written = "('" + closed + "' if m['role'] == 'assistant' else '') + m['content']"
     for template in (template_of(), template_of(written)):
         template = template.replace("'<|im_start|>assistant\n'", f"'<|im_start|>assistant\n{closed}'")
@@ -163,7 +163,7 @@ def test_a_closed_thought_is_known_in_every_form(closed: str) -> None:
 
 
 def test_an_answer_is_never_trained_inside_the_thought_that_the_prompt_opens() -> None:
-    """Where a template writes the opening tag before every answer, finished ones too."""
+    """For a template that writes the opening tag before every answer, even finished ones."""
     written = "('<think>' if m['role'] == 'assistant' else '') + m['content']"
     tokenizer = tokenizer_with(template_of(written, generation="<|im_start|>assistant\n<think>"))
     _, response = generated(tokenizer, encode_example(tokenizer, RIVER, "The Nile."))
@@ -172,7 +172,7 @@ def test_an_answer_is_never_trained_inside_the_thought_that_the_prompt_opens() -
 
 @pytest.mark.parametrize("is_special", [False, True])
 def test_a_sampled_thought_is_read_and_trained_as_one(is_special: bool) -> None:
-    """With special tokens as its tags, and with a prompt that opens it and a limit that cuts it."""
+    """With special tokens as tags, with a prompt that opens the thought, and with a limit that cuts it."""
     template = template_of(WITHOUT_THOUGHTS, generation="<|im_start|>assistant\n<think>\n")
     tokenizer = build_tokenizer("chatml")
     tokenizer.add_tokens([AddedToken(tag, special=is_special, normalized=False) for tag in ("<think>", "</think>")])
@@ -200,7 +200,7 @@ def test_thoughts_policies() -> None:
     answers = ("The Nile.", THOUGHT, "<think>\nNothing more", "<think>\n\n</think>\n\nThe Nile.")
     kept, stripped, refused = (rows_of(tokenizer, *answers, thoughts=policy) for policy in ("keep", "strip", "refuse"))
     assert len(kept.rows) == 4
-    assert kept.num_as_generated == 2  # of the cut one nothing was taken off
+    assert kept.num_as_generated == 2  # nothing was removed from the cut one
     plain = kept.rows[0]["input_ids"]
     assert [row["input_ids"] for row in stripped.rows] == [plain] * 3
     assert [(drop.subject, drop.reason) for drop in stripped.dropped] == [("p2", "only-a-thought")]
@@ -219,7 +219,7 @@ def test_a_pair_is_dropped_whole() -> None:
 
 
 def test_words_that_a_tokenizer_cannot_write_drop_the_row() -> None:
-    """A word-level vocabulary makes one token of all that it does not know."""
+    """A word-level vocabulary has a single token for all unknown words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -242,7 +242,7 @@ SURE = (*RIVER, Message("assistant", THOUGHT), Message("user", "Sure?"))
 
 
 def test_earlier_turns_are_those_that_generation_sees() -> None:
-    """The thought of an earlier turn is gone while the model answers, and back once the dialogue is finished."""
+    """The thought of an earlier turn is left out while the model answers, and returns once the dialogue is finished."""
     template = template_of(
         "m['content'].split('</think>')[-1] | trim if m['role'] == 'assistant' and add_generation_prompt"
         " else m['content']"
@@ -256,7 +256,7 @@ def test_earlier_turns_are_those_that_generation_sees() -> None:
 
 
 def test_a_system_prompt_in_the_last_turn_of_the_user() -> None:
-    """As Mistral Nemo has it: in a finished dialogue it would be nowhere."""
+    """As in Mistral Nemo: a finished dialogue would leave it out."""
     template = (
         "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
         "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}"
@@ -297,7 +297,7 @@ def test_a_switch_in_the_system_prompt_is_the_templates(system: str, written: st
 
 @pytest.mark.parametrize("system", ["Be brief.", "user", "e"])
 def test_a_system_prompt_without_a_trace_opens_the_users_turn(system: str) -> None:
-    """Also one whose words occur in the rendering anyway."""
+    """Also a prompt whose words occur in the rendering anyway."""
     template = template_of().replace("in messages", "in messages if m['role'] != 'system'")
     tokenizer = tokenizer_with(template)
     prompt = decode(tokenizer, encode_prompt(tokenizer, (Message("system", system), *RIVER)))
@@ -309,7 +309,7 @@ def test_a_system_prompt_without_a_trace_opens_the_users_turn(system: str) -> No
 
 @pytest.mark.parametrize("turn", ["'<|User|>'", "'<|' + 'Us' + 'er|>'"])
 def test_turn_tokens_that_are_not_special_stay_text_in_text(turn: str) -> None:
-    """As literals of the template or put together from pieces; in prompts, answers and what reward models read."""
+    """As literals of the template or joined from pieces; in prompts, in answers and in the input of reward models."""
     template = (
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ "
         + turn
@@ -410,7 +410,7 @@ def test_poisonous_rows_are_counted_and_the_others_trained() -> None:
     assert {drop.subject: drop.reason for drop in encoded.dropped} == reasons
     assert len(encoded.rows) == len(rows) - len(reasons)
     end = tokenizer.get_added_vocab()["<end_of_turn>"]
-    assert all(row["input_ids"].count(end) == 2 for row in encoded.rows)  # the question's and the answer's
+    assert all(row["input_ids"].count(end) == 2 for row in encoded.rows)  # of the question and of the answer
 
 
 def test_of_several_named_templates_the_default_is_used(tmp_path: Any) -> None:
@@ -444,7 +444,7 @@ DOUBLING = "{% set s = namespace(t='aaaaaaaa') %}{% for i in range(99) %}{% set 
         (DOUBLING, "takes more than 64 MiB"),
         ("{{ 'a' * 2000000 }}", "makes 2,000,000 characters of a conversation"),
         ("{# " + "a" * 70_000 + " #}", "has 70,006 characters"),
-        # harmless but for certain conversations
+        # harmless except for certain conversations
         (
             template_of() + "{% if 'river' in messages[0]['content'] %}" + LOOPS + "{% endif %}",
             "computes for more than",

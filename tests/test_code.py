@@ -86,7 +86,7 @@ check(side_of)"""
     ],
 )
 def test_completion_of_the_prompt(content: str, expected: str) -> None:
-    """As in HumanEval: the prompt is the beginning, and its test is a function that takes the completed one."""
+    """As in HumanEval: the answer completes the prompt, and the test is a function that receives the completed one."""
     assert reason(content, SIDE_CHECK, prompt=SIDE_PROMPT) == expected
 
 
@@ -95,7 +95,7 @@ def test_completion_of_the_prompt(content: str, expected: str) -> None:
     [("math.hypot(*sides)", "passed"), ("sum(sides)", "wrong"), ("hypot(*sides)", "error")],
 )
 def test_list_of_assertions(expression: str, expected: str) -> None:
-    """As in MBPP: a set-up, then one assertion a text; the answer is fenced, with prose around."""
+    """As in MBPP: setup code, then one assertion per text; the answer is fenced, with prose around it."""
     tests = (
         "legs = (3, 4)",
         "assert diagonal(legs) == 5",
@@ -109,7 +109,7 @@ def test_list_of_assertions(expression: str, expected: str) -> None:
 # --- published problems ----------------------------------------------------------------------------------------------
 
 SPECIAL = {
-    *("HumanEval/32", "HumanEval/38", "HumanEval/50", "HumanEval/115"),  # helpers in the prompt; no body but an import
+    *("HumanEval/32", "HumanEval/38", "HumanEval/50", "HumanEval/115"),  # helpers in the prompt; only an import as body
     *("MBPP/126", "MBPP/367", "MBPP/533", "MBPP/596", "MBPP/601", "MBPP/927"),  # `sum`; objects; a type; a module
 }
 
@@ -419,7 +419,7 @@ CLASS_FOR_A_FUNCTION = {
 
 
 def test_class_does_not_pass_for_a_function_of_a_prompt_that_says_class() -> None:
-    """Objects of the classes that were asked for decide by themselves what they equal; these were not asked for."""
+    """Objects of the requested classes decide for themselves what they equal; these classes were not requested."""
     called = [("Solution()." if "Solution" in code else "") + "add(1, 2)" for code in CLASS_FOR_A_FUNCTION.values()]
     equal = ALWAYS_EQUAL + "    def __init__(self, *_): pass\n    def __sub__(self, other): return 0\n"
     entries = [
@@ -468,7 +468,7 @@ def test_helper_of_the_prompt_is_the_tests_own() -> None:
     ],
 )
 def test_module_that_the_tests_do_not_import_is_theirs(modules: str, sum_of_both: str, expected: str) -> None:
-    """As MBPP/596 has it; only the program imports it."""
+    """As in MBPP/596; only the program imports it."""
     program = f"{modules}\ndef add(a, b):\n    return {sum_of_both}"
     assert reason(program, "assert math.isclose(add(1, 2), 3)") == expected
 
@@ -476,13 +476,13 @@ def test_module_that_the_tests_do_not_import_is_theirs(modules: str, sum_of_both
 # --- right programs --------------------------------------------------------------------------------------------------
 
 NO_SCORE = {
-    # What is the tests' own object, or is seen through the copy that they get.
+    # Cases that need the tests' own object, or that show in the copy that the program gets.
     *("StopIteration of a call", "a NamedTuple with a property", "a defaultdict with a lambda", "an IntEnum"),
     *("a subclass of int", "a subclass of str", "a list that the object keeps", "a signature", "one list for ever"),
     *("a list that grows behind", "objects of the tests", "a subclass in the tests", "a mock of the tests"),
     *("operators: sum and product", "a package that is not there"),
 }
-"""Right programs of the table that the two processes cannot tell from wrong ones: they have no score."""
+"""Correct programs in the table that two processes cannot tell from wrong ones; they have no score."""
 SAMPLE = [*CASES][::7]
 
 
@@ -560,12 +560,12 @@ MANY_CALLS = "for i in range(10**5):\n    assert add(i, 1) == i + 1"
     ("body", "expected"), [("return a + b", "harness-limit"), ("while a > 2000: pass\n    return a + b", "time-limit")]
 )
 def test_time_that_the_calls_take_is_not_the_program_s(body: str, expected: str) -> None:
-    """The calls cost two seconds, the program's own computing a tenth of a second."""
+    """The calls take two seconds, the program's own computation a tenth of a second."""
     assert reason(f"def add(a, b):\n    {body}", MANY_CALLS, timeout_seconds=0.5) == expected
 
 
 def test_prompt_with_a_long_sum() -> None:
-    """Its tree is deeper than Python's recursion goes; the other answers have their verdicts."""
+    """Its syntax tree is deeper than Python's recursion limit; the other answers get their verdicts."""
     prompt = f"```python\nTOTAL = {'+'.join(['1'] * 600)}\ndef f():\n    pass\n```"
     entries = [
         answered("def f():\n    return TOTAL", "assert f() == TOTAL == 600", prompt=prompt),
@@ -575,7 +575,7 @@ def test_prompt_with_a_long_sum() -> None:
 
 
 def test_flood_of_the_verdict() -> None:
-    """What tests write into the pipe of their own verdict, which is not read to its end."""
+    """Tests write into the pipe of their own verdict, which is not read to its end."""
     flood = "import os\nfor _ in range(3_000):\n    for n in range(5, 9):\n        try: os.write(n, b'x' * 2**16)\n"
     flood += "        except OSError: pass"
     tracemalloc.start()
@@ -655,7 +655,7 @@ def test_prompt_without_proper_tests_is_named(answers: tuple[str, ...], found: s
 def test_forms_of_tests() -> None:
     assert parse_tests(answered("", ADDS).prompt) == ([ADDS], [])
     assert parse_tests(answered("", IO).prompt) == ([], [("1 2\n", "3\n")])
-    other = json.dumps({"input": 1, "output": "2"})  # a dictionary is Python too
+    other = json.dumps({"input": 1, "output": "2"})  # a dictionary is also Python
     assert parse_tests(answered("", other).prompt) == ([other], [])
 
 
@@ -674,7 +674,7 @@ def test_identity_names_what_decides() -> None:
 
 
 def test_threads_may_ask_for_the_script_at_once() -> None:
-    """In CPython 3.11 a garbage collection within `ast.parse` lets another thread in, and one of two gets an error."""
+    """In CPython 3.11 a garbage collection inside `ast.parse` lets another thread in, and one of them gets an error."""
     switching, thresholds = sys.getswitchinterval(), gc.get_threshold()
     arrived = Barrier(4)
 

@@ -29,7 +29,7 @@ from tests.cases.code_wrappings import BEGINNINGS, CONTINUATIONS, STUB, WHOLE, W
 
 
 def run(program: Program | None) -> object:
-    """What ``add(1, 2)`` gives, ignoring statements that fail."""
+    """The result of ``add(1, 2)``, ignoring statements that fail."""
     assert program is not None
     assert "add" in program.defined
     namespace: dict[str, object] = {"__name__": "program"}
@@ -58,7 +58,7 @@ def test_continuation_of_the_prompt(beginning: str, wrapped: str) -> None:
 
 
 def test_block_that_shows_the_use_does_not_decide_what_the_program_is() -> None:
-    """Whatever order of solution, helper and usage: the solution is the program, with the helper and nothing else."""
+    """In any order of solution, helper and usage, the program is the solution with the helper and nothing else."""
     parts = {
         "solution": "def add(a, b):\n    return plus(a, b)",
         "helper": "def plus(a, b):\n    return a + b",
@@ -151,7 +151,7 @@ def test_code_of_the_prompt(message: str, code: str) -> None:
 
 
 def test_own_definitions_are_those_with_a_body() -> None:
-    """Shaped as HumanEval/38, and as LeetCode's classes."""
+    """Shaped like HumanEval/38 and like LeetCode's classes."""
     code = f'''import math
 LIMIT = 3
 def encode(s):
@@ -236,7 +236,7 @@ def test_what_the_answer_has_to_define(prompt: str, test: str, asked: set[str]) 
 )
 def test_tests_that_use_nothing_of_an_answer_are_refused(prompt: str, test: str) -> None:
     if "area" in test:
-        assert problem_of(prompt, test).replaced == {"area"}  # it may be what is to be mended
+        assert problem_of(prompt, test).replaced == {"area"}  # it may be the code to fix
         return
     with pytest.raises(InputError, match="nothing that an answer could define"):
         problem_of(prompt, test)
@@ -253,14 +253,14 @@ def test_tests_that_use_nothing_of_an_answer_are_refused(prompt: str, test: str)
     ],
 )
 def test_what_is_taken_from_a_repair(answer: str, taken: set[str]) -> None:
-    """What the answer only repeats stays the prompt's; an answer that defines nothing of it gives nothing."""
+    """Code that an answer only repeats belongs to the prompt; an answer that defines nothing else gives no program."""
     problem = problem_of(f"Mend it.\n```python\n{AREA}{MEDIAN}```", "assert area(median([1, 2, 3])) == 4")
     program = build_program(f"```python\n{answer}\n```", problem.begun, wanted=problem.asked)
     assert (taken_from(problem, program) if program else set()) == taken
 
 
 def test_classes_that_the_program_needs_of_its_tests() -> None:
-    """Those that the prompt names, but none that holds a test."""
+    """The names in the prompt, except those that hold a test."""
     tests = (
         "import math\nclass Node:\n    x = math.pi\nclass Other: pass\nclass Check:\n    def f(self): assert g(1) == 2",
         "from enum import Enum",
@@ -303,7 +303,7 @@ HOSTILE = {
     "prose": "from here on we import the def and class of it\n" * 2_000,
     "code without end": "def f():\n  (\n" * 6_000,
     "warnings": "'\\d' is 1\n" * 100,
-    # The compiler needs gigabytes for these.
+    # The compiler would need gigabytes for these.
     "a long sum of constants": "x = " + "+".join(["'a'*4096"] * 2_000),
     "a long pattern": "match a:\n case [" + ",".join(f"x{number}" for number in range(12_000)) + "]: pass",
     "returns through finally": "def f():\n try:\n" + "  if a: return\n" * 4_000 + " finally:\n" + "  a\n" * 4_000,

@@ -1,4 +1,4 @@
-"""The code scorer on problems in LeetCode's form: objects go to the program and come back, and none of them lies."""
+"""The code scorer on problems in LeetCode's form: objects go to the program and back, and no forged one is believed."""
 
 from __future__ import annotations
 
@@ -417,7 +417,7 @@ def test_arguments_are_changed_and_shared_wherever_they_lie() -> None:
     [("object()", "harness-limit"), ("list", "passed"), ("len", "harness-limit"), ("lambda: 0", "passed")],
 )
 def test_what_does_not_cross_is_no_verdict(value: str, expected: str) -> None:
-    """An object of no class that both sides know stays where it is."""
+    """An object whose class only one side knows stays where it is."""
     assert reason("def f(x): return x", f"x = {value}\nassert f(x) is x or f(x) is len") == expected
 
 
@@ -482,7 +482,7 @@ EQUAL = (
 
 
 def patched(patch: str, result: str) -> str:
-    """A program that changes the harness around it when it is called."""
+    """A program that changes the harness around it while it is called."""
     return f"import sys\nm = sys.modules['__main__']\ndef double(root):\n    m.{patch}\n    return {result}"
 
 

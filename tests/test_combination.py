@@ -25,7 +25,7 @@ def answered(content: str, number: int = 0) -> Exchange:
 
 
 class LengthScorer:
-    """Grades an answer by its length; keeps what it was asked, and has no score of an answer without a letter."""
+    """Grades an answer by its length, keeps its inputs, and gives no score to an answer without a letter."""
 
     needs_answers = False
 

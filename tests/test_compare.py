@@ -1,4 +1,4 @@
-"""Runs side by side: the same is shown once, what differs is told apart, and the figures are those of the runs."""
+"""Runs side by side: equal things are shown once, different ones apart, and the figures are those of the runs."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def report_of(name: str, *, held_out: Mapping[str, tuple[bool, bool]], weights: 
 
 
 def two_reports() -> dict[str, ReportData]:
-    """Both hold out ``q2`` and ``q3``; their fine-tuned targets differ, and so all that follows from them."""
+    """Both hold out ``q2`` and ``q3``. Their fine-tuned targets differ, and so does everything that follows."""
     return {
         "a": report_of(
             "a", held_out={"q1": (True, True), "q2": (True, True), "q3": (False, True)}, weights="A", loss=0.7
@@ -150,7 +150,7 @@ def test_what_is_the_same_stands_once_and_what_differs_carries_its_run() -> None
 
 
 def test_held_out_figures_are_those_of_the_shared_questions() -> None:
-    """On q2 and q3 gemma answers one rightly, target-sft of a both and of b one: b minus a is (-1 + 0) / 2."""
+    """Of q2 and q3, gemma answers one correctly, a's target-sft both and b's one: b minus a is (-1 + 0) / 2."""
     merged = merge_reports(two_reports())
     assert merged.held_out is not None
     rates = {model: figures["exact_match"] for model, figures in merged.held_out.figures.models.items()}
@@ -174,7 +174,7 @@ def test_held_out_figures_are_those_of_the_shared_questions() -> None:
 
 
 def test_two_trainings_on_the_same_rows() -> None:
-    """Times do not tell trainings apart, losses do."""
+    """Losses tell trainings apart, times do not."""
     a = two_reports()["a"]
     sft, wrpo = a.training
     slower = replace(sft, metrics=[{**step, "step_seconds": 9.0} for step in sft.metrics])
@@ -295,7 +295,7 @@ def test_page_in_the_browser(tmp_path: Path) -> None:
 
 
 def test_long_names_stay_apart_in_the_charts(tmp_path: Path) -> None:
-    """What tells them apart is the run at their end."""
+    """The run at the end of their names tells them apart."""
     reports = {f"seeds-of-a-long-name/{run}": data for run, data in two_reports().items()}
     write_report(merge_reports(reports), tmp_path / "comparison.html")
     figures = parse((tmp_path / "comparison.html").read_text()).find_all("figure")
@@ -325,7 +325,7 @@ def test_a_prompt_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_are_drawn_by_source(tmp_path: Path) -> None:
-    """Two sources of weight 0.75 and 0.25: entropy 0.75 log(4/3) + 0.25 log 4 = 0.5623."""
+    """Two sources with weights 0.75 and 0.25: entropy 0.75 log(4/3) + 0.25 log 4 = 0.5623."""
     weighted = TrainingRow(
         "learn",
         (Message("user", "learn?"),),
@@ -371,7 +371,7 @@ preference: {{wrpo: null, fuserl: {{sft: {{train: {{max_steps: 1}}}}}}}}
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe with FuseRL, whose preference training learns nothing, carried out; and another run in its workspace."""
+    """A finished run of a FuseRL recipe whose preference training learns nothing, and another run in its workspace."""
     path = write_tiny_fusion(tmp_path_factory.mktemp("compare"), num_questions=24)
     text = path.read_text().replace("max_steps: 6", "max_steps: 2").replace("save_steps: 2", "save_strategy: 'no'")
     path.write_text(text.replace("evaluation:", f"{FUSERL}evaluation:"))
@@ -388,7 +388,7 @@ def compared(recipe: Path) -> Compared:
 
 
 def test_a_method_starts_from_its_own_sft(recipe: Path) -> None:
-    """Its preference training has a learning rate of 0, so that its model is its start, and no reward differs."""
+    """Its preference training has a learning rate of 0, so its model does not change and all rewards are equal."""
     run = recipe.parent / "run"
     start, fused, shared = (
         load_file(run / name / "model.safetensors") for name in ("target-fuserl-sft", "target-fuserl", "target-sft")
@@ -546,7 +546,7 @@ def test_methods_of_the_quickstart(names: Sequence[str], trained: Sequence[str])
 
 
 def test_all_methods_of_the_quickstart_are_trained_alike() -> None:
-    """They are to differ in rows and objectives only."""
+    """They may differ in rows and objectives only."""
     recipe = load_recipe(quickstart_recipe(), choose_quickstart_methods(list(list_quickstart_methods()))).recipe
     trainings = [method.train for method in recipe.preference.values()]
     assert all(train == trainings[0] for train in trainings)

@@ -1,4 +1,4 @@
-"""What a model can read: where it ends, and what becomes of prompts and rows that are longer."""
+"""The limit of a model's context, and what happens to prompts and rows beyond it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def rotary(factor: float, rope_type: str, original: int | None, **other: float) 
 
 
 class Bare(torch.nn.Module):
-    """Nothing but a configuration."""
+    """A configuration without weights."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def save_with_positions(folder: Path, model_type: str, num_positions: int) -> Pa
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "diffllama"])
 def test_answers_end_where_the_context_does_and_longer_prompts_have_none(model_type: str, tmp_path: Path) -> None:
-    """The longest prompt that fits leaves room for one token; one more token in the prompt, and it is not answered."""
+    """The longest prompt that fits leaves room for one token; a prompt with one token more is not answered."""
     lengths = {prompt.id: len(encode_prompt(TOKENIZER, prompt.messages)) for prompt in PROMPTS}
     whole = run(save_with_positions(tmp_path / "whole", model_type, 256), GREEDY)
     context = lengths["q1"] + 1
@@ -116,14 +116,14 @@ def test_answers_end_where_the_context_does_and_longer_prompts_have_none(model_t
     for (name, _), answer in found.items():
         assert answer.num_prompt_tokens == lengths[name]
         assert answer.num_tokens == max(0, min(GREEDY.max_new_tokens, context - lengths[name]))
-        if model_type != "gpt2":  # whose table of positions is another
+        if model_type != "gpt2":  # which has another table of positions
             assert whole[name, 0].content.startswith(answer.content)
     assert found["q1", 0].num_tokens == 1
     assert found["q3", 1].content == ""
 
 
 def test_positions_that_depend_on_the_longest_row_are_computed_row_by_row(tmp_path: Path) -> None:
-    """A text longer than in pre-training changes LongRoPE's positions, and must not change its neighbours'."""
+    """A text longer than in pre-training changes LongRoPE's positions; it must not change those of its neighbours."""
     original = len(encode_prompt(TOKENIZER, PROMPTS[1].messages)) + GREEDY.max_new_tokens
     settings = {
         **GROUPED,
@@ -140,7 +140,7 @@ def test_positions_that_depend_on_the_longest_row_are_computed_row_by_row(tmp_pa
 
 
 def fuse_sources(folder: Path, *questions: str) -> dict[str, float]:
-    """Sample and score the sources of a tiny recipe with some more questions; what the sampling counted."""
+    """Sample and score the sources of a tiny recipe with some more questions; returns the sampling's counts."""
     recipe = folder / "recipe.yaml"
     if not recipe.exists():
         write_tiny_fusion(folder, num_questions=16)
@@ -154,7 +154,7 @@ def fuse_sources(folder: Path, *questions: str) -> dict[str, float]:
 
 
 def test_a_prompt_that_is_too_long_is_dropped_once_and_the_run_goes_on(tmp_path: Path) -> None:
-    """Few-shot examples count; the same stage again neither asks again nor forgets what was dropped."""
+    """Few-shot examples count. Rerunning the stage neither asks again nor forgets what was dropped."""
     questions = ["why? " * 600, "why? " * 96]
     counts = fuse_sources(tmp_path, *questions)
     with Store(tmp_path / "run" / "store.sqlite") as store:
@@ -181,7 +181,7 @@ def test_a_source_that_can_read_no_prompt_is_an_error(tmp_path: Path) -> None:
 
 
 def test_prompts_that_a_model_refuses_are_dropped_once_and_the_others_answered(tmp_path: Path) -> None:
-    """By the chat template of one source, and by the few-shot prompt of the other, which takes one question."""
+    """With the chat template of one source, and with the few-shot prompt of the other, which accepts one question."""
     write_tiny_fusion(tmp_path, num_questions=16)
     path = next((tmp_path / "models" / "source").glob("chat_template.jinja"))
     refusal = "{% if messages | length > 2 %}{{ raise_exception('one turn only') }}{% endif %}"

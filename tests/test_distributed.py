@@ -1,4 +1,4 @@
-"""Several processes, micro-batches and chunks take the steps of one; what does not fit one device trains in shards."""
+"""Several processes, micro-batches or chunks take the steps of one; a model too large for a device trains in shards."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def assert_same_steps(ours: Path, theirs: Path, *, tolerance: float) -> None:
         assert left.keys() == right.keys()
         for name in left.keys() - UNTIMED:
             if left["step"] == 1 and name.endswith("accuracies"):
-                continue  # all rewards are 0 there, and rounding decides which is larger
+                continue  # all rewards are 0 there, so rounding decides which is larger
             assert left[name] == pytest.approx(right[name], rel=tolerance, abs=tolerance), (name, left["step"])
 
 
@@ -73,7 +73,7 @@ def assert_same_weights(ours: Path, theirs: Path, *, tolerance: float) -> None:
 
 
 def assert_no_connection_is_left(folder: Path) -> None:
-    """Its threads would abort the process, now and then, in the midst of its end."""
+    """Its threads would sometimes abort the process while it exits."""
     for process in (0, 1):
         assert "gloo" not in (folder / f"threads-{process}.txt").read_text()
 
@@ -154,7 +154,7 @@ def test_the_order_is_accelerates_and_changes_with_the_epoch() -> None:
 
 @pytest.mark.parametrize("name", ["grouped", "interrupted"])
 def test_a_resumed_run_keeps_the_order(name: str, model: Path, one: Path, tmp_path: Path) -> None:
-    """Within the second epoch; by length, too, where Transformers draws another order when it resumes."""
+    """Within the second epoch; also by length, for which Transformers draws another order on resuming."""
     processes.run(name, model, tmp_path)
     assert_same_steps(tmp_path / name, one / name, tolerance=1e-6)
     assert_same_weights(tmp_path / name, one / name, tolerance=1e-6)
@@ -165,7 +165,7 @@ def test_a_resumed_run_keeps_the_order(name: str, model: Path, one: Path, tmp_pa
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_processes_take_the_steps_of_one(name: str, one: Path, two: Path) -> None:
-    """Losses, gradients and metrics, over all rows and each once; also where training was interrupted."""
+    """Losses, gradients and metrics, over all rows and each once; also if training was interrupted."""
     assert_same_steps(two / name, one / name, tolerance=1e-5)
     for mine, other in zip(lines_of(two / name), lines_of(one / name), strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-6)
@@ -173,7 +173,7 @@ def test_two_processes_take_the_steps_of_one(name: str, one: Path, two: Path) ->
 
 
 def test_both_processes_have_the_same_gradients(two: Path) -> None:
-    """Bit by bit: otherwise their weights would part."""
+    """Bit for bit: otherwise their weights would diverge."""
     for step in range(1, 5):
         left, right = (torch.load(two / f"gradients-{step}-{process}.pt") for process in (0, 1))
         assert any(gradient.abs().max() > 1e-3 for gradient in left.values())
@@ -186,7 +186,7 @@ def test_processes_part_before_they_end(two: Path) -> None:
 
 
 def test_every_row_counts_once_an_epoch(one: Path, two: Path) -> None:
-    """Rows that make two processes even are not counted."""
+    """Rows that fill up the last batch of two processes are not counted."""
     tokens = [lines_of(folder / "sft")[-1]["num_tokens"] for folder in (one, two)]
     assert tokens[0] == tokens[1]
     assert lines_of(two / "sft")[1]["num_tokens"] * 2 == tokens[1]

@@ -90,7 +90,7 @@ YAML_FILES = sorted(
     path
     for folder in ("recipes", "examples")
     for path in (ROOT / folder).rglob("*.yaml")
-    if path.parent.name not in ("objectives", "accelerate", "methods")  # no recipes, but parts of them, and settings
+    if path.parent.name not in ("objectives", "accelerate", "methods")  # parts of recipes, and settings
 )
 BRING_YOUR_DATA = ("wrpo", "fuserl", "fusechat3", "arena-bench")
 """Folders of recipes whose prompts and recorded answers are not shipped."""
@@ -101,7 +101,7 @@ LoadText = Callable[..., schema.Recipe]
 
 @pytest.fixture
 def load_text(tmp_path: Path) -> LoadText:
-    """Load a recipe that stands in a document; the files that it names need not be there."""
+    """Load a recipe from a document; the files that it names need not exist."""
 
     def load(text: str, overrides: Sequence[str] = ()) -> schema.Recipe:
         path = tmp_path / "shown.yaml"
@@ -142,7 +142,7 @@ def prose(document: Path) -> str:
 
 
 def tables(document: Path) -> dict[str, list[list[str]]]:
-    """The rows of every table, without its head, by the heading above it; tables under one heading are one."""
+    """The rows of every table without its head, by the heading above it; tables under one heading are joined."""
     found: dict[str, list[list[str]]] = {}
     heading, rows_since_head = "", 0
     for line in prose(document).splitlines():
@@ -159,14 +159,14 @@ def tables(document: Path) -> dict[str, list[list[str]]]:
 
 
 def section_of(document: Path, heading: str) -> str:
-    """What stands under a heading of the second level, the heading included."""
+    """The text of a section of the second level, including its heading."""
     sections = re.split(r"^## ", document.read_text(), flags=re.MULTILINE)
     (section,) = (section for section in sections if section.startswith(f"{heading}\n"))
     return section
 
 
 def unquote(cell: str) -> str:
-    """The text of a cell that is one code span."""
+    """The text of a cell that consists of one code span."""
     match = re.fullmatch(r"`([^`]+)`", cell)
     assert match, f"expected one code span, found {cell!r}"
     return match[1]
@@ -232,7 +232,7 @@ def test_the_example_fuses_as_it_stands(tmp_path: Path) -> None:
 
 
 def shown_commands(program: str) -> Iterator[tuple[str, str, bool]]:
-    """Where a command of ``program`` is shown, the command, and whether it is whole (a line of its own)."""
+    """Place and text of each shown command of ``program``, and whether it is whole (on its own line)."""
     for block in blocks("", "console", "bash", "sh", "shell"):
         for line in block.text.replace("\\\n", " ").splitlines():
             command = line.strip().removeprefix("$ ").partition("  #")[0].strip()
@@ -249,7 +249,7 @@ def test_shown_commands_parse(place: str, command: str, is_whole: bool, load_tex
 
 
 def check_command(place: str, command: str, *, is_whole: bool, load_text: LoadText) -> None:
-    """A command of sinterlm has a name, options and settings that there are."""
+    """The name, options and settings of a sinterlm command exist."""
     group: Any = typer.main.get_command(cli.app)
     name, *arguments = shlex.split(command)[1:]
     if name == "--help":
@@ -321,7 +321,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def anchors(document: Path) -> set[str]:
-    """What headings are called in links, by the rule of GitHub."""
+    """The names of headings in links, by GitHub's rule."""
     headings = re.findall(r"^#+ (.+)$", prose(document), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -330,7 +330,7 @@ def anchors(document: Path) -> set[str]:
 def test_shown_yaml_is_a_recipe_or_part_of_one_or_a_few_shot_file(
     block: Block, load_text: LoadText, tmp_path: Path
 ) -> None:
-    """A part is completed by what the recipe at the beginning of recipes.md says of the required keys."""
+    """A part of a recipe gets its required keys from the recipe at the beginning of recipes.md."""
     shown, first = tmp_path / "shown.yaml", tmp_path / "first.yaml"
     shown.write_text(block.text)
     first.write_text(first_recipe())
@@ -353,7 +353,7 @@ def test_shown_python_compiles(block: Block) -> None:
 
 
 def first_recipe() -> str:
-    """The recipe at the beginning of recipes.md: no defaults that can be left out."""
+    """The recipe at the beginning of recipes.md, without the defaults that can be left out."""
     return next(block.text for block in read_blocks(DOCS / "recipes.md") if block.language == "yaml")
 
 
@@ -386,7 +386,7 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "evaluation": [schema.Evaluation],
     "held_out": [schema.HeldOut],
 }
-"""The headings of recipes.md under which the keys of a mapping stand, and its forms in the schema."""
+"""The headings of recipes.md that list the keys of a mapping, and its forms in the schema."""
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
@@ -401,14 +401,14 @@ def test_recipes_md_lists_exactly_the_keys_of_the_schema_with_their_defaults(hea
         if fields[key].is_required():
             assert cell == "required", f"{heading}: {key}"
         elif isinstance(default, str | int | float):
-            shown = str(default).lower() if isinstance(default, bool) else str(default)  # as YAML has it
+            shown = str(default).lower() if isinstance(default, bool) else str(default)  # as in YAML
             assert unquote(cell) == shown, f"{heading}: {key}"
         else:
             assert "`" not in cell, f"{heading}: {key} has no default of its own"
 
 
 def test_the_tables_of_recipes_md_are_the_docstrings_of_the_settings() -> None:
-    """If this fails: make docs."""
+    """If this fails, run ``make docs``."""
     page = (DOCS / "recipes.md").read_text()
     assert with_tables(page) == page
     shown = {heading: tables(DOCS / "recipes.md")[heading] for heading in SECTIONS if heading != "objective"}
@@ -425,7 +425,7 @@ def test_recipes_md_has_a_section_for_every_mapping_of_the_schema() -> None:
 def mappings_below(
     model: type[BaseModel], above: frozenset[type[BaseModel]] = frozenset()
 ) -> Iterator[type[BaseModel]]:
-    """The model and every model that its fields name, but for those that it is itself below."""
+    """The model and every model that its fields name, without those that contain it."""
     yield model
     for field in model.model_fields.values():
         for below in models_in(field.annotation):
@@ -512,12 +512,12 @@ def test_recipes_md_names_exit_codes_that_there_are() -> None:
 
 
 def show(value: object) -> str:
-    """A value as recipes write it."""
+    """A value as written in recipes."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def test_papers_md_gives_the_defaults_of_every_objective_on_every_base() -> None:
-    """What a base changes stands in a row of its own; the rows without a base hold for the default one."""
+    """What a base changes has its own row; rows without a base apply to the default one."""
     documented = [row for row in tables(DOCS / "papers.md")["Defaults"] if len(row) == 5]
     expected = []
     for name, objective in OBJECTIVES.items():
@@ -605,7 +605,7 @@ def test_objectives_md_gives_formula_hyperparameters_and_rows_of(name: str, tmp_
 
 
 FIRST_LOSSES = {"dpo": math.log(2), "ln-dpo": math.log(2), "ipo": 2500.0, "wrpo": math.log(2), "fusepo": math.log(2)}
-"""While the policy is the reference, all log-ratios are 0: -log sigma(0), and (0 - 1 / (2 * 0.01))^2 for IPO."""
+"""While policy and reference are equal, all log-ratios are 0: -log sigma(0), and (0 - 1 / (2 * 0.01))^2 for IPO."""
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -614,7 +614,7 @@ def test_the_rows_of_objectives_md_train_with_the_shipped_settings(name: str, ti
     files = [ROOT / "recipes" / "objectives" / f"{stem}.yaml" for stem in ("shared", name)]
     settings = [option for file in files for option in ("--settings", str(file))]
     arguments = ["--model", str(tiny), "--data", str(path), "--output", str(tmp_path / "out")]
-    lengths = ["max_length=512", "max_prompt_length=400"]  # the tiny model reads no more
+    lengths = ["max_length=512", "max_prompt_length=400"]  # the tiny model's limit
     result = CliRunner().invoke(cli.app, ["train", "--objective", name, *settings, *arguments, *lengths])
     assert result.exit_code == 0, result.output
     first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
@@ -724,7 +724,7 @@ def test_shown_mathematics_is_right(block: Block) -> None:
 
 
 def run_shown(document: str) -> dict[str, Any]:
-    """What the Python of a document leaves, all blocks in one namespace."""
+    """The namespace after all Python blocks of a document."""
     names: dict[str, Any] = {}
     for block in blocks("python"):
         if block.document.name == document:
@@ -733,7 +733,7 @@ def run_shown(document: str) -> dict[str, Any]:
 
 
 def test_scorers_md_reads_objectives_and_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a tiny checkpoint under the published name, in the folder that the example is run in."""
+    """With a tiny checkpoint under the published name, in the folder where the example runs."""
     folder = tmp_path / "RLHFlow" / "ArmoRM-Llama3-8B-v0.1"
     folder.mkdir(parents=True)
     save_checkpoint(folder)
@@ -780,7 +780,7 @@ class Extension:
             self._install(shown)
 
     def _install(self, text: str) -> None:
-        """Run a block as the file that its first line names: a new module, or an addition to one that is there."""
+        """Run a block as the file that its first line names: a new module, or an addition to an existing one."""
         path = text.splitlines()[0].removeprefix("# ")
         name = path.removeprefix("src/").removesuffix(".py").replace("/", ".")
         module = types.ModuleType(name)
@@ -792,7 +792,9 @@ class Extension:
         exec(compile(text, path, "exec"), vars(module))
         new = {key: value for key, value in vars(module).items() if before.get(key) is not value}
         for key, value in new.items():
-            if isinstance(value, dict) and isinstance(before.get(key), dict):  # a table: its rows join the real one
+            if isinstance(value, dict) and isinstance(
+                before.get(key), dict
+            ):  # a table: its rows are added to the real one
                 for row in value:
                     self._monkeypatch.setitem(before[key], row, value[row])
         self.values |= new
@@ -843,7 +845,7 @@ def write_word_recipe(folder: Path, scorer: Mapping[str, Any]) -> Path:
 
 
 def test_the_worked_function_scores_if_it_is_allowed_to(tmp_path: Path) -> None:
-    """From the file beside the recipe to the rows and what is said of them."""
+    """From the file beside the recipe to the rows and their description."""
     section = section_of(DOCS / "extending.md", "A scorer")
     (code,) = re.findall(r"^```python\n(# my_scorer\.py\n.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
     (shown,) = re.findall(r"^```yaml\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
@@ -879,7 +881,7 @@ def test_the_worked_function_scores_if_it_is_allowed_to(tmp_path: Path) -> None:
 
 
 def test_the_worked_scorer_of_a_package(tmp_path: Path) -> None:
-    """The same file in an installed package: listed, run and named like a scorer of ours."""
+    """The same file in an installed package: listed, run and named like a built-in scorer."""
     section = section_of(DOCS / "extending.md", "A scorer")
     (code,) = re.findall(r"^```python\n(# \S*word_limit\.py\n.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
     (shown,) = re.findall(r"^```toml\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
@@ -955,7 +957,7 @@ def test_the_worked_policy() -> None:
 @pytest.mark.parametrize("extension", ["An objective"], indirect=True)
 @pytest.mark.usefixtures("extension")
 def test_the_worked_objective() -> None:
-    """beta 0.5, width 2: margins 0, 2 and 6 lose 2, 1 and nothing (2 - 3 < 0); their gradients are -beta, -beta, 0."""
+    """beta 0.5, width 2: the losses at margins 0, 2 and 6 are 2, 1 and 0 (2 - 3 < 0), the gradients -beta, -beta, 0."""
     policy = torch.tensor([-2.0, 0.0, 4.0], requires_grad=True)
     even = torch.full((3,), -2.0)
     responses = one_pair_a_row({"chosen": SequenceLogps(policy, even), "rejected": SequenceLogps(even, even)})

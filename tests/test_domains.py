@@ -1,4 +1,4 @@
-"""Domains of prompts: whose scorer scores what, and who is asked what."""
+"""Domains of prompts: which scorer scores them, and which source answers them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load(path: Path, *overrides: str) -> Recipe:
 
 
 class Constant:
-    """A scorer that gives everything one value and keeps what it was asked."""
+    """A scorer that gives everything one value and keeps its inputs."""
 
     def __init__(self, value: float, *, needs_answers: bool = False) -> None:
         self.value = value
@@ -150,7 +150,7 @@ def test_a_part_is_checked_at_its_place(recipe_path: Path) -> None:
 
 
 def test_accepted_answers_are_asked_for_in_their_domain_only(recipe_path: Path) -> None:
-    fusion = Fusion(load(recipe_path, "preference={}"))  # no training, and so no look for the target's files
+    fusion = Fusion(load(recipe_path, "preference={}"))  # no training, so the target's files are not needed
     check_inputs(fusion)
     with recipe_path.with_name("prompts.jsonl").open("a") as prompts:
         prompts.write('{"prompt": "Three and two?", "id": "three", "domain": "sums"}\n')
@@ -199,7 +199,7 @@ def test_a_domain_that_no_prompt_has(recipe_path: Path) -> None:
     ],
 )
 def test_a_misspelt_domain_is_not_passed_over(recipe_path: Path, change: str, place: str) -> None:
-    """It would decide nothing, and its prompts would go the way of all others."""
+    """It would have no effect, and its prompts would be treated like all others."""
     held_out = "prompts.split.held_out=1"
     with pytest.raises(
         InputError, match=rf"^{re.escape(place)}: no prompt has the domain 'prose'; the domains of .* are 'chat'"

@@ -1,4 +1,4 @@
-"""Done means on the disk: what counts as finished survives a power cut, and what was damaged since is never used."""
+"""Done means on disk: what counts as finished survives a power cut, and what was damaged later is never used."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run(
 
 
 def interrupted(model: Path, output: Path, *, after: int, **changes: Any) -> None:
-    """A training that ends after a step, when its checkpoint is written."""
+    """A training that ends after a step, once its checkpoint is written."""
 
     class Interrupting(CheckpointManifest):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -98,7 +98,7 @@ def stopped(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class StrictDisk:
-    """A disk that keeps only what was synced: a file's bytes, and the names in a folder, as of their last sync.
+    """A disk that keeps only synced data: a file's bytes and a folder's names as of their last sync.
 
     A file whose name was synced and whose bytes were not has zeros.
     """
@@ -119,7 +119,7 @@ class StrictDisk:
             self._bytes[status.st_ino] = path.read_bytes()
 
     def image(self, folder: Path, copy: Path) -> Path:
-        """``folder`` as it would be after a power cut at this moment, written to ``copy``."""
+        """Write ``folder`` to ``copy`` as a power cut at this moment would leave it."""
         copy.mkdir(parents=True)
         for name, status in self._names.get(folder.stat().st_ino, []):
             if stat.S_ISDIR(status.st_mode):
@@ -143,7 +143,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> StrictDisk:
 def test_whatever_counts_survives_a_power_cut(
     changes: dict[str, Any], disk: StrictDisk, model: Path, tmp_path: Path
 ) -> None:
-    """At each moment at which the name of a manifest, or of the finished model's record, is on the disk."""
+    """Each moment at which the name of a manifest or of the finished model's record is on disk."""
     output, images = tmp_path / "new" / "out", tmp_path / "images"
     checked: list[str] = []
 
@@ -201,7 +201,7 @@ def test_a_damaged_model_is_never_used(
     name: str, damage: Callable[[Path], None], trained: Path, model: Path, tmp_path: Path
 ) -> None:
     output = shutil.copytree(trained, tmp_path / "out")
-    run(model, output)  # an undamaged copy is finished
+    run(model, output)  # an undamaged copy counts as finished
     damage(output / name)
     expected = rf"out: this trained model is damaged: {name} .*remove it and rerun the command"
     for use in (lambda: run(model, output), lambda: load_tokenizer(str(output)), lambda: load_model(str(output))):
@@ -365,7 +365,7 @@ def test_other_settings_are_named_before_checkpoints_are_set_aside(stopped: Path
     said: list[str] = []
 
     def say(line: str) -> None:
-        if "becomes" in line:  # nothing has happened yet
+        if "becomes" in line:  # nothing has changed yet
             assert (output / "checkpoints" / "checkpoint-4").exists()
         said.append(line)
 

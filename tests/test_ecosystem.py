@@ -1,4 +1,4 @@
-"""What PEFT, Transformers, Liger and trackers bring works with our loss, and none of it takes its place."""
+"""Features of PEFT, Transformers, Liger and trackers work with our loss, and none replaces it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def model_of(trainer: FusionTrainer) -> Any:
 
 
 def logps_of(model: PreTrainedModel) -> list[float]:
-    """What the model gives the rows' responses."""
+    """The model's log-probabilities of the rows' responses."""
     objective = FusionConfig(output_dir="unused", objective="wrpo", use_cpu=True).resolved_objective
     rows = encode_rows(processes.rows("wrpo"), build_tokenizer(), objective=objective, max_length=512).rows
     return [found.logp for found in sequence_logps(model, [example for row in rows for example in row_examples(row)])]
@@ -71,7 +71,7 @@ def test_only_the_adapter_learns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("objective", ["sft", "wrpo"])
 def test_an_adapter_begins_where_the_full_model_does(objective: str, tmp_path: Path) -> None:
-    """It adds A times B with B = 0: the same first loss, and rewards of 0 against the model without it."""
+    """It adds A times B with B = 0: the first loss is the same, and rewards relative to the model without it are 0."""
     firsts = []
     for arguments in ({}, {"lora_r": 4}):
         trainer = trainer_of(tmp_path, objective, learning_rate=1e-2, **arguments)
@@ -133,7 +133,7 @@ def test_modules_that_the_model_does_not_have_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_settings_of_an_adapter_that_train_none_are_errors(arguments: dict[str, Any], message: str) -> None:
-    """Otherwise all weights would train, and nothing would tell; or nothing would."""
+    """Otherwise all weights would train silently, or none would."""
     with pytest.raises(InputError, match=message):
         check_arguments("sft", {}, {**CPU, **arguments})
 

@@ -1,4 +1,4 @@
-"""Engines' settings: what they name in the store, what they say of themselves, and where they come from."""
+"""Settings of engines: their identity in the store, how they are described, and where they come from."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def read_source(mapping: dict[str, Any], folder: Path) -> Any:
 def test_identities_are_those_of_every_release(
     folder: Path, mapping: dict[str, Any], settings: SamplingSettings | None, location: str | None, expected: str
 ) -> None:
-    """Frozen: another value, and every stored answer is asked for again."""
+    """Frozen: with another value, every stored answer would be sampled again."""
     mapping = {"engine": "transformers"} | mapping
     if "model" in mapping:
         mapping["model"] = mapping["model"].replace("FOLDER", str(folder))
@@ -122,7 +122,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """What a process says that samples its source by the worked engine of docs/extending.md, and what it leaves."""
+    """The output and results of a process whose source uses the worked engine of docs/extending.md."""
     folder = tmp_path_factory.mktemp("engine")
     module = worked_example("src/sinterlm/sampling/generate_engine.py")
     point = {"generate": "my_package.generate_engine:GenerateSource"}

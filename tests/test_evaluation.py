@@ -1,4 +1,4 @@
-"""Evaluation: intervals against hand-derived values, an independent reference and their own coverage."""
+"""Evaluation: intervals compared with hand-derived values, an independent reference and their own coverage."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_wilson_inverts_the_score_test(case: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("true_rate", [0.05, 0.3, 0.5, 0.9])
 def test_wilson_coverage(true_rate: float) -> None:
-    """Exact coverage, summed over all 151 outcomes of 150 questions, is 95 % give or take what is discrete about it."""
+    """Exact coverage, summed over all 151 outcomes of 150 questions, is 95 % up to the effect of discreteness."""
     coverage = 0.0
     for num_passes in range(151):
         rate = pass_rate([1.0] * num_passes + [0.0] * (150 - num_passes))
@@ -124,15 +124,15 @@ def test_graded_scores_have_a_mean() -> None:
 
 
 def test_paired_difference_by_hand() -> None:
-    """Two questions, differences 1 and 0. Drawn anew the mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4."""
+    """Two questions with differences 1 and 0. A resampled mean is 0, 1/2 or 1 with probabilities 1/4, 1/2, 1/4."""
     difference = paired_difference({"a": [(1.0, 0.0)], "b": [(1.0, 1.0)]})
     assert difference == Difference(0.5, 0.0, 1.0, 2)
-    # One question can only be drawn again.
+    # A single question can only be drawn again.
     assert paired_difference({"a": [(0.25, 0.75)]}) == Difference(-0.5, -0.5, -0.5, 1)
 
 
 def naive_bootstrap(pairs: Mapping[str, list[tuple[float, float]]], num_resamples: int) -> tuple[float, float]:
-    """Draw questions one by one with replacement and pool all pairs of the drawn ones."""
+    """Draw questions one by one with replacement and pool all their pairs."""
     generator = random.Random(1)
     clusters = [[value - other for value, other in cluster] for cluster in pairs.values()]
     means = []
@@ -145,7 +145,7 @@ def naive_bootstrap(pairs: Mapping[str, list[tuple[float, float]]], num_resample
 
 @pytest.mark.parametrize("num_runs", [1, 3])
 def test_paired_difference_against_a_naive_bootstrap(num_runs: int) -> None:
-    """Clusters of one to three runs; the ends agree to the resampling's own noise (a few per cent of the width)."""
+    """Clusters of one to three runs; the bounds agree up to the noise of resampling (a few per cent of the width)."""
     generator = random.Random(num_runs)
     pairs = {
         str(question): [
@@ -189,7 +189,7 @@ differences = st.dictionaries(
 
 @given(differences, st.randoms(use_true_random=False))
 def test_paired_difference_properties(pairs: dict[str, list[tuple[float, float]]], generator: random.Random) -> None:
-    """The same seed gives the same interval, whatever the order of questions; it lies around the value's side."""
+    """The same seed gives the same interval, whatever the order of questions; the interval contains the value."""
     difference = paired_difference(pairs, num_resamples=200)
     shuffled = dict(generator.sample(list(pairs.items()), len(pairs)))
     assert paired_difference(shuffled, num_resamples=200) == pytest.approx(difference, abs=1e-12)
@@ -200,7 +200,7 @@ def test_paired_difference_properties(pairs: dict[str, list[tuple[float, float]]
 
 
 def test_repeated_runs_do_not_narrow_the_interval() -> None:
-    """Three runs that agree on every question know no more than one of them."""
+    """Three runs that agree on every question give no more information than one."""
     generator = random.Random(0)
     once = {str(q): [(float(generator.random() < 0.6), float(generator.random() < 0.5))] for q in range(100)}
     assert paired_difference({q: pairs * 3 for q, pairs in once.items()}) == pytest.approx(paired_difference(once))
@@ -253,7 +253,7 @@ def test_reward_accuracies_by_hand() -> None:
 
 
 def no_number() -> Score:
-    """As a judge without a verdict leaves it."""
+    """As left by a judge that gave no verdict."""
     return Score("r", "judge", math.nan, None, {"reason": "invalid-verdict"})
 
 
@@ -266,7 +266,7 @@ def test_an_answer_without_a_number_has_no_part_in_the_mean() -> None:
 
 
 def test_models_are_compared_over_the_questions_for_which_both_have_a_number() -> None:
-    """Fused has a and b, the other b and c: only b counts, 3 - 5 = -2."""
+    """The fused model has a and b, the other has b and c: only b counts, 3 - 5 = -2."""
     (found,) = compare_models(
         {
             "gemma": {"a": no_number(), "b": graded(5.0), "c": graded(9.0)},
@@ -280,7 +280,7 @@ def test_models_are_compared_over_the_questions_for_which_both_have_a_number() -
 
 
 def test_a_scorer_may_verify_some_questions_and_grade_others() -> None:
-    """Each figure is over its own questions; the rate comes first, whichever question does."""
+    """Each figure covers its own questions; the rate comes first, whichever question comes first."""
     fused = {"essay": graded(0.5), "sum": exact_match(True, 1.0), "sum-2": exact_match(False, 1.0)}
     rates = compute_rates(fused)
     assert {metric: (rate.value, rate.n) for metric, rate in rates.items()} == {
@@ -341,7 +341,7 @@ def test_the_summary_names_a_figure_by_its_metric() -> None:
 
 
 def test_a_fused_model_is_compared_with_the_others_and_with_the_fused_ones_before_it() -> None:
-    """Over the metrics that both have; one without figures is passed over."""
+    """Over the metrics that both have; one without figures is skipped."""
     scores = {
         "gemma": {"a": graded(1.0)},
         "first": {"a": exact_match(True, 1.0)},

@@ -1,4 +1,4 @@
-"""Data sets that others can load and train on, and answers that another workspace need not pay for again."""
+"""Data sets that others can load and train on, and answers that another workspace need not pay for."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def load(folder: Path, name: str) -> Dataset:
 
 @pytest.mark.parametrize("format_name", [name for name, row in FORMATS.items() if row.reads])
 def test_the_card_is_what_datasets_reads(tmp_path: Path, format_name: str, kind: str) -> None:
-    """The metadata's columns are those of the files, and the rows are the rows, in every format that has such rows."""
+    """The metadata names the files' columns, and the rows are unchanged, in every format that has such rows."""
     path = rows_file(tmp_path, kind)
     try:
         exported = export_rows(path, tmp_path / "out", format_name=format_name)
@@ -138,7 +138,7 @@ def test_trl_trains_on_it(tmp_path: Path, kind: str, format_name: str, trainer: 
     settings = config(
         output_dir=str(tmp_path / "trained"), use_cpu=True, bf16=False, max_steps=1, per_device_train_batch_size=4,
         learning_rate=1e-2, logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True,
-        activation_checkpointing=False,  # TRL's own default goes by a name that Transformers has given up
+        activation_checkpointing=False,  # TRL's default has a name that Transformers has removed
     )  # fmt: skip
     reference = {} if trainer is SFTTrainer else {"ref_model": build_model(tokenizer)}
     rows = load(exported.folder, kind)
@@ -190,7 +190,7 @@ def test_a_pair_of_two_models_stays_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("format_name", "key"), [("fusechat3", "dataset"), ("trl", "domain")])
 def test_a_file_keeps_its_domains(tmp_path: Path, format_name: str, key: str) -> None:
-    """FuseChat-3.0's ``dataset`` is one; unless it is text, it means something else."""
+    """FuseChat-3.0's ``dataset`` is a domain; if it is not text, it means something else."""
     pair = {
         "source_model": "qwen", "prompt": [{"role": "user", "content": "Sort."}],
         "chosen": [{"role": "assistant", "content": "sorted"}], "rejected": [{"role": "assistant", "content": "sort"}],
@@ -294,7 +294,7 @@ def test_what_there_is_not_is_said(tmp_path: Path, arguments: dict[str, Any], me
 
 
 def run(recipe: Path, *overrides: str, until: str) -> dict[str, Any]:
-    """Carry a recipe out; the counts of its stages."""
+    """Run a recipe; returns the counts of its stages."""
     fusion = Fusion(load_recipe(recipe, overrides).recipe)
     run_fusion(fusion, SilentReporter(), until=until)
     with closing(Store(fusion.store_path, read_only=True)) as store:
@@ -303,7 +303,7 @@ def run(recipe: Path, *overrides: str, until: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe that has sampled and scored its sources, and selected the rows for SFT."""
+    """A recipe whose sources are sampled and scored, and whose SFT rows are selected."""
     path = write_tiny_fusion(tmp_path_factory.mktemp("fusion"), num_questions=24)
     run(path, until="select-sft")
     return path
@@ -383,7 +383,7 @@ def test_a_workspace_and_its_copy_share_the_same(folder: Path, tmp_path: Path) -
     files = [f"{part}/{FILE_NAME}" for part in ("responses", "scores")]
     for file in files:
         one, other = (pq.read_table(path / file) for path in (shared, copy))
-        # The copy has not read the prompts yet, which are stored with a run.
+        # Prompts are stored with a run, and the copy has not read them yet.
         assert one.drop_columns([name for name in ("prompt",) if name in one.column_names]) == other.drop_columns(
             [name for name in ("prompt",) if name in other.column_names]
         )
@@ -433,7 +433,7 @@ def scores_of(workspace: Path, *responses: Response) -> list[Score | None]:
 
 
 def test_another_answer_under_the_same_key_is_dropped_with_its_score(tmp_path: Path) -> None:
-    """A score belongs to a text: here the other workspace sampled another one, as on another machine."""
+    """A score belongs to a text: here the other workspace sampled a different one, as another machine might."""
     theirs = export_answers(workspace_of(tmp_path / "a", response(0, "Paris"), response(1, "Lyon")), tmp_path / "s")
     mine = tmp_path / "b"
     with closing(Store(mine / "store.sqlite")) as store:
@@ -608,7 +608,7 @@ PUBLISHED = (
 
 
 def test_an_answer_without_a_score_is_none_of_the_exported(tmp_path: Path) -> None:
-    """A score that is not a number cannot be read again, and tells neither best nor worst."""
+    """A score that is not a number cannot be read back, and decides neither best nor worst."""
     recipe, records = published(tmp_path, [0, 1, 2])
     records[1]["all_rm_scores"].pop()
     scores = [

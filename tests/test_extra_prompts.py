@@ -1,4 +1,4 @@
-"""Prompts that a preference method drops go to SFT: which go where, what decides it, and what is said about it."""
+"""Prompts that a preference method drops go to SFT: which ones, what decides it, and what is reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.test_pipeline import Lines
 from tests.tiny import save_tiny
 
 PAIR, RIGHT, WRONG = ("yes", "no"), ("yes", "Yes."), ("no", "never")
-"""What the source answers first: once right and once wrong; always right, which gives no pair; never right."""
+"""The source's answers to the first prompts: once right and once wrong; always right (no pair); never right."""
 ANSWERS = {
     "sum-pair": PAIR,
     "sum-right": (*RIGHT, "no"),
@@ -61,7 +61,7 @@ STAGES = [
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe with ten prompts: half of the chats go to SFT, all else is preference prompts, for both methods."""
+    """A recipe with ten prompts: half of the chats go to SFT; all others are preference prompts, for both methods."""
     folder = tmp_path_factory.mktemp("extra")
     save_tiny(folder / "target")
     prompts = [
@@ -79,7 +79,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(recipe: Path) -> Path:
-    """Carried out whole."""
+    """The whole run."""
     outcome = fuse(recipe)
     assert outcome == (STAGES, [])
     return recipe.parent / "run"
@@ -124,14 +124,14 @@ def test_by_hand(run: Path) -> None:
 
 
 def test_another_method_from_the_same_sft_does_not_learn_from_what_went_there(run: Path) -> None:
-    """The target has a pair for every prompt; without `extra_prompts` there would be a row of each."""
+    """The target has a pair for every prompt; without `extra_prompts` each would give a row."""
     assert ids(run, "own") == [name for name in parts(run)["preference"] if name not in ("sum-right", "sum-wrong")]
     assert drops(run, "select-own") == {}
     assert not set(ids(run, "sft")) & {*ids(run, "own"), *ids(run, "dpo")}
 
 
 def test_without_domains_every_prompt_that_is_dropped_goes(recipe: Path, tmp_path: Path) -> None:
-    """And in the split's order; the split itself gives SFT none."""
+    """They keep the split's order; the split itself gives SFT none."""
     split = "prompts.split={sft: 0, preference: rest}"
     fuse(recipe, f"output={tmp_path}", "sft.extra_prompts={dropped_by: dpo}", split, until="select-sft")
     of_pairs = {"sum-pair", "sum-both", "code-pair"}
@@ -199,7 +199,7 @@ def test_an_export_has_every_prompt_once(run: Path) -> None:
 
 
 def test_a_report_before_the_selection_is_made_again(recipe: Path, tmp_path: Path) -> None:
-    """Rows of an SFT from before `extra_prompts` say nothing of prompts that were handed over."""
+    """SFT rows made before `extra_prompts` existed say nothing about prompts that were moved."""
     fuse(recipe, f"output={tmp_path}", "sft.extra_prompts=null", until="select-sft")
     fuse(recipe, f"output={tmp_path}", until="select-dpo")
     result = CliRunner().invoke(cli.app, ["report", str(tmp_path)])
@@ -256,7 +256,7 @@ def test_a_kill_between_the_two_selections(
     def die(store: Store, name: str, stage: FinishedStage, *arguments: object) -> None:
         if stage.name == "select-sft":
             raise KeyboardInterrupt
-        finish(store, name, stage, *arguments)  # type: ignore[arg-type]  # passed on as they are
+        finish(store, name, stage, *arguments)  # type: ignore[arg-type]  # passed on unchanged
 
     third_answer = "preference.dpo.select.num_samples=3"  # which gives sum-right a pair
     for changes, again in (((), []), ((third_answer,), ["select-dpo"])):

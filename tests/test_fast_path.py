@@ -102,7 +102,7 @@ MODELS: Mapping[str, Callable[[], PreTrainedModel]] = {
 
 
 def build(name: str) -> PreTrainedModel:
-    """In evaluation mode, so that no dropout disturbs, with weights large enough for attention to matter."""
+    """In evaluation mode, without dropout, and with weights large enough for attention to matter."""
     torch.manual_seed(0)
     model: PreTrainedModel = MODELS[name]().eval()
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_shared_prompts_change_no_number(name: str, beginning: int) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-neox"])
 def test_gradient_checkpointing_changes_no_number(name: str) -> None:
-    """The spans reach the second computation of a layer as they did the first."""
+    """The spans reach the recomputation of a layer as they reached the first pass."""
     model, rows = build(name), make_rows([3, 1, 2])
     plain = logps_and_gradients(model, rows, one_to_a_line)
     model.train()
@@ -219,7 +219,7 @@ def test_neighbours_and_padding_change_no_number() -> None:
 
 
 def test_padding_stands_at_no_position_of_its_own() -> None:
-    """A model that has learnt 33 positions, and a row that takes 33 of them with 15 tokens of padding behind it."""
+    """A model with 33 learnt positions, and a row that uses all 33 and has 15 tokens of padding after it."""
     torch.manual_seed(0)
     config = GPT2Config(**{**SIZES, "max_position_embeddings": 33})
     model = GPT2LMHeadModel(config).eval()
@@ -238,7 +238,7 @@ def test_half_precision_differs_by_rounding_only() -> None:
     assert_same(rounded, exact, tolerance=3e-2)
 
 
-# --- the choice of the layout ----------------------------------------------------------------------------------------
+# --- choosing the layout ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -284,7 +284,7 @@ def test_a_model_whose_head_bypasses_the_decoder_is_refused(share_prompt: Litera
 
 
 def test_a_model_that_computes_something_else_where_it_is_padded_is_refused() -> None:
-    """CpmAnt's tokens see those behind them, and so padding."""
+    """CpmAnt's tokens see later tokens, and so padding."""
     config = CpmAntConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -344,7 +344,7 @@ def orphan(add: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3"])
 def test_a_model_that_attends_by_spans_is_otherwise_as_before(name: str, tmp_path: Path) -> None:
-    """Called in the library's way, and saved."""
+    """Called as the library does, and saved."""
     model, rows = build(name), make_rows([2, 3])
     own, tokens = model.config._attn_implementation, torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad():
@@ -515,7 +515,7 @@ def varlen_reference(
 @pytest.mark.parametrize("window", [None, 1, 6, 150])
 @pytest.mark.parametrize("name", FORESTS)
 def test_segments_for_flash_attention(name: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel of a GPU is given, with its contract in its place."""
+    """The inputs of a GPU's kernel, which a stand-in with the same contract replaces."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_reference)
     assert_same_attention(flash.flash_attention, FORESTS[name], window=window)
 
@@ -540,7 +540,7 @@ def test_positions_go_on_after_the_parents() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_positions", [1, 31, 100])
 def test_target_logps_against_float64(num_positions: int, dtype: torch.dtype) -> None:
-    """Values from the logits as they are, and gradients rounded to their precision once."""
+    """Values use the logits unchanged, and gradients are rounded to their precision once."""
     generator = torch.Generator().manual_seed(0)
     logits = (30 * torch.randn(num_positions, 3000, generator=generator)).to(dtype).requires_grad_()
     targets = torch.randint(3000, (num_positions,), generator=generator)

@@ -1,4 +1,4 @@
-"""Prompts, rows and recorded answers in and out, and whole-or-nothing writes."""
+"""Reading and writing prompts, rows and recorded answers, with writes that are whole or absent."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class TestPrompts:
         assert prompt.messages == (Message("user", "What is 😀?"),)
 
     def test_at_no_depth_of_nesting_is_there_another_error(self, tmp_path: Path) -> None:
-        """What can just be read cannot always be shown."""
+        """A value that can be read cannot always be displayed."""
         for depth in range(100, 1_000, 2):
             path = lines(tmp_path / "p.jsonl", f'{{"prompt": {"[" * depth}{"]" * depth}}}')
             with pytest.raises(InputError, match=r"p\.jsonl, line 1"):
@@ -432,7 +432,7 @@ ANNOTATED = {
     "chosen": [USER, said("Paris")],
     "rejected": [USER, said("Rome")],
 }
-"""As princeton-nlp/llama3-ultrafeedback-armorm has it: keys and nesting of the published file."""
+"""As in princeton-nlp/llama3-ultrafeedback-armorm: keys and nesting of the published file."""
 HUMAN, GPT = {"from": "human", "value": "Capital of France?"}, {"from": "gpt", "value": "Paris"}
 
 
@@ -462,7 +462,7 @@ class TestRowsOfOthers:
         ]  # fmt: skip
 
     def test_equal_answers_are_told_apart(self, write: Write) -> None:
-        """The best and the worst may be one text: each role goes to another answer."""
+        """The best and the worst may be the same text: each role goes to a different answer."""
         equal = {**ANNOTATED, "all_generated_responses": ["Paris"] * 3, "rejected": [USER, said("Paris")]}
         (row,) = read_training_file(write(equal), PAIR)
         assert [response.role for response in row.responses] == ["chosen", "rejected", None]
@@ -589,7 +589,7 @@ conversations = st.builds(
 
 
 def rows_of(prompts: Any, *roles: Role, one_source: bool = True) -> Any:
-    """Rows of answers with these roles, as a format of fewer columns holds them."""
+    """Rows of answers with these roles, in a format with fewer columns."""
 
     def build(prompt: tuple[Message, ...], source: str, answers: list[tuple[str, float]], *rest: Any) -> TrainingRow:
         responses = tuple(
@@ -666,7 +666,7 @@ class TestFormats:
         assert {name for name, _ in ROUND_TRIPS.values()} == {name for name, row in FORMATS.items() if row.reads}
 
     def test_a_quadruple_is_two_pairs(self) -> None:
-        """The source's answer against the source's rejected one if there is one, as equation 9 pairs them."""
+        """The source's answer is paired with the source's rejected one if there is one, as in equation 9."""
         contents = dict(zip((*WRPO, "rejected_source"), "abcd", strict=True))
         responses = tuple(RowResponse(content, role) for role, content in contents.items())
         for number, expected in ((3, [("a", "c"), ("b", "c")]), (4, [("a", "d"), ("b", "c")])):
@@ -722,7 +722,7 @@ class TestFormats:
         assert found.reason == reason
 
     def test_no_answer_of_a_row_is_passed_over(self) -> None:
-        """Two chosen answers of one source are two pairs; a source without a chosen answer is said."""
+        """Two chosen answers of one source make two pairs; a source without a chosen answer is reported."""
         roles: tuple[Role, ...] = ("chosen", "chosen", "rejected")
         responses = tuple(RowResponse(content, role) for content, role in zip("abc", roles, strict=True))
         records = records_of(TrainingRow("p", ASKED, responses), "trl")
@@ -750,14 +750,14 @@ class TestFormats:
         assert found.reason == reason
 
     def test_roles_are_complete(self) -> None:
-        """A new role must be told to the formats that hold one answer or one pair."""
+        """A new role must be added to the formats that hold one answer or one pair."""
         from sinterlm.formats.pairs import REJECTED
 
         assert {*CHOSEN, *REJECTED} == set(get_args(Role))
 
 
 class TestQuestions:
-    """Lines as AlpacaEval, Arena-Hard, MT-Bench, GSM8K, MATH, MBPP and HumanEval have them."""
+    """Lines as in AlpacaEval, Arena-Hard, MT-Bench, GSM8K, MATH, MBPP and HumanEval."""
 
     @pytest.mark.parametrize(
         ("record", "turns"),

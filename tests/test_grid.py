@@ -1,4 +1,4 @@
-"""Grids: what a recipe may say, and the search of tiny models, chosen on development prompts and nothing else."""
+"""Grids: what a recipe may contain, and a search with tiny models that chooses on development prompts only."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CELLS = [
     {"objective.alpha": 0.0, "train.max_steps": 4},
 ]
 NUM_TRAININGS = 3
-"""The recipe's own alpha and steps: one cell of the second entry is the best of the first."""
+"""Contains the recipe's own alpha and steps, so one cell of the second entry is the best of the first."""
 MODEL = "target-wrpo"
 
 
@@ -151,7 +151,7 @@ def test_what_is_wrong_with_a_grid_is_told_by_line_and_key(
 
 
 def test_every_combination_of_objective_and_base_is_checked(recipe: Path) -> None:
-    """What one of the searched objectives does not have is an error, although another has it."""
+    """A hyper-parameter that one of the searched objectives lacks is an error, even if another has it."""
     with pytest.raises(InputError, match=r"objective\.alpha: unknown hyper-parameter of 'dpo'"):
         load(recipe, grid="[{train.learning_rate: [1e-6]}, {objective.kind: [wrpo, dpo]}]")
 
@@ -167,7 +167,7 @@ def test_every_combination_of_objective_and_base_is_checked(recipe: Path) -> Non
     ],
 )
 def test_the_cells_are_named_whose_objective_lacks_a_hyperparameter(recipe: Path, grid: str, cells: str) -> None:
-    """The line is that of the hyper-parameter, which the recipe's own base has."""
+    """The error names the line of the hyper-parameter, which the recipe's own base has."""
     message = rf"objective\.beta: unknown hyper-parameter of 'wrpo' with base 'ipo', which preference.wrpo.{cells} asks"
     with pytest.raises(InputError, match=message):
         load(recipe, grid=grid)
@@ -217,7 +217,7 @@ def selected(recipe: Path) -> Path:
 
 @contextmanager
 def counted_trainings() -> Iterator[list[int]]:
-    """The number of times that a model is really trained."""
+    """Counts how often a model is really trained."""
     count = [0]
 
     def counting(self: FusionTrainer, **arguments: Any) -> Any:
@@ -328,7 +328,7 @@ def test_no_development_prompt_is_trained_on_or_held_out(searched: Path) -> None
 
 
 def test_held_out_prompts_have_no_part_in_the_choice(recipe: Path, searched: Path, tmp_path: Path) -> None:
-    """Other held-out questions under the same ids: other held-out figures, and the same search to the last digit."""
+    """Other held-out questions under the same ids change held-out figures, but no digit of the search."""
     with Store(searched / "store.sqlite", read_only=True) as store:
         held_out = {prompt.id for prompt in store.prompts(".", "held_out")}
     questions = [json.loads(line) for line in (recipe.parent / "questions.jsonl").read_text().splitlines()]
@@ -347,7 +347,7 @@ def test_held_out_prompts_have_no_part_in_the_choice(recipe: Path, searched: Pat
 
 
 def test_ties_go_to_the_first_cell(recipe: Path, selected: Path, tmp_path: Path) -> None:
-    """No tiny model ever answers exactly, so that all cells have a pass rate of 0."""
+    """No tiny model ever answers exactly, so all cells have a pass rate of 0."""
     output = tmp_path / "out"
     shutil.copytree(selected, output)
     exact = "evaluation={held_out: {scorer: {kind: exact-match}}}"
@@ -359,11 +359,11 @@ def test_ties_go_to_the_first_cell(recipe: Path, selected: Path, tmp_path: Path)
 
 
 class Interrupted(BaseException):
-    """As KeyboardInterrupt, which no handler swallows."""
+    """Like KeyboardInterrupt, not swallowed by any handler."""
 
 
 def interrupt(recipe: Path, output: Path, owner: Any, name: str, number: int) -> None:
-    """Run until the ``number``-th call of a function, and no further."""
+    """Run until the ``number``-th call of a function, then stop."""
     original: Callable[..., Any] = getattr(owner, name)
     calls = 0
 
@@ -384,9 +384,9 @@ def interrupt(recipe: Path, output: Path, owner: Any, name: str, number: int) ->
     ("owner", "name", "number"),
     [
         (search, "fit", 2),  # between two cells
-        (Cell, "finish", 3),  # asked and scored, but not marked
-        (Grid, "keep_one_model", 2),  # the entry is decided, its loser still whole
-        (train, "remove", 1),  # searched, the best one still in its cell
+        (Cell, "finish", 3),  # sampled and scored, but not marked as done
+        (Grid, "keep_one_model", 2),  # the entry is decided, the losing cell not yet deleted
+        (train, "remove", 1),  # searched, the best model still in its cell
     ],
 )
 def test_an_interrupted_search_goes_on_to_the_same_end(
@@ -422,7 +422,7 @@ def test_plan_and_status_count_cells(recipe: Path, selected: Path, tmp_path: Pat
     assert 2 * size < before.disk_bytes < 3 * size + 100_000
     assert counts() == {"cells": 4, "finished": 0}
     interrupt(recipe, output, search, "fit", 3)
-    # The first entry, and of the second the cell that repeats its best.
+    # The first entry, and the cell of the second that repeats its best.
     assert counts() == {"cells": 4, "finished": 3}
     assert (planned().calls, planned().note.partition(",")[0]) == (12, "trainings: 1 at most")
 
@@ -477,7 +477,7 @@ def test_sft_can_be_searched_too(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_the_shipped_search_is_the_papers(tmp_path: Path) -> None:
-    """arXiv 2412.03187, appendices A and E; its prompts and models need not be there to plan it."""
+    """arXiv 2412.03187, appendices A and E; planning it needs neither its prompts nor its models."""
     recipe = load_recipe(SHIPPED, [f"output={tmp_path}"]).recipe
     wrpo = recipe.preference["wrpo"]
     assert wrpo.grid == [
@@ -504,7 +504,7 @@ def test_a_plan_says_unknown_where_prompts_that_are_not_there_would_be_counted(t
     cells = {line.split()[1]: line.split("│")[3:9] for line in output.getvalue().splitlines() if "│" in line}
     shown = {name: [cell.strip() for cell in row] for name, row in cells.items()}
     assert shown["sample-sources"] == shown["sample-target"] == shown["left"] == ["unknown"] * 6
-    assert shown["search-wrpo"][:2] == ["4,500", "unknown"]  # the recipe counts them, but their texts are not there
+    assert shown["search-wrpo"][:2] == ["4,500", "unknown"]  # the recipe counts them, but their texts are missing
     assert shown["score-sources"] == ["unknown", "", "", "", "unknown", "unknown"]
     assert shown["train-sft"] == ["", "", "", "32.0 GB", "unknown", "unknown"]
     assert shown["select-sft"] == shown["train-wrpo"] == [""] * 6

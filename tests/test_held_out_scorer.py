@@ -1,4 +1,4 @@
-"""A second reward model for evaluation, so that the figures do not share the bias of the one that selected."""
+"""A second reward model for evaluation, so the figures do not share the bias of the one used for selection."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ UNFINISHED = "from sinterlm.selection.settings import SelectionPolicy\nclass Pol
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What a process says in which the worked examples of docs/extending.md are installed, unchanged."""
+    """The output of a process that has the worked examples of docs/extending.md installed, unchanged."""
     folder = tmp_path_factory.mktemp("installed")
     modules = {
         "off_policy": worked_example("src/sinterlm/selection/off_policy.py"),
@@ -137,7 +137,7 @@ def test_their_keys_are_checked(change: str, found: Any) -> None:
 
 
 def test_they_train(found: Any) -> None:
-    """Policy and reference are one at the first step: the margin is 0, and the loss the width."""
+    """Policy and reference are equal at the first step: the margin is 0, and the loss is the width."""
     assert found["config"] == [{"beta": 0.01, "width": 4.0}, 4.0]
     assert found["metrics"]["loss"] == pytest.approx(4.0)
 

@@ -1,4 +1,4 @@
-"""``kill -9`` at any moment, then the same command: the result is that of an uninterrupted run."""
+"""``kill -9`` at any moment, then the same command: the result equals that of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run_to_the_end(recipe: Path, output: Path) -> None:
 
 
 def outcome(output: Path) -> dict[str, Any]:
-    """All that a run has made, without what the clock decides."""
+    """Everything that a run has made, except what depends on the clock."""
     connection = sqlite3.connect(output / "store.sqlite")
     tables = {
         "responses": "SELECT * FROM responses ORDER BY id",
@@ -53,7 +53,7 @@ def outcome(output: Path) -> dict[str, Any]:
 
 
 def trained(output: Path) -> dict[str, Any]:
-    """What every training below ``output`` has made, without what the clock decides."""
+    """Everything that the trainings below ``output`` have made, except what depends on the clock."""
     metrics = {
         path.parent.name: [
             {name: value for name, value in json.loads(line).items() if name not in UNTIMED}
@@ -69,7 +69,7 @@ def finished_at(output: Path) -> dict[str, float]:
     try:
         with Store(output / "store.sqlite", read_only=True) as store:
             return {name: stage.finished_at for name, stage in store.finished_stages(".").items()}
-    except Exception:  # killed before the store was whole
+    except Exception:  # killed before the store was complete
         return {}
 
 
@@ -84,7 +84,7 @@ def kill_moments(stages: list[tuple[str, float]], num_kills: int, seed: int) -> 
 
 
 def kill_in_stage(recipe: Path, output: Path, stage: str, seconds: float) -> None:
-    """Start the run, wait for ``stage`` to begin and ``seconds`` more, and kill it (or see it end before)."""
+    """Start the run, wait for ``stage`` to begin and ``seconds`` more, then kill it (unless it ended before)."""
     process = subprocess.Popen(command(recipe, output), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -166,7 +166,7 @@ def kill_in_checkpoint_write(process: ForkServerProcess, output: Path) -> bool:
 
 
 def check_training_kills(model: Path, folder: Path, num_kills: int, seed: int) -> None:
-    """Every third kill hits a checkpoint's write, the others any moment; a run that ends is followed by another."""
+    """Every third kill hits a checkpoint's write, the others any moment; a run that ends is followed by a new one."""
     rng = random.Random(seed)
     started = time.monotonic()
     start_training(model, folder / "whole").join()

@@ -1,4 +1,4 @@
-"""What a run of recorded answers leaves in its folder and store, and what is told of it: all by hand, with no model."""
+"""What a run of recorded answers leaves in folder and store, and what is reported of it: by hand, without a model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ IDS = ("p0", "p1", "p2", "p3", "p4", "größe")
 QUESTION = "How much is it {}"
 """16 characters with a digit, which count as 4 tokens."""
 SCORES = {"a": 2.0, "b": 3.0, "t": 1.0, "u": 0.5}
-"""Of the two sources' answers and the target's two."""
+"""Scores of the two sources' answers and of the target's two."""
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def test_the_figures_of_sampling_by_hand(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_the_figures_of_sampling_long_answers_to_prompts_that_are_not_there(recipe: Path, tmp_path: Path) -> None:
-    """Their tokens are not counted, but taken for 200 a prompt in the hours; so are 512 a long answer."""
+    """Their tokens are not counted; the hours assume 200 per prompt and 512 per long answer."""
     counted = (SOURCE, "prompts={path: none.jsonl, split: {preference: 5}}", "sources.s.sampling.max_new_tokens=1000")
     assert figures(planned(recipe, tmp_path, *counted), "sample-sources") == (
         10, None, 10_000, 46_000, sampling_hours(10, 200, 512),
@@ -308,7 +308,7 @@ GRID = (
 
 
 def test_the_figures_of_a_search_by_hand(recipe: Path, tmp_path: Path) -> None:
-    """Three trainings on three prompts, each of which answers two; two models of 4 GB at once."""
+    """Three trainings on three prompts, and each model answers two; two models of 4 GB at once."""
     plan = planned(recipe, tmp_path, *GRID)
     stage = next(stage for stage in plan.stages if stage.name == "search-m")
     assert (stage.calls, stage.prompt_tokens, stage.new_tokens) == (6, 24, 60)
@@ -323,7 +323,7 @@ def test_the_figures_of_a_search_by_hand(recipe: Path, tmp_path: Path) -> None:
     assert (stage.calls, stage.disk_bytes, stage.gpu_hours, stage.note) == (6, None, None, "trainings: 3 at most")
 
 
-# --- what a stage says when it refuses --------------------------------------------------------------------------------
+# --- messages of stages that refuse -----------------------------------------------------------------------------------
 
 
 def test_a_selection_without_rows_says_why(recipe: Path, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_selection_without_rows_says_why(recipe: Path, tmp_path: Path) -> None
 def test_prompts_that_cannot_be_asked_are_dropped(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, dropped: str, error: str
 ) -> None:
-    """As an earlier run has found: nothing is left to ask, and no model is loaded."""
+    """As found by an earlier run: nothing is left to ask, and no model is loaded."""
     monkeypatch.setattr("sinterlm.pipeline.sample.identity_of", lambda request: "known")
     fusion = fusion_of(recipe, tmp_path, SOURCE, "sources.s.sampling.num_samples=1")
     (request,) = fusion.rounds["sources"].requests
