@@ -251,7 +251,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "a response without `weight`; expected one on every response",
         ),
         ("fusesft", [], many({}), many({"weight": -1}), "the weights -1; expected finite numbers from 0 up, not all 0"),
-        ("fusesft", [], many({}), many({"weight": "half"}), '`responses[0]`: `weight` is "half"'),
+        ("fusesft", [], many({}), many({"weight": "half"}), '`responses[0].weight` is "half"'),
         (
             "fusepo",
             ["base=simpo"],

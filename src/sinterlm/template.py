@@ -60,7 +60,7 @@ class TemplateOptions:
     variables: Mapping[str, Any] = field(default_factory=dict)
     """Further variables (``chat_template_kwargs``), e.g. ``{"enable_thinking": False}``."""
     date: datetime.date | None = None
-    """The date that the template takes for today, if it asks."""
+    """The date that the template uses as today's date, if it asks."""
 
     @classmethod
     def of(cls, variables: Mapping[str, Any] | None, date: str | None) -> TemplateOptions:

@@ -91,7 +91,7 @@ class TransformersEngine:
         few_shot: The completion prompt; None asks by chat template.
         system: System prompt for messages that have none; with a chat template only.
         chat_template_kwargs: Variables of the chat template.
-        template_date: What the chat template takes for today, e.g. 2026-11-30.
+        template_date: What the chat template uses as today's date, e.g. 2026-11-30.
         settings: How tokens are drawn.
         device: ``auto`` or a torch device.
         dtype: ``auto`` or a torch dtype's name. Device and dtype change an answer by rounding only, so they are not

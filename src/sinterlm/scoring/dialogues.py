@@ -132,7 +132,7 @@ class DialogueScorer(ABC):
         dtype: ``auto`` or a torch dtype's name. It belongs to the identity, because another precision can change which
             of two close answers is better. What ``auto`` means on a machine does not.
         chat_template_kwargs: Variables of the chat template.
-        template_date: What the chat template takes for today, e.g. 2026-11-30.
+        template_date: What the chat template uses as today's date, e.g. 2026-11-30.
     """
 
     kind: ClassVar[str]

@@ -71,7 +71,7 @@ class FusionArguments:
     template_date: str | None = field(
         default=None,
         metadata={
-            "help": "Date that a chat template takes for today, e.g. 2026-11-30; by default the run's first day."
+            "help": "Date that a chat template uses as today's date, e.g. 2026-11-30; by default the run's first day."
         },
     )
     lora_r: int | None = field(
