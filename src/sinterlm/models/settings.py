@@ -28,7 +28,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TemplateVariables = dict[str, Any]
 """Variables of a chat template, beside the conversation."""
 TemplateDate = Annotated[str, AfterValidator(_check_date)] | None
-"""The date that a chat template uses as today's date; by default the recipe's, or the day of the run's first command."""
+"""The date that a chat template uses as today's; default: the recipe's, or the day of the run's first command."""
 
 
 class ChatModel(Settings):
@@ -47,7 +47,7 @@ class ChatModel(Settings):
     variable that the template does not read is an error.
     """
     template_date: TemplateDate = None
-    """The date that this model's chat template uses as today's date, such as ``2026-11-30``; by default the recipe's."""
+    """The date that this model's chat template uses as today's, such as ``2026-11-30``; by default the recipe's."""
 
     @property
     def template_options(self) -> dict[str, Any]:
