@@ -26,23 +26,34 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("src", "tests", "recipes", "docs", "examples", "benchmarks", "pyproject.toml", "README.md", "CHANGELOG.md")
 TESTS = {
-    "pipeline": ("test_left_in_a_run", "test_seams", "test_extra_prompts", "test_held_out_scorer", "test_grid"),
+    "pipeline": ("test_left_in_a_run", "test_seams", "test_held_out_scorer"),
     "recipe": (
         *("test_recipe", "test_recipe_schema", "test_extension", "test_settings", "test_resolved_components"),
-        *("test_template_options", "test_catalogue", "test_domains"),
+        *("test_template_options", "test_catalogue", "test_domains", "test_extra_prompts::test_refused"),
+        "test_grid::test_a_choice_changes_its_own_settings_and_nothing_else",
+        "test_grid::test_what_is_wrong_with_a_grid_is_told_by_line_and_key",
+        "test_compare::test_methods_of_the_quickstart",
     ),
-    "training": ("test_seams_training", "test_training", "test_members"),
+    "training": ("test_seams_training", "test_members"),
     "evaluation": ("test_evaluation", "test_seams"),
 }
-"""The fast tests of each package."""
-NO_PROCESSES = '''
+"""The fast tests of each package: whole files, or one test of a file."""
+FIXTURES = '''
 
 @pytest.fixture(autouse=True)
-def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only this process can import the mutated sources: a test that starts another is skipped."""
+def _for_mutants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this process can import the mutated sources: a test that starts another is skipped.
+
+    What functions have kept is forgotten: mutants begin in a fork, with all that the first run of the tests has kept.
+    """
     import subprocess
+    import sys
 
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.skip("starts a process"))
+    for name in [name for name in sys.modules if name.startswith("sinterlm")]:
+        for value in list(vars(sys.modules[name]).values()):
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
 '''
 """Added to the tests' configuration in the copy."""
 NOTICED = ("killed", "timeout", "segfault")
@@ -94,12 +105,13 @@ def copy_sources(folder: Path, packages: Sequence[str]) -> None:
         else:
             shutil.copy(ROOT / name, folder / name)
     with (folder / "tests" / "conftest.py").open("a") as file:
-        file.write(NO_PROCESSES)
-    tests = dict.fromkeys(f"tests/{test}.py" for package in packages for test in TESTS[package])
+        file.write(FIXTURES)
+    places = dict.fromkeys(test.partition("::") for package in packages for test in TESTS[package])
+    tests = [f"tests/{file}.py{mark}{name}" for file, mark, name in places if (ROOT / f"tests/{file}.py").is_file()]
     settings = {
         "source_paths": ["src/sinterlm"],
         "only_mutate": [f"src/sinterlm/{package}/*" for package in packages],
-        "pytest_add_cli_args_test_selection": [test for test in tests if (ROOT / test).is_file()],
+        "pytest_add_cli_args_test_selection": tests,
         # mutmut copies what the link `recipes` leads to: the recipes lie twice in its copy.
         "pytest_add_cli_args": ["-p", "no:cacheprovider", "-k", "not every_shipped_recipe"],
         "also_copy": [name for name in COPIED if name not in ("src", "tests", "pyproject.toml")],

@@ -213,6 +213,13 @@ def test_resampling_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert mean_score(values, num_resamples=1_000) == whole
 
 
+def test_an_interval_is_of_as_many_resamples_as_it_says() -> None:
+    """Of one, both ends are its mean."""
+    value, low, high, n = mean_score([0.0, 1.0, 2.0, 4.0], num_resamples=1)
+    assert (value, n) == (1.75, 4)
+    assert low == high
+
+
 @pytest.mark.parametrize("pairs", [{}, {"a": []}])
 def test_a_bootstrap_needs_values(pairs: dict[str, list[tuple[float, float]]]) -> None:
     with pytest.raises(ValueError, match="at least one question"):
