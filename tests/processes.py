@@ -28,16 +28,16 @@ from sinterlm.training.checkpoints import CheckpointManifest
 from sinterlm.training.train import train
 
 NUM_ROWS = 13
-"""Odd, so that no number of processes and rows a device divides it."""
+"""Odd, so it is not divisible by the number of processes or of rows per device."""
 
 GLOBAL_BATCH = 8
 
 DEVICE = "ACCELERATE_TORCH_DEVICE"
-"""Where Accelerate reads which device to take, if it is told."""
+"""The environment variable from which Accelerate reads which device to use."""
 
 
 def rows(objective: str) -> list[TrainingRow]:
-    """Rows of unlike lengths and weights."""
+    """Rows of different lengths and weights."""
     return [_row(objective, index) for index in range(NUM_ROWS)]
 
 
@@ -61,7 +61,7 @@ TRAININGS: Mapping[str, Mapping[str, Any]] = {
     "interrupted": {"objective": "wrpo", "interrupted_after": 3},
     "lora": {"objective": "wrpo", "lora_r": 4, "interrupted_after": 3},
 }
-"""By name: settings that differ. Four steps of 8 and 5 rows; step 3 is within the second epoch."""
+"""By name, the settings that differ. Four steps of 8 and 5 rows; step 3 is within the second epoch."""
 
 
 def run(
@@ -73,7 +73,7 @@ def run(
     may_interrupt: bool = True,
     **changes: Any,
 ) -> None:
-    """Train ``folder / name`` in as many processes as there are, with ``changes`` of the arguments."""
+    """Train ``folder / name`` in all running processes, with ``changes`` to the arguments."""
     settings = dict(TRAININGS[name])
     objective, interrupted_after = settings.pop("objective"), settings.pop("interrupted_after", None)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -109,7 +109,7 @@ def run(
 
 @contextmanager
 def _interrupted_after(step: int) -> Iterator[None]:
-    """Within it, training ends in every process when the line of ``step`` and its checkpoint are written."""
+    """Inside it, training ends in every process once the line and checkpoint of ``step`` are written."""
 
     class Interrupting(CheckpointManifest):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -125,7 +125,7 @@ def _interrupted_after(step: int) -> Iterator[None]:
 
 
 def keep_gradients(folder: Path, name: str = "gradients") -> type[CheckpointManifest]:
-    """A callback that keeps what every process has as gradients, right before each optimizer step."""
+    """A callback that keeps every process's gradients, right before each optimizer step."""
 
     class Keeping(CheckpointManifest):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -136,7 +136,7 @@ def keep_gradients(folder: Path, name: str = "gradients") -> type[CheckpointMani
 
 
 class BreaksTheLast(CheckpointManifest):
-    """Makes the model of the last process, and no other, give losses that are not finite in step 2."""
+    """Makes only the last process's model give losses that are not finite, in step 2."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model: PreTrainedModel = kwargs["model"]
@@ -145,7 +145,7 @@ class BreaksTheLast(CheckpointManifest):
 
 
 def data_parallel(model: Path, folder: Path) -> None:
-    """Every training, and one whose loss is not finite in one process."""
+    """All trainings, and one whose loss is not finite in one process."""
     for name in TRAININGS:
         run(name, model, folder, callback=keep_gradients(folder) if name == "wrpo" else CheckpointManifest)
     try:
@@ -161,21 +161,21 @@ def take_30_steps(model: Path, folder: Path) -> None:
 
 
 def sharded(model: Path, folder: Path) -> None:
-    """Trainings whose weights lie in shards on the processes."""
+    """Trainings whose weights are sharded across the processes."""
     for name in ("sft", "wrpo", "interrupted", "lora"):
         run(name, model, folder)
     (folder / f"way-{PartialState().process_index}.txt").write_text(PartialState().distributed_type.value)
 
 
 def pretend_to_have_gpus() -> None:
-    """Let Accelerate shard on a CPU: it offers that to processes with an accelerator only, but needs none for it."""
+    """Let Accelerate shard on a CPU: it offers that only with an accelerator, but does not need one."""
     os.environ[DEVICE] = "cpu"
     torch.accelerator.is_available = lambda: True
     PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
 
 def note_threads(folder: Path) -> None:
-    """Write the names of the threads that there are now."""
+    """Write the names of the running threads."""
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     (folder / f"threads-{os.environ['RANK']}.txt").write_text("".join(names))
 

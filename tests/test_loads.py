@@ -1,4 +1,4 @@
-"""Every load is looked at: files that are not what their names say, weights that do not fit, memory that is lacking."""
+"""Checks of every load: files that are not what their names say, weights that do not fit, too little memory."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def save_untied(folder: Path) -> Path:
-    """A model whose head is a matrix of its own."""
+    """A model whose head has its own matrix."""
     model = build_model(build_tokenizer())
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.01)
@@ -185,7 +185,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         r"cannot be loaded: .*config\.json: .* is not a multiple of the number of attention heads \(5\)",
     ),
 }
-"""What is wrong with a folder, whoever reads it: how it comes about, and what is said."""
+"""A fault of a folder, whoever reads it: how it comes about, and the message."""
 
 LOADERS: dict[str, Callable[[str], object]] = {
     "model": lambda name: load_model(name, device="cpu"),
@@ -301,7 +301,7 @@ class TestVocabulary:
 
     @pytest.mark.parametrize("named", [False, True])
     def test_a_placeholder_that_no_text_becomes_needs_none(self, tmp_path: Path, named: bool) -> None:
-        """Gemma 3's text-only models are published so; one that the template writes would be met."""
+        """Gemma 3's text-only models are published like this. A placeholder that the template writes would occur."""
         folder = save_tiny(tmp_path / "model")
         tokenizer = build_tokenizer()
         tokenizer.add_tokens(["<image_soft_token>"], special_tokens=True)
@@ -372,7 +372,7 @@ class TestFilesOfTheModel:
 
 
 class TestHub:
-    """A hub's cache as it lies on disk, and a hub that serves files."""
+    """A hub's cache as it is on disk, and a hub that serves files."""
 
     @staticmethod
     def add(cache: Path, commit: str, *, branch: str = "", seed: int = 0) -> Path:
@@ -384,7 +384,7 @@ class TestHub:
         return folder
 
     def ask(self, program: str, **environment: str) -> list[str]:
-        """What a program prints that has another hub than this process."""
+        """The output of a program that uses another hub than this process."""
         done = subprocess.run(
             [sys.executable, "-c", f"from sinterlm.models import *\nfrom sinterlm.training.card import *\n{program}"],
             env={**os.environ, **environment},
@@ -459,7 +459,7 @@ class TestHub:
 
 
 def serve_hub(source: Path, commit: str, asked: list[str]) -> str:
-    """A hub on this machine that knows one model; the paths that it is asked for files are added to ``asked``."""
+    """A hub on this machine with one model; the paths of requested files are added to ``asked``."""
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -517,7 +517,7 @@ class TestGguf:
 class TestStops:
     @pytest.mark.parametrize("rank", [None, 2])
     def test_all_of_the_generation_config_is_kept(self, tmp_path: Path, rank: int | None) -> None:
-        """A temperature without `do_sample` is what Transformers refuses to save."""
+        """Transformers refuses to save a temperature without `do_sample`."""
         folder = save_tiny(tmp_path / "model")
         own = {
             "temperature": 0.9,
@@ -591,7 +591,7 @@ class TestAdapters:
         with pytest.raises(InputError, match=rf"an adapter, not a whole model; its merged model is {out}$"):
             load_model(str(out / "adapter"))
         assert read(out / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "model"
-        # training.json is the run's own record, by which it resumes here.
+        # training.json is the run's own record, from which it resumes here.
         texts = [path for path in out.rglob("*") if path.suffix in (".json", ".md", ".jinja")]
         texts.remove(out / "training.json")
         assert len(texts) > 5
@@ -700,7 +700,7 @@ class TestMemory:
             tune(folder, tmp_path / "out")
 
     def test_the_reference(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The trial of shared prompts does not take it for a model that cannot share them."""
+        """The trial of shared prompts does not conclude that the model cannot share them."""
         folder = save_tiny(tmp_path / "model")
         monkeypatch.setattr("sinterlm.training.logprobs.response_logps", self.fail)
         with pytest.raises(OutOfMemoryError, match=r"preparing the training .*lower chunk_tokens"):
@@ -715,7 +715,7 @@ class TestMemory:
             list(engine.sample([items]))
 
     def test_the_trial_of_shared_prefixes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is not taken for a model that cannot share them."""
+        """It does not count as a model that cannot share them."""
         folder = save_tiny(tmp_path / "model")
         engine = TransformersEngine(str(folder), few_shot=None, system=None, settings=SamplingSettings(), device="cpu")
         monkeypatch.setattr("sinterlm.sampling.sharing.compute_prefix", self.fail)

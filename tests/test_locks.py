@@ -1,4 +1,4 @@
-"""A folder is one process's at a time, also where the file system has no locks, or accepts and ignores them."""
+"""A folder belongs to one process at a time, even if the file system has no locks, or accepts and ignores them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(locks: str, tm
 
 
 def test_a_second_training_into_one_folder_is_refused(locks: str, tmp_path: Path) -> None:
-    """Before it reads its model."""
+    """It is refused before it reads its model."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "What is hot?", "chosen": "cold", "rejected": "hot"}))
     with (
@@ -127,8 +127,8 @@ def sign(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"started": psutil.Process().create_time() - 1000},  # another process had our number
-        {"pid": 2**22 + 1},  # none has it
+        {"started": psutil.Process().create_time() - 1000},  # another process had our process number
+        {"pid": 2**22 + 1},  # no process has it
     ],
 )
 def test_a_process_of_the_same_number_is_another(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_process_whose_sign_was_removed_ends(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("without_locks", "quick")
 def test_setting_the_clock_frees_no_folder(tmp_path: Path) -> None:
-    """The system tells when a process started by the clock of today."""
+    """The system computes a process's start time from today's clock."""
     with held(tmp_path, QUICK + "locks._started = lambda pid: 1e9") as process:
         with pytest.raises(TryAgainError, match=f"process {process.pid}"):
             take(tmp_path)
@@ -208,7 +208,7 @@ def test_setting_the_clock_frees_no_folder(tmp_path: Path) -> None:
 
 
 def test_links_are_never_followed(tmp_path: Path) -> None:
-    """A workspace from elsewhere may hold links to files of one's own."""
+    """A workspace from elsewhere may contain links to one's own files."""
     mine, workspace = tmp_path / "mine.txt", tmp_path / "workspace"
     workspace.mkdir()
     mine.write_text("mine")

@@ -1,4 +1,4 @@
-"""The mathematics scorer against published flags, a table of forms, and texts that are made to never end."""
+"""The mathematics scorer on published flags, a table of forms, and texts designed to run forever."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ CASES = json.loads((Path(__file__).parent / "cases" / "mathematics.json").read_t
 
 @pytest.fixture(scope="module")
 def outcomes(scorer: MathematicsScorer) -> list[str]:
-    """The outcomes of all cases, which are scored at once."""
+    """The outcomes of all cases, scored in one call."""
     scores = scorer.score([answered(case["output"], case["accepted"]) for case in CASES])
     return [score.detail["outcome"] for score in scores]
 
@@ -142,7 +142,7 @@ def test_bomb_costs_its_limit_and_leaves_the_others(bomb: str) -> None:
     seconds = time.monotonic() - started
     scorer.close()
     assert (before.value, after.value) == (1.0, 1.0)
-    if struck.detail["outcome"] == "stopped":  # our limit, and no verdict
+    if struck.detail["outcome"] == "stopped":  # our limit, not a verdict
         assert math.isnan(struck.value)
         assert (struck.passed, struck.detail["reason"]) == (None, "comparison-stopped")
         assert "1 s of computing" in struck.detail["problem"]
@@ -196,7 +196,7 @@ def test_workers_end_with_a_killed_driver() -> None:
         assert driver.stdout.readline() == b"ready\n"
         processes = psutil.Process(driver.pid).children(recursive=True)
         deadline = time.monotonic() + 60
-        while sum(process.cpu_times().user > 0.5 for process in processes) < 2:  # both are at it
+        while sum(process.cpu_times().user > 0.5 for process in processes) < 2:  # both workers are busy
             assert time.monotonic() < deadline
             time.sleep(0.05)
         driver.kill()
@@ -226,7 +226,7 @@ scorer.close()
 
 
 def test_script_without_a_guard(tmp_path: Path) -> None:
-    """As a user writes one; and its code runs once."""
+    """Written as a user would; its code runs once."""
     (tmp_path / "script.py").write_text(SCRIPT)
     folder = Path(__file__).parents[1]
     command = [sys.executable, str(tmp_path / "script.py")]
@@ -242,7 +242,7 @@ def test_prompt_without_an_accepted_answer_is_named(scorer: MathematicsScorer) -
 
 
 def test_accepted_answer_that_cannot_be_read_gives_no_score(scorer: MathematicsScorer) -> None:
-    """But to the same text."""
+    """Except to the same text."""
     [same] = scorer.score([answered("\\boxed{t(0, 4]}", "t(0,4]")])
     assert same.passed
     [score] = scorer.score([answered("\\boxed{a < b}", "t(0,4]")])

@@ -38,7 +38,7 @@ BARE = response()
     "chosen", [response("chosen", "gemma"), response(None, "gemma"), response("chosen", weight=1.0)]
 )
 def test_sft_reads_the_chosen_response(chosen: RowResponse) -> None:
-    """A response without a role is the chosen one where nothing else is asked for."""
+    """A response without a role is the chosen one if the objective needs no other role."""
     assert members([OTHER, chosen], "sft") == ((chosen,), ({"chosen": 0},), (0,))
 
 
@@ -63,7 +63,7 @@ def test_wrpo_reads_the_sources_rejected_answer_for_equation_9_only() -> None:
 
 
 def test_fusepo_pairs_within_groups() -> None:
-    """By ``group``, or by ``source`` where it is not given; responses without a role are passed over."""
+    """By ``group``, or by ``source`` without a group; responses without a role are skipped."""
     gemma = response("rejected", "gemma", weight=0.75), response("chosen", "gemma", weight=0.75)
     qwen = response("chosen", "a", group="qwen", weight=0.25), response("rejected", "b", group="qwen", weight=0.25)
     found = members([gemma[0], qwen[0], response(None, "gemma"), gemma[1], qwen[1]], "fusepo")
@@ -88,7 +88,7 @@ def test_fusesft_reads_all_chosen_responses() -> None:
     ],
 )
 def test_rloo_reads_every_response(name: str, baseline: str, sources: tuple[str, ...], groups: tuple[int, ...]) -> None:
-    """Whatever its role; one of a source is enough where all others are the baseline."""
+    """Whatever its role; one per source is enough if the baseline is all other responses."""
     weight = 0.5 if name == "fusepo-rloo" else None
     roles: tuple[Role | None, ...] = ("chosen", "rejected", None, "chosen")
     responses = tuple(
@@ -223,13 +223,13 @@ GOOD = {"content": "cold", "source": "gemma", "role": "chosen", "weight": 1.0, "
 
 
 def many(*changes: dict[str, Any]) -> dict[str, Any]:
-    """A row in the many-responses shape; None takes a key away."""
+    """A row in the many-responses shape; None removes a key."""
     responses = [{**GOOD, **change} for change in changes]
     return {"prompt": "What is the opposite of hot?", "responses": responses}
 
 
 def quadruple(rejected_source: str) -> dict[str, Any]:
-    """A row for equation 9, of whose answers one is of the model that is given."""
+    """A row for equation 9, with one answer of the given model."""
     sources = {"chosen_source": "gemma", "chosen_target": "target", "rejected": "target"}
     sources["rejected_source"] = rejected_source
     return many(*({"role": role, "source": source, "weight": None} for role, source in sources.items()))

@@ -1,4 +1,4 @@
-"""Fields of messages beside role and content: trained with what they say, or refused by name with file and line."""
+"""Fields of messages besides role and content: their text is trained, or they are refused by name, file and line."""
 
 from __future__ import annotations
 

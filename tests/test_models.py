@@ -273,7 +273,7 @@ class TestFingerprint:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """Converting a GGUF file needs the cache, and says how to have one."""
+        """Converting a GGUF file needs the cache; the error says how to get one."""
         models = [str(save_tiny(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
         expected = [fingerprint(model) for model in models]
         monkeypatch.delenv("XDG_CACHE_HOME")
@@ -293,7 +293,7 @@ class TestFingerprint:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_weights_bytes_are_those_of_float32(self, tmp_path: Path, dtype: torch.dtype) -> None:
-        """Whatever precision the files have and however many they are."""
+        """Whatever the precision and the number of the files."""
         folder = save_tiny(tmp_path / "model")
         model = build_model(build_tokenizer()).to(dtype)  # type: ignore[arg-type]  # the stubs know no dtype here
         model.save_pretrained(folder, max_shard_size="20KB")
@@ -344,7 +344,7 @@ class TestGguf:
         assert known_weights_bytes(TINY) is None
         before = fingerprint(TINY)
         assert cached_fingerprint(TINY) == before
-        assert not (cache / "models").exists()  # naming does not convert
+        assert not (cache / "models").exists()  # computing the name does not convert
         monkeypatch.setattr(gguf, "CONVERSION", gguf.CONVERSION + 1)
         assert cached_fingerprint(TINY) == fingerprint(TINY) != before
 
@@ -370,13 +370,13 @@ class TestGguf:
                 resolve_model(TINY)
         assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
         (half,) = (path.with_suffix(".tmp") for path in (cache / "models").iterdir())
-        half.mkdir()  # as after kill -9, which cleans nothing up
+        half.mkdir()  # as after kill -9, which cleans up nothing
         (half / "model.safetensors").write_text("half")
         assert (resolve_model(TINY) / "tokenizer.json").is_file()
         assert not half.exists()
 
     def test_two_processes_convert_once(self, cache: Path, site: Path, package: Path) -> None:
-        """Started together on an empty cache, both get the same whole folder, and one of them made it."""
+        """If both start with an empty cache, both get the same whole folder, and only one of them makes it."""
         program = f"import sys; sys.path.insert(0, {str(site)!r}); from sinterlm.models import resolve_model; "
         program += f"print(resolve_model({TINY!r}))"
         started = [
@@ -443,7 +443,7 @@ class TestGguf:
 
 @pytest.mark.models
 class TestQuickstartModels:
-    """The two real models, from their packages."""
+    """The two real models from their packages."""
 
     def test_smollm2(self) -> None:
         model, tokenizer = load_model(SMOLLM2, device="cpu"), load_tokenizer(SMOLLM2)

@@ -1,4 +1,4 @@
-"""The objectives against hand-derived values, an independent float64 reference, finite differences and algebra."""
+"""The objectives compared with hand-derived values, a float64 reference, finite differences and algebra."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BASES = ("dpo", "ln-dpo", "ipo", "simpo")
 
 
 class Given(NamedTuple):
-    """One response of a batch, and what the objectives read of it."""
+    """One response of a batch, with what the objectives read."""
 
     row: int
     role: str
@@ -59,7 +59,7 @@ class Given(NamedTuple):
     weight: float = 1.0
 
     def answer(self) -> Answer:
-        """As the reference reads it."""
+        """In the reference's form."""
         lp, ref, length = np.array(self.policy), np.array(self.reference), np.array(float(self.num_tokens))
         return Answer(lp, ref, length, self.role, self.group, self.score, self.weight)
 
@@ -135,7 +135,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "fusepo-rloo with kl": ("fusepo-rloo", {"kl": 0.3}),
     "fusepo-rloo over all": ("fusepo-rloo", {"baseline": "all", "kl": 0.3}),
 }
-"""Every objective, with every base and every switch both ways."""
+"""Every objective, with every base and both values of every switch."""
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -302,7 +302,7 @@ def test_equation_9_over_other_bases_hand_derived(base: str, settings: dict[str,
 
 
 def test_accuracies_compare_row_by_row_and_model_by_model() -> None:
-    """A comparison that broadcasts over the batch would give means, not one verdict a row.
+    """A comparison that broadcasts over the batch would give means, not one verdict per row.
 
     With equation 9 a source's answer is held against the same source's, a target's against the target's.
     """
@@ -319,7 +319,7 @@ def test_accuracies_compare_row_by_row_and_model_by_model() -> None:
 
 
 def test_fusepo_hand_derived() -> None:
-    """Margins 1 and -1 of weights 0.75 and 0.25, beta 1: 0.75 log(1 + e^-1) + 0.25 log(1 + e) = 0.5632617.
+    """Margins 1 and -1 with weights 0.75 and 0.25, beta 1: 0.75 log(1 + e^-1) + 0.25 log(1 + e) = 0.5632617.
 
     Logged rewards are means by weight: chosen 0.75 * 1 + 0.25 * 0, rejected 0.25 * 1; accuracy 0.75.
     """
@@ -375,7 +375,7 @@ def test_rloo_hand_derived(name: str, baseline: str, expected: float) -> None:
 
 
 def test_the_kl_term_hand_derived() -> None:
-    """kl 0.5, log-ratios 2 and 0: R = 1 - 1 = 0 and 0, so that the advantages 1, -1 become 0."""
+    """kl 0.5, log-ratios 2 and 0: R = 1 - 1 = 0 and 0, so the advantages 1, -1 become 0."""
     batch = [Given(0, "chosen", -1, -3, 1, score=1.0), Given(0, "chosen", -2, -2, 1, score=0.0)]
     assert losses_of(batch, resolve_objective("rloo", {"kl": 0.5})) == [0.0]
     assert losses_of(batch, resolve_objective("rloo")) == [(1 * 1 - 1 * 2) / 2]
@@ -422,7 +422,7 @@ def test_wrpos_gradient_is_equation_8(seed: int, beta: float, alpha: float) -> N
 
 @given(seed=seeds, kl=st.sampled_from([0.0, 0.3]))
 def test_rloos_gradient_is_the_advantage(seed: int, kl: float) -> None:
-    """So that the KL term in the reward, too, carries no gradient of its own."""
+    """The KL term in the reward carries no gradient either."""
     rloo = resolve_objective("rloo", {"kl": kl})
     batch = random_batch(rloo, seed, num_rows=1)
     scores, logratios = np.array([(y.score, y.policy - y.reference) for y in batch]).T
@@ -439,7 +439,7 @@ def gradient_of(batch: Sequence[Given], objective: ResolvedObjective) -> Tensor:
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 def test_gradients_by_finite_differences(objective: ResolvedObjective, label_smoothing: float) -> None:
-    """Advantages are held fixed: their KL term is no part of what is differentiated."""
+    """Advantages are held fixed: their KL term is not differentiated."""
     values = {**objective.values, **({"label_smoothing": label_smoothing} if "beta" in objective.values else {})}
     smoothed = replace(objective, values=values)
     batch = random_batch(smoothed, 1)
@@ -464,7 +464,7 @@ def test_gradients_by_finite_differences(objective: ResolvedObjective, label_smo
 
 @given(seed=seeds)
 def test_order_does_not_matter(objective: ResolvedObjective, seed: int) -> None:
-    """Neither of the responses of a row, nor of its pairs and groups, nor of the rows."""
+    """Not the order of a row's responses, nor of its pairs and groups, nor of the rows."""
     batch = random_batch(objective, seed)
     shuffled = random.Random(seed).sample(batch, len(batch))
     straight = objective_losses(objective, build(batch, objective), progress=0.5)
@@ -492,7 +492,7 @@ def test_metrics_carry_no_gradient(objective: ResolvedObjective) -> None:
 
 
 def test_no_value_is_read_from_a_device(objective: ResolvedObjective) -> None:
-    """Where tensors have no values at all, reading one is an error; on a GPU the host would wait for it."""
+    """Without values in the tensors, reading one is an error; on a GPU the host would wait for it."""
     responses = send_to_device(build(random_batch(objective, 0), objective), "meta")
     outcome = objective_losses(objective, responses, progress=0.5)
     assert (outcome.losses.device.type, outcome.losses.shape) == ("meta", (3,))
@@ -512,7 +512,7 @@ def test_large_inputs_stay_finite(objective: ResolvedObjective, size: float) -> 
 
 
 def test_a_row_whose_pairs_weigh_nothing_has_no_loss() -> None:
-    """Weights that underflow are no 0 / 0 in the metrics."""
+    """Weights that underflow do not become 0 / 0 in the metrics."""
     fusepo = resolve_objective("fusepo")
     batch = [response._replace(weight=0.0) for response in random_batch(fusepo, 0)]
     outcome = objective_losses(fusepo, build(batch, fusepo), progress=0.0)
@@ -629,7 +629,7 @@ def test_policy_equal_to_reference(values: list[float], beta: float, alpha: floa
 
 @given(tau=st.floats(0.01, 10), distance=st.floats(1e-3, 100))
 def test_ipo_is_least_at_its_margin(tau: float, distance: float) -> None:
-    """0 with a zero gradient at 1 / (2 tau); as far above as below, it costs the same."""
+    """0 with a zero gradient at 1 / (2 tau), and symmetric around it."""
     policy = torch.full([1], 1 / (2 * tau), dtype=torch.float64, requires_grad=True)
     even = SequenceLogps(column(0.0), column(0.0))
     outcome = ipo_loss(SequenceLogps(policy, column(0.0)), even, tau=tau)
@@ -648,7 +648,7 @@ FUSEPO = {"dpo": "fusepo", "ln-dpo": "fusepo over ln-dpo", "simpo": "fusepo over
 @pytest.mark.parametrize("base", FUSEPO)
 @given(seed=seeds)
 def test_fusepo_is_its_base_on_weighted_rows(base: str, seed: int) -> None:
-    """One source of weight 1 gives the base's loss; several pairs a row are the same pairs as weighted rows."""
+    """One source of weight 1 gives the base's loss; several pairs in a row equal the same pairs as weighted rows."""
     fusepo, alone = resolve_objective("fusepo", VARIANTS[FUSEPO[base]][1]), resolve_objective(*VARIANTS[base])
     batch = random_batch(fusepo, seed, num_rows=1)
     pairs = [batch[index : index + 2] for index in range(0, len(batch), 2)]
@@ -673,7 +673,7 @@ def test_fusesft_of_one_response_is_sft(seed: int) -> None:
 @pytest.mark.parametrize("name", ["rloo", "rloo within sources", "fusepo-rloo", "fusepo-rloo over all"])
 @given(seed=seeds, shift=st.integers(-1000, 1000), score=st.floats(-100, 100))
 def test_only_differences_of_scores_matter(name: str, seed: int, shift: int, score: float) -> None:
-    """A constant more for all scores of a pool changes nothing; equal scores give no loss and no gradient."""
+    """Adding a constant to all scores of a pool changes nothing; equal scores give no loss and no gradient."""
     kind, settings = VARIANTS[name]
     objective = resolve_objective(kind, {**settings, "kl": 0.0})
     batch = random_batch(objective, seed, num_rows=1)
@@ -687,7 +687,7 @@ def test_only_differences_of_scores_matter(name: str, seed: int, shift: int, sco
 
 @given(scores=st.lists(st.floats(-10, 10), min_size=2, max_size=8))
 def test_advantages_of_a_pool(scores: list[float]) -> None:
-    """They sum to 0, and are N / (N - 1) times the distance from the mean."""
+    """They sum to 0 and are N / (N - 1) times the distance from the mean."""
     n, rloo = len(scores), resolve_objective("rloo")
     batch = [Given(0, "chosen", -1, -1, 1, score=score) for score in scores]
     advantages = -n * gradient_of(batch, rloo).numpy()
@@ -701,7 +701,7 @@ def test_advantages_of_a_pool(scores: list[float]) -> None:
 @pytest.mark.parametrize("kl", [0.0, 0.3])
 @given(seed=seeds)
 def test_fusepo_rloo_of_one_source_is_rloo(kl: float, seed: int) -> None:
-    """Whatever the baseline is measured by."""
+    """For every baseline."""
     rloo = resolve_objective("rloo", {"kl": kl})
     batch = [y._replace(group="gemma", weight=1.0) for y in random_batch(rloo, seed)]
     for baseline in ("source", "all"):
@@ -750,7 +750,7 @@ def test_advantages_that_cannot_be_computed_are_errors(changes: dict[str, Any], 
 
 
 def test_what_a_cpu_refuses_is_not_a_number_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device is not asked for values; the loss tells, and training stops by it."""
+    """No value is read from the device; the loss shows the fault, and training stops because of it."""
     for module in ("rewards", "weightings"):
         monkeypatch.setattr(f"sinterlm.objectives.{module}.any_known", lambda wrong: False)
     empty, rloo = Given(0, "chosen", 0, 0, 0), resolve_objective("rloo")
@@ -837,7 +837,7 @@ NAMED: Sequence[tuple[Callable[..., RowLosses], str, Sequence[str], Mapping[str,
 def test_a_named_loss_is_its_row_of_the_table(
     loss: Callable[..., RowLosses], name: str, roles: Sequence[str], settings: Mapping[str, Any]
 ) -> None:
-    """To the last bit: losses, metrics and gradients, on random log-probabilities of 5 rows."""
+    """Losses, metrics and gradients are equal to the last bit, on random log-probabilities of 5 rows."""
     generator = torch.Generator().manual_seed(0)
     policy, reference = -30 * torch.rand(2, len(roles), 5, generator=generator)
     num_tokens = torch.randint(1, 40, (len(roles), 5), generator=generator)
@@ -862,7 +862,7 @@ def test_a_named_loss_is_its_row_of_the_table(
 
 
 def test_defaults() -> None:
-    """Those of the papers' tables; over SimPO, WRPO asks for no margin and gives the source half of the weight."""
+    """Those in the papers' tables; over SimPO, WRPO has no margin and gives the source half of the weight."""
     assert resolve_objective("dpo").values == {"beta": 0.01, "label_smoothing": 0.0}
     assert resolve_objective("ln-dpo").values["beta"] == 10
     assert resolve_objective("ipo").values == {"tau": 0.01, "average_logps": False}
@@ -921,7 +921,7 @@ def test_roles() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_row_of_the_table_is_whole(name: str) -> None:
-    """Defaults are accepted by their own bounds; every base and switch is among the variants that are tested here."""
+    """Defaults lie within their own bounds, and every base and switch is among the variants tested here."""
     objective = OBJECTIVES[name]
     assert objective.description
     assert objective.formula

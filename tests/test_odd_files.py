@@ -1,4 +1,4 @@
-"""Files as people have them: numbers of other types, and bytes that are not text; refused by line or read."""
+"""Files as people have them: numbers of other types, and bytes that are not text. They are read, or refused by line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class OneIdentifier(Record):
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
 def test_scores_of_every_numeric_column_are_numbers(column: pa.Array, expected: float, tmp_path: Path) -> None:
-    """As are the scores in a list, and the ids and sample indices in a column of decimals or floats."""
+    """So are scores in a list, and ids and sample indices in a column of decimals or floats."""
     path = tmp_path / "scores.parquet"
     table = {"prompt_id": pa.array(["p"]), "response": pa.array(["a"]), "score": column}
     pq.write_table(pa.table(table), path)
@@ -83,7 +83,7 @@ def test_scores_of_every_numeric_column_are_numbers(column: pa.Array, expected: 
     ],
 )
 def test_ids_of_every_type_are_the_same_text(column: pa.Array, expected: str, tmp_path: Path) -> None:
-    """What pandas makes of whole numbers if one is missing, and a database of its keys."""
+    """What pandas makes of whole numbers if one is missing, and what a database makes of its keys."""
     path = tmp_path / "answers.parquet"
     pq.write_table(pa.table({"prompt_id": column, "index": pa.array([1.0]), "response": pa.array(["a"])}), path)
     [answer] = read_recorded(path)
@@ -131,7 +131,7 @@ def test_what_is_no_finite_number_is_refused(value: Any) -> None:
     "scores", [(7.0, 7.000000000000001), (-5e-324, 5e-324), (1e100, 1e100), (-1e100, 1e100), (0, 1)]
 )
 def test_scores_that_differ_by_rounding_alone_can_be_drawn(scores: Sequence[float]) -> None:
-    """As means of a rubric's grades do: no 36 bins fit between them."""
+    """As means of a rubric's grades may: no 36 bins fit between them."""
     assert "<svg" in score_chart([ScoreTally("gemma", len(scores), list(scores))])
 
 

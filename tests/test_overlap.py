@@ -1,4 +1,4 @@
-"""De-duplication and decontamination: which prompts go, which stay, and what is said of them."""
+"""De-duplication and decontamination: which prompts are dropped, which stay, and what is reported."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ TEXTS = st.lists(st.lists(st.sampled_from("abcde"), max_size=14).map(" ".join), 
 
 @given(texts=TEXTS, ngram=st.integers(1, 4), similarity=st.sampled_from([0.1, 0.3, 0.5, 0.55, 2 / 3, 0.8, 1.0]))
 def test_it_is_the_comparison_of_all_pairs(texts: list[str], ngram: int, similarity: float) -> None:
-    """The rarest n-grams find every candidate: what all pairs would find is found, and nothing more."""
+    """The rarest n-grams find every candidate: the result equals that of comparing all pairs."""
     expected: list[int] = []
     for number, text in enumerate(texts):
         if not any(text == texts[other] or jaccard(text, texts[other], ngram) >= similarity for other in expected):
@@ -154,7 +154,7 @@ QUESTION = Prompt(
         ),
     ),
 )
-"""18 words: the apostrophe parts two."""
+"""18 words: the apostrophe separates two."""
 
 
 def match_of(text: str, question: Prompt = QUESTION, *, ngram: int = 13, coverage: float = 0.0) -> Any:
@@ -212,7 +212,7 @@ def test_all_turns_count() -> None:
 
 
 def test_every_turn_of_a_question_is_one() -> None:
-    """Each has fewer words than an n-gram, and the first is a third of all: asking it is asking the benchmark."""
+    """Each has fewer words than an n-gram, and the first is a third of all: asking it means asking the benchmark."""
     first, second = "What norms are there when doing business in Japan?", "And which of them changed? " * 4
     question = Prompt("q", (Message("user", first), Message("user", second)))
     match = match_of(first, question, coverage=0.5)
@@ -220,7 +220,7 @@ def test_every_turn_of_a_question_is_one() -> None:
 
 
 def test_the_rule_of_a_table_is_no_trace() -> None:
-    """More operators than words; 13 words of a sum are found."""
+    """More operators than words; 13 words of a sum are a match."""
     rule = "| --- | --- | --- | --- |\n" * 3
     assert match_of(f"Sort this: {rule}", prompt(f"Explain this: {rule}", "q")) is None
     assert match_of("Say 1+2-3*4/5+6-7 now", prompt("Compute 1+2-3*4/5+6-7 please", "q")) is not None
@@ -252,7 +252,7 @@ def test_whoever_asks_a_benchmarks_question_is_found(name: str, settings: Any) -
     ngram=st.integers(5, 8),
 )
 def test_it_is_what_the_definition_says(words: Sequence[str], question: Sequence[str], ngram: int) -> None:
-    """A prompt is dropped if and only if a run of ``ngram`` words (or all, of fewer) of the question occurs in it."""
+    """A prompt is dropped if and only if it contains ``ngram`` consecutive words of the question (or all, if fewer)."""
     length = min(ngram, len(question))
     runs = [question[start : start + length] for start in range(len(question) - length + 1)]
     expected = any(words[start : start + length] == run for run in runs for start in range(len(words) - length + 1))

@@ -1,4 +1,4 @@
-"""A whole fusion of tiny models through the command: what it makes, what it shares, what a change redoes."""
+"""A whole fusion of tiny models through the command: what it makes, what it shares, what a change reruns."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MODELS = ["tiny", "shots", "old-answers", "target", "target-sft", "target-sft-wr
 
 
 class Lines(SilentReporter):
-    """Keeps what a run says."""
+    """Keeps what a run reports."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -61,14 +61,14 @@ class Lines(SilentReporter):
 
 
 def fuse(recipe: Path, *overrides: str) -> tuple[Outcome, Lines]:
-    """Carry out the recipe in this process: what was done and is left, and what was said."""
+    """Run the recipe in this process; returns what was done, what is left, and what was reported."""
     reporter = Lines()
     return run_fusion(Fusion(load_recipe(recipe, overrides).recipe), reporter), reporter
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe that has been carried out once."""
+    """A recipe that has been run once."""
     path = write_tiny_fusion(tmp_path_factory.mktemp("fusion"))
     outcome, _ = fuse(path)
     assert outcome == (STAGES, [])
@@ -138,7 +138,7 @@ def test_internal_rewards_of_held_out_quadruples(run: Path) -> None:
     with Store(run / "store.sqlite", read_only=True) as store:
         prompts = {prompt.id: prompt for prompt in store.prompts(".", "held_out")}
         passing = sorted(prompt_id for prompt_id in prompts if int(prompt_id.split("-")[1]) % 4 in (0, 1))
-    # Only the recorded source ever passes, so y_ws is the accepted answer of every question that it gets right.
+    # Only the recorded source ever passes, so y_ws is the accepted answer for every question that it gets right.
     model = AutoModelForCausalLM.from_pretrained(run / "target-sft")
     tokenizer = AutoTokenizer.from_pretrained(run / "target-sft")
     expected = []
@@ -421,7 +421,7 @@ def test_a_report_of_a_training_that_was_killed_within_a_line(recipe: Path, tmp_
     metrics = moved / "target-sft" / "metrics.jsonl"
     metrics.write_text(f'{metrics.read_text()}{{"step": 7, "lo')
     with Store(moved / "store.sqlite") as store:
-        store.forget_stage(".", "train-sft")  # as when it is begun again
+        store.forget_stage(".", "train-sft")  # as when it is started again
     (moved / "target-sft" / "training.json").unlink()
     rewrite_report(moved)
     assert "sft" in (moved / "report.html").read_text()
@@ -429,7 +429,7 @@ def test_a_report_of_a_training_that_was_killed_within_a_line(recipe: Path, tmp_
 
 
 def test_whole_numbers_are_shown_in_full_and_names_as_they_are() -> None:
-    """Not 1.23457e+06; and square brackets are no markup."""
+    """Not 1.23457e+06, and square brackets are not markup."""
     assert show_counts({"tokens": 1234567, "mean score": 0.32891}) == "tokens: 1234567, mean score: 0.32891"
     entry = {"name": "train-[sft]", "state": "done", "counts": {"[b] answers": 1234567}}
     said = StringIO()
@@ -466,7 +466,7 @@ def test_recorded_answers_that_nobody_asks_for_are_records(recipe: Path, tmp_pat
 def test_a_redo_that_was_interrupted_does_not_count_as_the_old_one(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another recipe overwrites a stage's products and dies before it is finished: the first recipe does it again."""
+    """Another recipe overwrites a stage's products and dies before it finishes: the first recipe redoes the stage."""
     copy = tmp_path / "copy"
     shutil.copytree(recipe.parent / "run", copy)
     whole = {name: (copy / name / "model.safetensors").read_bytes() for name in MODELS[4:]}
@@ -529,7 +529,7 @@ def test_status_says_unknown_where_weights_were_not_read_on_this_machine(
 
 
 def test_a_folder_with_an_odd_name(recipe: Path, tmp_path: Path) -> None:
-    """Neither a number nor a comment to YAML."""
+    """Neither a number nor a comment in YAML."""
     for name in ("2026", "a #1", "x: y"):
         shutil.copytree(recipe.parent / "run", tmp_path / name)
         assert json.loads(sinterlm("status", tmp_path / name, "--json").stdout)["output"] == str(tmp_path / name)

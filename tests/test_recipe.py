@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and with which words."""
+"""Recipes: what is read, what is refused, and with which message."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_every_part_is_read(recipe_path: Path) -> None:
 
 
 def test_paths_are_relative_to_the_recipe(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the command runs; what is written is relative to there."""
+    """Wherever the command runs; output paths are relative to that folder."""
     monkeypatch.chdir(recipe_path.parent)
     recipe = load(Path("recipe.yaml"), "output=elsewhere", "prompts.path=other.jsonl")
     assert recipe.prompts.path == recipe_path.parent / "other.jsonl"
@@ -133,7 +133,7 @@ def test_paths_are_relative_to_the_recipe(recipe_path: Path, monkeypatch: pytest
 
 
 def test_resolved_text_round_trips(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text says every default, and reads back to the same in any folder and from any."""
+    """The text contains every default, and reads back the same in and from any folder."""
     recipe = load(recipe_path)
     text = resolve_text(recipe)
     (tmp_path / "other").mkdir()
@@ -153,7 +153,7 @@ def test_resolved_text_round_trips(recipe_path: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_model_that_is_a_folder_is_found_from_anywhere(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever a recipe names a model; a hub name stays one."""
+    """Everywhere a recipe names a model; a hub name stays unchanged."""
     (recipe_path.parent / "models" / "mine").mkdir(parents=True)
     monkeypatch.chdir(recipe_path.parent)
     scorer = "{kind: reward-model, model: models/mine}"
@@ -205,7 +205,7 @@ def test_overrides(recipe_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["2026", "a #1", "null", "[x", "1e3", "key: value", " x ", "~"])
 def test_an_overrides_value_may_be_given_as_it_is(recipe_path: Path, value: str) -> None:
-    """Text that YAML would read as something else; order and places are those of other overrides."""
+    """Text that YAML would read as something else, with the order and places of other overrides."""
     overrides: list[str | Override] = ["target.prompt.system=other", Override("target.prompt.system", value)]
     assert load_recipe(recipe_path, overrides).recipe.target.prompt.system == value
     assert load_recipe(recipe_path, overrides[::-1]).recipe.target.prompt.system == "other"
@@ -319,7 +319,7 @@ def test_sft_may_come_from_named_domains_alone(recipe_path: Path) -> None:
 
 
 def test_every_policy_from_a_recipe(recipe_path: Path) -> None:
-    """Each with every key that it has, and the same again once the recipe is written out."""
+    """Each with all its keys, and the same again after the recipe is written and read."""
     of_sources = "sources: [gemma-2.5], num_samples: 2, truncated: keep"
     selects = {
         "wrpo": f"{{kind: wrpo, rank: 2, rejected_source: true, target_ties: drop, min_margin: 0.5, "
@@ -698,7 +698,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 @given(st.one_of(st.text(alphabet="ab:-[]{},&*!|>'\"#%@`? \n\t<~1.e", max_size=60), st.text(max_size=30)))
 def test_no_text_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    """Whatever a file holds, it is read or refused."""
+    """Any file is read or refused."""
     path = write(tmp_path_factory.getbasetemp(), text.encode("utf-8", "surrogatepass"))
     complaint = complaint_of(read_yaml, path)
     assert complaint is None or complaint.startswith(str(path))
@@ -706,7 +706,7 @@ def test_no_text_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, tex
 
 @given(st.data())
 def test_no_value_breaks_the_messages(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Any value in place of any part of a recipe is read or refused by name."""
+    """Any value in place of any part of a recipe is read, or refused by name."""
     path = write(tmp_path_factory.getbasetemp(), RECIPE)
     keys = [".".join(map(str, key)) for key in read_yaml(path).places if all(isinstance(part, str) for part in key)]
     key = data.draw(st.sampled_from(keys))
@@ -721,7 +721,7 @@ def test_no_value_breaks_the_messages(tmp_path_factory: pytest.TempPathFactory, 
 
 
 def test_training_arguments_are_those_of_transformers() -> None:
-    """What is read from the source is what the class has; every argument is accepted with its own default."""
+    """The arguments read from the source are those of the class, and each accepts its own default."""
     fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
     defaults = {
         name: field.default

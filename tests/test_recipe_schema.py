@@ -20,7 +20,7 @@ from tests.draft7 import find_faults
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "src" / "sinterlm" / "recipes" / "recipe.schema.json"
 PARTS = ("objectives", "accelerate", "methods")
-"""Folders of settings, which are no recipes."""
+"""Folders of settings, which are not recipes."""
 RECIPES = [
     path
     for folder in (SHIPPED.parent, ROOT / "examples")
@@ -38,7 +38,7 @@ def faults_of(value: Any) -> list[tuple[tuple[str | int, ...], str]]:
 
 
 def test_the_shipped_file_is_what_the_command_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """If this fails: make docs."""
+    """If this fails, run ``make docs``."""
     cli.schema()
     assert capsys.readouterr().out == SHIPPED.read_text() == schema_text()
     cli.schema(tmp_path / "new" / "schema.json")

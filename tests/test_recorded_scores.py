@@ -1,4 +1,4 @@
-"""Recorded scores: which line scores which answer, and what is said of files that do not fit."""
+"""Recorded scores: which line scores which answer, and the messages for files that do not fit."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ENTRIES = [
 
 
 def test_an_answer_is_found_by_its_text_or_by_source_and_index(tmp_path: Path) -> None:
-    """The last is gemma's second, which has a score of its own beside that of its text."""
+    """The last is gemma's second, which has its own score besides that of its text."""
     scorer = RecordedScorer(write(tmp_path, *LINES))
     scores = scorer.score(ENTRIES)
     assert [(score.value, score.passed) for score in scores] == [(0.5, True), (9.0, None), (-2.0, None), (3.5, False)]
@@ -66,7 +66,7 @@ def test_parquet_says_the_same(tmp_path: Path) -> None:
 
 
 def test_a_file_of_recorded_answers_with_scores_will_do(tmp_path: Path) -> None:
-    """There the source is the model that answered; in the run, it is the name of the whole file."""
+    """In the file the source is the model that answered; in the run it is the name of the whole file."""
     lines = [
         {"prompt_id": "sum", "source": model, "response": text, "score": score}
         for model, text, score in (("mixtral", "5", 8), ("openchat", "six", 1))

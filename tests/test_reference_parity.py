@@ -1,4 +1,4 @@
-"""FusionTrainer against the float64 reference: rows from a file, through the real train() loop, fp32 on a CPU.
+"""FusionTrainer compared with the float64 reference: rows from a file, the real train() loop, fp32 on a CPU.
 
 At the start policy and reference are equal, so that log-ratios are 0; the second step's loss tells objectives apart.
 """
@@ -46,7 +46,7 @@ SOURCE_WEIGHTS = {"gemma": 0.7, "qwen": 0.2, "phi": 0.1}
 
 
 def members_of(objective: ResolvedObjective, row: int) -> list[tuple[str, str]]:
-    """Source and role of every response of a row, those of a source not together; row 0 knows one source only."""
+    """Source and role of every response of a row, with sources interleaved; row 0 has only one source."""
     sources = list(SOURCE_WEIGHTS)[: 3 if row else 1]
     if objective.objective.per == "row":
         members = [("gemma", role) for role in objective.roles]
@@ -58,7 +58,7 @@ def members_of(objective: ResolvedObjective, row: int) -> list[tuple[str, str]]:
 
 
 def write_file(path: Path, objective: ResolvedObjective) -> None:
-    """Five rows of answers of unlike lengths, in the many-responses shape."""
+    """Five rows of answers of different lengths, in the many-responses shape."""
     lines = []
     for row in range(5):
         responses = [
@@ -96,7 +96,7 @@ def as_answer(policy: PreTrainedModel, reference: PreTrainedModel, row: Training
 def step_loss(
     policy: PreTrainedModel, reference: PreTrainedModel, rows: Sequence[TrainingRow], objective: ResolvedObjective
 ) -> float:
-    """The loss of a step over all rows, by the reference."""
+    """The reference's loss of a step over all rows."""
     answers = [[as_answer(policy, reference, row, response) for response in row.responses] for row in rows]
     row_weights = [row.weight for row in rows]
     if objective.name == "fusesft" and not objective.values["average_logps"]:
@@ -108,7 +108,7 @@ def step_loss(
 
 
 def train(rows: Sequence[TrainingRow], name: str, num_steps: int, folder: Path) -> tuple[PreTrainedModel, list[float]]:
-    """The model after so many steps, each over all rows, and the losses of the steps."""
+    """The model after this many steps, each over all rows, and the losses of the steps."""
     objective, hyperparameters = CASES[name]
     config = FusionConfig(
         output_dir=str(folder),

@@ -350,7 +350,7 @@ def test_every_chart_has_title_caption_and_description(opened: Opened) -> None:
 
 @needs_browser
 def test_charts_take_their_colours_from_the_colour_scheme(opened: Opened) -> None:
-    """Every colour that a chart names is a CSS variable, defined for light and for dark."""
+    """Every colour that a chart names is a CSS variable, defined for light and dark."""
     styles = ";".join(
         element.attributes.get("style", "") for svg in opened.root.find_all("svg") for element in svg.walk()
     )
@@ -410,7 +410,7 @@ def test_pages_in_the_address(tmp_path: Path) -> None:
 
 @needs_browser
 def test_filter_and_pager_by_hand(tmp_path: Path) -> None:
-    """A visitor's script, in a copy of the page whose policy lets it run, types, waits and turns the page."""
+    """A visitor's script types, waits and turns the page, in a copy of the page whose policy lets it run."""
     write_report(large_run(500, 1, 10), tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     visitor = """<script>
@@ -482,7 +482,7 @@ def test_page_refers_to_nothing_outside_and_logs_nothing(opened: Opened) -> None
 
 @needs_browser
 def test_console_errors_would_be_seen(tmp_path: Path) -> None:
-    """The control of the test above: the way in which it listens hears an error, and the policy stops other scripts."""
+    """The control of the test above: its listener hears an error, and the policy stops other scripts."""
     write_report(small_run(), tmp_path / "report.html")
     tampered = (
         (tmp_path / "report.html").read_text().replace("</body>", "<script>document.title='owned'</script></body>")
@@ -573,7 +573,7 @@ def test_missing_parts_leave_their_sections_out_and_say_why(tmp_path: Path) -> N
     assert [len(section.find_all(css_class="missing")) > 0 for section in root.find_all("section")] == [
         *[True] * 6,  # held out, families, answers, likelihood, training, drops
         False,  # the run
-        True,  # prompts: the word to readers without JavaScript
+        True,  # prompts: the note for readers without JavaScript
     ]
     assert root.by_id("shown-of").text.startswith("All 0 prompts")
 
@@ -618,7 +618,7 @@ def test_graded_scores_show_means_and_distributions(tmp_path: Path) -> None:
 
 
 def test_rates_and_scores_stand_beside_each_other_each_on_its_own_scale(tmp_path: Path) -> None:
-    """As a scorer by domain gives them: a verifier for sums, a reward model for essays."""
+    """As from a scorer by domain: a verifier for sums, a reward model for essays."""
     rates = {
         "gemma": {"exact_match": Rate(0.5, 0.25, 0.75, 8), "score": Rate(-1.5, -2.0, -1.0, 4)},
         "target-sft": {"exact_match": Rate(0.75, 0.5, 1.0, 8), "score": Rate(0.25, 0.125, 0.5, 4)},
@@ -725,7 +725,7 @@ def grade(answers: Sequence[Scored], rng: random.Random) -> tuple[Scored, ...]:
 
 
 def test_long_trainings_are_drawn_by_means_of_steps(tmp_path: Path) -> None:
-    """100,000 steps give a page no larger than 120 points a line need; the last point is the mean of the last 833."""
+    """100,000 steps give a page no larger than 120 points per line need; the last point is the mean of the last 833."""
     records = [{"step": step, "loss": float(step)} for step in range(1, 100_001)]
     write_report(
         replace(small_run(), training=[TrainingRun("sft", "SFT", records)], parts={}), tmp_path / "report.html"

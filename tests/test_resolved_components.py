@@ -52,12 +52,12 @@ TRAININGS = {
     "simpo": {"select": {"kind": "on-policy"}, "objective": {"kind": "simpo"}},
     "rloo": {"select": {"kind": "rloo"}, "objective": {"kind": "rloo", "kl": 0.1}},
 }
-"""Every policy and objective, with and without their own keys."""
+"""All policies and objectives, with and without their own keys."""
 FINE_TUNINGS = ("best-of-sources", "named", "fusesft", "each-source")
 
 
 def resolved(name: str, folder: Path) -> dict[str, Any]:
-    """What the resolved recipe says of one training, what its stages' keys hold, and what its plan counts."""
+    """The resolved recipe's text for one training, the content of its stages' keys, and the counts of its plan."""
     place = ("sft",) if name in FINE_TUNINGS else ("preference", name)
     recipe = yaml.safe_load(RECIPE)
     recipe |= {"sft": TRAININGS[name]} if len(place) == 1 else {"preference": {name: TRAININGS[name]}}

@@ -1,4 +1,4 @@
-"""The loss that balances a mixture's router: TRL's, whatever is computed once, and off where it is switched off."""
+"""The loss that balances a mixture's router: equal to TRL's, whatever is shared, and absent if switched off."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STEPS = {**SHARED, **WHOLE_BATCH, "max_steps": 2}
 
 
 def build_mixture(coefficient: float = 0.7) -> PreTrainedModel:
-    """Its coefficient is far above what is usual (0.001), so that the loss of the router moves the weights."""
+    """Its coefficient is far above the usual 0.001, so that the router's loss moves the weights."""
     torch.manual_seed(0)
     config = MixtralConfig(
         vocab_size=len(TOKENIZER),
@@ -83,7 +83,7 @@ def assert_same(one: Run, other: Run, names: Sequence[str] = ("loss", "grad_norm
 @pytest.mark.parametrize("share_prompt", ["on", "off"])
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
 def test_it_is_trls(objective: str, share_prompt: str, tmp_path: Path) -> None:
-    """Loss, gradient, weights after two steps; whether a prompt is computed for each of its answers or once."""
+    """Loss, gradient and weights after two steps, with a prompt computed for each of its answers or once."""
     if objective == "sft":
         rows = answers(wrpo_rows(6), "chosen_target")
         theirs = trls(rows, SFTTrainer, SFTConfig, tmp_path)
@@ -106,7 +106,7 @@ def test_it_can_be_switched_off_and_weighed(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_batch_count_by_their_tokens(tmp_path: Path) -> None:
-    """A step in chunks and micro-batches: its loss is the mean of theirs over tokens, near that of the whole batch."""
+    """A step in chunks and micro-batches: its loss is their mean over tokens, close to that of the whole batch."""
     rows = wrpo_rows(8)
     whole = fused(rows, "wrpo", tmp_path, beta=0.3)
     cut = fused(
@@ -125,7 +125,7 @@ def test_rows_without_weight_do_not_count_where_they_are_alone(tmp_path: Path) -
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_sharing_and_checkpointing_change_no_number(checkpointing: bool) -> None:
-    """A token of a prompt counts for each of its answers, a beginning for each prompt, answers of one token too."""
+    """A prompt's token counts for each of its answers, a beginning's for each prompt, even with one-token answers."""
     first = list(range(20, 32))
     rows = [
         [EncodedExample([*first, 40, 41], [50]), EncodedExample([*first, 40, 41], [51, 52, 53])],
@@ -150,7 +150,7 @@ def test_sharing_and_checkpointing_change_no_number(checkpointing: bool) -> None
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "qwen3_moe"])
 @pytest.mark.parametrize(("given", "expected"), [(None, 0.001), (0.0, 0.0), (0.2, 0.2)])
 def test_what_it_is_weighed_with(model_type: str, given: float | None, expected: float) -> None:
-    """By default what the model's configuration says, as in TRL; also where it asks for no router's logits."""
+    """By default the model's configuration decides, as in TRL, even if it does not ask for router logits."""
     experts = "num_local_experts" if model_type == "mixtral" else "num_experts"
     widths = {"intermediate_size": 48, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
     attention = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -168,7 +168,7 @@ def test_a_coefficient_for_a_model_without_routers_is_refused(tmp_path: Path) ->
 
 
 def test_more_tokens_than_the_model_reads_are_refused(tmp_path: Path) -> None:
-    """By default a row is as long as the model reads at most."""
+    """By default a row is at most as long as the model's context."""
     rows = answers(wrpo_rows(2), "chosen_target")
     long = replace(rows[0], responses=(replace(rows[0].responses[0], content="cold " * 800),))
     config = FusionConfig(output_dir=str(tmp_path), objective="sft", **{**STEPS, "max_length": 513})

@@ -1,4 +1,4 @@
-"""Whoever wants the rows alone has recorded answers and no model: nothing of the target is looked for."""
+"""With recorded answers, rows can be made without a model: nothing of the target is looked for."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_source_that_is_the_target_is_looked_for(recipe: Path, tmp_path: Path)
 def test_a_release_with_other_rules_scores_again_and_asks_for_no_answer_again(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until then a report is refused: it would show neither scores nor answers."""
+    """Before that a report is refused, because it would show neither scores nor answers."""
     fusion = Fusion(load_recipe(recipe).recipe)
     run_fusion(fusion, Lines(), until="select-wrpo")
     rewrite_report(fusion.output)
