@@ -13,10 +13,10 @@ def install(folder: Path, name: str, modules: Mapping[str, str], entry_points: M
     """Write a package into a folder; the caller adds the folder to the path.
 
     Args:
-        folder: Where packages are found.
-        name: Of the package, and of its one distribution.
-        modules: Their text by name.
-        entry_points: By group, what each name stands for.
+        folder: The folder for packages.
+        name: Name of the package and of its only distribution.
+        modules: The text of each module by name.
+        entry_points: By group, the object that each name refers to.
     """
     (folder / name).mkdir(parents=True)
     for module, text in {"__init__": "", **modules}.items():

@@ -1,6 +1,6 @@
-"""Published data sets, for tests and benchmarks that run where they lie: none of them is part of this project.
+"""Published data sets, for tests and benchmarks that need them: none of them is part of this project.
 
-They are looked for in the folder that ``SINTER_SHARED_DATA`` names, else in ``shared/data`` beside the repository:
+They are looked for in the folder that ``SINTER_SHARED_DATA`` names, by default ``shared/data`` beside the repository:
 
     gsm8k/example_model_solutions.jsonl, gsm8k/test.jsonl    openai/grade-school-math, MIT
     humaneval/HumanEval.jsonl.gz                             openai/human-eval, MIT

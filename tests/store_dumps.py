@@ -1,4 +1,4 @@
-"""Makes the dumps in ``cases/stores``: a small store, written by the code of whatever checkout this is run in.
+"""Makes the dumps in ``cases/stores``: a small store, written by the code of the checkout in which this runs.
 
     cd a-checkout-of-the-release
     PYTHONPATH=src:. python path/to/tests/store_dumps.py NAME.sql EMPTY-FOLDER [too-long] [refused]

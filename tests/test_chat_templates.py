@@ -1,6 +1,6 @@
 """Templates that do more than frame messages: each kind with a small original template and a real tokenizer.
 
-What is trained must be what was scored: every word of the answer, behind the prompt that generation sees.
+What is trained must be what was scored: every word of the answer, after the prompt that generation sees.
 """
 
 from __future__ import annotations

@@ -304,7 +304,7 @@ def test_equation_9_over_other_bases_hand_derived(base: str, settings: dict[str,
 def test_accuracies_compare_row_by_row_and_model_by_model() -> None:
     """A comparison that broadcasts over the batch would give means, not one verdict per row.
 
-    With equation 9 a source's answer is held against the same source's, a target's against the target's.
+    With equation 9 a source's answer is compared with the same source's, a target's with the target's.
     """
     even = torch.zeros(2)
     source, target = (SequenceLogps(torch.tensor(values), even) for values in ([-1.0, 1.0], [1.0, -1.0]))

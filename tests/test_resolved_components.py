@@ -1,7 +1,7 @@
 """Frozen: what `sinterlm list` says of policies and objectives, how a resolved recipe writes them, and stage keys.
 
-A change here makes finished stages run again, or changes what others read: make it on purpose, then write the file anew
-by ``python -m tests.test_resolved_components``.
+A change here makes finished stages run again, or changes what others read. Make it on purpose, then rewrite the file
+with ``python -m tests.test_resolved_components``.
 """
 
 from __future__ import annotations

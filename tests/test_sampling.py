@@ -1,4 +1,4 @@
-"""Engines: against a plain path without cache, batch or shared prefix, and against a float64 nucleus."""
+"""Engines compared with a plain path without cache, batch or shared prefix, and with a float64 nucleus."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ITEMS = [Item(prompt, index) for prompt in PROMPTS for index in range(3)]
 
 
 def save_tiny_gemma3(folder: Path) -> Path:
-    """A Gemma 3 whose sliding window is shorter than every prompt, with one layer that sees all."""
+    """A Gemma 3 whose sliding window is shorter than every prompt, with one full-attention layer."""
     tokenizer = build_tokenizer("gemma")
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
@@ -76,7 +76,7 @@ def save_tiny_gemma3(folder: Path) -> Path:
 
 
 def save_tiny_gpt2(folder: Path) -> Path:
-    """Positions from a table, which has no place for padding."""
+    """Positions from a table, which has no entry for padding."""
     tokenizer = build_tokenizer("chatml")
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -119,7 +119,7 @@ def save_tiny_gemma2(folder: Path) -> Path:
 
 
 def stir(folder: Path) -> Path:
-    """Move the weights far from their start, so that what is said depends on all that was read."""
+    """Move the weights far from their initial values, so the output depends on the whole input."""
     model = load_model(str(folder))
     generator = torch.Generator().manual_seed(5)
     for parameter in model.parameters():
@@ -162,11 +162,11 @@ def nucleus_reference(probabilities: NDArray[np.float64], uniform: float, top_p:
 
 
 class Plain:
-    """The library's own model over the whole text for every token: no cache, no batch, no prefix."""
+    """The library's own model on the whole text for every token: no cache, no batch, no prefix."""
 
     def __init__(self, folder: Path) -> None:
         self.model, self.tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
-        self.model.set_attn_implementation("eager")  # which alone bounds Gemma 2's scores
+        self.model.set_attn_implementation("eager")  # the only attention that bounds Gemma 2's scores
         self.ends = end_token_ids(self.tokenizer)
 
     def encode(self, prompt: Prompt, few_shot: FewShot | None) -> list[int]:
@@ -209,7 +209,7 @@ class Plain:
 
 
 def grid_frequencies(probabilities: torch.Tensor, top_p: float, points: int) -> NDArray[np.float64]:
-    """How often each token is drawn by evenly spread uniform numbers: its width to within one point."""
+    """How often evenly spread uniform numbers draw each token: its width, to within one point."""
     uniforms = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     tokens = draw_tokens(probabilities[None].float(), uniforms[None], top_p=top_p)[0]
     return np.bincount(tokens.numpy(), minlength=len(probabilities)) / points
@@ -219,7 +219,7 @@ def grid_frequencies(probabilities: torch.Tensor, top_p: float, points: int) -> 
 @pytest.mark.parametrize("size", [50, 5000])
 @pytest.mark.parametrize("sharpness", [0.01, 1.0, 4.0])
 def test_draws_have_the_nucleus_distribution(top_p: float, size: int, sharpness: float) -> None:
-    """sharpness 0.01 over 5,000 tokens is nearly flat, so that the 1,024 likeliest fall short of every top_p."""
+    """Sharpness 0.01 over 5,000 tokens is nearly flat, so the 1,024 likeliest fall short of every top_p."""
     generator = torch.Generator().manual_seed(7)
     logits = sharpness * torch.randn(size, generator=generator, dtype=torch.float64)
     probabilities = torch.softmax(logits, dim=-1).numpy()
@@ -236,7 +236,7 @@ def test_draws_have_the_nucleus_distribution(top_p: float, size: int, sharpness:
 
 
 def test_rows_of_one_batch_keep_their_own_distribution() -> None:
-    """Sharp rows around a flat one, whose draws alone need the whole order."""
+    """Sharp rows around a flat one; only the flat one's draws need the whole order."""
     sharp, flat = torch.zeros(3000), torch.arange(3000, 0, -1) / torch.arange(3001).sum()
     sharp[7] = 1.0
     uniforms = torch.linspace(0, 0.999, 4, dtype=torch.float64).repeat(3, 1)
@@ -319,7 +319,7 @@ def test_answers_do_not_depend_on_the_batch(folders: dict[str, Path], few_shot: 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt2"])
 def test_padding_is_out_of_sight(folders: dict[str, Path], name: str) -> None:
-    """Prompts of all lengths, with openings of their own, so that neighbours in length are read padded."""
+    """Prompts of all lengths with different openings, so prompts of neighbouring lengths are padded."""
     texts = [f"{chr(ord('a') + number)}{' cold' * number}" for number in range(24)]
     items = [Item(Prompt(text, (Message("user", text),)), 0) for text in texts]
     plain = Plain(folders[name])
@@ -334,7 +334,7 @@ def test_prompt_of_many_columns_is_read_in_parts(folders: dict[str, Path], monke
 
 
 def test_prompts_that_share_nothing_with_the_prefix(folders: dict[str, Path]) -> None:
-    """With its own system message, or with several turns, a prompt parts from the others within the prefix."""
+    """With its own system message, or with several turns, a prompt differs from the others within the prefix."""
     odd = [
         Prompt("system", (Message("system", "Answer with one word."), Message("user", "x"))),
         Prompt("turns", (Message("user", "hot"), Message("assistant", "cold"), Message("user", "and five?"))),
@@ -381,7 +381,7 @@ def test_few_shot_answer_ends_before_a_stop_text_of_several_tokens(folders: dict
 
 
 def save_with_end(folder: Path, target: Path, token: int) -> Path:
-    """The same model, whose generation config stops at one more token."""
+    """The same model with a generation config that stops at one more token."""
     model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
     assert model.generation_config is not None
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, token]
@@ -450,7 +450,7 @@ def test_identity_names_what_decides_an_answer(folders: dict[str, Path], tmp_pat
     ]
     assert len({identity(), *(identity(**changes) for changes in others)}) == len(others) + 1
     assert identity() == identity(device="cpu", dtype="float32")
-    # Without a penalty the name is what it was before there was one: stored answers are found again.
+    # Without a penalty the name is the same as before penalties existed, so stored answers are found again.
     settings = {"temperature": 0.9, "top_p": 0.8, "max_new_tokens": 12, "seed": 3}
     named = {"engine": "transformers", "weights": "w", "few_shot": None, "system": None, "settings": settings}
     x = TransformersSource(model="x")

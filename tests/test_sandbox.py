@@ -1,7 +1,7 @@
 """Attempts to break out of the sandbox, each watched from outside.
 
-An attempt prints ``ESCAPED`` where it got what it must not have. Those that do no harm run without the sandbox too, and
-there they must escape: so none of them is empty.
+An attempt prints ``ESCAPED`` if it got what it must not have. Harmless attempts also run without the sandbox, and there
+they must escape, which proves that they attempt something.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECRET = "the secret of the house"
 
 
 class House(NamedTuple):
-    """What lies outside, and may neither be read nor change."""
+    """Files outside, which must not be read or changed."""
 
     folder: Path
     victim: subprocess.Popen[bytes]
@@ -41,7 +41,7 @@ class House(NamedTuple):
 
     @property
     def constants(self) -> str:
-        """For the attempts: where everything is."""
+        """Tells the attempts where everything is."""
         return (
             f"FOLDER = {str(self.folder)!r}; SECRET = FOLDER + '/secret'; VICTIM = {self.victim.pid}; "
             f"PARENT = {os.getpid()}; PORT = {self.tcp.getsockname()[1]}; UNIX = FOLDER + '/socket'; "
@@ -51,7 +51,7 @@ class House(NamedTuple):
         )
 
     def state(self) -> object:
-        """All that an attempt might change."""
+        """Everything that an attempt might change."""
         victim = psutil.Process(self.victim.pid)
         secret = self.folder / "secret"
         status = secret.stat()
@@ -84,7 +84,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
 
 
 def attempt(house: House, code: str) -> tuple[str, bool]:
-    """What an attempt printed, and whether its time was over."""
+    """What an attempt printed, and whether it ran out of time."""
     with isolated_python(house.constants + code, timeout_seconds=20) as (process, is_over):
         errors = threading.Thread(target=process.stderr.readall)
         errors.start()
@@ -174,7 +174,7 @@ HARMLESS = {
         "i >= 0 and (libc.mq_unlink(b'/sinterlm'), print('ESCAPED'))"
     ),
 }
-"""They do no harm without the sandbox, and there they print ``ESCAPED``."""
+"""They do no harm without the sandbox; run there, they print ``ESCAPED``."""
 
 HARMFUL = {
     "read a process's memory": "open(f'/proc/{VICTIM}/mem', 'rb'); print('ESCAPED')",
@@ -284,7 +284,7 @@ HARMFUL = {
         "print('ESCAPED' if struct.unpack_from('i', r, 16)[0] == 0 else '')"
     ),
 }
-"""Only the sandbox runs these."""
+"""These run only in the sandbox."""
 
 
 @pytest.mark.parametrize("code", (HARMLESS | HARMFUL).values(), ids=(HARMLESS | HARMFUL).keys())
@@ -374,7 +374,7 @@ def test_program_computes_threads_and_imports() -> None:
 
 
 def test_limits_that_a_program_sets_are_ours() -> None:
-    """As contest programs do; whether it worked, they do not ask."""
+    """As contest programs do, without checking whether it worked."""
     code = (
         "import resource\nbefore = resource.getrlimit(resource.RLIMIT_AS)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**50, 2**50))\n"
@@ -422,7 +422,7 @@ def test_sandbox_with_a_hole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_kernel_without_landlock_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As sandlock reports it: the child is not started."""
+    """As reported by sandlock: the child is not started."""
 
     def unavailable(*arguments: object, **keywords: object) -> None:
         raise RuntimeError("sandlock_popen failed")

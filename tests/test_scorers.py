@@ -1,4 +1,4 @@
-"""The table of scorers: what names them in stage keys, how little they import, and scorers of an installed package."""
+"""The table of scorers: their identity in stage keys, how little they import, and scorers of installed packages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BY_DOMAIN = {"kind": "by-domain", "domains": {"sums": MATHEMATICS}, "other": REC
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the files of the mappings above are."""
+    """The folder with the files of the mappings above."""
     (tmp_path / "scores.jsonl").write_text('{"prompt_id": "p", "response": "5", "score": 1.0}\n')
     (tmp_path / "baseline.jsonl").write_text('{"prompt_id": "p", "response": "5"}\n')
     (tmp_path / "scorer.py").write_text("def score(prompt, response):\n    return 1\n")
@@ -78,7 +78,7 @@ weights."""
 def test_what_names_a_scorer_in_stage_keys_and_in_the_store_never_changes(
     settings: Mapping[str, Any], described: str, identity: str | None
 ) -> None:
-    """Or finished stages would be done again, and stored scores paid for twice."""
+    """Otherwise finished stages would run again, and stored scores would be paid for twice."""
     assert digest(read(settings).describe(str.upper))[:16] == described
     if identity:
         assert build_scorer(read(settings)).identity == identity
@@ -109,7 +109,7 @@ HEAVY = ("torch", "transformers", "accelerate", "openai", "sympy", "math_verify"
 
 
 def test_naming_scorers_imports_none_of_what_they_need() -> None:
-    """So that a plan is quick; ``code`` and ``judge`` are described without it as well."""
+    """This keeps plans fast; ``code`` and ``judge`` can be described without it too."""
     script = f"""
 import sys
 from pydantic import TypeAdapter
@@ -173,7 +173,7 @@ ENTRY = answered("<think>Perhaps 12?</think>It is 5.", "5")
 def test_a_function_gives_a_number_whether_it_passes_or_a_score(
     returned: str, value: float, passed: bool | None, detail: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    """It sees the answer without its thoughts."""
+    """It receives the answer without its thoughts."""
     score = outcomes(tmp_path, returned)
     assert (score.value, score.passed, score.detail) == (value, passed, detail)
     assert (type(score.value), type(score.passed)) == (float, type(passed)), "the store holds nothing else"
@@ -248,7 +248,7 @@ def test_a_file_beside_it_that_it_imports_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_runs_only_if_that_is_allowed(tmp_path: Path) -> None:
-    """Neither a plan's questions nor the check run it."""
+    """Neither a plan nor a check runs it."""
     settings = python(tmp_path, "raise SystemExit('it ran')\n")
     with pytest.raises(InputError, match="give the same command with --allow-code"):
         settings.check(Preflight())

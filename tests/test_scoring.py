@@ -1,4 +1,4 @@
-"""Scorers against a table of real outputs, and a reward model against its own head computed by hand."""
+"""Scorers on a table of real outputs, and a reward model compared with its head computed by hand."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ MULTI_TURN = (
     Message("user", "And the opposite of hot?"),
 )
 ROUNDING = {"float32": 1e-5, "bfloat16": 1e-3}
-"""By how much a batch may change a score."""
+"""How much a batch may change a score."""
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def values(scorer: RewardModelScorer, entries: list[Exchange]) -> list[float]:
 
 
 def by_hand(folder: Path, tokens: list[int]) -> float:
-    """The score head on the last hidden state of the dialogue, read alone."""
+    """The score head on the last hidden state of the dialogue, read without other rows."""
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert isinstance(model, LlamaForSequenceClassification)
     with torch.inference_mode():
@@ -195,7 +195,7 @@ def test_head_is_read_and_computed_in_float32(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["chatml", "llama3", "gemma"])
 def test_model_without_a_padding_token_is_read_at_the_last_token(tmp_path: Path, family: str) -> None:
-    """Transformers reads such a model at the last token of a row alone, also where that is an eos."""
+    """Transformers reads such a model at the last token of a row only, even if that is an eos."""
     folder = save_tiny_reward_model(tmp_path, family=family)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
@@ -204,7 +204,7 @@ def test_model_without_a_padding_token_is_read_at_the_last_token(tmp_path: Path,
 
 
 def test_an_answer_that_ends_the_dialogue_is_read_to_its_last_token(tmp_path: Path) -> None:
-    """The template writes nothing after an answer, and there is no padding token; ``!`` is the first of all tokens."""
+    """The template writes nothing after an answer, and the tokenizer has no padding token; ``!`` is token 0."""
     backend = Tokenizer(BPE({token: number for number, token in enumerate(sorted(ByteLevel.alphabet()))}, []))
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
@@ -231,7 +231,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_is_read_beyond_the_models_positions(tmp_path: Path) -> None:
-    """``max_length`` says 4,096, the model has 512 positions."""
+    """``max_length`` is 4,096, but the model has 512 positions."""
     folder = save_tiny_reward_model(tmp_path)
     entry = answered("word " * 800)
     whole = dialogue(folder, entry)
@@ -243,7 +243,7 @@ def test_nothing_is_read_beyond_the_models_positions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
 def test_what_is_no_finite_number_is_no_score(reward_model: Path, number: float) -> None:
-    """Every infinite score would be the best."""
+    """An infinite score would always be the best."""
 
     class Overflowing(RewardModelScorer):
         def _read(self, loaded: Loaded, batch: Batch) -> list[Reading]:
@@ -264,7 +264,7 @@ def test_too_long_loses_the_end_or_the_middle_of_the_answer_only(
     entry = LONG[3]
     whole = dialogue(folder, entry)
     head = len(encode_prompt(build_tokenizer(family), entry.prompt.messages))
-    tail = 1 if family == "llama3" else 2  # end of turn; the others write a newline behind it
+    tail = 1 if family == "llama3" else 2  # end of turn; the others write a newline after it
     answer = whole[head:-tail]
     kept = (
         answer[:-5] if truncate == "end" else answer[: -(-(len(answer) - 5) // 2)] + answer[-((len(answer) - 5) // 2) :]
@@ -296,7 +296,7 @@ def test_what_the_template_writes_is_never_cut(family: str, content: str, excess
         return
     assert len(found.tokens) == min(max_length, len(whole))
     assert found.is_truncated == (excess > 0)
-    # White space that begins an answer may be one token with the end of the header.
+    # White space at the start of an answer may form one token with the end of the header.
     shared = next(
         (place for place, pair in enumerate(zip(prompt, whole, strict=False)) if len(set(pair)) > 1), len(prompt)
     )
@@ -355,7 +355,7 @@ def test_reward_identity(tmp_path: Path, reward_model: Path) -> None:
 def test_files_are_looked_up_once_however_many_answers_there_are(
     reward_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name of a hub is looked up there; combinations and domains name themselves in every score."""
+    """A hub name is looked up on the hub; combinations and domains name themselves in every score."""
     looked_up = []
 
     def fingerprint(name: str) -> str:

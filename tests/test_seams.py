@@ -1,4 +1,4 @@
-"""Seams between the stages, by behaviour: held-out rewards by hand, seeds, what a comparison keeps apart, baselines."""
+"""Seams between stages, by behaviour: held-out rewards by hand, seeds, what a comparison separates, baselines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from tests.world import NUM_PROMPTS, World, command, letter_head, open_world
 
-pytestmark = pytest.mark.xdist_group("seams")  # what the tests share is made once, in one process
+pytestmark = pytest.mark.xdist_group("seams")  # the tests' shared fixtures are made once, in one process
 
 TURNED = (0.1, 0.25, 0.15, 0.5)
 FEW = "prompts.path=few.jsonl"
@@ -32,11 +32,11 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def test_internal_rewards_of_held_out_quadruples_by_hand(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference says A, B, C, D with 0.5, 0.25, 0.15, 0.1; the training turns these shares round.
+    """The reference gives A, B, C, D the probabilities 0.5, 0.25, 0.15, 0.1; the training reverses them.
 
-    y_ws is D, y_wt A and y_l B, whose log-ratios are log 5, -log 5 and 0. So the source's answer is ranked above the
-    rejected one, the target's is not, and with alpha 0.75 the compound reward, log 5 / 2, is above 0. Policy and
-    reference exchanged, or alpha 0, each turn one of the figures round.
+    y_ws is D, y_wt A and y_l B, with log-ratios log 5, -log 5 and 0. So the source's answer is ranked above the
+    rejected one, the target's is not, and with alpha 0.75 the compound reward, log 5 / 2, is above 0. Exchanging policy
+    and reference, or an alpha of 0, would each reverse one of the figures.
     """
 
     def learn(trainer: Any, *arguments: Any, **more: Any) -> Any:
@@ -75,7 +75,7 @@ def test_internal_rewards_of_held_out_quadruples_by_hand(world: World, monkeypat
         "target_chosen": 0.0,
         "chosen": 1.0,
     }
-    # Each answer is its letter, the end of turn and a newline, which both models think equally unlikely.
+    # Each answer is its letter, the end of turn and a newline; both models give the last two the same probability.
     logps = figures["average_logps"]
     gains = {
         answers: [after - before for before, after in zip(*(logps[model][answers] for model in models), strict=True)]
@@ -83,7 +83,7 @@ def test_internal_rewards_of_held_out_quadruples_by_hand(world: World, monkeypat
     }
     assert gains["chosen_source"] == pytest.approx([math.log(5) / 3] * 3, abs=1e-3)
     assert gains["target"] == pytest.approx([-math.log(5) / 3, 0] * 3, abs=1e-3)
-    # Greedily the target says A, and the model that was trained D.
+    # Greedily the target answers A, and the trained model D.
     assert {name: rates["score"]["value"] for name, rates in figures["models"].items()} == {
         "d": 9.0,
         "target": 5.0,
@@ -126,7 +126,7 @@ def test_the_recipes_seed_breaks_ties(world: World) -> None:
 
 
 def test_the_recipes_seed_orders_the_rows_of_a_training(world: World) -> None:
-    """Seen in Transformers' arguments and in the losses of single rows."""
+    """Visible in Transformers' arguments and in the losses of single rows."""
     runs = [
         world.carry_out(
             (
@@ -188,7 +188,7 @@ def test_a_comparison_keeps_models_apart_that_answer_only_some_prompts_alike(
 
 
 def test_a_judge_compares_with_the_first_accepted_answer(world: World) -> None:
-    """Which are a1, then b0."""
+    """The baselines are a1, then b0."""
     done = world.carry_out(
         (
             FEW,
@@ -206,7 +206,7 @@ def test_a_judge_compares_with_the_first_accepted_answer(world: World) -> None:
 
 
 def test_a_row_stays_if_only_the_sources_answer_equals_the_rejected_one(world: World) -> None:
-    """A step for each row that stays: the third is dropped, whose target answers are one."""
+    """One step per remaining row: the third is dropped because its two target answers are the same."""
     answers = [("no", "yes", "no"), ("nay", "aye", "nay"), ("yes", "no", "no")]
     rows = [
         {

@@ -1,11 +1,11 @@
 """Every key of a recipe reaches what it names.
 
-The schema is walked when the tests are collected. Each of its keys has an entry in SEAMS: a change of its value, and
-what must change at the far end, beyond Sinter's own records: what a model reads and how its tokens are drawn, what a
-server is asked, how long a program may run, the arguments of Transformers' trainer, rows and figures on the disk. A key
-without an entry fails, so that no new setting is forgotten on its way.
+Collecting the tests walks the schema. Each of its keys has an entry in SEAMS: a change of its value, and what must
+change at the far end, beyond Sinter's own records. That may be what a model reads and how its tokens are drawn, the
+requests to a server, how long a program may run, the arguments of Transformers' trainer, or rows and figures on disk. A
+key without an entry fails, so no new setting is forgotten on its way.
 
-A mapping that occurs at several places of a recipe has its keys checked at the first; at the others, one entry says
+If a mapping occurs at several places of a recipe, its keys are checked at the first; at the others, one entry checks
 that the mapping gets there.
 """
 
@@ -27,7 +27,7 @@ from sinterlm.recipe.schema import Recipe
 from sinterlm.scoring.code.sandbox import check_isolation
 from tests.world import NUM_PROMPTS, RECIPES, Done, World, open_world
 
-pytestmark = pytest.mark.xdist_group("seams-recipe")  # what the tests share is made once, in one process
+pytestmark = pytest.mark.xdist_group("seams-recipe")  # the tests' shared fixtures are made once, in one process
 
 # --- the keys of the schema -------------------------------------------------------------------------------------------
 
@@ -52,7 +52,7 @@ def keys_of(settings: type[BaseModel], seen: set[type[BaseModel]], place: str = 
 
 
 def forms_in(annotation: Any, many: bool = False) -> Iterator[tuple[bool, type[BaseModel]]]:
-    """The mappings that a value of this type may be, and whether it holds them by name."""
+    """The mappings that a value of this type may be, and whether it contains them by name."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Annotated, list):
         yield from forms_in(arguments[0], many)
@@ -82,7 +82,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 # --- what each key must change ----------------------------------------------------------------------------------------
 
 CHANGES = object()
-"""Stands for any other value than before."""
+"""Matches any value other than the one before."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def contents(role: str | None, name: str = "m") -> Callable[[Done], Any]:
 
 
 def answers_of(source: str) -> Callable[[Done], Any]:
-    """Whether rows hold answers of the source."""
+    """Whether rows contain answers of the source."""
     return lambda d: {content[0] for content in d.contents(None)} & {source} == {source}
 
 
@@ -135,24 +135,24 @@ GREEDY = "target.sampling.temperature=0"
 
 
 def sampled(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = ()) -> Seam:
-    """Seen in the target's own samples."""
+    """Visible in the target's own samples."""
     return Seam(change, look, before, after, given=(*TARGET, *given), until="sample-target")
 
 
 def of_source(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = SOURCE) -> Seam:
-    """Seen in what a source is asked and answers."""
+    """Visible in a source's prompts and answers."""
     return Seam(change, look, before, after, given=given, until="sample-sources")
 
 
 def scored(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, *, given: Given) -> Seam:
-    """Seen in what a scorer is asked, and in scores."""
+    """Visible in a scorer's inputs and in its scores."""
     return Seam(change, look, before, after, given=given, until="score-sources")
 
 
 def selected(
     select: str, change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = ()
 ) -> Seam:
-    """Seen in the rows of a method."""
+    """Visible in the rows of a method."""
     method = f"preference.m={{select: {{{select}}}, objective: {{kind: wrpo}}}}"
     objective = {"wrpo": "wrpo", "fusepo": "fusepo", "fusepo-rloo": "fusepo-rloo", "rloo": "rloo"}
     kind = select.split(",")[0].removeprefix("kind: ")
@@ -161,7 +161,7 @@ def selected(
 
 
 def tuned(select: str, change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = ()) -> Seam:
-    """Seen in the rows of a fine-tuning."""
+    """Visible in the rows of a fine-tuning."""
     objective = "fusesft" if "fusesft" in select else "sft"
     sft = f"sft={{select: {{{select}}}, objective: {{kind: {objective}}}}}"
     return Seam(

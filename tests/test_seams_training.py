@@ -1,4 +1,4 @@
-"""Training as a whole, beside a computation by hand in float64: steps, seeds, checkpoints, and every own argument."""
+"""Training as a whole, compared with float64 by hand: steps, seeds, checkpoints, and every argument of Sinter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ THOUGHT = "<think>\nTwo and two.\n</think>\n\n"
 
 
 def quadruple(index: int, *, weight: float = 1.0) -> TrainingRow:
-    """Answers of unlike lengths; the prompts of neighbours differ in length, too."""
+    """Answers of different lengths; the prompts of neighbours also differ in length."""
     texts = (f"The source says {index * 7}.", f"cold {'five ' * (index % 4)}", f"capital of {index}")
     return TrainingRow(
         f"p{index}",
@@ -53,14 +53,14 @@ ROWS_OF_A_STEP = 4
 
 @dataclass(frozen=True)
 class Step:
-    """What a step logged, and what it is by hand."""
+    """What a step logged, and the same computed by hand."""
 
     logged: Mapping[str, float]
     expected: Mapping[str, float]
 
 
 class Snapshots(TrainerCallback):
-    """Keeps the weights that each step begins with."""
+    """Keeps the weights at the start of each step."""
 
     def __init__(self) -> None:
         self.models: list[PreTrainedModel] = []
@@ -72,7 +72,7 @@ class Snapshots(TrainerCallback):
 
 
 def logp_by_hand(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: TrainingRow, role: str) -> Tensor:
-    """Summed over the response's tokens, from all logits of one sequence alone."""
+    """The sum over the response's tokens, from all logits of a single sequence."""
     [content] = [response.content for response in row.responses if response.role == role]
     example = encode_example(tokenizer, row.messages, content)
     logits = model(input_ids=torch.tensor([example.prompt_ids + example.response_ids]), use_cache=False).logits[0]
@@ -83,7 +83,7 @@ def logp_by_hand(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row
 def step_by_hand(
     model: PreTrainedModel, reference: PreTrainedModel, tokenizer: Any, rows: Sequence[TrainingRow], alpha: float
 ) -> dict[str, float]:
-    """WRPO, equation 6, weighted over the rows of the step; means over the rows that count."""
+    """WRPO's equation 6, weighted over the rows of the step; means over the rows that count."""
     model.zero_grad()
     losses, counted = [], []
     for row in rows:
@@ -128,7 +128,7 @@ def num_tokens(tokenizer: Any, row: TrainingRow) -> int:
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> list[Step]:
-    """Two epochs of three steps, of four rows each in two micro-batches, one row of each of weight 0."""
+    """Two epochs of three steps. A step has four rows in two micro-batches, each with one row of weight 0."""
     tokenizer, snapshots = build_tokenizer(), Snapshots()
     model = build_model(tokenizer)
     reference = copy.deepcopy(model).double()
@@ -172,14 +172,14 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> list[Step]:
     ],
 )
 def test_every_step_of_a_ramped_wrpo_is_its_formula(name: str, steps: list[Step]) -> None:
-    """With the reference that the start is, the alpha of this step, and the weights of its rows."""
+    """With the initial model as reference, the alpha of this step, and the weights of its rows."""
     logged = [step.logged[name] for step in steps]
     assert logged == pytest.approx([step.expected[name] for step in steps], rel=2e-4, abs=2e-5)
-    assert len(set(logged)) > 1  # so that a constant cannot agree
+    assert len(set(logged)) > 1  # so that a constant would not agree
 
 
 def test_the_steps_would_tell_another_alpha_and_swapped_models(steps: list[Step]) -> None:
-    """The comparison above is sharp: both answers of the chosen side have moved apart, and from the rejected one."""
+    """The comparison above is sharp: by now the two chosen answers differ from each other and from the rejected one."""
     last = steps[-1].expected
     assert abs(last["rewards/source_chosen"] - last["rewards/target_chosen"]) > 0.1
     assert abs(last["rewards/margins"]) > 0.1
@@ -221,7 +221,7 @@ PLAIN = [plain(index) for index in range(12)]
 
 
 def test_the_seed_decides_the_order_of_the_rows(tmp_path: Path) -> None:
-    """At a learning rate of 0 a step's loss tells its rows. Epochs differ in their order, and have the same rows."""
+    """At a learning rate of 0 a step's loss identifies its rows. Epochs have the same rows in different orders."""
     first, again, other = (losses_of(tmp_path, PLAIN, "sft", seed=seed, learning_rate=0.0) for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -230,7 +230,7 @@ def test_the_seed_decides_the_order_of_the_rows(tmp_path: Path) -> None:
 
 
 def test_the_seed_decides_a_new_adapter_and_its_dropout(tmp_path: Path) -> None:
-    """Whatever was drawn before; in one order of the rows."""
+    """Whatever was drawn before, with the same order of rows."""
 
     def adapter_and_losses(seed: int, drawn_before: int, **arguments: Any) -> tuple[Tensor, list[float]]:
         torch.manual_seed(drawn_before)
@@ -255,7 +255,7 @@ def test_the_seed_decides_a_new_adapter_and_its_dropout(tmp_path: Path) -> None:
 
 
 def test_what_train_is_given_reaches_the_trainer(tmp_path: Path) -> None:
-    """Seed, cache and progress, through the whole of ``train``; another seed in the same folder trains anew."""
+    """Seed, cache and progress, through the whole of ``train``; another seed in the same folder trains again."""
     folder, cache = save_tiny(tmp_path / "model"), tmp_path / "cache"
     arguments = {**CPU, "max_steps": 2, "per_device_train_batch_size": 4, "max_length": 45}
 
@@ -304,7 +304,7 @@ def test_what_train_is_given_reaches_the_trainer(tmp_path: Path) -> None:
 
 
 def test_the_speed_of_several_steps_counts_their_tokens() -> None:
-    """With ``logging_steps`` above 1 a line tells of several steps."""
+    """With ``logging_steps`` above 1 a line covers several steps."""
     metrics = StepMetrics()
     for num_tokens in (100, 20):
         metrics.begin(num_tokens)
@@ -319,7 +319,7 @@ def test_the_speed_of_several_steps_counts_their_tokens() -> None:
 
 @pytest.mark.parametrize("num_steps", [10, 20, 25, 600])
 def test_checkpoints_come_regularly_and_none_at_the_last_step(num_steps: int, tmp_path: Path) -> None:
-    """At the last step the model itself is written."""
+    """At the last step the model itself is written instead."""
     every = steps_between(num_steps)
     args, control = FusionConfig(str(tmp_path), use_cpu=True), TrainerControl()
     due = []
@@ -333,7 +333,7 @@ def test_checkpoints_come_regularly_and_none_at_the_last_step(num_steps: int, tm
 
 
 class Figures(NamedTuple):
-    """What a training shows of itself."""
+    """The figures of a training that tests can see."""
 
     losses: list[float]
     num_tokens: int
@@ -350,7 +350,7 @@ class Figures(NamedTuple):
 
 @pytest.fixture(scope="module")
 def figures_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str, Any]], Figures]:
-    """From arguments to what a training with them shows; those that tests compare with are trained once."""
+    """Maps arguments to the figures of a training with them; trainings that tests compare with run once."""
     known: dict[str, Figures] = {}
 
     def figures(arguments: Mapping[str, Any]) -> Figures:
@@ -363,7 +363,7 @@ def figures_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[st
 
 
 def train_with(folder: Path, arguments: Mapping[str, Any]) -> Figures:
-    """Two steps of four WRPO rows, whose source's answers begin with a thought."""
+    """Two steps of four WRPO rows; the source's answers begin with a thought."""
     tokenizer = build_tokenizer()
     tokenizer.chat_template = (
         "{{ 'Today is ' + strftime_now('%Y-%m-%d') + '.\n' }}{% if is_loud is defined %}{{ 'LOUD' }}{% endif %}"
@@ -423,7 +423,7 @@ def test_every_own_argument_reaches_a_figure(name: str, figures_of: Callable[[Ma
     before, after = figures_of(settings), figures_of(changed)
     differing = {field for field in Figures._fields if getattr(before, field) != getattr(after, field)}
     assert differing >= expected
-    if name in ("chunk_tokens", "share_prompt"):  # these change no number but by rounding
+    if name in ("chunk_tokens", "share_prompt"):  # these change numbers only by rounding
         assert after.losses == pytest.approx(before.losses, rel=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Selection: hand-made tables of cases, and what holds for all candidates."""
+"""Selection: hand-made tables of cases, and properties of all candidates."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_passing_outranks_a_higher_score() -> None:
 
 
 def test_graded_failures_still_tie() -> None:
-    """Where the target never passes, a higher grade makes no winner: the prompt stays or goes by ``target_ties``."""
+    """If the target never passes, a higher grade does not win: ``target_ties`` decides whether the prompt stays."""
     answers = tuple(
         Scored(scored((content, 0.0), "target-sft", index).response, Score("x", "scorer", value, False))
         for index, (content, value) in enumerate([("Lyon", 0.9), ("Nice", 0.2)])
@@ -137,7 +137,7 @@ def test_graded_failures_still_tie() -> None:
 
 
 def test_wrpo_row_is_whole() -> None:
-    """The row carries the prompt as the target is asked it, and of every answer its source, index, score and cut."""
+    """The row contains the prompt as the target receives it, and every answer's source, index, score and cut."""
     case = candidates(
         [[("Lyon", 0.1), ("Paris", 0.9, "length")], [("Nice", 0.2)]], [("Oslo", 0.3), ("Bern", 0.4), ("Rome", 0.0)]
     )
@@ -189,7 +189,7 @@ def test_best_of_sources_cases(sources: list[list[Case]], options: dict[str, Any
 
 
 def test_ties_go_to_the_smallest_hash() -> None:
-    """y_l has the smallest hash of all answers that tie, y_wt the smallest of those with other texts."""
+    """y_l has the smallest hash of all tied answers, y_wt the smallest of those with other texts."""
 
     def sha256(source: str, index: int) -> str:
         return hashlib.sha256(json.dumps([7, PROMPT.id, source, index], separators=(",", ":")).encode()).hexdigest()
@@ -213,7 +213,7 @@ def test_seed_decides_ties() -> None:
 
 
 def test_ties_are_broken_evenly_over_prompts() -> None:
-    """Each of four tied answers to 4,000 prompts is taken 1,000 times, give or take five standard deviations."""
+    """Each of four tied answers to 4,000 prompts is chosen 1,000 times, within five standard deviations."""
     cases = (
         candidates([[(letter, True) for letter in "abcd"]], prompt=Prompt(f"prompt-{number}", PROMPT.messages))
         for number in range(4_000)
@@ -234,7 +234,7 @@ def test_drops_name_stage_reason_and_detail() -> None:
     assert {drop.stage for drop in select_wrpo(cases, seed=0, stage="select").dropped} == {"select"}
 
 
-# Properties. Few values and few texts, so that ties and doubles are frequent.
+# Properties. Few values and few texts, so that ties and duplicates are frequent.
 
 
 policies = st.sampled_from(
@@ -257,7 +257,7 @@ def test_every_prompt_is_accounted_for_once(cases: list[Candidates], select: Any
 
 @given(any_candidates(), st.sampled_from(["drop", "keep"]))
 def test_rows_keep_their_promises(cases: list[Candidates], truncated: Any) -> None:
-    """What a trainer relies on, in every row: no empty text, two different target texts, right against wrong."""
+    """What a trainer relies on in every row: no empty text, two different target texts, right against wrong."""
     by_id = {case.prompt.id: case for case in cases}
     for row in select_wrpo(cases, seed=0, truncated=truncated).rows:
         y_ws, y_wt, y_l = row.responses
@@ -303,7 +303,7 @@ def test_monotone_transformations_change_nothing(cases: list[Candidates], select
 
 @given(any_candidates(graded=True), st.randoms(use_true_random=False))
 def test_best_follows_permuted_scores(cases: list[Candidates], generator: random.Random) -> None:
-    """Whoever is given the highest score is chosen: scores decide, not who gave the answer."""
+    """The answer with the highest score is chosen: scores decide, not whose answer it is."""
     for case in cases:
         values = generator.sample([answer.score.value for answer in case.sources], len(case.sources))
         permuted = tuple(
@@ -339,7 +339,7 @@ def test_split_sizes() -> None:
     ("sizes", "expected"),
     [
         ((0, 0, 0, "rest"), [0, 0, 0, 100, 0]),
-        ((0.29, 10, 5, 20), [29, 10, 5, 20, 36]),  # 0.29 * 100 falls short of 29 in floating point
+        ((0.29, 10, 5, 20), [29, 10, 5, 20, 36]),  # 0.29 * 100 is below 29 in floating point
         ((0.5, 0.5, 0.5, 0.0), [50, 25, 25, 0, 0]),
         ((0, 1.0, 0, "rest"), [0, 100, 0, 0, 0]),
         ((100, 0.33, 0, "rest"), [100, 0, 0, 0, 0]),
@@ -437,7 +437,7 @@ sizes = st.one_of(st.integers(0, 8), st.floats(0, 0.3))
     st.randoms(use_true_random=False),
 )
 def test_split_properties(pairs: Any, wanted: Any, seed: int, generator: random.Random) -> None:
-    """Every prompt in one part, no content in two, sizes as asked, whatever the order of the file."""
+    """Every prompt is in one part, no content in two, and sizes are as requested, whatever the order of the file."""
     prompts = [Prompt(f"{content}-{domain}", (Message("user", str(content)),), (), domain) for content, domain in pairs]
     held_out, sft, development, preference = wanted
     arguments = {"held_out": held_out, "sft": sft, "development": development, "preference": preference, "seed": seed}
@@ -471,7 +471,7 @@ def test_softmax_weights_by_hand() -> None:
 
 @given(scores=score_lists, temperature=st.floats(1, 100), shift=st.integers(-1000, 1000))
 def test_softmax_weights_agree_with_the_reference(scores: list[float], temperature: float, shift: int) -> None:
-    """They sum to 1, and a constant more for every score changes nothing."""
+    """They sum to 1, and adding a constant to every score changes nothing."""
     weights = softmax_weights(scores, temperature=temperature)
     centred = np.array(scores) - np.mean(scores)  # the reference would overflow otherwise
     assert weights == pytest.approx(list(preference.softmax_weights(centred, temperature)), abs=1e-12)
@@ -495,7 +495,7 @@ def test_softmax_weights_follow_the_scores(scores: list[float], temperature: flo
 
 
 def test_the_limits_of_the_temperature() -> None:
-    """0, and what is next to it: the best alone, or the best of the same score; without end: all alike."""
+    """At 0 and just above, only the best or those tied for best count; at large temperatures all weigh the same."""
     scores = [0.5, 1.0, -3.0, 1.0]
     for temperature in (0.0, 5e-324, 1e-6):
         assert softmax_weights(scores, temperature=temperature) == [0.0, 0.5, 0.0, 0.5]

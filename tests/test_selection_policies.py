@@ -47,17 +47,17 @@ TWO_TARGETS: list[Case] = [("t-good", 0.9), ("t-bad", 0.1)]
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
     name: {"temperature": 0.5} for name in ("fusesft", "fusepo", "fusepo-rloo")
 }
-"""What a policy cannot do without, by its name."""
+"""The keys that a policy requires, by its name."""
 
 
 def select(name: str, cases: Sequence[Candidates], *, seed: int = 0, **keys: Any) -> Selection:
-    """What the policy selects when the recipe has these keys."""
+    """The policy's selection with these keys in the recipe."""
     policy = POLICIES[name].model_validate({"kind": name, **REQUIRED.get(name, {}), **keys})
     return policy.select(cases, seed=seed, stage="select")
 
 
 def parts(selection: Selection) -> list[tuple[Any, ...]] | str:
-    """Role, source, content and weight of every response of the only row, or the reason of the only drop."""
+    """Role, source, content and weight of each response of the only row, or the reason of the only drop."""
     if not selection.rows:
         (drop,) = selection.dropped
         return drop.reason
@@ -171,7 +171,7 @@ def test_fewer_samples_than_there_are_and_than_asked(name: str) -> None:
 
 @pytest.mark.parametrize("name", OF_SOURCES)
 def test_one_source_is_enough(name: str) -> None:
-    """Its weight is all there is."""
+    """It has the whole weight."""
     answers: list[Case] = [("good", 0.15), ("bad", 0.1)]
     (row,) = select(name, [candidates([answers], TWO_TARGETS)]).rows
     assert {response.source for response in row.responses} - {"target-sft"} == {"source-0"}
@@ -180,7 +180,7 @@ def test_one_source_is_enough(name: str) -> None:
 
 
 TIED: list[Case] = [("a", 0.15), ("b", 0.1), ("c", 0.15), ("d", 0.1)]
-"""Two answers are best, two are worst."""
+"""Two answers tie for best, two for worst."""
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if "rloo" not in name])
@@ -226,7 +226,7 @@ def test_a_tie_between_sources_is_one_between_their_answers() -> None:
     assert all(row in ({"chosen": "a", "rejected": "b"}, {"chosen": "c", "rejected": "d"}) for row in taken)
 
 
-# Some answers of a prompt were checked and others not: as recorded scores may say, which need not have a verdict each.
+# Some answers of a prompt were checked and others not. Recorded scores may be like this: verdicts are optional.
 PARTLY_CHECKED: list[Case] = [("failed", (False, 0.9)), ("unchecked", 0.5), ("worst", (False, 0.45))]
 
 
@@ -253,7 +253,7 @@ def test_what_failed_is_never_chosen_before_what_was_not_checked(name: str, expe
 
 
 def any_answers(generator: random.Random, prompt_id: str, source: str, kind: str) -> list[Scored]:
-    """Few texts and few scores, so that ties and doubles are frequent; some are empty, cut or without a score."""
+    """Few texts and few scores, so that ties and duplicates are frequent; some are empty, cut or without a score."""
     num = generator.randint(0, 5)
     indices = generator.choice([range(num), generator.sample(range(num + 2), num)])
     found = []
@@ -281,7 +281,7 @@ def any_case(generator: random.Random, number: int) -> Candidates:
 
 
 def any_options(generator: random.Random, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What all policies have, and what this one has."""
+    """The options of all policies, and those of this one."""
     choose = generator.choice
     shared = {"ties": choose(["hash", "first"]), "truncated": choose(["drop", "keep"])}
     own: dict[str, Any] = {
@@ -308,7 +308,7 @@ def any_options(generator: random.Random, name: str) -> tuple[dict[str, Any], di
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_agrees_with_the_reference(name: str) -> None:
-    """Ties, doubles, missing scores, partial verdicts, ranks, groups, windows, margins: by loops over lists as well."""
+    """Ties, duplicates, missing scores, partial verdicts, ranks, groups, windows, margins: the same as loops give."""
     generator, num_rows = random.Random(name), 0
     for number in range(800):
         case, seed = any_case(generator, number), generator.randint(0, 3)
@@ -384,7 +384,7 @@ def test_wrpo_cases(name: str, sources: list[list[Case]], options: dict[str, Any
 
 @given(any_candidates(graded=True))
 def test_rank_1_of_what_is_left_is_rank_2(cases: list[Candidates]) -> None:
-    """Without the best text, the best is what was second."""
+    """Without the best text, the second best becomes the best."""
 
     def chosen(some: Candidates, rank: int) -> str | None:
         target = candidates(target=TWO_TARGETS).target
@@ -409,7 +409,7 @@ def test_a_third_and_two_thirds() -> None:
 
 
 def test_the_best_of_one_source_sees_as_many_samples_as_the_mix() -> None:
-    """Two sources: three samples of each for the mix, six of one for its control."""
+    """Two sources: three samples of each for the mix, six of one for the control."""
     answers = [[(f"a{n}", 0.1 * n) for n in range(6)], [(f"b{n}", 0.15 * n) for n in range(6)]]
     case = candidates(answers)
     mix = select_best_of_sources([case], seed=0, num_samples=3)
@@ -480,7 +480,7 @@ def test_fusesft_cases(name: str, sources: list[list[Case]], options: dict[str, 
 # --- fusepo ----------------------------------------------------------------------------------------------------------
 
 FUSEPO_CASES: list[tuple[str, list[list[Case]], dict[str, Any], Any, list[tuple[str, str]]]] = [
-    # name, answers by source, options, parts of the row or reason, what the row goes without
+    # name, answers by source, options, parts of the row or reason, what the row leaves out
     (
         "one pair of each source, weighed by its best score",
         [[("a", LOG3), ("b", 0.0), ("c", -1.0)], [("d", -5.0), ("e", 0.0)]],
@@ -594,7 +594,7 @@ def test_fusepo_and_fusesft_agree_with_numpy(k: int, n: int, temperature: float,
 
 
 def test_fusepo_rloo_takes_every_eligible_answer() -> None:
-    """Best scores log 3 and 0 weigh 3 : 1; a source with one eligible answer is left out; doubles stay."""
+    """Best scores log 3 and 0 weigh 3 : 1; a source with one eligible answer is left out; duplicates stay."""
     answers: list[list[Case]] = [
         [("a", LOG3), ("b", -2.0), ("b", -2.0), ("", 0.0)],
         [("c", 0.0), ("d", 0.0)],
@@ -760,13 +760,13 @@ Logps = Callable[[RowResponse], float]
 
 
 def expected_fusesft(row: TrainingRow, logp: Logps, tokens: Logps) -> float:
-    """-Σ w log π over Σ w n: a mean over tokens, as SFT's."""
+    """-Σ w log π over Σ w n: a mean over tokens, as in SFT."""
     weighted = sum((r.weight or 0) * logp(r) for r in row.responses)
     return -weighted / sum((r.weight or 0) * tokens(r) for r in row.responses)
 
 
 def expected_fusepo(row: TrainingRow, logp: Logps, tokens: Logps) -> float:
-    """Policy and reference are one at the first step: every pair loses log 2, and the weights sum to 1."""
+    """Policy and reference are equal at the first step: every pair's loss is log 2, and the weights sum to 1."""
     return math.log(2)
 
 

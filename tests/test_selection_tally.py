@@ -1,4 +1,4 @@
-"""What is reported of a selection, against figures that a reader can work out."""
+"""The report of a selection, compared with figures that a reader can work out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_roles_of_equation_9() -> None:
 
 
 def test_margins_within_groups() -> None:
-    """Two pairs a row: gemma's 0.3 and 4 characters, qwen's 0.1 and -1; across the groups there is none."""
+    """Two pairs per row: gemma's 0.3 and 4 characters, qwen's 0.1 and -1; no pair crosses the groups."""
     tally = tally_selection(
         Selection(
             [
@@ -94,7 +94,7 @@ def test_weights_of_responses() -> None:
 
 
 def test_spread() -> None:
-    """Margins of 0 to 100: a tenth lies at most at 10; of a single one every quantile is that one."""
+    """Margins of 0 to 100: a tenth of them are at most 10. Every quantile of a single margin is that margin."""
 
     def margins(values: list[float]) -> Spread | None:
         rows = [row(response("chosen", "a", value), response("rejected", "a", 0.0)) for value in values]
@@ -114,7 +114,7 @@ def test_rows_without_scores_and_no_rows_at_all() -> None:
 
 @given(any_candidates())
 def test_it_counts_every_policys_rows(cases: list[Candidates]) -> None:
-    """Every response is counted once, every source's share of the weight too, and all of it is plain JSON."""
+    """Every response and every source's share of the weight is counted once, and all of it is plain JSON."""
     for selection in (
         select_wrpo(cases, seed=0, rejected_source=True),
         select_fusepo(cases, seed=0, temperature=0.5),

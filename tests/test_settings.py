@@ -1,4 +1,4 @@
-"""Settings of `sinterlm train` in files: the papers' numbers that are shipped, and how files and overrides combine."""
+"""Settings of `sinterlm train` in files: the shipped numbers of the papers, and how files and overrides combine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BATCH, MAX_LENGTH, WARMUP = 128, 2048, 0.1
 
 
 def objective_of(name: str) -> str:
-    """The objective whose settings a file of this name holds: ``wrpo-ipo`` are of ``wrpo``."""
+    """The objective of a settings file with this name, such as ``wrpo`` for ``wrpo-ipo``."""
     return max((known for known in OBJECTIVES if f"{name}-".startswith(f"{known}-")), key=len)
 
 

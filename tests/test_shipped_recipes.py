@@ -1,4 +1,4 @@
-"""The shipped recipes: every one is planned, says what its paper says, and those on recorded answers run whole."""
+"""The shipped recipes: each can be planned and has its paper's settings, and those on recorded answers run whole."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_recipe_is_planned_and_written_out_whole(path: Path, tmp_path: Pat
     trainings = [stage for name, stage in planned["stages"].items() if name.startswith("train-")]
     assert trainings
     assert not [note for note in planned["notes"] if "size unknown" in note or "all domains" in note]
-    if "gguf:" not in recipe.target.model:  # whose size is known once the package is there
+    if "gguf:" not in recipe.target.model:  # whose size is known once the package is installed
         assert all(stage["note"] == "the best cell's model" or stage["disk_bytes"] > 1e9 for stage in trainings)
         assert 50 < planned["total"]["gpu_hours"]["H100"] < planned["total"]["gpu_hours"]["A100"] < 3000
     resolved = tmp_path / "resolved.yaml"
@@ -284,7 +284,7 @@ def test_pairs_come_first_in_fusechat3(target: str, tmp_path: Path) -> None:
 
 
 def test_the_published_shares_of_fusechat3_can_be_fixed(tmp_path: Path) -> None:
-    """As the recipe says in its comment."""
+    """As in the recipe's comment."""
     shares = "{sft: 32362, sft_domains: {mathematics: 40188, code: 12037, chinese: 9952}, preference: 64128}"
     planned = plan(
         load("fusechat3/llama3.1-8b", f"workspace={tmp_path}", "sft.extra_prompts=null", f"prompts.split={shares}")
@@ -306,7 +306,7 @@ def answer_of(model: str, number: int) -> str:
 
 
 def score_of(model: str, number: int) -> int:
-    """1 to 10; the source's three answers to prompts 0, 4 and 8 all have one score, 5."""
+    """1 to 10; the source's three answers to prompts 0, 4 and 8 all have the score 5."""
     if number % 4 == 0 and model in SOURCE_MODELS:
         return 5
     return 1 + (3 * number + 4 * (*SOURCE_MODELS, *TARGET_MODELS).index(model)) % 10
@@ -314,7 +314,7 @@ def score_of(model: str, number: int) -> int:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the shape in which Arena-Bench was published, with content of our own."""
+    """A folder in the form in which Arena-Bench was published, with our own content."""
     folder = tmp_path_factory.mktemp("arena") / "arena-bench-v1"
 
     def write(path: Path, lines: Iterator[dict[str, Any]]) -> None:
@@ -340,7 +340,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three recipes carried out in one workspace, with a tiny target."""
+    """All three recipes run in one workspace, with a tiny target."""
     folder = tmp_path_factory.mktemp("runs")
     prepare = [sys.executable, str(RECIPES / "arena-bench" / "prepare.py"), str(published)]
     subprocess.run([*prepare, "--output", str(folder / "data")], check=True, capture_output=True)
@@ -422,7 +422,7 @@ def test_answers_are_stored_once_and_fused_three_times(runs: Path) -> None:
     with Store(runs / "store.sqlite", read_only=True) as store:
         responses = list(store.all_responses())
         num_scores = len(list(store.all_scores()))
-    num_target_answers = 8 * len(TARGET_MODELS)  # to the prompts of the preference part
+    num_target_answers = 8 * len(TARGET_MODELS)  # answers to the prompts of the preference part
     assert len(responses) == NUM_PROMPTS * len(SOURCE_MODELS) + num_target_answers
     assert num_scores == len(responses)
     later = json.loads((runs / "fuserl" / "summary.json").read_text())["stages"]["sample-sources"]["counts"]
@@ -437,7 +437,7 @@ def test_every_method_trains(runs: Path) -> None:
 
 
 def test_a_folder_that_is_not_the_published_one_is_refused(tmp_path: Path) -> None:
-    """Before anything is written."""
+    """It fails before anything is written."""
     (tmp_path / "question.jsonl").write_text("")
     prepare = [sys.executable, str(RECIPES / "arena-bench" / "prepare.py"), str(tmp_path)]
     outcome = subprocess.run([*prepare, "--output", str(tmp_path / "data")], capture_output=True, text=True)
@@ -519,7 +519,7 @@ def test_the_published_answers_become_rows(tmp_path: Path) -> None:
 
 
 def test_a_recorded_target_is_not_asked(runs: Path) -> None:
-    """Rows do not wait for the tuned target, nor change with it."""
+    """Rows neither wait for the tuned target nor change with it."""
     recipe = load("arena-bench/wrpo", *here(runs.parent, "wrpo"))
     stages = {stage.name: stage for stage in build_stages(Fusion(recipe))}
     assert stages["sample-target"].needs == ("prompts",)

@@ -1,4 +1,4 @@
-"""The store: what it acknowledged is there once and only once, whatever happens to the process."""
+"""The store: what it has acknowledged is stored exactly once, whatever happens to the process."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_any_order_of_writes_keeps_the_first_content_of_every_key(batches: list[
 
 @pytest.mark.parametrize("seed", range(5))
 def test_kill_9_loses_nothing_acknowledged_and_leaves_whole_transactions(tmp_path: Path, seed: int) -> None:
-    """A process writes batches of five answers and prints each batch that it was told is stored; it is killed."""
+    """A process writes batches of five answers, prints each batch that is acknowledged, and is killed."""
     program = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -246,7 +246,7 @@ def test_links_are_refused(ending: str, read_only: bool, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("read_only", [True, False])
 def test_any_damage_is_said_and_no_traceback(read_only: bool, tmp_path: Path) -> None:
-    """Pages of zeros, files cut at any place, flipped bits: SQLite finds most; what it cannot find is no JSON."""
+    """Pages of zeros, cut files, flipped bits: SQLite finds most; what it misses is not valid JSON."""
     path, damaged = tmp_path / "store.sqlite", tmp_path / "damaged" / "store.sqlite"
     with Store(path) as store:
         store.set_prompts("run", {"sft": [PROMPT]})
@@ -291,7 +291,7 @@ def test_reading_a_store_that_is_not_there_makes_none(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
     store.add_responses("gemma@1", [(PROMPT, response(0))])
-    store._connection.execute("PRAGMA max_page_count = 40")  # SQLite reports this limit as it reports a full disk
+    store._connection.execute("PRAGMA max_page_count = 40")  # SQLite reports this limit like a full disk
     with pytest.raises(TryAgainError, match="full"):
         store.add_responses("gemma@1", [(PROMPT, response(k, "x" * 9000)) for k in range(1, 90)])
     store._connection.execute("PRAGMA max_page_count = 100000")
@@ -347,7 +347,7 @@ def test_a_recorded_answer_keeps_its_id_at_another_place_of_another_file(store: 
 
 
 def test_what_a_file_gives_to_a_prompt_is_what_was_found_last(store: Store) -> None:
-    """The prompts' ids may have changed; another recipe that looks for fewer answers leaves the others."""
+    """The prompts' ids may have changed; another recipe that looks for fewer answers keeps the others."""
     store.set_recorded("file", [PROMPT], [recorded(0, "a"), recorded(1, "b")], num_samples=2)
     store.set_recorded("file", [PROMPT], [recorded(0, "c")], num_samples=1)
     assert contents(store, "file") == [(0, "c"), (1, "b")]

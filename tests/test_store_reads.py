@@ -1,4 +1,4 @@
-"""Data flows once: statements and digests an answer, and how often a recorded file is read, counted in whole runs."""
+"""Data flows once: statements and digests per answer, and reads of a recorded file, counted in whole runs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Counts:
             self.queries[re.sub(r"'[^']*'", "''", statement)] = statement
 
     def per_answer(self) -> tuple[float, float]:
-        """Statements that read the store, and digests, since the last call."""
+        """The statements that read the store and the digests since the last call."""
         reads = self.statements["SELECT"] + self.statements["WITH"]
         found = reads / NUM_ANSWERS, self.num_digests / NUM_ANSWERS
         self.statements.clear()
@@ -125,7 +125,7 @@ def test_answers_and_scores_are_read_by_batch_and_named_once(fusion: Fusion, mon
 
 
 def test_no_query_of_a_run_reads_a_whole_table(fusion: Fusion, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers, scores and places are found by their indices, however many there are."""
+    """Answers, scores and places are found by indices, whatever their number."""
     counts = Counts(monkeypatch)
     run_fusion(fusion, Lines(), until="select-wrpo")
     with closing(sqlite3.connect(fusion.store_path)) as connection:

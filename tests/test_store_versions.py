@@ -1,4 +1,4 @@
-"""Stores of every earlier version: what was paid for is read as it was written, and is not asked for again.
+"""Stores of every earlier version: what was paid for is read unchanged and is not requested again.
 
 The dumps in ``cases/stores`` were written by the code of those versions (see ``store_dumps.py``).
 """
@@ -39,7 +39,7 @@ EXTREMES = {
     "1-refused": ["too-long", "refused"],
     "2-migrations": ["too-long", "refused"],
 }
-"""With which a dump was made."""
+"""The version that made a dump."""
 
 
 def load(dump: Path, folder: Path) -> Path:
@@ -51,7 +51,7 @@ def load(dump: Path, folder: Path) -> Path:
 
 
 def rows(path: Path, query: str) -> list[dict[str, Any]]:
-    """What the file holds, read without the store's code."""
+    """The file's content, read without the store's code."""
     with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute(query)]
@@ -138,7 +138,7 @@ def score_row(score: Score) -> tuple[float | None, int | None, dict[str, Any]]:
 
 
 def test_no_stage_is_done_again_and_no_recorded_answer_scored_again(path: Path, request: pytest.FixtureRequest) -> None:
-    """Today's code resumes an earlier version's run; of stages that it is made to do again, nothing is new."""
+    """Today's code resumes an earlier version's run; stages that are forced to run again add nothing new."""
     folder = path.parent.parent
     (folder / "models" / "target").mkdir(parents=True)
     write_files(folder, EXTREMES.get(request.node.callspec.id, ()))
@@ -204,7 +204,7 @@ class NeverAsked:
 
 
 def tables_of(path: Path) -> dict[str, str]:
-    """Every table and index with its definition, white space aside."""
+    """Every table and index with its definition, without white space."""
     return {
         row["name"]: re.sub(r"\s*([(),])\s*|\s+", lambda match: match[1] or " ", row["sql"].replace('"', "")).strip()
         for row in rows(path, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
@@ -240,7 +240,7 @@ KILLED = textwrap.dedent("""
 
 
 def test_a_kill_in_the_middle_of_a_migration_loses_nothing(tmp_path: Path) -> None:
-    """After each statement of it. The last process has no statement left to be killed at."""
+    """Killed after each of its statements. The last process has no statement left to be killed at."""
     dump = next(dump for dump in DUMPS if dump.stem == "1-first")
     path = load(dump, tmp_path)
     before = {
@@ -252,7 +252,7 @@ def test_a_kill_in_the_middle_of_a_migration_loses_nothing(tmp_path: Path) -> No
             assert done.returncode == 0
             break
         assert done.returncode == -signal.SIGKILL
-        with closing(sqlite3.connect(path)) as connection:  # rolls back what the process has left half done
+        with closing(sqlite3.connect(path)) as connection:  # rolls back what the process has left unfinished
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         assert (version, names & {"places", "outputs"}) == (1, set())
@@ -261,7 +261,7 @@ def test_a_kill_in_the_middle_of_a_migration_loses_nothing(tmp_path: Path) -> No
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here a later version's step, which fails after it has changed the table of answers."""
+    """A step of a later version, which fails after it has changed the table of answers."""
 
     def fail(connection: sqlite3.Connection, temporary: str) -> None:
         connection.execute("DELETE FROM responses")

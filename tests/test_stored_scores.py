@@ -1,4 +1,4 @@
-"""Scores in the store through a recipe: what is asked once, what is counted, and what stops a run."""
+"""Scores in the store through a recipe: what is requested once, what is counted, and what stops a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NUM_PROMPTS = 10
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts, three recorded answers to each (right, wrong, in a sentence), and a target that nobody asks."""
+    """Prompts, three recorded answers to each (right, wrong, in a sentence), and a target that is never asked."""
     folder = tmp_path_factory.mktemp("recorded")
     save_tiny(folder / "target")
     questions = [{"id": f"p{n}", "prompt": f"What is {n} plus 1?", "answers": [str(n + 1)]} for n in range(NUM_PROMPTS)]
@@ -100,7 +100,7 @@ def write_recipe(folder: Path, workspace: Path, scorer: Mapping[str, Any], *, nu
 
 
 def run_scoring(folder: Path, workspace: Path, scorer: Mapping[str, Any], *, num_samples: int = 3) -> list[str]:
-    """Score the answers; what the run said."""
+    """Score the answers; returns what the run reported."""
     reporter = Lines()
     recipe = load_recipe(write_recipe(folder, workspace, scorer, num_samples=num_samples)).recipe
     run_fusion(Fusion(recipe), reporter, until="score-sources")
@@ -133,7 +133,7 @@ def judge(server: ScriptedServer, **settings: Any) -> dict[str, Any]:
 
 
 def test_a_verdict_is_paid_for_once(folder: Path, tmp_path: Path) -> None:
-    """More samples, other settings of how to reach the server, another recipe: only what is new is asked."""
+    """More samples, other settings for reaching the server, another recipe: only what is new is requested."""
     with serve(by_length) as server:
         assert counts(run_scoring(folder, tmp_path, judge(server), num_samples=1)) == {
             "answers": NUM_PROMPTS,
@@ -155,7 +155,7 @@ def test_a_verdict_is_paid_for_once(folder: Path, tmp_path: Path) -> None:
 def test_a_key_is_asked_for_only_where_there_is_something_to_ask(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second recipe's verdicts are all in the store; the third has an answer more to each prompt."""
+    """The second recipe's verdicts are all in the store; the third has one more answer to each prompt."""
     monkeypatch.setenv("JUDGE_KEY", "k")
     with serve(by_length) as server:
         scorer = judge(server, api_key_env="JUDGE_KEY")
@@ -231,7 +231,7 @@ def test_stage_keys_follow_the_files_and_weights_of_parts(tmp_path: Path) -> Non
 
 
 def test_invalid_verdicts_are_counted_shown_and_limited(folder: Path, tmp_path: Path) -> None:
-    """Ten of thirty answers (``no idea``) get no verdict; a third is more than 0.3 and not more than 0.34."""
+    """Ten of thirty answers (``no idea``) get no verdict; a third is more than 0.3 and less than 0.34."""
 
     def script(request: dict[str, Any]) -> Answer:
         return Answer("[[10]]") if judged_text(request) == "no idea" else by_length(request)
@@ -252,7 +252,7 @@ def test_invalid_verdicts_are_counted_shown_and_limited(folder: Path, tmp_path: 
 
 
 def test_a_server_that_was_sick_is_asked_again(folder: Path, tmp_path: Path) -> None:
-    """Nothing that a server said in place of a reply is kept, so the same command mends it."""
+    """Nothing that a server sent instead of a reply is kept, so rerunning the command fixes it."""
     is_sick = True
 
     def script(request: dict[str, Any]) -> Answer:
@@ -267,7 +267,7 @@ def test_a_server_that_was_sick_is_asked_again(folder: Path, tmp_path: Path) -> 
 
 
 def test_what_was_judged_before_a_server_fell_sick_is_kept(folder: Path, tmp_path: Path) -> None:
-    """Alone and as a combination's part, behind a policy for thoughts: the last of 30 requests gets nonsense."""
+    """Alone and as a part of a combination, with a policy for thoughts: the last of 30 requests gets nonsense."""
     is_sick = True
 
     def script(request: dict[str, Any]) -> Answer:
@@ -299,7 +299,7 @@ def test_a_judge_that_gives_no_verdict_at_all_says_why(folder: Path, tmp_path: P
 
 
 def test_parts_of_a_combination_are_scored_once_and_shared(folder: Path, tmp_path: Path) -> None:
-    """The judge behind the gate sees right answers only; a recipe with the judge alone then pays for the others."""
+    """The judge behind the gate sees only right answers; a recipe with just the judge then pays for the others."""
     with serve(by_length) as server:
         gate = {
             "kind": "combination",
@@ -325,13 +325,13 @@ def test_parts_of_a_combination_are_scored_once_and_shared(folder: Path, tmp_pat
 
 
 def test_recorded_scores_in_a_recipe(folder: Path, tmp_path: Path) -> None:
-    """The file of answers holds their scores: 10 n + index, over 10 prompts and 3 answers 45 + 1 on average."""
+    """The file of answers contains their scores, 10 n + index: over 10 prompts and 3 answers 45 + 1 on average."""
     lines = run_scoring(folder, tmp_path, {"kind": "recorded", "path": str(folder / "answers.jsonl")})
     assert counts(lines) == {"answers": 30, "scored now": 30, "mean score": 46.0}
 
 
 def test_only_answers_that_changed_are_judged_again(folder: Path, tmp_path: Path) -> None:
-    """An answer is named by prompt, model, text and how it ended: not by its file, its line or its place in order."""
+    """An answer's identity is its prompt, model, text and how it ended, not its file, line or place in order."""
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     plain = [{"prompt_id": row["prompt_id"], "response": row["response"]} for row in rows]
     earlier = [{**plain[0], "response": "First of all: 1"}, *plain]
@@ -467,7 +467,7 @@ MATHEMATICS, EXACT_MATCH = {"kind": "mathematics"}, {"kind": "exact-match"}
 def test_the_description_of_a_scorer_names_its_rules(
     scorer: Mapping[str, Any], rules: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a release with other rules scores again, and all that depends on it is done again."""
+    """A release with other rules scores again and redoes everything that depends on the scores."""
     config = load_scorer(scorer)
     before = config.describe(str.upper)
     assert config.describe(str.upper) == before

@@ -1,4 +1,4 @@
-"""`chat_template_kwargs`, `template_date` and `thoughts`, each seen in the tokens at the far end."""
+"""`chat_template_kwargs`, `template_date` and `thoughts`, each visible in the tokens at the far end."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def change_template(folder: Path, *, before: str = "", after: str = "") -> Path:
 
 
 def at(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
-    """Another day on the clock that Sinter reads; templates are given no clock of their own."""
+    """Another day on the clock that Sinter reads; templates have no clock of their own."""
 
     class Day(datetime.date):
         @classmethod
@@ -67,7 +67,7 @@ def at(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
 
 @pytest.fixture
 def prompts_seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The prompt's tokens of every row that a training encodes, in order."""
+    """The prompt tokens of every row that a training encodes, in order."""
     seen: list[list[int]] = []
 
     def noting(*arguments: Any, **settings: Any) -> EncodedRows:
@@ -137,7 +137,7 @@ def responses_trained(rows: list[Any], tokenizer: Any) -> list[str]:
 def test_thoughts_of_train_and_of_a_recipe_reach_the_tokens(
     setting: list[str], expected: list[str], recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a kept thought begins with is its tag."""
+    """A kept thought begins with its tag."""
     from sinterlm.pipeline.stages import train as stage
 
     class Enough(Exception):
@@ -291,7 +291,7 @@ def test_keys_of_a_recipe_reach_sampling_training_and_scoring(recipe_path: Path)
 def test_what_a_training_of_a_recipe_sees(
     recipe_path: Path, monkeypatch: pytest.MonkeyPatch, prompts_seen: list[list[int]]
 ) -> None:
-    """The stage hands the target's options on."""
+    """The stage passes on the target's options."""
     from sinterlm.pipeline.stages import train as stage
 
     fusion = Fusion(

@@ -1,4 +1,4 @@
-"""What is printed, on terminals and in pipes: other people's text is shown, never obeyed."""
+"""Output on terminals and in pipes: other people's text is shown, never obeyed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_names_are_shown_as_they_are_in_status(hostile: tuple[str, str]) -> None
 
 
 def test_a_live_bar_shows_names_as_they_are(hostile: tuple[str, str]) -> None:
-    """The bar's own escape sequences are the library's; the name's are text."""
+    """The bar's escape sequences come from the library; those in the name are text."""
     text, shown = hostile
     file = StringIO()
     terminal = Terminal(file=file, width=200)
@@ -85,7 +85,7 @@ def test_a_live_bar_shows_names_as_they_are(hostile: tuple[str, str]) -> None:
 
 
 def test_errors_pass_through_the_same_place(tmp_path: Path) -> None:
-    """On a real terminal, by its own standard error: a recipe with a hostile name is refused in printable words."""
+    """On a real terminal, through standard error: a recipe with a hostile name is refused in printable characters."""
     recipe = tmp_path / "\x1b]0;owned\x07.yaml"
     recipe.write_text('"\\e[2Jkey": 1\n')
     ours, theirs = pty.openpty()
@@ -110,7 +110,7 @@ def test_errors_pass_through_the_same_place(tmp_path: Path) -> None:
     ids=["our log", "a library's log", "a warning", "a traceback"],
 )
 def test_what_libraries_print_is_shown_and_never_obeyed(act: str) -> None:
-    """Names of weights reach the log, servers' and files' words the errors; none of these is a ``Terminal``'s."""
+    """Names of weights reach the log, text of servers and files reaches errors; none of it passes a ``Terminal``."""
     program = (
         "import logging, sys, warnings; from sinterlm import cli\n"
         f"hostile = {HOSTILE['title'][0]!r}\ncli.app = lambda **_: {act}\ncli.main()"
@@ -139,7 +139,7 @@ PIPELINE = sorted((Path(sinterlm.__file__).parent / "pipeline").rglob("*.py"))
 
 @pytest.mark.parametrize("path", PIPELINE, ids=lambda path: path.name)
 def test_no_module_of_the_pipeline_draws_or_prints(path: Path) -> None:
-    """Its functions return records, and tell a reporter how far they are."""
+    """Its functions return records and report their progress to a reporter."""
     tree = ast.parse(path.read_text())
     assert not [name for name in _imported(tree) if name.partition(".")[0] == "rich"]
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}

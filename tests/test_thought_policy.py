@@ -61,7 +61,7 @@ DRAFT = "<think>\n```python\ndef add(a, b):\n    return a + b\n```\n</think>\n\n
 
 
 def test_a_program_in_the_thoughts_is_no_answer() -> None:
-    """A right draft before a wrong program, and alone; no program of it is run if thoughts are refused."""
+    """A right draft before a wrong program, and alone; none of its programs runs if thoughts are refused."""
     try:
         check_isolation()
     except SandboxError as error:
@@ -74,7 +74,7 @@ def test_a_program_in_the_thoughts_is_no_answer() -> None:
 
 
 def test_every_scorer_that_reads_answers_has_the_key() -> None:
-    """All but what puts others' scores together, and scores that are looked up."""
+    """All scorers except those that combine other scores or look scores up."""
     [union, _] = get_args(AnyScorer)
     kinds = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(union)}
     assert kinds.keys() == SCORERS.keys()
@@ -141,7 +141,7 @@ def test_the_recipe_decides(folder: Path, tmp_path: Path, thoughts: dict[str, st
 
 
 def test_another_policy_scores_anew_what_it_reads_otherwise(folder: Path, tmp_path: Path) -> None:
-    """A part of a combination has its own policy; the judge is paid for the thoughts alone."""
+    """A part of a combination has its own policy; only answers with thoughts are judged again."""
     with serve(by_length) as server:
         run_scoring(folder, tmp_path, judge(server, thoughts="keep"), num_samples=2)
         assert len(server.requests) == 8

@@ -1,4 +1,4 @@
-"""Thoughts against a table of what models write, and of answers that only mention the tags."""
+"""Thoughts in a table of what models write, and of answers that only mention the tags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on tiny real models: log-probabilities, the loss of a step, resuming, and what a run leaves behind."""
+"""Training on tiny real models: log-probabilities, the loss of a step, resuming, and a run's files."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def logps_from_all_logits(model: PreTrainedModel, example: EncodedExample) -> fl
 @pytest.mark.parametrize("chunk_logits", [VOCABULARY, 5 * VOCABULARY, 2**26])
 @pytest.mark.parametrize("name", MODELS)
 def test_logps_are_the_models_own(name: str, chunk_logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Soft-capping and scaling included, whatever the layout and the size of a chunk."""
+    """Including soft-capping and scaling, for every layout and chunk size."""
     monkeypatch.setattr(logprobs, "MAX_CHUNK_LOGITS", chunk_logits)
     torch.manual_seed(0)
     model = MODELS[name]().eval()
@@ -171,7 +171,7 @@ def test_logps_are_the_models_own(name: str, chunk_logits: int, monkeypatch: pyt
 def test_gradients_do_not_depend_on_layout_or_chunks(
     layout: Layout, chunk_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against one sequence at a time, all logits at once."""
+    """Compared with one sequence at a time and all logits at once."""
     monkeypatch.setattr(logprobs, "MAX_CHUNK_LOGITS", chunk_logits)
     rows = random_rows(2)
     weights = torch.linspace(-1, 1, 12)
@@ -214,7 +214,7 @@ def test_padding_and_its_tokens_change_nothing(tiny_llama: PreTrainedModel) -> N
 
 
 def test_the_prompt_is_not_scored(tiny_llama: PreTrainedModel) -> None:
-    """The last prompt token matters as context only: its own probability is not in the sum."""
+    """The last prompt token only matters as context: its own probability is not in the sum."""
     with torch.no_grad():
         batch = one_to_a_line([[EncodedExample([1, 2], [3])]], pad_token_id=0)
         logits = tiny_llama(input_ids=torch.tensor([[1, 2, 3]])).logits[0].log_softmax(-1)
@@ -256,7 +256,7 @@ def test_encoded_rows_hold_what_chat_encodes() -> None:
 
 
 def test_prompts_are_cut_at_their_beginning_before_responses_at_their_end() -> None:
-    """First the prompt, down to 20 tokens, then every answer that still does not fit, and that one only."""
+    """First the prompt is cut, down to 20 tokens, then each answer that still does not fit, and no other."""
     tokenizer = build_tokenizer("llama3")
     messages = (Message("user", f"{'hot ' * 100}What is the opposite?"),)
     row = TrainingRow("p", messages, (RowResponse("cold " * 20, "chosen"), RowResponse("five", "rejected")))
@@ -282,7 +282,7 @@ def test_the_prompt_keeps_half_of_the_length_by_default() -> None:
 
 
 def test_pairs_that_cutting_makes_the_same_are_dropped() -> None:
-    """Every answer of a fusion counts for itself: one that differs elsewhere keeps the row."""
+    """Every answer of a fusion counts separately: one that differs elsewhere keeps the row."""
     tokenizer = build_tokenizer()
     messages = (Message("user", "hot"),)
     responses = (RowResponse(f"{'cold ' * 30}a", "chosen"), RowResponse(f"{'cold ' * 30}b", "rejected"))
@@ -316,7 +316,7 @@ def test_pairs_that_cutting_makes_the_same_are_dropped() -> None:
     ids=str,
 )
 def test_rows_of_equal_answers_are_dropped(objective: str, texts: Mapping[Any, str], is_kept: bool) -> None:
-    """Nothing is cut here; a loss of ln 2 (or of 1 / (2 tau) squared) would come of it, and no gradient."""
+    """Nothing is cut here. The loss would be ln 2 (or 1 / (2 tau) squared), without a gradient."""
     responses = tuple(RowResponse(text, role, weight=1.0, group="gemma") for role, text in texts.items())
     if objective != "fusepo":
         responses = tuple(replace(response, weight=None) for response in responses)
@@ -329,7 +329,7 @@ def test_rows_of_equal_answers_are_dropped(objective: str, texts: Mapping[Any, s
 
 
 def test_a_row_goes_without_a_pair_of_equal_answers_and_its_gradient_stays() -> None:
-    """The loss of such a pair is a constant (ln 2 times its weight), so that the others must keep their weights."""
+    """The loss of such a pair is a constant (ln 2 times its weight), so the others must keep their weights."""
     texts = {"gemma": ("cold", "cold "), "qwen": ("cold", "hot"), "llama": ("cool", "warm")}
     weights = {"gemma": 0.5, "qwen": 0.3, "llama": 0.2}
     responses = tuple(
@@ -396,7 +396,7 @@ FUSED = [
 
 
 def test_a_batch_of_many_responses() -> None:
-    """Pairs, weights, scores and groups keep to their responses; groups are numbered over the batch."""
+    """Pairs, weights, scores and groups stay with their responses; groups are numbered across the batch."""
     rows = encode_rows(FUSED, build_tokenizer(), objective=resolve_objective("fusepo"), max_length=512).rows
     collator = RowCollator(layout=one_to_a_line, pad_token_id=0, counts="rows", chunk_tokens=10_000)
     (batch,) = collator(rows)["chunks"]
@@ -419,7 +419,7 @@ def test_a_batch_of_many_responses() -> None:
 
 @pytest.mark.parametrize(("chunk_tokens", "num_rows"), [(10_000, [5]), (30, [3, 2]), (1, [1] * 5)])
 def test_chunks_hold_whole_rows_in_order(chunk_tokens: int, num_rows: list[int]) -> None:
-    """Five rows of 10 tokens: all at once, in two halves, or one by one where no row fits."""
+    """Five rows of 10 tokens: all at once, in two halves, or one by one if no row fits."""
     row: Any = {"input_ids": [1] * 10, "num_prompt_tokens": 2, "num_response_tokens": [8], "reference_logps": []}
     row |= {"weight": 1.0, "pairs": [{"chosen": 0}], "weights": None, "scores": None, "groups": [0]}
     rows: list[Any] = [{**row, "name": f"p{index}"} for index in range(5)]
@@ -470,7 +470,7 @@ def history(
 
 @pytest.mark.parametrize("objective", ROWS)
 def test_accumulation_does_not_change_the_step(objective: str, tmp_path: Path) -> None:
-    """8 x 1, 4 x 2 and 1 x 8, with rows of unlike weights and lengths, and a last step that is not full."""
+    """8 x 1, 4 x 2 and 1 x 8, with rows of different weights and lengths, and a last step that is not full."""
     rows = ROWS[objective][:13]
     curves = [
         history(objective, rows, tmp_path, per_device_train_batch_size=8 // steps, gradient_accumulation_steps=steps)
@@ -496,7 +496,7 @@ def test_sft_step_is_the_weighted_mean_over_answer_tokens(tmp_path: Path) -> Non
 
 
 def test_row_weights_count(tmp_path: Path) -> None:
-    """A row of weight 2 is two rows."""
+    """A row of weight 2 equals two rows."""
     doubled = [quadruple(0, weight=2.0), quadruple(1), quadruple(2)]
     repeated = [quadruple(0), quadruple(0), quadruple(1), quadruple(2)]
     arguments: dict[str, Any] = {
@@ -529,7 +529,7 @@ def test_first_step_is_log_2_and_dropout_is_off(tmp_path: Path) -> None:
 
 
 def test_in_bf16_policy_and_reference_agree_before_the_first_step(tmp_path: Path) -> None:
-    """One batch of all rows, so that not even the order of additions differs; large weights, so that rounding shows."""
+    """One batch of all rows, so even the order of additions is the same; large weights, so rounding would show."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     with torch.no_grad():
@@ -542,7 +542,7 @@ def test_in_bf16_policy_and_reference_agree_before_the_first_step(tmp_path: Path
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_copy_of_the_model_computes_with_its_own_weights(bf16: bool, tmp_path: Path) -> None:
-    """A deep copy as the model in training does; one that was pickled, in the library's way."""
+    """A deep copy computes like the model in training; a pickled model computes in the library's way."""
     tokenizer = build_tokenizer()
     config = FusionConfig(output_dir=str(tmp_path), bf16=bf16, **CPU)
     model: Any = FusionTrainer(build_model(tokenizer), config, ROWS["sft"], tokenizer).model
@@ -615,7 +615,7 @@ def test_a_loss_that_is_not_finite_names_the_row(tmp_path: Path) -> None:
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    """In the last step, too, after which no loss would tell of it."""
+    """Also in the last step, after which no loss would show it."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     model.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
@@ -753,7 +753,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=ROWS)
 def finished(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """An uninterrupted run: its objective, folder and result."""
+    """The objective, folder and result of an uninterrupted run."""
     output = tmp_path_factory.mktemp("finished") / "out"
     return request.param, output, run(tiny_folder, output, request.param)
 
@@ -862,7 +862,7 @@ def test_where_and_in_which_precision_is_told(
 
 
 def test_where_the_reference_comes_from_is_told(tiny_folder: Path, tmp_path: Path) -> None:
-    """Another beta finds what the first training has computed; other rows do not."""
+    """Another beta reuses what the first training has computed; other rows do not."""
     for max_length, beta, expected in (
         (512, 0.3, "computed"),
         (512, 0.1, "read from the cache"),
@@ -912,7 +912,7 @@ def test_a_training_without_save_steps_resumes(tiny_folder: Path, tmp_path: Path
 def test_checkpoints_are_written_as_told(
     arguments: dict[str, Any], expected: list[int], tiny_folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """16 rows an epoch; unless told, none at the end."""
+    """16 rows per epoch; by default none at the end."""
     saved = []
 
     class Noting(CheckpointManifest):
@@ -974,7 +974,7 @@ def test_a_finished_run_is_not_repeated_and_another_begins_anew(tiny_folder: Pat
     assert len(seen) == 16
     result = tmp_path / "training.json"
     earlier = json.loads(result.read_text())
-    del earlier["num_cut_prompts"]  # which an earlier version did not count
+    del earlier["num_cut_prompts"]  # an earlier version did not count them
     result.write_text(json.dumps(earlier))
     again(seed=6)
     assert len(seen) == 24
@@ -1047,7 +1047,7 @@ def test_the_start_is_not_overwritten(output: str, tmp_path: Path) -> None:
 
 
 def test_older_checkpoints_go_when_the_new_one_is_whole(tmp_path: Path) -> None:
-    """In the order of their numbers; two in a second and 10 after 9 included."""
+    """In the order of their numbers, including two in one second and 10 after 9."""
     for step in (9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
     manifest = CheckpointManifest(num_kept=2)
@@ -1106,7 +1106,7 @@ def test_the_card_names_a_base_model_of_the_hub_only(
     ],
 )
 def test_what_transformers_refuses_is_found_without_a_model(arguments: dict[str, Any], message: str) -> None:
-    """Whatever it raises, in one line; and nothing of it stays for the trainings that follow in this process."""
+    """Whatever it raises, in one line; nothing of it affects later trainings in this process."""
     missing = {"wandb": "wandb", "deepspeed": "deepspeed", "liger": "liger_kernel"}
     if message in missing and importlib.util.find_spec(missing[message]):
         pytest.skip(f"{message} is installed")

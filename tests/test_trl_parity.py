@@ -1,11 +1,11 @@
-"""FusionTrainer against TRL's trainers: the same rows through both real train() loops, fp32 on a CPU.
+"""FusionTrainer compared with TRL's trainers: the same rows through both real train() loops, fp32 on a CPU.
 
 What TRL has is compared directly: DPO (``aot`` on micro-batches of one is conservative DPO), length-normalised DPO
 (``sigmoid_norm``), IPO of means, SimPO (its experimental CPO trainer), SFT, and RLOO's step on the responses that TRL
-sampled itself. What TRL has not is compared where it is the same: WRPO at the ends of alpha, FusePO, FuseSFT and rows
-of weights with TRL on rows repeated as often as they weigh. Nothing in TRL is IPO of sums, WRPO between the ends or
-equation 9, FusePO-RLOO, RLOO within sources, or a KL term on recorded responses: for those there is
-``test_reference_parity.py``.
+sampled itself. What TRL lacks is compared if it has an equivalent: WRPO at the ends of alpha; FusePO, FuseSFT and
+weighted rows with TRL on rows that are repeated according to their weights. TRL has no IPO of sums, no WRPO between the
+ends or with equation 9, no FusePO-RLOO, no RLOO within sources, and no KL term on recorded responses:
+``test_reference_parity.py`` tests those.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sinterlm.records import Message, Role, RowResponse, TrainingRow
 from tests.tiny import FAMILIES, build_model, build_tokenizer, save_tiny
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that what is experimental may change
+    warnings.simplefilter("ignore")  # the warning that experimental features may change
     from trl.experimental.cpo.cpo_config import CPOConfig
     from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
@@ -51,7 +51,7 @@ SHARED: Mapping[str, Any] = {
     "max_length": 256,
     "save_strategy": "no",
     "disable_tqdm": True,
-    # Plain gradient descent: the weights are the sum of the gradients, and no rounding is blown up as by Adam.
+    # Plain gradient descent: the weights are the sum of the gradients, and rounding is not amplified as by Adam.
     "optim": "sgd",
     "learning_rate": 0.03,
     "lr_scheduler_type": "constant",
@@ -64,7 +64,7 @@ REWARDS = (*OF_THE_PAIR, "rewards/chosen", "rewards/rejected", "rewards/margins"
 
 
 class Run(NamedTuple):
-    """What a training left."""
+    """The results of a training."""
 
     model: PreTrainedModel
     history: list[dict[str, float]]
@@ -91,7 +91,7 @@ def assert_same_run(ours: Run, theirs: Run, names: Sequence[str]) -> None:
 
 
 def wrpo_rows(count: int = 12) -> list[TrainingRow]:
-    """Quadruples with answers of unlike lengths."""
+    """Quadruples with answers of different lengths."""
     return [
         TrainingRow(
             f"p{index}",
@@ -146,7 +146,7 @@ def trl_run(
     folder: Path,
     **extra: Any,
 ) -> Run:
-    """One of TRL's trainers on pairs or single answers; DPO with a reference of its own."""
+    """One of TRL's trainers on pairs or single answers; DPO has a separate reference."""
     model = build_model(tokenizer)
     arguments = {"output_dir": str(folder), "report_to": "none", "activation_checkpointing": False, **SHARED, **extra}
     dataset = Dataset.from_list([conversations(row) for row in rows])
@@ -160,14 +160,14 @@ def trl_run(
 
 
 class Pairs(NamedTuple):
-    """An objective of pairs, and what it is in TRL."""
+    """An objective of pairs, and its equivalent in TRL."""
 
     ours: Mapping[str, Any]
     trainer: Any
     config: Any
     theirs: Mapping[str, Any]
     names: Sequence[str]
-    """What both log alike; TRL's rewards are sums over tokens even where its loss takes means."""
+    """The metrics that both log; TRL's rewards are sums over tokens even if its loss uses means."""
 
 
 PAIRS = {
@@ -196,7 +196,7 @@ def test_pairs(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["dpo", "simpo"])
 def test_label_smoothing(name: str, tmp_path: Path) -> None:
-    """TRL's ``aot`` sorts the margins of a micro-batch: with one in each it is conservative DPO."""
+    """TRL's ``aot`` sorts the margins of a micro-batch: with one margin in each it is conservative DPO."""
     case, tokenizer = PAIRS[name], build_tokenizer("llama3")
     rows = pairs(wrpo_rows(), "chosen_target")
     loss_type = {"loss_type": ["aot"]} if name == "dpo" else {}
@@ -238,7 +238,7 @@ def test_the_comparison_can_fail(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["dpo", "ln-dpo", "simpo"])
 def test_fusepo_is_the_base_on_repeated_pairs(base: str, tmp_path: Path) -> None:
-    """A source's pair of weight 3/4 is three pairs of four in a batch of all rows."""
+    """A source's pair of weight 3/4 equals three of four pairs in a batch of all rows."""
     case, tokenizer = PAIRS[base], build_tokenizer("llama3")
     rows = wrpo_rows(4)
     by_source = {"a": pairs(rows, "chosen_source"), "b": pairs(rows, "chosen_target")}
@@ -268,17 +268,17 @@ def test_row_weights_are_repetitions(tmp_path: Path) -> None:
     theirs = trl_run(
         repeated(rows, [1, 2, 3, 4]), DPOTrainer, DPOConfig, tokenizer, tmp_path, **case.theirs, **WHOLE_BATCH
     )
-    # Logged metrics are means over rows, whatever they weigh.
+    # Logged metrics are means over rows, whatever their weights.
     assert_same_run(ours, theirs, OF_THE_LOSS)
 
 
 def answers(rows: Sequence[TrainingRow], role: Role) -> list[TrainingRow]:
-    """One answer a prompt."""
+    """One answer per prompt."""
     return [replace(row, responses=(replace(row.with_role(role), role=None),)) for row in rows]
 
 
 def test_sft(tmp_path: Path) -> None:
-    """The mean over the answer tokens of the global batch, micro-batches of unlike lengths included."""
+    """The mean over the answer tokens of the global batch, even with micro-batches of different lengths."""
     tokenizer, rows = build_tokenizer("llama3"), answers(wrpo_rows(), "chosen_target")
     ours = fusion_run(rows, "sft", tokenizer, tmp_path)
     assert_same_run(ours, trl_run(rows, SFTTrainer, SFTConfig, tokenizer, tmp_path), OF_THE_LOSS)

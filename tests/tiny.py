@@ -1,8 +1,8 @@
 """Tiny real models and tokenizers, built from config in memory: no download, a few hundred kilobytes each.
 
-Each family has the special tokens and a chat template of the shape of its namesake, so that a test which passes on all
-of them has met a default system prompt (ChatML), a trimmed content and a BOS that the template writes (Llama 3, Gemma),
-a refused system role (Gemma, Mistral), and an end-of-turn that is the eos (ChatML, Llama 3, Mistral) or not (Gemma).
+Each family has the special tokens and the form of chat template of its namesake. So a test that passes on all of them
+covers a default system prompt (ChatML), trimmed content and a BOS that the template writes (Llama 3, Gemma), a refused
+system role (Gemma, Mistral), and an end-of-turn that is the eos (ChatML, Llama 3, Mistral) or not (Gemma).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ VOCABULARY_SIZE = 384
 
 @dataclass(frozen=True)
 class Family:
-    """Special tokens and template of one family; a ``bos`` that the tokenizer itself adds to raw text, if any."""
+    """Special tokens and template of one family, and the ``bos`` that its tokenizer adds to raw text, if any."""
 
     chat_template: str
     eos: str
@@ -101,7 +101,7 @@ FAMILIES = tuple(_FAMILIES)
 
 @cache
 def _train_bpe(special_tokens: tuple[str, ...]) -> str:
-    """A byte-level BPE as JSON, learnt from the corpus; no text is unknown to it."""
+    """A byte-level BPE as JSON, learnt from the corpus; it can encode any text."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
@@ -166,7 +166,7 @@ def build_model(
 def save_tiny(
     folder: Path | str, *, family: str = "chatml", seed: int = 0, hidden_size: int = 32, num_layers: int = 2
 ) -> Path:
-    """Write a tiny causal model and its tokenizer to ``folder``, loadable by the Auto classes."""
+    """Write a tiny causal model and its tokenizer to ``folder``; the Auto classes can load them."""
     tokenizer = build_tokenizer(family)
     build_model(tokenizer, seed=seed, hidden_size=hidden_size, num_layers=num_layers).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

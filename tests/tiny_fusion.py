@@ -1,4 +1,4 @@
-"""A whole fusion of tiny models on disk: the real thing in every stage, small enough to run in seconds."""
+"""A whole fusion of tiny models on disk: every stage is real, and small enough to run in seconds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ examples:
 
 
 def write_tiny_fusion(folder: Path, *, num_questions: int = 32) -> Path:
-    """Write models, questions, recorded answers and recipe into ``folder``; the recipe's path."""
+    """Write models, questions, recorded answers and recipe into ``folder``; returns the recipe's path."""
     save_tiny(folder / "models" / "target", seed=0)
     save_tiny(folder / "models" / "source", family="llama3", seed=1)
     save_tiny_reward_model(folder / "models" / "reward", seed=2)
@@ -78,7 +78,7 @@ def write_tiny_fusion(folder: Path, *, num_questions: int = 32) -> Path:
 
 
 def recorded_answer(number: int, right: str) -> str:
-    """What the recorded source answers to the question of that number: right (half), in a sentence, or wrong."""
+    """The recorded source's answer to the question with this number: right (half), in a sentence, or wrong."""
     return {2: f"It is {right}.", 3: "no idea"}.get(number % 4, right)
 
 

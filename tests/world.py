@@ -1,8 +1,7 @@
-"""A small world in which every setting of a recipe shows, and what is seen of a run at the far end.
+"""A small world in which every setting of a recipe has a visible effect, and the effects of a run at the far end.
 
-Nothing of the pipeline is faked: recipes are carried out by the command, on recorded answers, tiny models and a
-scripted server. One model says the first of four letters half of the time, whatever it is asked, so that its answers
-tell how it was sampled.
+The pipeline is real: the command runs recipes on recorded answers, tiny models and a scripted server. One model says
+the first of four letters half of the time, whatever the prompt, so its answers show how it was sampled.
 """
 
 from __future__ import annotations
@@ -60,12 +59,12 @@ SCORES = {
     "a0": 5, "a1": 7, "a2": 9, "a3": 5, "b0": 7, "b1": 4, "b2": 1, "b3": 1, "t0": 3, "t1": 3, "t2": 1, "t3": 6,
 }  # fmt: skip
 POOR = {"a0": 2.0, "a1": 1.5, "a2": 1.5, "a3": 1.2, "b0": 1.4, "b1": 1.3, "b2": 1.1, "b3": 1.1}
-"""What the sources' answers to the first prompt score, whose accepted answer is the target's own."""
+"""The scores of the sources' answers to the first prompt, whose accepted answer is the target's own."""
 THOUGHT = "<think>hm</think>a1"
 
 
 def write_world(folder: Path) -> None:
-    """Models, prompts, answers and scores that let every setting show."""
+    """Models, prompts, answers and scores that make every setting visible."""
     save_letters(folder / "letters", "ABCD")
     save_letters(folder / "others", "WXYZ")
     save_tiny(folder / "tiny")
@@ -161,7 +160,7 @@ def answer(prompt: Mapping[str, Any], content: str) -> dict[str, Any]:
 
 
 def save_letters(folder: Path, letters: str) -> None:
-    """A model that says the first letter half of the time, the others seldomer and seldomer, whatever it is asked."""
+    """A model that says the first letter half of the time and each later one less often, whatever the prompt."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     with torch.no_grad():
@@ -176,7 +175,7 @@ def save_letters(folder: Path, letters: str) -> None:
 
 
 def letter_head(config: LlamaConfig, letters: str, shares: Sequence[float] = (0.5, 0.25, 0.15, 0.1)) -> torch.Tensor:
-    """The output layer that gives each letter its share, where every last hidden state is (sqrt(size), 0, ...)."""
+    """The output layer that gives each letter its share, if every last hidden state is (sqrt(size), 0, ...)."""
     tokenizer = build_tokenizer()
     head = torch.zeros(int(config.vocab_size), int(config.hidden_size))
     head[:, 0] = -20.0
@@ -200,7 +199,7 @@ def copy_with_template(source: Path, folder: Path) -> None:
 
 
 class Read(NamedTuple):
-    """What a model was given to read at once."""
+    """The inputs of one forward pass of a model."""
 
     model: str
     text: str
@@ -211,7 +210,7 @@ class Read(NamedTuple):
 
 @dataclass
 class Done:
-    """A run, and what was seen of it."""
+    """A run and what was observed of it."""
 
     folder: Path
     error: str
@@ -223,20 +222,20 @@ class Done:
     arguments: list[Any]
     """Transformers' TrainingArguments with ours, one for each trainer."""
     workers: list[int]
-    """Of every pool that was opened."""
+    """The arguments of every pool that was opened."""
     asked_workers: list[tuple[Any, ...]]
-    """Arguments of what pools of processes were asked, the time limit last."""
+    """The arguments of all calls to pools of processes, with the time limit last."""
     overrides: tuple[str, ...] = ()
 
     def rows(self, name: str = "m") -> list[TrainingRow]:
         return read_rows(self.folder / "rows" / f"{name}.parquet")
 
     def contents(self, role: str | None, name: str = "m") -> set[str]:
-        """What the answers of this role say over all rows; of all roles if there is none."""
+        """The texts of the answers of this role over all rows; of all roles if none is given."""
         return {answer.content for row in self.rows(name) for answer in row.responses if role in (None, answer.role)}
 
     def weights(self, name: str = "m") -> dict[str, float]:
-        """By answer, of the third prompt; of weighted rows only."""
+        """The weights by answer, for the third prompt; weighted rows only."""
         row = next(row for row in self.rows(name) if row.prompt_id == "n2")
         return {answer.content: answer.weight for answer in row.responses if answer.weight is not None}
 
@@ -260,7 +259,7 @@ class Done:
             return [dict(dump_score(stored)) for stored in store.all_scores()]
 
     def letters(self) -> list[str]:
-        """The answers that a model of letters gave."""
+        """The answers of a model of letters."""
         return [row["content"] for row in self.table("responses") if row["content"][:1] in set("ABCDWXYZ")]
 
     def scores(self) -> list[float | None]:
@@ -273,7 +272,7 @@ class Done:
         return any(text in read.text for read in self.reads)
 
     def steps(self) -> list[tuple[float, float]]:
-        """Loss and size of the gradient of every step."""
+        """Loss and norm of the gradient of every step."""
         lines = next(self.folder.glob("target*m/metrics.jsonl")).read_text().splitlines()
         return [(step["loss"], step["grad_norm"]) for step in map(json.loads, lines)]
 
@@ -286,16 +285,16 @@ class Done:
         return planned
 
     def stage(self, name: str) -> dict[str, Any]:
-        """What is planned for a stage."""
+        """The plan of a stage."""
         return next(entry for entry in self.plan()["stages"] if entry["name"] == name)
 
 
 RECIPES: list[Path] = []
-"""The one recipe, once it is written."""
+"""The single recipe, once it is written."""
 
 
 def command(*arguments: object) -> tuple[str, str]:
-    """What a command of ours prints, and its error."""
+    """The output of a Sinter command, and its error."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.testing, "_get_command", parser_of)  # building it takes as long as a small stage
         result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
@@ -308,7 +307,7 @@ def parser_of(app: typer.Typer) -> Any:
 
 
 class World:
-    """Carries out the recipe with changes, and watches."""
+    """Runs the recipe with changes, and observes it."""
 
     def __init__(self, folder: Path, server: ScriptedServer) -> None:
         self.folder, self.server = folder, server
@@ -350,7 +349,7 @@ class World:
 
 @contextmanager
 def watched(done: Done, *, trains: bool) -> Iterator[None]:
-    """Record what models read, what trainers are told and what workers are asked; math-verify's are not started."""
+    """Record inputs of models, arguments of trainers and calls of workers; math-verify's workers are not started."""
     forward, train = LlamaModel.forward, Trainer.train
     open_threads = concurrent.futures.ThreadPoolExecutor.__init__
 
@@ -389,7 +388,7 @@ def watched(done: Done, *, trains: bool) -> Iterator[None]:
             patch.setattr("sinterlm.training.train.FusionTrainer", not_trained)
         patch.setattr(concurrent.futures.ThreadPoolExecutor, "__init__", threads)
         patch.setattr(pebble.ProcessPool, "__init__", processes)
-        patch.setattr(psutil.Process, "children", lambda process, recursive=False: [])  # watching memory takes long
+        patch.setattr(psutil.Process, "children", lambda process, recursive=False: [])  # watching memory is slow
         patch.setattr(os, "fsync", lambda file: None)
         for name, fake in (("schedule", schedule), ("stop", lambda pool: None), ("join", lambda pool: None)):
             patch.setattr(pebble.ProcessPool, name, fake, raising=False)
@@ -402,7 +401,7 @@ def tokenizer_of(folder: Path) -> Any:
 
 
 def judge(request: Mapping[str, Any]) -> Answer:
-    """Grades everything 7 and calls every game a tie, whichever it is asked for; `flaky` fails at first."""
+    """Grades everything 7 and calls every game a tie, depending on the request; `flaky` fails at first."""
     text = request["messages"][0]["content"]
     fields = json.dumps(request.get("response_format", {}))
     if request["model"] == "flaky" and not FAILED:
@@ -427,7 +426,7 @@ def open_world(folder: Path) -> Iterator[World]:
     """The world in an empty folder, with its judge."""
     write_world(folder)
     gc.collect()
-    gc.freeze()  # each training collects garbage: the imported libraries need not be looked through every time
+    gc.freeze()  # each training collects garbage: the imported libraries need not be scanned every time
     RECIPES[:] = [folder / "recipe.yaml"]
     with serve(judge, seconds=0.01) as server:
         yield World(folder, server)

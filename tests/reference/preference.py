@@ -1,7 +1,7 @@
 """Every objective in float64 NumPy, written from the papers' equations and from no other code.
 
 x prompt, y response, lp(y) = log pi(y|x) and LR(y) = lp(y) - log ref(y|x), both summed over the |y| tokens of y;
-sigma(z) = 1 / (1 + exp(-z)); r(x,y) the score that a reward model gives. Arrays run over rows, unless said otherwise.
+sigma(z) = 1 / (1 + exp(-z)); r(x,y) is a reward model's score. Arrays run over rows, if not said otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Answer(NamedTuple):
-    """One response of every row, or of one: policy, reference and length, and what single rows know of it."""
+    """One response of every row, or of a single one: policy, reference, length, and what only single rows have."""
 
     lp: Array
     ref: Array
@@ -71,7 +71,7 @@ def ipo(yw: Answer, yl: Answer, tau: float) -> Array:
 
 
 def ipo_of_means(yw: Answer, yl: Answer, tau: float) -> Array:
-    """The same with log-ratios averaged over tokens."""
+    """IPO with log-ratios averaged over tokens."""
     return (yw.mean_lr - yl.mean_lr - 1.0 / (2.0 * tau)) ** 2
 
 
@@ -123,7 +123,7 @@ def wrpo_ipo_of_means(yws: Answer, ywt: Answer, yl: Answer, tau: float, alpha: f
 
 
 class Gradient(NamedTuple):
-    """Derivatives of a row's loss by the log-probabilities of its three answers."""
+    """Derivatives of a row's loss with respect to the log-probabilities of its three answers."""
 
     ws: Array
     wt: Array
@@ -156,7 +156,7 @@ def fusesft(lp: Array, weights: Array) -> float:
 
 
 def fusesft_of_means(lp: Array, lengths: Array, weights: Array) -> float:
-    """The same with log-probabilities averaged over tokens."""
+    """The weighted SFT loss with log-probabilities averaged over tokens."""
     return -float(np.dot(weights, lp / lengths))
 
 
@@ -184,7 +184,7 @@ def rloo(lp: Array, advantages: Array) -> float:
 
 
 def rloo_gradient(advantages: Array) -> Array:
-    """- A_i / N: the derivatives of the loss by the log-probabilities."""
+    """- A_i / N: the derivatives of the loss with respect to the log-probabilities."""
     return -advantages / len(advantages)
 
 
@@ -245,7 +245,7 @@ def _pair_loss(name: str, settings: Mapping[str, Any], answers: Sequence[Answer]
 
 
 def _wrpo(by_role: Mapping[str, Answer], settings: Mapping[str, Any]) -> Array:
-    """With the reward and link of the base."""
+    """The loss with the reward and link of the base."""
     yws, ywt, yl = (by_role[role] for role in ("chosen_source", "chosen_target", "rejected"))
     beta, tau, gamma, alpha = (settings.get(key, 0.0) for key in ("beta", "tau", "gamma", "alpha"))
     if settings["rejected_mix"]:

@@ -1,7 +1,7 @@
 """Every selection policy with lists and loops, written from the papers' rules and from no other code.
 
 An answer is a :class:`A`; a chosen one is a tuple of role, source, index, group and weight; a prompt without a row
-gives None. Nothing is shared with what is tested but the records and the words of the options.
+gives None. Only the records and the names of the options are shared with the tested code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sinterlm.records import Candidates, Scored
 
 
 class A(NamedTuple):
-    """One answer; ``place`` is where it stands among all of them, which come source by source."""
+    """One answer; ``place`` is its position among all answers, which are ordered by source."""
 
     place: int
     source: str
@@ -29,7 +29,7 @@ class A(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What all policies are told."""
+    """The options of all policies."""
 
     seed: int
     ties: str = "hash"
@@ -42,7 +42,7 @@ Window = Sequence[float] | str | None
 
 
 def read(answers: Sequence[Scored], rules: Rules, sources: Collection[str] | None, num_samples: int | None) -> list[A]:
-    """The eligible ones of those that take part."""
+    """The eligible answers of those that take part."""
     found = []
     for place, (response, score) in enumerate(answers):
         key = json.dumps([rules.seed, response.prompt_id, response.source, response.index], separators=(",", ":"))
@@ -73,7 +73,7 @@ def is_better(one: A, other: A) -> bool:
 
 
 def extreme(answers: Sequence[A], rules: Rules, beats: Callable[[A, A], bool]) -> A:
-    """The answer that none beats; of several the first, or the one of the smallest hash."""
+    """The answer that none beats; if there are several, the first or the one with the smallest hash."""
     unbeaten = [answer for answer in answers if not any(beats(other, answer) for other in answers)]
     return min(unbeaten, key=lambda answer: answer.place if rules.ties == "first" else answer.hash)
 
@@ -87,7 +87,7 @@ def worst(answers: Sequence[A], rules: Rules) -> A:
 
 
 def ranked(answers: Sequence[A], rules: Rules) -> list[A]:
-    """The best; the best of other texts than that; and so on."""
+    """The best, then the best with another text, and so on."""
     order: list[A] = []
     while left := [answer for answer in answers if answer.text not in [chosen.text for chosen in order]]:
         order.append(best(left, rules))
@@ -99,7 +99,7 @@ def by_source(answers: Sequence[A]) -> list[list[A]]:
 
 
 def lies_inside(window: Window, high: A, low: A) -> bool:
-    """1 for passed and 0 for failed are no scores; every window is taken as it is written, but for rounding."""
+    """1 for passed and 0 for failed are not scores; every window is used as written, except for rounding."""
     if (
         window is None
         or isinstance(window, str)
@@ -110,7 +110,7 @@ def lies_inside(window: Window, high: A, low: A) -> bool:
 
 
 def pair(answers: Sequence[A], rules: Rules, *, window: Window = None, tied: str = "drop") -> tuple[A, A] | None:
-    """The worst, and the best of other texts than that."""
+    """The worst, and the best with another text."""
     if not answers:
         return None
     low = worst(answers, rules)
