@@ -1,6 +1,6 @@
 """What ``test_distributed.py`` trains in two processes: ``LAUNCHER -m tests.processes TASK MODEL FOLDER``.
 
-The same trainings run in its own process, too, with twice the rows a device: both must take the same steps.
+The same trainings also run in its own process, with twice the rows per device: both must take the same steps.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def note_threads(folder: Path) -> None:
 
 
 def command(folder: Path, *arguments: str) -> NoReturn:
-    """The command, and the threads that it leaves behind."""
+    """The command, and the threads that it leaves running."""
     atexit.register(note_threads, folder)
     sys.argv = ["sinterlm", *arguments]
     cli.main()

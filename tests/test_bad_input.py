@@ -107,7 +107,7 @@ def test_no_quadruple_remains_and_mending_the_recipe_goes_on(sinterlm: Command, 
     assert not (recipe.parent / "run" / "rows" / "wrpo.parquet").exists()
     mended = sinterlm(*arguments, "preference.wrpo.select.truncated=keep", "target.sampling.max_new_tokens=1")
     assert mended.code == 0, mended.said
-    assert "train-sft ..." not in mended.printed, "what was done is not done again"
+    assert "train-sft ..." not in mended.printed, "finished stages are not repeated"
 
 
 @pytest.mark.parametrize(
@@ -314,4 +314,4 @@ def test_a_full_disk_stops_with_75_and_loses_nothing(sinterlm: Command, recipe: 
     assert resumed.code == 0, resumed.said
     for line in outcome.printed.splitlines():
         if " done in " in line:
-            assert f"{line.split()[0]} ..." not in resumed.printed, "what was done is not done again"
+            assert f"{line.split()[0]} ..." not in resumed.printed, "finished stages are not repeated"

@@ -150,7 +150,7 @@ def test_what_is_the_same_stands_once_and_what_differs_carries_its_run() -> None
 
 
 def test_held_out_figures_are_those_of_the_shared_questions() -> None:
-    """Of q2 and q3, gemma answers one correctly, a's target-sft both and b's one: b minus a is (-1 + 0) / 2."""
+    """Gemma answers one of q2 and q3 correctly, a's target-sft both and b's one: b minus a is (-1 + 0) / 2."""
     merged = merge_reports(two_reports())
     assert merged.held_out is not None
     rates = {model: figures["exact_match"] for model, figures in merged.held_out.figures.models.items()}
@@ -490,7 +490,7 @@ def test_the_command_shows_one_prompt_and_writes_the_page(recipe: Path, tmp_path
 
 
 def test_a_workspace_may_move_with_its_runs(recipe: Path, tmp_path: Path) -> None:
-    """Here the workspace is a run's folder beside the other run's; the other alone still finds the old workspace."""
+    """The workspace is a run's folder next to the other's; moved alone, the other still finds the old workspace."""
     for name in ("run", "other"):
         shutil.copytree(recipe.parent / name, tmp_path / "both" / name, ignore=shutil.ignore_patterns("*.safetensors"))
     shutil.copytree(tmp_path / "both" / "other", tmp_path / "alone" / "other")

@@ -103,7 +103,7 @@ def test_rates_of_exact_match() -> None:
 
 
 def test_a_detail_of_another_meaning_is_no_figure() -> None:
-    """Such as what a function of one's own says beside its score."""
+    """For example what a user's function returns beside its score."""
     for contains in ("a comma", ["a", "b"], 7, None):
         score = Score("r", "mine", 1.0, True, {"contains": contains})
         assert metrics_of(score) == {"exact_match": 1.0}
@@ -163,7 +163,7 @@ def test_paired_difference_against_a_naive_bootstrap(num_runs: int) -> None:
 
 
 def test_paired_difference_coverage() -> None:
-    """In 400 simulated comparisons (150 questions, three runs that share each question's difficulty) the interval holds
+    """In 400 simulated comparisons (150 questions, three runs that share each question's difficulty) the interval has
     the true difference of 0.1 in 95 %, give or take three standard deviations and the bootstrap's small bias."""
     generator = np.random.default_rng(0)
     num_held = 0
@@ -214,7 +214,7 @@ def test_resampling_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_interval_is_of_as_many_resamples_as_it_says() -> None:
-    """Of one, both ends are its mean."""
+    """With one resample, both ends are its mean."""
     value, low, high, n = mean_score([0.0, 1.0, 2.0, 4.0], num_resamples=1)
     assert (value, n) == (1.75, 4)
     assert low == high

@@ -249,7 +249,7 @@ def test_a_change_redoes_exactly_what_depends_on_it(recipe: Path, change: str, r
 def test_a_kill_between_the_two_selections(
     recipe: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once on the way, and once while another recipe's pairs lie there: the rows are those of an uninterrupted run."""
+    """Killed midway, and while another recipe's pairs are in the folder: the rows equal an uninterrupted run's."""
     output = f"output={tmp_path}"
     finish = Store.finish_stage
 

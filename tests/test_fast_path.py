@@ -143,7 +143,7 @@ def logps_and_gradients(
 def assert_same(
     left: tuple[Tensor, dict[str, Tensor]], right: tuple[Tensor, dict[str, Tensor]], tolerance: float = 1e-5
 ) -> None:
-    """Relative to the largest entry of each tensor."""
+    """Compared relative to the largest entry of each tensor."""
     assert left[1].keys() == right[1].keys()
     for ours, plain in [(left[0], right[0]), *((left[1][name], right[1][name]) for name in left[1])]:
         assert float((ours - plain).abs().max()) <= tolerance * float(plain.abs().max())
@@ -151,7 +151,7 @@ def assert_same(
 
 @pytest.fixture(params=[0, 320], ids=["spans alone", "spans in units"])
 def _units(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every span by itself, and short ones with their descendants under one mask."""
+    """Every span separately, and short ones with their descendants under one mask."""
     with unit_tokens(request.param):
         yield
 
@@ -328,7 +328,7 @@ def test_rounding_hides_no_mistake(
 ) -> None:
     """An attention 5 % too large moves log-probabilities by less than bfloat16 does, and by far more than float32.
 
-    Where the weights themselves are bfloat16 it cannot be told.
+    If the weights themselves are bfloat16, it cannot be detected.
     """
     monkeypatch.setattr(plug, "tiled_attention", lambda *args, **kwargs: 1.05 * tiled.tiled_attention(*args, **kwargs))
     model = build("llama") if weights == torch.float32 else build("llama").bfloat16()
@@ -515,7 +515,7 @@ def varlen_reference(
 @pytest.mark.parametrize("window", [None, 1, 6, 150])
 @pytest.mark.parametrize("name", FORESTS)
 def test_segments_for_flash_attention(name: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The inputs of a GPU's kernel, which a stand-in with the same contract replaces."""
+    """The inputs of a GPU's kernel; a fake with the same contract replaces it."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_reference)
     assert_same_attention(flash.flash_attention, FORESTS[name], window=window)
 

@@ -271,7 +271,7 @@ def test_entries_are_searched_in_turn_and_the_best_is_kept_for_the_next(searched
     for entry in found["entries"]:
         assert [cell["chosen"] for cell in entry] == [cell["value"] == max(c["value"] for c in entry) for cell in entry]
     assert found["chosen"] == max(second, key=lambda cell: cell["value"])["settings"]
-    assert second[0]["folder"] == best["folder"], "the recipe's own alpha and beta: a cell that is there already"
+    assert second[0]["folder"] == best["folder"], "the recipe's own alpha and beta: an existing cell"
     assert len({cell["value"] for cell in (*first, *second)}) == NUM_TRAININGS, "no two models score alike"
 
 

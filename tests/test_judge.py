@@ -209,7 +209,7 @@ def test_what_is_wrong_with_a_baseline_is_said(tmp_path: Path) -> None:
         (tmp_path / "baseline.jsonl").write_text('{"prompt_id": "sum", "response": "5"}\n' * 2)
         with pytest.raises(InputError, match="two answers to prompt sum"):
             score_one(server.url, mode="pairwise", baseline=tmp_path / "baseline.jsonl")
-    assert server.requests == [], "nothing is paid for before all is there"
+    assert server.requests == [], "nothing is paid for before every baseline is found"
 
 
 # --- invalid verdicts ------------------------------------------------------------------------------------------------

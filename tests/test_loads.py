@@ -185,7 +185,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         r"cannot be loaded: .*config\.json: .* is not a multiple of the number of attention heads \(5\)",
     ),
 }
-"""A fault of a folder, whoever reads it: how it comes about, and the message."""
+"""A fault of a folder, for every reader: how it comes about, and the message."""
 
 LOADERS: dict[str, Callable[[str], object]] = {
     "model": lambda name: load_model(name, device="cpu"),
@@ -364,7 +364,7 @@ class TestFilesOfTheModel:
         folder = save_tiny(tmp_path / "model")
         other = save_tiny(tmp_path / "other", seed=1)
         before, times = fingerprint(str(folder)), (folder / WEIGHTS).stat()
-        (folder / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes())  # the same inode, too
+        (folder / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes())  # also the same inode
         os.utime(folder / WEIGHTS, ns=(times.st_atime_ns, times.st_mtime_ns))
         assert (folder / WEIGHTS).stat().st_mtime_ns == times.st_mtime_ns
         assert cached_fingerprint(str(folder)) is None
@@ -668,11 +668,11 @@ def test_models_whose_decoder_lies_elsewhere_are_trained_whole(tmp_path: Path, k
 
 
 class TestMemory:
-    """Memory that cannot be had is one sentence with what to lower, wherever it is asked for."""
+    """If memory runs out, the error is one sentence that says what to lower, wherever the memory was needed."""
 
     @staticmethod
     def fail(*_: object, **__: object) -> Any:
-        """What torch says of a CPU; the attempt is real."""
+        """Torch's own message on a CPU, from a real attempt."""
         return torch.empty(2**60)
 
     def test_loading_under_a_limit_of_the_system(self, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_setting_the_clock_frees_no_folder(tmp_path: Path) -> None:
 
 
 def test_links_are_never_followed(tmp_path: Path) -> None:
-    """A workspace from elsewhere may contain links to one's own files."""
+    """A workspace from elsewhere may contain links to the user's files."""
     mine, workspace = tmp_path / "mine.txt", tmp_path / "workspace"
     workspace.mkdir()
     mine.write_text("mine")

@@ -136,7 +136,7 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
 def test_bomb_costs_its_limit_and_leaves_the_others(bomb: str) -> None:
     scorer = MathematicsScorer(timeout_seconds=1, num_workers=1)
-    scorer.score([answered("5", "5")])  # the workers are there
+    scorer.score([answered("5", "5")])  # start the workers
     started = time.monotonic()
     before, struck, after = scorer.score([answered("5", "5"), answered(bomb, "5"), answered("5", "5")])
     seconds = time.monotonic() - started

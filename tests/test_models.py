@@ -63,7 +63,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def package(site: Path) -> Path:
-    """A package that holds a GGUF file and breaks when it is imported."""
+    """A package that contains a GGUF file and fails when it is imported."""
     folder = site / "tiny_gguf_package"
     folder.mkdir()
     (folder / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -187,7 +187,7 @@ class TestLoading:
 
     @pytest.mark.parametrize("tied", [False, True])
     def test_a_reward_model_is_no_language_model(self, tmp_path: Path, tied: bool) -> None:
-        """With one matrix for input and output embeddings it would lack nothing and be asked in earnest."""
+        """With one matrix for input and output embeddings it would lack nothing and would really be sampled."""
         folder = save_tiny_reward_model(tmp_path / "reward")
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))

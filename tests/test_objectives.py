@@ -587,7 +587,7 @@ def test_wrpo_is_below_the_mean_of_the_two_losses(base: str, rows: Any, alpha: f
 @pytest.mark.parametrize("base", ["dpo", "ln-dpo", "ipo"])
 @given(rows=quadruples, shift=st.floats(-50, 50), alpha=st.floats(0, 1))
 def test_a_shift_changes_nothing(base: str, rows: Any, shift: float, alpha: float) -> None:
-    """Neither one of a response's policy and reference, nor (log Z of the prompt) one of all rewards of a row."""
+    """Neither added to a response's policy and reference, nor (log Z of the prompt) to all rewards of a row."""
     source, target, rejected = logps_of(rows)
     assert source.reference is not None
     moved = source._replace(policy=source.policy + shift, reference=source.reference + shift)

@@ -1,4 +1,4 @@
-"""Frozen: what `sinterlm list` says of policies and objectives, how a resolved recipe writes them, and stage keys.
+"""Frozen: the output of `sinterlm list` for policies and objectives, their form in a resolved recipe, and stage keys.
 
 A change here makes finished stages run again, or changes what others read. Make it on purpose, then rewrite the file
 with ``python -m tests.test_resolved_components``.

@@ -96,11 +96,11 @@ class Seam:
     given: tuple[str, ...] = field(default=())
     until: str = "select-m"
     trains: bool = True
-    """Whether a model must be trained; otherwise the arguments of the trainer tell."""
+    """Whether a model must be trained; otherwise the trainer's arguments show the change."""
     together: tuple[str, ...] = ()
-    """Changes of other keys that are made in the same run, each of which shows elsewhere."""
+    """Changes of other keys in the same run; each shows elsewhere."""
     resumes: bool = False
-    """Whether the changed recipe goes on from what the unchanged one has left."""
+    """Whether the changed recipe resumes from what the unchanged one has left."""
 
 
 Look = Callable[[Done], Any]
@@ -180,7 +180,7 @@ def trained(
     trains: bool = False,
     resumes: bool = True,
 ) -> Seam:
-    """Seen in the arguments of a method's trainer or, if it trains, in the training."""
+    """Visible in the arguments of a method's trainer or, if it trains, in the training."""
     given = ("target.model=FOLDER/tiny", *given)
     return Seam(change, look, before, after, given, until="train-m", trains=trains, resumes=resumes)
 
@@ -321,7 +321,7 @@ def judged(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES,
 
 
 def objective(change: str, kind: str, *, select: str = "kind: wrpo", trains: bool = False) -> Seam:
-    """Seen in the trainer's objective or, if it trains, in the loss or the gradient of the first step.
+    """Visible in the trainer's objective or, if it trains, in the loss or the gradient of the first step.
 
     What each hyper-parameter does to a loss, test_objectives.py and test_trl_parity.py show.
     """

@@ -160,7 +160,7 @@ def test_groups_and_number_of_sources(name: str) -> None:
 
 @pytest.mark.parametrize("name", OF_SOURCES)
 def test_fewer_samples_than_there_are_and_than_asked(name: str) -> None:
-    """The first two of four samples take part; if five are asked for, all four do."""
+    """The first two of four samples take part; if five are requested, all four do."""
     answers: list[Case] = [("a", 0.3), ("b", 0.25), ("c", 0.9), ("d", 0.1)]
     (two,) = select(name, [candidates([answers], TWO_TARGETS)], num_samples=2).rows
     assert {response.content for response in two.responses} <= {"a", "b", "t-good", "t-bad"}
@@ -187,7 +187,7 @@ TIED: list[Case] = [("a", 0.15), ("b", 0.1), ("c", 0.15), ("d", 0.1)]
 def test_ties_of_every_policy(name: str) -> None:
     """A hash of (seed, prompt id, source, index) decides among the best and among the worst; or the first does.
 
-    Policies that take all samples have none to choose; FuseSFT chooses where it keeps fewer than there are.
+    Policies that take all samples have none to choose; FuseSFT chooses if it keeps fewer than it has.
     """
     options = {"num_responses": 1} if name == "fusesft" else {}
 

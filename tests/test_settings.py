@@ -78,7 +78,7 @@ def test_every_shipped_number_has_its_source_beside_it(path: Path) -> None:
     shared = read_yaml(SHARED).value
     if path != SHARED:
         same = {key for key, value in read_yaml(path).value.items() if shared.get(key) == value}
-        assert not same, "what is shared stands in shared.yaml alone"
+        assert not same, "shared settings are only in shared.yaml"
 
 
 def write(folder: Path, name: str, text: str) -> Path:

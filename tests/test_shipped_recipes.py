@@ -278,7 +278,7 @@ def test_pairs_come_first_in_fusechat3(target: str, tmp_path: Path) -> None:
     assert list(planned["stages"]).index("select-dpo") + 1 == list(planned["stages"]).index("select-sft")
     note = "sft: rows of 42,314 to 110,122 prompts, depending on how many select-dpo drops"
     assert [found.partition(";")[0] for found in planned["notes"] if found.startswith("sft: ")] == [note]
-    if target == "llama3.1-8b":  # 3 epochs, 200 + 512 tokens a row, 8 operations with recomputation
+    if target == "llama3.1-8b":  # 3 epochs, 200 + 512 tokens per row, 8 operations with recomputation
         hours = 3 * (6 + 2) * 8e9 * 110_122 * (200 + 512) / GPUS[0].training / 3600
         assert planned["stages"]["train-sft"]["gpu_hours"]["A100"] == pytest.approx(hours)
 

@@ -228,7 +228,7 @@ def test_the_database_of_another_program_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["", "-wal", "-shm", "-journal"])
 @pytest.mark.parametrize("read_only", [True, False])
 def test_links_are_refused(ending: str, read_only: bool, tmp_path: Path) -> None:
-    """SQLite would write where they point to, and no lock of this folder holds that."""
+    """SQLite would write where they point, and this folder's lock does not protect that place."""
     workspace, mine = tmp_path / "workspace", tmp_path / "mine"
     path = workspace / "store.sqlite"
     workspace.mkdir()
@@ -356,7 +356,7 @@ def test_what_a_file_gives_to_a_prompt_is_what_was_found_last(store: Store) -> N
 
 
 def test_recorded_answers_of_earlier_releases_keep_their_scores(tmp_path: Path) -> None:
-    """They were named by their file, in stores without a table of places; what was there stays, what changed is new."""
+    """Stores without a table of places named them by their file; what was there stays, and what changed is new."""
     path = tmp_path / "store.sqlite"
     with Store(path) as store:
         store.add_responses("file", [(PROMPT, response(0, "a", "file")), (PROMPT, response(1, "b", "file"))])

@@ -142,7 +142,7 @@ def test_no_query_of_a_run_reads_a_whole_table(fusion: Fusion, monkeypatch: pyte
 def test_a_recorded_file_is_hashed_and_parsed_once_in_a_command(
     fusion: Fusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answers are looked up, those that nobody asks for are named, and four stage keys hold its hash."""
+    """Its answers are looked up, unused ones are named, and four stage keys contain its hash."""
     counts = Counts(monkeypatch)
     outcome = run_fusion(fusion, Lines(), until="select-wrpo")
     assert {"sample-sources", "sample-target", "select-wrpo"} <= set(outcome.done_now)

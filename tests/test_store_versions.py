@@ -64,7 +64,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_there_is_a_store_of_every_version() -> None:
-    """Whoever raises the version adds a dump of the one before it, made with `store_dumps.py`."""
+    """After raising the version, add a dump of the one before it, made with `store_dumps.py`."""
     assert {int(dump.stem.split("-")[0]) for dump in DUMPS} == set(range(1, VERSION + 1))
 
 

@@ -42,7 +42,7 @@ def hostile(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 def test_text_is_shown_and_never_obeyed(hostile: tuple[str, str]) -> None:
-    """In lines, and in a table's title, head and cells, whose borders stay straight."""
+    """In lines, and in a table's title, head and cells; the table's borders stay straight."""
     text, shown = hostile
     assert show_controls(text) == shown
     assert show_controls(shown) == shown

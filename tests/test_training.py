@@ -439,7 +439,7 @@ def test_chunks_hold_whole_rows_in_order(chunk_tokens: int, num_rows: list[int])
     ],
 )
 def test_what_a_row_counts(name: str, settings: dict[str, Any], expected: list[float]) -> None:
-    """A row, or its weight times its tokens by their weights."""
+    """A row's own weight, or that times the weighted number of its tokens."""
     weighed = name == "fusesft"
     row: Any = {"input_ids": [1] * 7, "num_prompt_tokens": 2, "reference_logps": [], "name": "p"}
     row |= {"pairs": [], "scores": None, "groups": [0]}

@@ -161,7 +161,7 @@ def fusesft_of_means(lp: Array, lengths: Array, weights: Array) -> float:
 
 
 def likelihood_step(lp: Sequence[Array], lengths: Sequence[Array], weights: Sequence[Array]) -> float:
-    """The loss of a step of FuseSFT rows (of SFT: one answer a row): over the sum of weight times tokens."""
+    """The loss of a step of FuseSFT rows (SFT with one answer per row), divided by the sum of weight times tokens."""
     total = sum(float(np.dot(w, values)) for w, values in zip(weights, lp, strict=True))
     return -total / sum(float(np.dot(w, length)) for w, length in zip(weights, lengths, strict=True))
 
