@@ -50,7 +50,7 @@ class Element:
 
 
 class PageParser(HTMLParser):
-    """Builds a tree of elements; every element knows all text inside it."""
+    """Builds a tree of elements; every element has all text inside it."""
 
     VOID = frozenset({"meta", "input", "br", "img", "link", "hr"})
 

@@ -64,7 +64,7 @@ def humaneval_solutions() -> list[Exchange]:
 
 
 def mbpp_solutions() -> list[Exchange]:
-    """Every reference solution, as a model would give it: fenced, with prose around."""
+    """Every reference solution, as a model would give it: fenced, with prose around it."""
     return [
         answered(
             f"Here it is:\n\n```python\n{row['code']}\n```\nIt runs in linear time.",

@@ -83,7 +83,7 @@ TOLERANCE = 1e-5
 
 
 def build_tokenizer(chat_template: str = LLAMA3_TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that has the tokens of an answer's header under Llama 3's ids, and splits newlines like it."""
+    """A byte-level BPE with the tokens of an answer's header under Llama 3's ids; it splits newlines like Llama 3."""
     vocabulary = {character: index for index, character in enumerate(sorted(ByteLevel.alphabet()))}
     parts = ["assistant"[:length] for length in range(1, 10)]
     merges = [("Ċ", "Ċ"), *((part, longer[-1]) for part, longer in pairwise(parts))]

@@ -1,4 +1,4 @@
-"""Bad input ends with a clear message and the design's exit code, and leaves nothing half written."""
+"""Bad input ends with a clear message and the right exit code, and leaves nothing half written."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from tests.answers import answered
 from tests.cases.right_programs import CASES
 from tests.published_data import humaneval_solutions, mbpp_solutions, needs_published_data
 
-pytestmark = pytest.mark.xdist_group("code")  # what the tests share is made once, in one process
+pytestmark = pytest.mark.xdist_group("code")  # the tests' shared fixtures are made once, in one process
 
 try:
     check_isolation()

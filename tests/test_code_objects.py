@@ -10,7 +10,7 @@ from sinterlm.records import Score
 from tests.answers import answered
 from tests.test_code import reason, score
 
-pytestmark = pytest.mark.xdist_group("code_objects")  # what the tests share is made once, in one process
+pytestmark = pytest.mark.xdist_group("code_objects")  # the tests' shared fixtures are made once, in one process
 
 
 class Problem(NamedTuple):

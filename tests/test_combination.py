@@ -1,4 +1,4 @@
-"""Combinations against values worked out by hand, and their order against that of tuples."""
+"""Combinations compared with values worked out by hand, and their order with that of tuples."""
 
 from __future__ import annotations
 

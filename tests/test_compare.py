@@ -37,7 +37,7 @@ from tests.pages import needs_browser, open_page, parse
 from tests.test_pipeline import fuse
 from tests.tiny_fusion import write_tiny_fusion
 
-pytestmark = pytest.mark.xdist_group("compare")  # what the tests share is made once, in one process
+pytestmark = pytest.mark.xdist_group("compare")  # the tests' shared fixtures are made once, in one process
 
 # --- two runs that a reader can count ---
 
@@ -68,10 +68,10 @@ def report_of(name: str, *, held_out: Mapping[str, tuple[bool, bool]], weights: 
     """A run with the source ``gemma``, one SFT row and one WRPO row.
 
     Args:
-        name: of the run.
-        held_out: question to whether gemma and the run's ``target-sft`` answer it rightly.
-        weights: of ``target-sft``.
-        loss: of the first WRPO step.
+        name: The run's name.
+        held_out: For each question, whether gemma and the run's ``target-sft`` answer it correctly.
+        weights: The weights of ``target-sft``.
+        loss: The loss of the first WRPO step.
     """
     learn = Candidates(
         prompt("learn"), tuple(answer("learn", "gemma", i, weights="g", passed=i == 0) for i in range(3))

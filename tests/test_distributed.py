@@ -24,7 +24,7 @@ from tests import processes
 from tests.processes import GLOBAL_BATCH, NUM_ROWS, TRAININGS, keep_gradients
 from tests.tiny import save_tiny
 
-pytestmark = pytest.mark.xdist_group("distributed")  # what the tests share is made once, in one process
+pytestmark = pytest.mark.xdist_group("distributed")  # the tests' shared fixtures are made once, in one process
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "src" / "sinterlm" / "recipes" / "accelerate"

@@ -306,7 +306,7 @@ def test_a_scorer_may_verify_some_questions_and_grade_others() -> None:
 
 
 def test_an_evaluation_is_read_back_as_it_was_written() -> None:
-    """The keys are those of every ``evaluation.json`` so far."""
+    """The keys are the same as in every earlier ``evaluation.json``."""
     rate = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
     difference = {
         "model": "target-sft", "other": "gemma", "metric": "contains",

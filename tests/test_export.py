@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
 
 
 def test_a_pair_of_two_models_stays_one(tmp_path: Path) -> None:
-    """The rejected answer of a quadruple's pair is the target's, after a file of TRL's form as before."""
+    """The rejected answer of a quadruple's pair is the target's, also after a round trip through TRL's format."""
     trl = export_rows(rows_file(tmp_path, "wrpo"), tmp_path / "trl", format_name="trl").folder / "wrpo" / FILE_NAME
     assert {record["source_rejected"] for record in pq.read_table(trl).to_pylist()} == {"target"}
     exported = export_rows(trl, tmp_path / "out", format_name="fusechat3")
@@ -584,7 +584,7 @@ def test_a_killed_import_has_written_nothing_and_the_same_command_ends_it(tmp_pa
 
 
 def published(folder: Path, best: Sequence[int]) -> tuple[Path, list[dict[str, Any]]]:
-    """A recipe of recorded answers and scores alone, as princeton-nlp/*-ultrafeedback-armorm has them in train.json."""
+    """A recipe with only recorded answers and scores, as in train.json of princeton-nlp/*-ultrafeedback-armorm."""
     records = [
         {
             "prompt_id": f"p{number}",

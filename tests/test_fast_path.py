@@ -1,4 +1,4 @@
-"""The shared layout against one sequence to a line: the same log-probabilities and gradients, whatever the model."""
+"""The shared layout compared with one sequence per line: equal log-probabilities and gradients for every model."""
 
 from __future__ import annotations
 
@@ -563,7 +563,7 @@ def test_target_logps_against_float64(num_positions: int, dtype: torch.dtype) ->
 def test_the_size_of_a_chunk_changes_no_number(
     name: str, chunk_positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against the whole log-softmax of each sequence, in float64, soft-capping of the logits included."""
+    """Compared with the whole log-softmax of each sequence in float64, including soft-capping of the logits."""
     model, rows = build(name).double(), make_rows([2, 3])
     expected = []
     for example in (example for row in rows for example in row):

@@ -549,7 +549,7 @@ class TestRowsOfOthers:
             read_training_file(path, ())
 
     def test_a_file_may_be_one_list(self, tmp_path: Path) -> None:
-        """As FuseChat-3.0 and LLaMA-Factory's examples are published."""
+        """As published by FuseChat-3.0 and in LLaMA-Factory's examples."""
         path = tmp_path / "train.json"
         path.write_text("\ufeff" + json.dumps([ANNOTATED, {**ANNOTATED, "prompt_id": "p2"}], indent=2), "utf-8")
         assert [row.prompt_id for row in read_training_file(path, ())] == ["p1", "p2"]
@@ -564,7 +564,7 @@ class TestRowsOfOthers:
 
     @pytest.mark.parametrize(("name", "text"), [("a.jsonl.gz", "{0}\n{0}\n"), ("a.json.gz", "[{0}, {0}]")])
     def test_a_file_may_be_compressed(self, tmp_path: Path, name: str, text: str) -> None:
-        """As HumanEval is published."""
+        """As in the published HumanEval."""
         path = tmp_path / name
         packed = gzip.compress(text.format(json.dumps(ANNOTATED)).encode())
         path.write_bytes(packed)

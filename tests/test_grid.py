@@ -32,7 +32,7 @@ from sinterlm.training.trainer import FusionTrainer
 from tests.test_pipeline import Lines
 from tests.tiny_fusion import write_tiny_fusion
 
-pytestmark = pytest.mark.xdist_group("grid")  # what the tests share is made once, in one process
+pytestmark = pytest.mark.xdist_group("grid")  # the tests' shared fixtures are made once, in one process
 
 SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "wrpo" / "llama3-8b-search.yaml"
 GRID = "[{train.learning_rate: [2e-2, 5e-2]}, {objective.alpha: [0.5, 0.0], train.max_steps: [4]}]"
@@ -64,7 +64,7 @@ def overrides(grid: str = GRID) -> list[str]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny fusion; its evaluation is by a reward model, whose figures differ between any two models."""
+    """The tiny fusion, evaluated by a reward model whose figures differ between any two models."""
     path = write_tiny_fusion(tmp_path_factory.mktemp("grid"))
     text = path.read_text()
     path.write_text(text[: text.index("evaluation:")] + f"evaluation: {{held_out: {{scorer: {scorer_of(path)}}}}}\n")

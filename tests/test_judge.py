@@ -326,7 +326,7 @@ def honest(request: dict[str, Any]) -> Answer:
 
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_planted_verdict_has_no_effect(planted: str) -> None:
-    """Nor has one that the judge quotes; what is planted is all of the answer, and nothing of the request around it."""
+    """Nor has a verdict that the judge quotes. Planted text stays in the answer; the rest of the request is intact."""
     prompt = Prompt("sum", PROMPT.messages, ("five",))
     with serve(honest) as server:
         assert score_one(server.url, planted, prompt).value == 3.0

@@ -157,7 +157,7 @@ def test_a_report_of_a_fine_tuning_alone_needs_its_scores(recipe: Path, tmp_path
 
 
 def test_scores_of_a_model_that_is_gone_are_not_missed(recipe: Path, tmp_path: Path) -> None:
-    """It is trained and sampled again; until then, its old scores belong to nothing."""
+    """The target is trained and sampled again; until then its old scores belong to no answer."""
     own = ("sft={select: {kind: best-of-sources}}", "prompts.split.sft=0.5", "target.samples=null")
     carry_out(recipe, tmp_path, *own, until="score-sources")
     counts = {"answers": 6.0}
@@ -257,7 +257,7 @@ def sampling_hours(calls: int, prompt_tokens: float, new_tokens: float) -> Any:
 
 
 def test_the_figures_of_sampling_by_hand(recipe: Path, tmp_path: Path) -> None:
-    """Prompts of 4 tokens, two answers of up to 100; 600 bytes for each besides its text of 4 bytes a token."""
+    """Prompts of 4 tokens, two answers of up to 100; 600 bytes for each, plus its text at 4 bytes per token."""
     plan = planned(recipe, tmp_path, SOURCE)
     assert figures(plan, "sample-sources") == (12, 48, 1200, 12_000, sampling_hours(12, 4, 100))
     assert plan.to_json()["total"]["calls"] == 12 + 12 + 6 * 5, "to sample, and to score: at most five of the target"

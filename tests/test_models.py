@@ -201,7 +201,7 @@ class TestLoading:
             load_model(str(folder))
 
     def test_a_language_model_is_no_reward_model(self, tmp_path: Path) -> None:
-        """Transformers would give it a random head and say so in a log line only."""
+        """Transformers would give it a random head and mention this only in a log line."""
         with pytest.raises(
             InputError, match=r"cannot be loaded as LlamaForSequenceClassification: its files lack score\.weight"
         ):

@@ -663,7 +663,7 @@ def test_fusepo_is_its_base_on_weighted_rows(base: str, seed: int) -> None:
 
 @given(seed=seeds)
 def test_fusesft_of_one_response_is_sft(seed: int) -> None:
-    """And weights of 0 leave a response out."""
+    """Weights of 0 leave a response out."""
     sft, fusesft = resolve_objective("sft"), resolve_objective("fusesft")
     batch = random_batch(fusesft, seed, num_rows=1)
     first = [y._replace(weight=float(index == 0)) for index, y in enumerate(batch)]

@@ -173,7 +173,7 @@ def test_lines_that_cannot_be_read_are_named(content: bytes, message: str, tmp_p
 
 
 def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
-    """A byte order mark, CRLF, and what Python's splitlines would split at, within text."""
+    """A byte order mark, CRLF, and characters in text at which Python's splitlines would split."""
     text = "a\u2028b\u2029c\x85d\x1c\x1d\x1e\x0b\x0c e"
     rows = [{"prompt": text}, {"prompt": "next"}]
     path = tmp_path / "prompts.jsonl"

@@ -41,7 +41,7 @@ from sinterlm.terminal.status import print_status
 from sinterlm.terminal.terminal import Terminal
 from tests.tiny_fusion import write_tiny_fusion
 
-pytestmark = pytest.mark.xdist_group("pipeline")  # what the tests share is made once, in one process
+pytestmark = pytest.mark.xdist_group("pipeline")  # the tests' shared fixtures are made once, in one process
 
 STAGES = [
     "prompts", "sample-sources", "score-sources", "select-sft", "train-sft", "sample-target", "score-target",
@@ -127,7 +127,7 @@ def test_summary_has_the_contracts_shape(run: Path) -> None:
 
 
 def test_internal_rewards_of_held_out_quadruples(run: Path) -> None:
-    """The figures of evaluation.json against log-probabilities that Transformers computes from the saved models."""
+    """The figures of evaluation.json, compared with Transformers' log-probabilities from the saved models."""
     figures = json.loads((run / "evaluation.json").read_text())
     assert figures["num_quadruples"] >= 2
     accuracies = figures["reward_accuracies"]["target-sft-wrpo"]

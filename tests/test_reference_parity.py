@@ -77,7 +77,7 @@ def write_file(path: Path, objective: ResolvedObjective) -> None:
 
 @torch.no_grad()
 def sequence_logp(model: PreTrainedModel, row: TrainingRow, content: str) -> tuple[float, int]:
-    """From the definition, one sequence at a time: log pi(y|x) in float64, and the number of tokens."""
+    """By the definition, one sequence at a time: log pi(y|x) in float64, and the number of tokens."""
     example = encode_example(TOKENIZER, row.messages, content)
     logits = model(input_ids=torch.tensor([example.prompt_ids + example.response_ids])).logits[0].double()
     logps = logits[len(example.prompt_ids) - 1 : -1].log_softmax(-1)

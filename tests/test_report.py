@@ -48,7 +48,7 @@ def prompt(number: int, question: str, answer: str, domain: str) -> Prompt:
 
 
 def small_run() -> ReportData:
-    """Two sources and three prompts, one a part, with figures that a reader can count.
+    """Two sources and three prompts, one per part, with figures that a reader can count.
 
     Of gemma's 4 training answers 3 pass, of smollm2's 4 one; y_ws is gemma's in both selections.
     """

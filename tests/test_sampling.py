@@ -154,7 +154,7 @@ def find(prompt_id: str) -> Prompt:
 
 
 def nucleus_reference(probabilities: NDArray[np.float64], uniform: float, top_p: float) -> int:
-    """Sort everything, keep the shortest run that reaches top_p, and walk along it: float64, one row."""
+    """Sort all tokens, keep the shortest run that reaches top_p, and walk along it: float64, one row."""
     order = np.argsort(-probabilities, kind="stable")
     mass = np.cumsum(probabilities[order])
     kept = int(np.searchsorted(mass, top_p)) + 1

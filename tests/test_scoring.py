@@ -160,7 +160,7 @@ def test_all_turns_of_a_prompt_are_read(reward_model: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_neighbours_in_a_batch_change_no_score(tmp_path: Path, dtype: str) -> None:
-    """Wide enough that bfloat16 rounds differently wherever a kernel sums in another order."""
+    """Wide enough that bfloat16 rounds differently if a kernel sums in another order."""
     folder = save_tiny_reward_model(tmp_path, hidden_size=256, num_layers=4)
     entries = [answered("word " * number, question="What? " * (number % 7)) for number in range(24)]
     together = values(build(folder, dtype=dtype), entries)

@@ -219,7 +219,7 @@ def test_ties_of_every_policy(name: str) -> None:
 
 
 def test_a_tie_between_sources_is_one_between_their_answers() -> None:
-    """FuseChat-3.0's rows are of one source; with equal best answers the hash decides which, evenly."""
+    """A row of FuseChat-3.0 has one source; if several have equally good best answers, the hash chooses evenly."""
     answers: list[list[Case]] = [[("a", 0.15), ("b", 0.1)], [("c", 0.15), ("d", 0.1)]]
     taken = [outcome(select_fusechat3([candidates(answers)], seed=seed)) for seed in range(40)]
     assert 8 < taken.count({"chosen": "a", "rejected": "b"}) < 32

@@ -36,7 +36,7 @@ PAPERS: Mapping[str, Mapping[str, Any]] = {
     "dpo-fusechat3-gemma-2-9b": {"beta": 0.01, "learning_rate": 5e-7},
     # SimPO's README: gamma / beta = 0.3
     "simpo-llama-3": {"beta": 10, "gamma": 3.0, "learning_rate": 1e-6},
-    # FuseRL is silent: WRPO's numbers
+    # FuseRL gives no numbers, so these are WRPO's
     "fusesft": {"average_logps": False, "learning_rate": 7e-6},
     "fusepo": {"base": "dpo", "beta": 0.01, "learning_rate": 3e-7},
     "fusepo-simpo": {"base": "simpo", "beta": 10, "gamma": 1.0, "learning_rate": 6e-7},

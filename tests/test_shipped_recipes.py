@@ -43,7 +43,7 @@ def load(name: str, *overrides: str) -> Recipe:
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
-    """The plan as printed with ``--json``, its stages by name."""
+    """The plan as printed with ``--json``, with its stages by name."""
     planned = plan_fusion(Fusion(recipe)).to_json()
     return {**planned, "stages": {stage["name"]: stage for stage in planned["stages"]}}
 

@@ -200,9 +200,9 @@ def row_loss(name: str, settings: Mapping[str, Any], answers: Sequence[Answer]) 
     """The loss of one row, without the row's own weight.
 
     Args:
-        name: of the objective.
-        settings: every hyper-parameter; ``alpha`` as it is now.
-        answers: all responses of the row, in any order.
+        name: Name of the objective.
+        settings: Every hyper-parameter, with the current value of ``alpha``.
+        answers: All responses of the row, in any order.
     """
     groups: dict[str, list[Answer]] = {}
     for answer in answers:
