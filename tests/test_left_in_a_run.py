@@ -15,6 +15,7 @@ from sinterlm.pipeline.compare import compare_runs
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.finished import load_run, read_only, rewrite_report
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
+from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.plan import Plan, plan_fusion
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.report import read_report
@@ -22,6 +23,7 @@ from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.sample import sample
 from sinterlm.pipeline.stages.sample import estimate_sampling
 from sinterlm.pipeline.stages.score import Score
+from sinterlm.pipeline.stages.train import Train
 from sinterlm.pipeline.status import status_of
 from sinterlm.recipe.load import load_recipe
 from sinterlm.records import Message, Prompt, Response, response_id
@@ -113,8 +115,18 @@ def test_a_text_that_two_prompts_have_is_answered_once(recipe: Path, tmp_path: P
 
 
 def test_a_table_of_rows_leaves_out_trainings_without_rows(recipe: Path, tmp_path: Path) -> None:
-    first = "preference.0={select: {kind: on-policy}, objective: {kind: dpo}}"
-    assert load_run(carry_out(recipe, tmp_path, first, until="score-target")).table("rows") == []
+    other = "preference.other={select: {kind: on-policy}, objective: {kind: dpo}}"
+    carry_out(recipe, tmp_path, other, until="score-target")
+    run_fusion(fusion_of(recipe, tmp_path, other), SilentReporter(), only="select-other")
+    assert {line["training"] for line in load_run(tmp_path).table("rows")} == {"other"}
+
+
+def test_a_table_of_drops_says_what_was_dropped_where_and_why(run: Path) -> None:
+    lines = load_run(run).table("dropped")
+    assert next(line for line in lines if line["subject"] == "größe") == {
+        "stage": "sample-sources", "reason": "no-recorded-answer", "subject": "größe", "detail": "a has none",
+    }  # fmt: skip
+    assert [line["subject"] for line in lines if line["subject"] != "größe"] == ["p4"]
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
@@ -324,6 +336,19 @@ def test_the_figures_of_a_search_by_hand(recipe: Path, tmp_path: Path) -> None:
 
 
 # --- messages of stages that refuse -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", ["[{train.lr_scheduler_type: [linear, loud]}]", "[]"])
+def test_every_cells_arguments_are_checked_before_the_first_answer(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: str
+) -> None:
+    monkeypatch.setattr("sinterlm.pipeline.stages.train._check_target", lambda fusion, inputs: None)
+    own = "linear" if "loud" in grid else "loud"
+    overrides = (*GRID, f"preference.m.grid={grid}", f"preference.m.train={{lr_scheduler_type: {own}}}")
+    fusion = fusion_of(recipe, tmp_path, *overrides)
+    inputs = Inputs(fusion, {}, None, reads_target=True, allow_code=False)
+    with pytest.raises(InputError, match="loud"):
+        Train(fusion, "m").check(inputs)
 
 
 def test_a_selection_without_rows_says_why(recipe: Path, tmp_path: Path) -> None:
