@@ -92,6 +92,14 @@ def test_status_counts_the_drops_of_each_stage_by_reason(run: Path) -> None:
     assert stages["select-m"]["counts"] == {"rows": 6, "dropped": 0}
 
 
+def test_status_counts_answers_without_a_score(recipe: Path, tmp_path: Path) -> None:
+    line = {"prompt_id": "p0", "response": "b", "score": 1.0}
+    (tmp_path / "one.jsonl").write_text(json.dumps(line))
+    scorer = f"scorer={{kind: recorded, path: {tmp_path}/one.jsonl, missing: drop}}"
+    run = carry_out(recipe, tmp_path / "run", scorer, until="score-sources")
+    assert sum(status_of(run)["dropped"]["score-sources"].values()) == 9
+
+
 def test_a_table_of_rows_has_a_line_for_each_answer(run: Path) -> None:
     lines = {(line["prompt_id"], line["role"]): line for line in load_run(run).table("rows")}
     assert len(lines) == 3 * len(IDS)
