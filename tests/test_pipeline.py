@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import traceback
+from contextlib import closing
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -181,6 +182,18 @@ def test_the_same_command_again_does_nothing(recipe: Path) -> None:
     outcome, reporter = fuse(recipe)
     assert outcome == ([], [])
     assert reporter.lines == []
+
+
+def test_sampled_answers_are_stored_with_the_lengths_of_prompt_and_answer(recipe: Path) -> None:
+    """A plan takes its means from them."""
+    tokenizer = AutoTokenizer.from_pretrained(recipe.parent / "models" / "source")
+    with closing(sqlite3.connect(recipe.parent / "run" / "store.sqlite")) as connection:
+        query = "SELECT content, num_prompt_tokens, num_tokens FROM responses WHERE num_tokens > 0"
+        stored = connection.execute(query).fetchall()
+    question = len(tokenizer("What is 1 plus 2?")["input_ids"])
+    assert stored
+    assert all(num_prompt_tokens > question for _, num_prompt_tokens, _ in stored)
+    assert all(num_tokens <= 6 for _, _, num_tokens in stored)
 
 
 def test_a_second_recipe_in_the_workspace_samples_no_source_again(recipe: Path, tmp_path: Path) -> None:
