@@ -524,6 +524,23 @@ def test_recorded_answers_of_two_models_are_all_samples(tmp_path: Path) -> None:
     assert [found["q0", index].content for index in range(3)] == ["first", "second", "third"]
 
 
+def test_recorded_answers_to_prompts_of_one_text_are_used_once(tmp_path: Path) -> None:
+    """The first prompt's; of the second those at places that the first leaves, and the others are told."""
+    path = write_lines(
+        tmp_path / "answers.jsonl",
+        {"prompt_id": "first", "response": "Paris"},
+        {"prompt_id": "second", "response": "Lyon"},
+        {"prompt_id": "second", "index": 1, "response": "Nice"},
+        {"prompt_id": "second", "index": 2, "response": "Brest"},
+    )
+    message = (Message("user", "What is the capital of France?"),)
+    unused = RecordedEngine(path).unused([Prompt("first", message), Prompt("second", message)], num_samples=2)
+    assert unused == [
+        ("second", 0, "another-answer-to-the-same-text"),
+        ("second", 2, "surplus-recorded-answer"),
+    ]
+
+
 def test_recorded_file_that_answers_nothing_is_an_error(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "answers.jsonl", {"prompt_id": "elsewhere", "response": "nothing"})
     with pytest.raises(InputError, match=r"answers prompt_id 'elsewhere', the run asks prompt 'q0'"):

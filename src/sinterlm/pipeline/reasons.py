@@ -23,6 +23,7 @@ EXPLANATIONS = {
     "no-recorded-score": "the file of recorded scores has none for this answer, so it cannot be chosen",
     "unmatched-recorded-answer": "a recorded answer that belongs to no prompt of the run",
     "surplus-recorded-answer": "a recorded answer beyond the source's num_samples",
+    "another-answer-to-the-same-text": "two prompts have the same text, and the other one's recorded answer is used",
     "empty-answer": "the model gave an empty answer, which no policy may choose",
     "no-recorded-answer": "the file of recorded answers has none for this prompt",
     "answers-alike": "both answers of each of the row's pairs are the same, so there is nothing to compare",

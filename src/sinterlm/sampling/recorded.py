@@ -97,7 +97,10 @@ class RecordedEngine:
             yield [self._generation(item) for item in batch]
 
     def unused(self, prompts: Sequence[Prompt], *, num_samples: int) -> list[Unused]:
-        """Answers that no prompt asks for: those to other prompts, and those beyond ``num_samples``."""
+        """Answers that no prompt asks for: those to other prompts, and those beyond ``num_samples``.
+
+        Prompts of one text have the same samples: at each place the answer of the first prompt that has one there.
+        """
         keys = {key for prompt in prompts for key in (("id", prompt.id), ("content", prompt.content_hash))}
         unmatched = [
             _unused(answer, "unmatched-recorded-answer")
@@ -105,11 +108,17 @@ class RecordedEngine:
             if key not in keys
             for answer in answers
         ]
-        surplus = [
-            _unused(answer, "surplus-recorded-answer")
-            for prompt in prompts
-            for answer in self._answers_to(prompt)[num_samples:]
-        ]
+        surplus: list[Unused] = []
+        used: dict[str, list[RecordedAnswer]] = {}
+        for prompt in prompts:
+            taken = used.setdefault(prompt.content_hash, [])
+            for place, answer in enumerate(self._answers_to(prompt)):
+                if place >= num_samples:
+                    surplus.append(_unused(answer, "surplus-recorded-answer"))
+                elif place == len(taken):
+                    taken.append(answer)
+                elif answer.content.strip() != taken[place].content.strip():
+                    surplus.append(_unused(answer, "another-answer-to-the-same-text"))
         return unmatched + surplus
 
     def close(self) -> None:
