@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from sinterlm.recipe.load import load_recipe
 from sinterlm.records import Message, Prompt, Response, response_id
 from sinterlm.report.data import ReportData
 from sinterlm.store import FinishedStage, Store
+from sinterlm.terminal.plan import print_plan
+from sinterlm.terminal.terminal import Terminal
 
 RECIPE = """\
 seed: 3
@@ -247,6 +250,26 @@ def test_a_plan_names_files_of_answers_that_are_missing(recipe: Path, tmp_path: 
     assert missing == ["a: its file of answers is missing", "target: its file of answers is missing"]
     assert plan.to_json()["money"] == 0.0
     assert plan.memory_bytes == 4 * 4 * 10**9
+
+
+def test_a_plan_says_what_the_models_are(recipe: Path, tmp_path: Path) -> None:
+    plan = planned(recipe, tmp_path, SOURCE, "sources.b={engine: recorded, path: b.jsonl}")
+    said = {"target": "small-1b, chat", "s": "large-2b, chat", "b": "recorded answers, b.jsonl"}
+    assert {name: text.rpartition("/")[2] for name, text in plan.models.items()} == said
+    console = Terminal(file=(lines := StringIO()), width=140)
+    print_plan(plan, console)
+    assert [line for line in lines.getvalue().splitlines() if line.startswith("b: ")] == [
+        "b: recorded answers, b.jsonl"
+    ]
+
+
+def test_status_says_what_is_done_and_tables_have_names(recipe: Path, tmp_path: Path) -> None:
+    folder = carry_out(recipe, tmp_path / "run", until="score-sources")
+    states = {stage["name"]: stage["state"] for stage in status_of(folder)["stages"]}
+    assert [name for name, state in states.items() if state == "done"] == ["prompts", "sample-sources", "score-sources"]
+    assert {state for name, state in states.items()} == {"done", "to do"}
+    with pytest.raises(InputError, match="unknown table 'answer'; did you mean answers"):
+        load_run(folder).table("answer")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
