@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sinterlm.errors import InputError, ToleranceError
+from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.compare import compare_runs
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.finished import load_run, read_only, rewrite_report
@@ -250,6 +251,16 @@ def test_a_plan_names_files_of_answers_that_are_missing(recipe: Path, tmp_path: 
     assert missing == ["a: its file of answers is missing", "target: its file of answers is missing"]
     assert plan.to_json()["money"] == 0.0
     assert plan.memory_bytes == 4 * 4 * 10**9
+
+
+def test_prompts_of_rounds_with_one_scorer_are_checked_once(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sources' round and the target's share the preference part."""
+    checked: list[str] = []
+    monkeypatch.setattr("sinterlm.pipeline.stages.score._check_answers", lambda *given: checked.append(given[-1]))
+    check_inputs(fusion_of(recipe, tmp_path / "run", "sft={select: {kind: best-of-sources}}"), reads_target=False)
+    assert checked == ["sft", "preference"]
 
 
 def test_a_plan_says_what_the_models_are(recipe: Path, tmp_path: Path) -> None:

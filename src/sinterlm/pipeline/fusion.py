@@ -217,10 +217,10 @@ class Fusion:
         return SamplingRequest(participant, participant.config.greedy_settings(limit), 1)
 
     @property
-    def deciding_methods(self) -> dict[str, tuple[str, ...]]:
+    def deciding_methods(self) -> dict[str, str]:
         """For each SFT with extra prompts, the method that decides which these are."""
         return {
-            name: (sft.extra_prompts.dropped_by,) for name, sft in self.recipe.fine_tunings.items() if sft.extra_prompts
+            name: sft.extra_prompts.dropped_by for name, sft in self.recipe.fine_tunings.items() if sft.extra_prompts
         }
 
     def searches(self, training: str) -> bool:

@@ -34,12 +34,14 @@ def build_stages(fusion: Fusion) -> list[Stage]:
     stages: list[Stage] = [Prompts(fusion), SampleSources(fusion), Score(fusion, "sources")]
     deciding = fusion.deciding_methods
     for name in fusion.recipe.fine_tunings:
-        stages += [Select(fusion, method) for method in deciding.get(name, ())]
+        if name in deciding:
+            stages.append(Select(fusion, deciding[name]))
         stages += [Select(fusion, name), *_train(fusion, name)]
     if "target" in fusion.rounds:
         stages += [SampleTarget(fusion), Score(fusion, "target")]
     for method in fusion.recipe.preference:
-        stages += [] if method in sum(deciding.values(), ()) else [Select(fusion, method)]
+        if method not in deciding.values():
+            stages.append(Select(fusion, method))
         stages += _train(fusion, method)
     last = [stage.name for stage in stages]
     if "held-out" in fusion.rounds:

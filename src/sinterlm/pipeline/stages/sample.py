@@ -5,7 +5,7 @@ They differ in who is asked which prompts (:attr:`~sinterlm.pipeline.fusion.Fusi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import ClassVar
 
@@ -39,8 +39,9 @@ class Sample(Stage):
     """Asks every participant of a round for the answers that the store does not have."""
 
     round_name: ClassVar[str]
-    must_answer: ClassVar[bool] = True
-    """Whether a participant that answers nothing is an error."""
+    is_for_training: ClassVar[bool] = True
+    """Whether rows are made of the answers: a participant that answers nothing is then an error, and recorded answers
+    that no prompt has a use for are counted."""
 
     def __init__(self, fusion: Fusion) -> None:
         self._fusion = fusion
@@ -60,13 +61,24 @@ class Sample(Stage):
         """Sample one participant after the other."""
         prompts = run.prompts(*self._round.parts)
         results = [
-            sample(run, self.name, request, prompts, must_answer=self.must_answer) for request in self._round.requests
+            sample(run, self.name, request, prompts, must_answer=self.is_for_training)
+            for request in self._round.requests
         ]
         counts: dict[str, float] = {}
         for result in results:
             for name, count in result.counts.items():
                 counts[name] = count if "tokens/s" in name else counts.get(name, 0) + count
-        return StageResult(counts, [drop for result in results for drop in result.dropped])
+        dropped = [drop for result in results for drop in result.dropped]
+        return StageResult(counts, [*dropped, *(self._find_unused(run) if self.is_for_training else ())])
+
+    def _find_unused(self, run: RunContext) -> Iterator[Dropped]:
+        """A drop for every recorded answer that no prompt of the run has a use for."""
+        for request in self._round.requests:
+            with closing(engine_of(run, request)) as engine:
+                if isinstance(engine, HoldsAnswers):
+                    prompts = run.prompts(*Parts._fields)
+                    for subject, index, reason in engine.unused(prompts, num_samples=request.num_samples):
+                        yield Dropped(subject, self.name, reason, f"{request.participant.name}, index {index}")
 
 
 class SampleSources(Sample):
@@ -78,10 +90,6 @@ class SampleSources(Sample):
     def configuration(self, fingerprint: Fingerprint) -> object:
         """How every source is asked."""
         return {request.participant.name: describe_request(request, fingerprint) for request in self._round.requests}
-
-    def work(self, run: RunContext) -> StageResult:
-        """Sample, and drop recorded answers that nobody asks for."""
-        return _with_unused(run, super().work(run), self)
 
 
 class SampleTarget(Sample):
@@ -102,16 +110,12 @@ class SampleTarget(Sample):
             [request.participant.name for request in self._round.requests],
         ]
 
-    def work(self, run: RunContext) -> StageResult:
-        """Sample, and drop recorded answers that nobody asks for."""
-        return _with_unused(run, super().work(run), self)
-
 
 class SampleHeldOut(Sample):
     """Evaluation answers of every model, and training answers to the held-out questions for internal rewards."""
 
     round_name = "held-out"
-    must_answer = False
+    is_for_training = False
     reads_target = True
 
     def __init__(self, fusion: Fusion, *, after: Iterable[str]) -> None:
@@ -169,18 +173,3 @@ def estimate_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], 
         flops.append(config.flops(prompt_tokens=missing * per_prompt, new_tokens=missing * usual))
     known_tokens = prompt_tokens if texts_are_known else None
     return StagePlan(name, False, SAMPLING, calls, known_tokens, new_tokens, disk_bytes, hours(add_flops(flops)))
-
-
-def _with_unused(run: RunContext, result: StageResult, stage: Sample) -> StageResult:
-    """The result with a drop for every recorded answer that belongs to no prompt or exceeds num_samples."""
-    prompts = run.prompts(*Parts._fields)
-
-    dropped = []
-    for request in run.fusion.rounds[stage.round_name].requests:
-        with closing(engine_of(run, request)) as engine:
-            if isinstance(engine, HoldsAnswers):
-                dropped += [
-                    Dropped(subject, stage.name, reason, f"{request.participant.name}, index {index}")
-                    for subject, index, reason in engine.unused(prompts, num_samples=request.num_samples)
-                ]
-    return StageResult(result.counts, [*result.dropped, *dropped])

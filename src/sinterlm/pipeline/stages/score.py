@@ -42,10 +42,11 @@ class Score(Stage):
     def check(self, inputs: Inputs) -> None:
         """Check that this machine has what the scorer needs, and every prompt what its scorer reads."""
         scorer = self._round.scorer
-        if inputs.is_new(self._round.parts, id(scorer)):
+        if inputs.is_new(id(scorer)):
             for part in scorer.walk():
                 part.check(Preflight(inputs.allow_code, partial(_has_scores, part, inputs.store)))
-            for name in self._round.parts:
+        for name in self._round.parts:
+            if inputs.is_new(id(scorer), name):  # rounds share parts
                 _check_answers(scorer, inputs, name)
 
     def estimate(self, forecast: Forecast) -> StagePlan:
