@@ -26,16 +26,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("src", "tests", "recipes", "docs", "examples", "benchmarks", "pyproject.toml", "README.md", "CHANGELOG.md")
 TESTS = {
-    "pipeline": ("test_left_in_a_run", "test_seams", "test_held_out_scorer"),
+    "pipeline": (
+        *("test_left_in_a_run", "test_seams", "test_held_out_scorer", "test_pipeline", "test_export", "test_grid"),
+        *("test_compare", "test_extra_prompts", "test_api", "test_domains", "test_overlap", "test_thought_policy"),
+        *("test_stored_scores", "test_recorded_scores", "test_rows_alone", "test_report", "test_seams_recipe"),
+        *("test_judge", "test_terminal", "test_store_reads"),
+    ),
     "recipe": (
         *("test_recipe", "test_recipe_schema", "test_extension", "test_settings", "test_resolved_components"),
-        *("test_template_options", "test_catalogue", "test_domains", "test_extra_prompts::test_refused"),
-        "test_grid::test_a_choice_changes_its_own_settings_and_nothing_else",
-        "test_grid::test_what_is_wrong_with_a_grid_is_told_by_line_and_key",
-        "test_compare::test_methods_of_the_quickstart",
+        *("test_template_options", "test_catalogue", "test_domains", "test_extra_prompts", "test_grid", "test_compare"),
+        *("test_seams_recipe", "test_shipped_recipes"),
     ),
-    "training": ("test_seams_training", "test_members"),
-    "evaluation": ("test_evaluation", "test_seams"),
+    "training": (
+        *("test_seams_training", "test_members", "test_training", "test_fast_path", "test_trl_parity"),
+        *("test_template_options", "test_router_loss", "test_loads", "test_extension", "test_context"),
+        *("test_reference_parity", "test_message_fields", "test_pipeline", "test_grid"),
+    ),
+    "evaluation": ("test_evaluation", "test_seams", "test_compare", "test_report"),
 }
 """The fast tests of each package: whole files, or one test of a file."""
 FIXTURES = '''
