@@ -174,7 +174,7 @@ def test_a_report_of_a_fine_tuning_alone_needs_its_scores(recipe: Path, tmp_path
     carry_out(recipe, tmp_path, *tuned, until="select-sft")
     with store_of(tmp_path) as (fusion, store):
         assert len(read_report(read_only(fusion, store)).rows["sft"]) == len(IDS)
-    with closing(Store(fusion.store_path)) as store, store._transaction() as connection:
+    with closing(Store(fusion.store_path)) as store, store.transaction() as connection:
         connection.execute("DELETE FROM scores")
     with pytest.raises(InputError, match=r"score-sources has scored 10 answers, but by other rules, weights or files"):
         rewrite_report(tmp_path)

@@ -9,6 +9,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,8 +21,20 @@ from hypothesis import strategies as st
 
 from sinterlm.errors import InputError, TryAgainError
 from sinterlm.locks import folder_lock
-from sinterlm.records import Dropped, Message, Prompt, Response, SamplingSettings, Score, StoredResponse, response_id
-from sinterlm.store import FinishedStage, RecordedResponse, ScoreKey, Store
+from sinterlm.records import (
+    Dropped,
+    Failure,
+    Message,
+    Prompt,
+    Response,
+    SamplingSettings,
+    Score,
+    Spent,
+    StoredResponse,
+    Usage,
+    response_id,
+)
+from sinterlm.store import VERSION, FinishedStage, RecordedResponse, ScoreKey, Store
 
 PROMPT = Prompt("capital-france", (Message("user", "What is the capital of France?"),), ("Paris",), "capitals")
 
@@ -174,7 +189,7 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     for read_only in (True, False):
-        with pytest.raises(InputError, match=r"version 99, written by a newer release .* up to 2\. Upgrade"):
+        with pytest.raises(InputError, match=rf"version 99, written by a newer release .* up to {VERSION}\. Upgrade"):
             Store(path, read_only=read_only)
 
 
@@ -360,7 +375,8 @@ def test_recorded_answers_of_earlier_releases_keep_their_scores(tmp_path: Path) 
     path = tmp_path / "store.sqlite"
     with Store(path) as store:
         store.add_responses("file", [(PROMPT, response(0, "a", "file")), (PROMPT, response(1, "b", "file"))])
-        store._connection.executescript("DROP TABLE places; PRAGMA user_version = 1")
+        tables = ("places", "details", "ledger", "failures", "notes", "jobs")
+        store._connection.executescript("".join(f"DROP TABLE {name};" for name in tables) + "PRAGMA user_version = 1")
     with Store(path, read_only=True) as store:
         assert contents(store, "file") == [(0, "a"), (1, "b")]
         old = [each.id for each in read(store, "file", 9)]
@@ -370,3 +386,58 @@ def test_recorded_answers_of_earlier_releases_keep_their_scores(tmp_path: Path) 
         new = [each.id for each in read(store, "file", 9)]
     assert new[0] == old[0]
     assert new[1] != old[1]
+
+
+def test_what_servers_say_and_cost_is_kept_by_run_stage_and_model(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    prompt = Prompt("p", (Message("user", "Why?"),))
+    response = Response("r", "p", "a", 0, "So.", "stop", 5, 2, None, "Because so.", "model-1 (fp_9)")
+    with Store(path) as store:
+        store.add_responses("who", [(prompt, response)])
+        store.add_responses("who", [(prompt, replace(response, content="Other.", reasoning="Else."))])
+        for usage, money in ((Usage(1, 20, 4, 5), 0.25), (Usage(2, 30, 0, 7), 0.5)):
+            store.add_spent("run", Spent("sample-sources", "a", usage, 1, money, 2.0))
+        store.add_spent("other", Spent("sample-sources", "a", Usage(9), 0, 0.0))
+        store.set_failures("run", "sample-sources", "a", [Failure("p", 1, "timed-out", "slow"), Failure("q", 0, "x")])
+        store.set_failures("run", "sample-sources", "a", [Failure("p", 1, "timed-out", "slow")])
+        store.set_failures("run", "sample-sources", "b", [Failure("p", 0, "refused")])
+        store.add_notes("run", "sample-sources", "a", ["the server ignores n", "the server ignores n"])
+        store.set_job("who", "0", "sent", {"id": "batch_1"})
+        store.set_job("who", "0", "done", {"id": "batch_1", "file": "f"})
+    with Store(path, read_only=True) as store:
+        (found,) = next(store.responses("who", [prompt], source="a", num_samples=2))
+        assert replace(found, id="r") == response
+        assert next(store.all_responses()).reasoning == "Because so."
+        assert store.ledger("run") == [Spent("sample-sources", "a", Usage(3, 50, 4, 12), 2, 0.75, 4.0)]
+        assert store.ledger()[0].usage.requests == 12
+        assert list(store.failures("run")) == [
+            ("sample-sources", "a", Failure("p", 1, "timed-out", "slow")),
+            ("sample-sources", "b", Failure("p", 0, "refused")),
+        ]
+        assert [note[:3] for note in store.notes("run")] == [("sample-sources", "a", "the server ignores n")]
+        assert store.jobs("who") == {"0": ("done", {"id": "batch_1", "file": "f"})}
+
+
+def test_writes_of_one_transaction_are_kept_together_or_not_at_all(tmp_path: Path) -> None:
+    with Store(tmp_path / "store.sqlite") as store:
+        with suppress(RuntimeError), store.transaction():
+            store.add_spent("run", Spent("s", "a", Usage(1), 1, 0.0))
+            raise RuntimeError
+        assert store.ledger("run") == []
+
+
+def test_threads_write_side_by_side(tmp_path: Path) -> None:
+    with Store(tmp_path / "store.sqlite") as store:
+
+        def spend(model: str) -> None:
+            for _ in range(20):
+                with store.transaction():
+                    store.add_spent("run", Spent("s", model, Usage(1), 1, 0.5))
+                    store.add_notes("run", "s", model, ["x"])
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(spend, "abab"))
+        assert [(spent.model, spent.usage.requests, spent.money) for spent in store.ledger("run")] == [
+            ("a", 40, 20.0),
+            ("b", 40, 20.0),
+        ]

@@ -107,6 +107,56 @@ class Response:
     """Tokens of the answer, counted by this model's own tokenizer; 0 if unknown."""
     sampling: SamplingSettings | None = None
     """None for answers recorded elsewhere."""
+    reasoning: str = ""
+    """What a server gave as reasoning beside the answer; it is no part of the answer."""
+    served_by: str = ""
+    """The model as the server named it, with the server's fingerprint if it gives one; empty for other engines."""
+
+
+class Usage(NamedTuple):
+    """Requests to servers, and tokens as the servers count them.
+
+    >>> Usage(1, 20, 0, 5) + Usage(1, 20, 16, 7)
+    Usage(requests=2, prompt_tokens=40, cached_tokens=16, new_tokens=12)
+    """
+
+    requests: int = 0
+    """Requests that were sent, repeated ones included."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of the prompt tokens that the server had in its cache."""
+    new_tokens: int = 0
+    """Tokens written, those of reasoning included."""
+
+    def __add__(self, other: object) -> Usage:
+        """The sum of each figure."""
+        assert isinstance(other, Usage)
+        return Usage(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+
+class Spent(NamedTuple):
+    """A line of the ledger: what one model has cost one stage of a run."""
+
+    stage: str
+    model: str
+    """A source's name in the recipe, the target's or one of its trained forms, or a scorer's kind."""
+    usage: Usage
+    items: int
+    """Answers or verdicts received."""
+    money: float
+    """By the price in the recipe; 0 without one."""
+    seconds: float = 0.0
+    """How long the model was at work."""
+
+
+class Failure(NamedTuple):
+    """One answer that a model did not give. The next command asks for it again."""
+
+    prompt_id: str
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    kind: str
+    """A short fixed phrase in lower case with hyphens, by which failures are counted, e.g. ``timed-out``."""
+    detail: str = ""
 
 
 def response_id(source_identity: str, prompt_hash: str, index: int) -> str:
@@ -236,6 +286,10 @@ class StoredResponse:
     sampling: SamplingSettings | None = None
     prompt: tuple[Message, ...] | None = None
     """What was asked, if it is known."""
+    reasoning: str = ""
+    """See :attr:`Response.reasoning`."""
+    served_by: str = ""
+    """See :attr:`Response.served_by`."""
 
     @property
     def id(self) -> str:

@@ -1,6 +1,7 @@
 """Answers and scores of a store as a data set, so that what was paid for once can be shared.
 
-    responses  id, identity, prompt_hash, index, content, finish_reason, num_prompt_tokens, num_tokens, sampling, prompt
+    responses  id, identity, prompt_hash, index, content, finish_reason, num_prompt_tokens, num_tokens, sampling,
+               prompt, reasoning, served_by
     scores     response_id, scorer, answers_hash, value, passed, detail (JSON)
 
 The keys are the store's own: a response belongs to the identity of who was asked, the content of the prompt and the
@@ -43,6 +44,8 @@ RESPONSE_SCHEMA = pa.schema(
         "num_tokens": pa.int64(),
         "sampling": pa.struct({name: _SETTING_TYPES[type_] for name, type_ in _SETTINGS.items()}),
         "prompt": MESSAGES,
+        "reasoning": pa.string(),
+        "served_by": pa.string(),
     }
 )
 SCORE_SCHEMA = pa.schema(
@@ -80,6 +83,8 @@ class _ResponseRecord(Record):
     num_tokens: Whole
     sampling: Annotated[_Sampling | None, Expects("an object")] = None
     prompt: Conversation | None = None
+    reasoning: str = ""
+    served_by: str = ""
 
 
 class _ScoreRecord(Record):
@@ -166,6 +171,8 @@ def _parse_response(line: Line) -> StoredResponse:
         num_tokens=record.num_tokens,
         sampling=sampling,
         prompt=record.prompt,
+        reasoning=record.reasoning,
+        served_by=record.served_by,
     )
     if record.id != response.id:
         raise line.error(f"`id` is {record.id!r}", f"the hash of identity, prompt_hash and index, {response.id}")

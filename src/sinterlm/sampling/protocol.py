@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from sinterlm.records import FinishReason, Prompt
+from sinterlm.records import Failure, FinishReason, Prompt, Usage
 
 
 class Item(NamedTuple):
@@ -35,6 +35,24 @@ class Generation:
     the answers to the prompt that say the same. An engine that draws nothing must give it."""
     problem: str = ""
     """Why the prompt was refused, if it was."""
+    reasoning: str = ""
+    """See :attr:`~sinterlm.records.Response.reasoning`."""
+    served_by: str = ""
+    """See :attr:`~sinterlm.records.Response.served_by`."""
+
+
+class Answered(NamedTuple):
+    """Answers as they come, and what they cost."""
+
+    generations: Sequence[Generation]
+    failures: Sequence[Failure] = ()
+    """Items that got no answer after all retries."""
+    usage: Usage = Usage()
+    """What was used since the last one."""
+    notes: Sequence[str] = ()
+    """What was noticed on the way, e.g. that a server ignores a setting: sentences for the log and the report."""
+    state: str = ""
+    """How the work goes right now, in a few words, for the live view: e.g. ``24 in flight, limit 32``."""
 
 
 class Engine(Protocol):
@@ -53,6 +71,26 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release what is held (weights, connections); sampling again loads again."""
+        ...
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """An optional part of an engine whose items do not depend on each other: it answers them as it can.
+
+    Items are asked for only if they are missing, so :meth:`Engine.batches` and :meth:`Engine.sample` are not used.
+    """
+
+    def stream(self, items: Iterable[Item]) -> Iterator[Answered]:
+        """Answer every item, in any order. Runs in a thread of its own, beside other models.
+
+        The next item is taken only when there is room for it, so that the work list may be of any length. All samples
+        of a prompt come one after another. Once ``items`` ends, what is in flight is waited for. Closing the iterator
+        gives up what is in flight.
+
+        Raises:
+            SinterError: The model cannot be asked any more; what was yielded before is kept.
+        """
         ...
 
 

@@ -10,6 +10,8 @@ Version 1
 Version 2
     Places of recorded answers, and the outputs of finished stages. Some releases made these tables without a new
     number, so a store of version 1 may already have one or both.
+Version 3
+    What servers say beside an answer, the ledger, failed requests, notes, and jobs that a server does on its own.
 """
 
 from __future__ import annotations
@@ -57,11 +59,37 @@ def _add_places_and_outputs(connection: sqlite3.Connection, temporary: str) -> N
             connection.execute(f"CREATE {temporary} TABLE {name} {columns}")
 
 
+_SERVED: Final = {
+    "details": "(response_id TEXT PRIMARY KEY, reasoning TEXT, served_by TEXT) WITHOUT ROWID",
+    "ledger": """(
+        run TEXT, stage TEXT, model TEXT, requests INTEGER, prompt_tokens INTEGER, cached_tokens INTEGER,
+        new_tokens INTEGER, items INTEGER, money REAL, seconds REAL, PRIMARY KEY (run, stage, model)
+    ) WITHOUT ROWID""",
+    "failures": """(
+        run TEXT, stage TEXT, model TEXT, prompt_id TEXT, sample_index INTEGER, kind TEXT, detail TEXT,
+        PRIMARY KEY (run, stage, model, prompt_id, sample_index)
+    ) WITHOUT ROWID""",
+    "notes": """(
+        run TEXT, stage TEXT, model TEXT, text TEXT, noted_at REAL, PRIMARY KEY (run, stage, model, text)
+    ) WITHOUT ROWID""",
+    "jobs": """(
+        identity TEXT, name TEXT, state TEXT, detail TEXT, PRIMARY KEY (identity, name)
+    ) WITHOUT ROWID""",
+}
+"""What servers say and cost: see the methods of the store that write these tables."""
+
+
+def _add_served(connection: sqlite3.Connection, temporary: str) -> None:
+    """Migrate to version 3."""
+    for name, columns in _SERVED.items():
+        connection.execute(f"CREATE {temporary} TABLE {name} {columns}")
+
+
 Migration = Callable[[sqlite3.Connection, str], None]
 """Takes a store to the next version. The second argument is ``TEMPORARY`` or empty. If it is ``TEMPORARY``, new tables
 belong to this connection alone and hide tables of the same name; the file is not written."""
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_add_places_and_outputs,)
+MIGRATIONS: Final[tuple[Migration, ...]] = (_add_places_and_outputs, _add_served)
 """The steps to version 2, to version 3, and so on."""
 VERSION: Final = 1 + len(MIGRATIONS)
 """The version of the stores that this release writes."""

@@ -19,6 +19,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from threading import RLock
 from typing import Any, NamedTuple, TypeVar
 
 from sinterlm.errors import InputError, TryAgainError
@@ -27,13 +28,16 @@ from sinterlm.records import (
     IMPORT,
     NOT_ASKED,
     Dropped,
+    Failure,
     Message,
     Prompt,
     Response,
     SamplingSettings,
     Score,
+    Spent,
     StoredResponse,
     StoredScore,
+    Usage,
     response_id,
 )
 from sinterlm.store.schema import VERSION, create_tables, read_version, show_as_upgraded, upgrade
@@ -115,6 +119,8 @@ class Store:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self._lock = RLock()
+        """Models are asked side by side, each in its own thread, and all write here."""
         if read_only and not path.exists():
             raise InputError(f"{path}: no store here; run a recipe in this workspace first")
         _require_no_links(path)
@@ -126,7 +132,9 @@ class Store:
                     f"{path}: is empty, but a database was expected: something has cut it short. Restore it from a "
                     "copy; if you have none, remove it, and the same command begins with a new one"
                 )
-            self._connection = self._connect_read_only() if read_only else sqlite3.connect(path)
+            self._connection = (
+                self._connect_read_only() if read_only else sqlite3.connect(path, check_same_thread=False)
+            )
             try:
                 self._prepare(read_only)
             except BaseException:
@@ -182,7 +190,7 @@ class Store:
             for part, prompts in parts.items()
             for position, prompt in enumerate(prompts)
         ]
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("DELETE FROM prompts WHERE run = ?", (run,))
             connection.executemany("INSERT INTO prompts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
@@ -207,9 +215,16 @@ class Store:
 
     def add_responses(self, identity: str, responses: Iterable[tuple[Prompt, Response]]) -> None:
         """Write responses; those already stored stay as they are."""
-        rows = [_response_row(identity, prompt.content_hash, response) for prompt, response in responses]
-        with self._transaction() as connection:
-            connection.executemany(_INSERT_RESPONSE, rows)
+        with self.transaction():
+            for prompt, response in responses:
+                self._add_response(_response_row(identity, prompt.content_hash, response), response)
+
+    def _add_response(self, row: tuple[Any, ...], response: Response | StoredResponse) -> bool:
+        """Write a response within a transaction, unless one of the same id is stored; says whether it was written."""
+        is_new = self._connection.execute(_INSERT_RESPONSE, row).rowcount > 0
+        if is_new and (response.reasoning or response.served_by):
+            self._connection.execute(_INSERT_DETAILS, (row[0], response.reasoning, response.served_by))
+        return is_new
 
     def set_recorded(
         self, identity: str, prompts: Iterable[Prompt], answers: Iterable[RecordedResponse], *, num_samples: int
@@ -226,7 +241,7 @@ class Store:
             The number of answers that the store did not have.
         """
         num_new = 0
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany(
                 "DELETE FROM places WHERE identity = ? AND prompt_hash = ? AND sample_index < ?",
                 [(identity, prompt.content_hash, num_samples) for prompt in prompts],
@@ -265,12 +280,14 @@ class Store:
             num_samples: Read at most this many responses to a prompt, the first by sample index.
         """
         query = """WITH asked (identity, prompt_hash, num_samples) AS (SELECT ?, value, ? FROM json_each(?))
-                   SELECT responses.*, places.sample_index AS place FROM asked
+                   SELECT responses.*, reasoning, served_by, places.sample_index AS place FROM asked
                    CROSS JOIN places USING (identity, prompt_hash) JOIN responses ON responses.id = places.response_id
+                   LEFT JOIN details ON details.response_id = responses.id
                    WHERE places.sample_index < num_samples
                    UNION ALL
-                   SELECT responses.*, responses.sample_index AS place FROM asked
+                   SELECT responses.*, reasoning, served_by, responses.sample_index AS place FROM asked
                    CROSS JOIN responses USING (identity, prompt_hash)
+                   LEFT JOIN details ON details.response_id = responses.id
                    WHERE responses.sample_index < num_samples
                    AND (identity, prompt_hash, responses.sample_index)
                    NOT IN (SELECT identity, prompt_hash, sample_index FROM places)
@@ -298,7 +315,7 @@ class Store:
     def add_scores(self, scores: Iterable[tuple[Prompt, Score]]) -> None:
         """Write scores; those already stored stay as they are."""
         rows = [_score_row(StoredScore(score, prompt.answers_hash)) for prompt, score in scores]
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany(_INSERT_SCORE, rows)
 
     def scores(self, keys: Iterable[ScoreKey]) -> dict[ScoreKey, Score]:
@@ -317,11 +334,68 @@ class Store:
         """Whether ``scorer`` has scored anything."""
         return bool(self._read("SELECT 1 FROM scores WHERE scorer = ? LIMIT 1", scorer))
 
+    # -- servers -------------------------------------------------------------------------------------------------
+
+    def add_spent(self, run: str, spent: Spent) -> None:
+        """Add to what the run has spent on a model in a stage. Call it in the transaction that writes the answers."""
+        with self.transaction() as connection:
+            connection.execute(_ADD_SPENT, (run, spent.stage, spent.model, *spent.usage, *spent[3:]))
+
+    def ledger(self, run: str | None = None) -> list[Spent]:
+        """What a run has spent, by stage and model; by default every run of the workspace together."""
+        query = """SELECT stage, model, SUM(requests), SUM(prompt_tokens), SUM(cached_tokens), SUM(new_tokens),
+                   SUM(items), SUM(money), SUM(seconds) FROM ledger WHERE run = ? OR ? GROUP BY stage, model"""
+        return [
+            Spent(stage, model, Usage(*usage), items, money, seconds)
+            for stage, model, *usage, items, money, seconds in self._read(query, run, run is None)
+        ]
+
+    def set_failures(self, run: str, stage: str, model: str, failures: Iterable[Failure]) -> None:
+        """Replace what is known about a model's failed requests in a stage."""
+        with self.transaction() as connection:
+            connection.execute("DELETE FROM failures WHERE run = ? AND stage = ? AND model = ?", (run, stage, model))
+            connection.executemany(
+                "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(run, stage, model, *failure) for failure in failures],
+            )
+
+    def failures(self, run: str) -> Iterator[tuple[str, str, Failure]]:
+        """Every failed request of the run, with its stage and model."""
+        query = "SELECT stage, model, prompt_id, sample_index, kind, detail FROM failures WHERE run = ?"
+        for stage, model, *failure in self._read(query, run):
+            yield stage, model, Failure(*failure)
+
+    def add_notes(self, run: str, stage: str, model: str, texts: Iterable[str]) -> None:
+        """Keep sentences about a model in a stage, each once, with the time of the first."""
+        with self.transaction() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO notes VALUES (?, ?, ?, ?, ?)",
+                [(run, stage, model, text, time.time()) for text in texts],
+            )
+
+    def notes(self, run: str) -> list[tuple[str, str, str, float]]:
+        """The run's notes in order: stage, model, text and Unix time."""
+        query = "SELECT stage, model, text, noted_at FROM notes WHERE run = ? ORDER BY noted_at, text"
+        return [(stage, model, text, noted_at) for stage, model, text, noted_at in self._read(query, run)]
+
+    def set_job(self, identity: str, name: str, state: str, detail: Mapping[str, Any]) -> None:
+        """Keep the state of a job that a server does on its own for the source ``identity``."""
+        with self.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?)", (identity, name, state, json.dumps(dict(detail)))
+            )
+
+    def jobs(self, identity: str) -> dict[str, tuple[str, dict[str, Any]]]:
+        """State and details of every job of a source, by name."""
+        query = "SELECT name, state, detail FROM jobs WHERE identity = ? ORDER BY name"
+        return {name: (state, _parse(detail, dict)) for name, state, detail in self._read(query, identity)}
+
     # -- sharing -------------------------------------------------------------------------------------------------
 
     def all_responses(self) -> Iterator[StoredResponse]:
         """Every response of the workspace, by id."""
-        query = """SELECT responses.*, asked.messages FROM responses
+        query = """SELECT responses.*, reasoning, served_by, asked.messages FROM responses
+                   LEFT JOIN details ON details.response_id = responses.id
                    LEFT JOIN (SELECT content_hash, MIN(messages) AS messages FROM prompts GROUP BY content_hash) asked
                    ON asked.content_hash = responses.prompt_hash ORDER BY responses.id"""
         for row in self._stream(query):
@@ -347,11 +421,11 @@ class Store:
         counts: Counter[str] = Counter()
         dropped: dict[str, Dropped] = {}
         unusable: list[Dropped] = []
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             for response in responses:
                 row = _response_row(response.identity, response.prompt_hash, response)
                 key = row[0]
-                if connection.execute(_INSERT_RESPONSE, row).rowcount:
+                if self._add_response(row, response):
                     counts["new responses"] += 1
                 elif self._contents([key])[key] == response.content:
                     counts["known responses"] += 1
@@ -380,7 +454,7 @@ class Store:
 
     def finish_stage(self, run: str, stage: FinishedStage, dropped: Iterable[Dropped] = ()) -> None:
         """Mark a stage as finished and write what it dropped, in one transaction."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("DELETE FROM dropped WHERE run = ? AND stage = ?", (run, stage.name))
             connection.executemany(
                 "INSERT INTO dropped VALUES (?, ?, ?, ?, ?)",
@@ -402,12 +476,12 @@ class Store:
 
     def see_outputs(self, run: str, stage: FinishedStage) -> None:
         """Store what is known about the files of a finished stage."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             _set_outputs(connection, run, stage)
 
     def forget_stage(self, run: str, name: str) -> None:
         """Unmark a stage before it runs again: its outputs cannot be trusted until it is finished."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("DELETE FROM stages WHERE run = ? AND name = ?", (run, name))
 
     def finished_stages(self, run: str) -> dict[str, FinishedStage]:
@@ -442,13 +516,22 @@ class Store:
             yield from self._connection.execute(query)
 
     def _read(self, query: str, *parameters: object) -> list[Any]:
-        with self._translated_errors():
+        with self._lock, self._translated_errors():
             return self._connection.execute(query, parameters).fetchall()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._translated_errors(), self._connection:
-            yield self._connection
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Make all writes within it one transaction: all are kept, or none. Threads take turns.
+
+        Writing methods called within it join it.
+        """
+        with self._lock:
+            if self._connection.in_transaction:
+                yield self._connection
+                return
+            with self._translated_errors(), self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
@@ -513,6 +596,11 @@ def _require_no_links(path: Path) -> None:
 
 
 _INSERT_RESPONSE = "INSERT OR IGNORE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD_SPENT = """INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    requests = requests + excluded.requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+    cached_tokens = cached_tokens + excluded.cached_tokens, new_tokens = new_tokens + excluded.new_tokens,
+    items = items + excluded.items, money = money + excluded.money, seconds = seconds + excluded.seconds"""
+_INSERT_DETAILS = "INSERT OR REPLACE INTO details VALUES (?, ?, ?)"
 _INSERT_SCORE = "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)"
 
 
@@ -550,6 +638,8 @@ def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
         "num_prompt_tokens": row["num_prompt_tokens"],
         "num_tokens": row["num_tokens"],
         "sampling": _parse(row["sampling"], lambda kept: SamplingSettings(**kept)) if row["sampling"] else None,
+        "reasoning": row["reasoning"] or "",
+        "served_by": row["served_by"] or "",
     }
 
 
