@@ -24,7 +24,7 @@ from sinterlm.explain import Problem
 from sinterlm.models import Fingerprint, describe_options, fingerprint, plain_name
 from sinterlm.models.flops import Flops, count_weights, sampling_flops
 from sinterlm.models.settings import ChatModel
-from sinterlm.records import SamplingSettings, digest
+from sinterlm.records import SamplingSettings, Usage, digest
 from sinterlm.sampling.few_shot import load_few_shot
 from sinterlm.sampling.protocol import Engine
 from sinterlm.settings import Domains, InputPath, Positive, Seed, Settings
@@ -116,6 +116,13 @@ class EngineSettings(Settings):
     def flops(self, *, prompt_tokens: float, new_tokens: float) -> Flops | None:
         """What this machine computes to read and write this many tokens; None if the model's size is not known."""
         return Flops()
+
+    def money(self, usage: Usage) -> float | None:
+        """What ``usage`` costs by the recipe's price.
+
+        Nothing for models of this machine and for recorded answers; None for a server whose price is not given.
+        """
+        return 0.0
 
     def prompt_prefix(self) -> str:
         """Text that comes before every prompt, e.g. the examples of a few-shot prompt."""

@@ -17,6 +17,7 @@ from sinterlm.errors import InputError
 from sinterlm.explain import Problem
 from sinterlm.files import content_digest
 from sinterlm.models.flops import Flops, add_flops, count_weights, scoring_flops
+from sinterlm.records import Usage
 from sinterlm.scoring.protocol import Scorer
 from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.settings import Settings
@@ -140,6 +141,19 @@ class ScorerSettings(Settings):
         models = {model for part in self.walk() for model in part.models()}
         sizes = map(count_weights, models)
         return add_flops(None if size is None else scoring_flops(size, tokens=tokens) for size in sizes)
+
+    def expected_usage(self, answers: int, tokens: float) -> Usage:
+        """What scoring asks of servers; its parts aside. Scorers of this machine ask none.
+
+        Args:
+            answers: The number of answers to score.
+            tokens: All tokens of these answers and their prompts.
+        """
+        return Usage()
+
+    def money(self, usage: Usage) -> float | None:
+        """What ``usage`` costs by the recipe's price, its parts aside: see ``EngineSettings.money``."""
+        return 0.0
 
     @property
     def tolerated_invalid(self) -> float:
