@@ -132,6 +132,35 @@ def with_system(messages: Sequence[Message], system: str | None) -> tuple[Messag
     return (Message("system", system), *messages)
 
 
+def fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The same conversation, with a system message put before the first user message's text.
+
+    Raises:
+        TemplateRefusal: No user message follows the system message.
+    """
+    if not messages or messages[0].role != "system":
+        return tuple(messages)
+    system, *turns = messages
+    if not turns or turns[0].role != "user":
+        raise TemplateRefusal("a system message must be followed by a user message, for models without a system role")
+    return (Message("user", f"{system.content}\n\n{turns[0].content}"), *turns[1:])
+
+
+def question_of(messages: Sequence[Message]) -> str:
+    """The one question that a few-shot prompt can hold.
+
+    Raises:
+        TemplateRefusal: The messages are not one question.
+    """
+    if [message.role for message in messages] != ["user"]:
+        roles = ", ".join(message.role for message in messages)
+        raise TemplateRefusal(
+            f"a few-shot prompt holds one question, not messages of the roles {roles}; ask this model by its chat "
+            "template, or only the domains that it can be asked (domains)"
+        )
+    return messages[0].content
+
+
 def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The tokenizer's template, or ``default`` if it has several, as in Transformers; None if it has none.
 
@@ -324,7 +353,7 @@ def _render(
         text = apply(messages)
     except TemplateRefusal as refusal:
         try:
-            return apply(_fold_system(messages))
+            return apply(fold_system(messages))
         except TemplateRefusal as again:
             raise refusal if len(messages) > 1 and messages[1].role == "user" else again from None
     if _template_facts(tokenizer, options).keeps_system:
@@ -332,7 +361,7 @@ def _render(
     # A template may change the system prompt (some read and remove a switch such as `/no_think`). But if any other
     # system prompt gives the same text, the template does not read it.
     is_read = text != apply((Message("system", PROBE), *messages[1:]))
-    return text if is_read else apply(_fold_system(messages))
+    return text if is_read else apply(fold_system(messages))
 
 
 def _render_or_none(
@@ -360,18 +389,6 @@ def _apply_template(
         add_generation_prompt=add_generation_prompt,
         special_tokens=tokenizer.special_tokens_map,
     )
-
-
-def _fold_system(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The same conversation, with the system message put before the first user message's text.
-
-    Raises:
-        TemplateRefusal: No user message follows the system message.
-    """
-    system, *turns = messages
-    if not turns or turns[0].role != "user":
-        raise TemplateRefusal("a system message must be followed by a user message, for models without a system role")
-    return (Message("user", f"{system.content}\n\n{turns[0].content}"), *turns[1:])
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

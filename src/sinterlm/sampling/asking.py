@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from sinterlm.chat import PLAIN, FewShot, encode_completion, encode_prompt, with_system
+from sinterlm.chat import PLAIN, FewShot, encode_completion, encode_prompt, question_of, with_system
 from sinterlm.records import Prompt
-from sinterlm.template import TemplateOptions, TemplateRefusal
+from sinterlm.template import TemplateOptions
 from sinterlm.thoughts import opened_thought, split_thoughts
 
 if TYPE_CHECKING:
@@ -39,15 +39,8 @@ class Asking(NamedTuple):
         """
         if self.few_shot is None:
             return encode_prompt(self.tokenizer, with_system(prompt.messages, self.system), self.options)
-        if [message.role for message in prompt.messages] != ["user"]:
-            roles = ", ".join(message.role for message in prompt.messages)
-            raise TemplateRefusal(
-                f"a few-shot prompt holds one question, not messages of the roles {roles}; ask this model by its chat "
-                "template, or only the domains that it can be asked (domains)"
-            )
-        return encode_completion(
-            self.tokenizer, self.few_shot.prefix + self.few_shot.render(prompt.messages[0].content)
-        )
+        text = self.few_shot.prefix + self.few_shot.render(question_of(prompt.messages))
+        return encode_completion(self.tokenizer, text)
 
     def is_finished(self, tokens: Sequence[int]) -> bool:
         """Whether an answer is complete; its last token is new."""
