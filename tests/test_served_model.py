@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from sinterlm.chat import FewShot
 from sinterlm.records import Message, Prompt, SamplingSettings, Usage
@@ -17,7 +18,13 @@ SHOTS = FewShot("Q: {question}\nA: {answer}\n\n", (("What is 1 plus 1?", "2"),))
 
 
 def requests(**changes: Any) -> Requests:
-    how = {"few_shot": None, "system": None, "settings": SETTINGS, "extra_body": {}, "reasoning": "apart"}
+    how: dict[str, Any] = {
+        "few_shot": None,
+        "system": None,
+        "settings": SETTINGS,
+        "extra_body": {},
+        "reasoning": "apart",
+    }
     return Requests("m", **(how | changes))
 
 
@@ -164,7 +171,7 @@ def test_the_server_names_the_model(model: str | None, fingerprint: str | None, 
     ],
 )
 def test_what_is_no_reply_is_told_apart(value: Any) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValidationError):
         check_reply(value)
 
 
