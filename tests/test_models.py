@@ -18,8 +18,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sinterlm.chat import FewShot, encode_completion, encode_prompt, end_token_ids
+from sinterlm.context import stated_context_length
 from sinterlm.errors import InputError
 from sinterlm.models import (
+    TOKENIZER_PREFIX,
     cached_fingerprint,
     describe_placement,
     fingerprint,
@@ -27,6 +29,7 @@ from sinterlm.models import (
     hashes,
     known_weights_bytes,
     load,
+    load_lone_tokenizer,
     load_model,
     load_reward_model,
     load_tokenizer,
@@ -144,6 +147,29 @@ class TestLoading:
         expected = build_model(build_tokenizer("gemma"), seed=3).state_dict()
         assert all(torch.equal(expected[name], weight) for name, weight in model.state_dict().items())
         assert tokenizer.chat_template == build_tokenizer("gemma").chat_template
+
+    def test_a_tokenizer_needs_no_weights(self, tmp_path: Path) -> None:
+        """As for a reward model that a server runs; its tokenizer alone names it."""
+        folder = save_tiny_reward_model(tmp_path / "model")
+        whole, name = fingerprint(str(folder)), TOKENIZER_PREFIX + str(folder)
+        alone = fingerprint(name)
+        assert cached_fingerprint(name) == alone != whole
+        for file in ("model.safetensors", "generation_config.json"):
+            (folder / file).unlink(missing_ok=True)
+        found = load_lone_tokenizer(str(folder))
+        assert found.tokenizer.chat_template == build_tokenizer("llama3").chat_template
+        assert found.config is not None
+        assert stated_context_length(found.config) == 512
+        (folder / "config.json").unlink()
+        assert load_lone_tokenizer(str(folder)).config is None
+        assert fingerprint(name) == alone
+        with pytest.raises(InputError, match=r"no config\.json"):
+            load_tokenizer(str(folder))
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+        assert fingerprint(name) != alone
+        (folder / "tokenizer.json").write_text("")
+        with pytest.raises(InputError, match=r"tokenizer\.json: the file is empty"):
+            load_lone_tokenizer(str(folder))
 
     def test_dtype(self, tmp_path: Path) -> None:
         folder = str(save_tiny(tmp_path / "model"))

@@ -21,7 +21,7 @@ def context_length(model: PreTrainedModel) -> int | None:
 
     That is the configuration's number of positions, stretched by rotary scaling. Attention windows do not bound it.
     """
-    stretched = _stretched_positions(model.config.get_text_config(decoder=True))
+    stretched = stated_context_length(model.config)
     bounds = [stretched] if stretched else []
     return min([*bounds, *_table_lengths(model)], default=None)
 
@@ -44,7 +44,9 @@ def _positions(config: PreTrainedConfig) -> int | None:
     return max((number for number in stated if isinstance(number, int) and number > 0), default=None)
 
 
-def _stretched_positions(config: PreTrainedConfig) -> int | None:
+def stated_context_length(config: PreTrainedConfig) -> int | None:
+    """The number of positions that a configuration states, stretched by rotary scaling; None if it states none."""
+    config = config.get_text_config(decoder=True)
     positions = _positions(config)
     if positions is None:
         return None

@@ -18,6 +18,7 @@ torch, which is imported only to load or convert one.
 
 from sinterlm.models.fingerprints import (
     FLOAT32_BYTES,
+    TOKENIZER_PREFIX,
     Fingerprint,
     cached_fingerprint,
     fingerprint,
@@ -28,6 +29,7 @@ from sinterlm.models.load import (
     check_trainable,
     computes_bfloat16,
     describe_placement,
+    load_lone_tokenizer,
     load_model,
     load_model_of,
     load_reward_model,
@@ -41,6 +43,7 @@ from sinterlm.models.templates import describe_options, writes_date
 __all__ = [
     "FLOAT32_BYTES",
     "GGUF_PREFIX",
+    "TOKENIZER_PREFIX",
     "Fingerprint",
     "absolute_name",
     "cached_fingerprint",
@@ -51,6 +54,7 @@ __all__ = [
     "fingerprint",
     "hub_revision",
     "known_weights_bytes",
+    "load_lone_tokenizer",
     "load_model",
     "load_model_of",
     "load_reward_model",

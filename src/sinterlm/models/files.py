@@ -35,6 +35,8 @@ DESCRIPTION_FILES = (
     "*.jinja",
 )
 """Files, other than its weights, that decide a model's answers."""
+_OF_THE_MODEL = (CONFIG, "generation_config.json")
+"""Those of them that have no part in how a text becomes tokens."""
 _SMALL_OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -42,6 +44,11 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 def description_files(folder: Path) -> list[Path]:
     """The files of the folder itself (not of its subfolders) that describe the model."""
     return sorted({path for pattern in DESCRIPTION_FILES for path in folder.glob(pattern) if path.is_file()})
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the folder that make token ids of a text or a conversation: tokenizer and chat template."""
+    return [path for path in description_files(folder) if path.name not in _OF_THE_MODEL]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -119,15 +126,23 @@ def check_folder(folder: Path) -> Path:
         _refuse_adapter(folder)
     if not (folder / CONFIG).is_file():
         raise InputError(f"model folder {folder}: no {CONFIG} in it; expected a model in Transformers' format")
-    read_object(folder / CONFIG)
-    for path in description_files(folder):
-        check_not_a_pointer(path)
-        if (
-            path.name in _SMALL_OBJECTS
-        ):  # Transformers would skip a broken one, and lose the model's stop tokens with it
-            read_object(path)
+    check_description(folder)
     for path in weight_files(folder):
         _check_weights(path)
+    return folder
+
+
+def check_description(folder: Path) -> Path:
+    """Return the folder, after checking that those files in it that describe a model are whole.
+
+    Raises:
+        InputError: Which file is not.
+    """
+    for path in description_files(folder):
+        check_not_a_pointer(path)
+        # Transformers would skip a broken small one, and lose the model's stop tokens with it.
+        if path.name in (CONFIG, *_SMALL_OBJECTS):
+            read_object(path)
     return folder
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sinterlm.errors import InputError
-from sinterlm.models.files import model_files, weight_files
+from sinterlm.models.files import model_files, tokenizer_files, weight_files
 from sinterlm.models.gguf import GGUF_PREFIX, converted_path, gguf_file, gguf_fingerprint, present_gguf
 from sinterlm.models.hashes import file_hash, known_hash
-from sinterlm.models.locate import present_folder, resolve_model
+from sinterlm.models.locate import present_folder, resolve_model, resolve_tokenizer
 from sinterlm.records import digest
 
 FLOAT32_BYTES = 4
+TOKENIZER_PREFIX = "tokenizer:"
+"""``tokenizer:NAME`` is the tokenizer and chat template of a model whose weights may be elsewhere."""
 Fingerprint = Callable[[str], str | None]
 """Returns the hash of a model's content by its name; None if it is not known yet."""
 
@@ -24,15 +26,22 @@ def fingerprint(name: str) -> str:
     """SHA-256 over everything that decides a model's answers: weights, configs, tokenizer and template.
 
     For a GGUF file, its bytes and the way it is converted decide them. File hashes are cached, see ``hashes``.
+
+    Args:
+        name: As in :func:`~sinterlm.models.resolve_model`, or such a name after :data:`TOKENIZER_PREFIX`.
     """
+    is_tokenizer, name = name.startswith(TOKENIZER_PREFIX), name.removeprefix(TOKENIZER_PREFIX)
     if name.startswith(GGUF_PREFIX):
         return gguf_fingerprint(file_hash(gguf_file(name)))
-    folder = resolve_model(name)
-    return digest({_name_in(folder, path): file_hash(path) for path in model_files(folder)})
+    folder = resolve_tokenizer(name) if is_tokenizer else resolve_model(name)
+    files = tokenizer_files(folder) if is_tokenizer else model_files(folder)
+    return digest({_name_in(folder, path): file_hash(path) for path in files})
 
 
 def cached_fingerprint(name: str) -> str | None:
     """The fingerprint if it is already known, otherwise None: this never hashes, converts or downloads."""
+    files_of = tokenizer_files if name.startswith(TOKENIZER_PREFIX) else model_files
+    name = name.removeprefix(TOKENIZER_PREFIX)
     if name.startswith(GGUF_PREFIX):
         path = present_gguf(name)
         gguf_hash = known_hash(path) if path else None
@@ -41,7 +50,7 @@ def cached_fingerprint(name: str) -> str | None:
     if folder is None:
         return None
     try:
-        hashes = {_name_in(folder, path): known_hash(path) for path in model_files(folder)}
+        hashes = {_name_in(folder, path): known_hash(path) for path in files_of(folder)}
     except (InputError, OSError):  # not a whole model; loading it will say what is wrong
         return None
     return digest(hashes) if all(hashes.values()) else None

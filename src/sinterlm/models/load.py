@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from safetensors import safe_open
 
 from sinterlm.errors import InputError, SinterError, first_line, memory_advice
 from sinterlm.files import require_undamaged_model
 from sinterlm.models.files import CONFIG, TOKENIZER_FILES, read_object, weight_files
-from sinterlm.models.locate import folder_named, resolve_model
+from sinterlm.models.locate import folder_named, resolve_model, resolve_tokenizer
 from sinterlm.models.quiet import without_bars, without_load_report
 
 if TYPE_CHECKING:
@@ -117,10 +117,35 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: The tokenizer cannot be loaded, or has a token that the model has no embedding for.
     """
+    folder = _resolve_whole(name)
+    return _load_tokenizer(name, folder, _read_config(name, folder))
+
+
+class LoneTokenizer(NamedTuple):
+    """The tokenizer of a model that runs elsewhere."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PreTrainedConfig | None
+    """The model's, if it lies beside the tokenizer and Transformers knows the architecture."""
+
+
+def load_lone_tokenizer(name: str) -> LoneTokenizer:
+    """As :func:`load_tokenizer`, for a model whose weights need not be on this machine.
+
+    Raises:
+        InputError: The tokenizer cannot be loaded.
+    """
+    from transformers import CONFIG_MAPPING
+
+    folder = resolve_tokenizer(name)
+    is_known = (folder / CONFIG).is_file() and read_object(folder / CONFIG).get("model_type") in CONFIG_MAPPING
+    config = _read_config(name, folder) if is_known else None
+    return LoneTokenizer(_load_tokenizer(name, folder, config), config)
+
+
+def _load_tokenizer(name: str, folder: Path, config: PreTrainedConfig | None) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    folder = _resolve_whole(name)
-    config = _read_config(name, folder)
     if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
         raise InputError(
             f"model {name!r}: no tokenizer in {folder}; expected one of {', '.join(TOKENIZER_FILES)}: "
@@ -130,7 +155,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    _check_vocabulary(name, tokenizer, getattr(config.get_text_config(decoder=True), "vocab_size", None))
+    if config:
+        _check_vocabulary(name, tokenizer, getattr(config.get_text_config(decoder=True), "vocab_size", None))
     return tokenizer
 
 

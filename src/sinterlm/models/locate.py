@@ -10,7 +10,14 @@ import os
 from pathlib import Path
 
 from sinterlm.errors import InputError
-from sinterlm.models.files import DESCRIPTION_FILES, WEIGHTS, check_folder, index_to_fetch, shards_of
+from sinterlm.models.files import (
+    DESCRIPTION_FILES,
+    WEIGHTS,
+    check_description,
+    check_folder,
+    index_to_fetch,
+    shards_of,
+)
 from sinterlm.models.gguf import GGUF_PREFIX, converted_folder, gguf_file
 
 
@@ -26,6 +33,17 @@ def resolve_model(name: str) -> Path:
     if name.startswith(GGUF_PREFIX):
         return converted_folder(gguf_file(name))
     return check_folder(folder_named(name) or _snapshot(name))
+
+
+def resolve_tokenizer(name: str) -> Path:
+    """The folder that holds a model's tokenizer, with or without weights; of a hub model only small files are fetched.
+
+    Raises:
+        InputError: As in :func:`resolve_model`, weights aside.
+    """
+    if name.startswith(GGUF_PREFIX):
+        return resolve_model(name)
+    return check_description(folder_named(name) or _snapshot(name, weights=False))
 
 
 def absolute_name(name: str) -> str:
@@ -79,7 +97,7 @@ def present_folder(name: str) -> Path | None:
         return None
 
 
-def _snapshot(name: str) -> Path:
+def _snapshot(name: str, *, weights: bool = True) -> Path:
     """The hub's files on this machine; downloads what is missing unless ``HF_HUB_OFFLINE`` forbids it.
 
     Only the weights that Transformers loads are fetched: a repository may hold them in other layouts as well.
@@ -96,11 +114,11 @@ def _snapshot(name: str) -> Path:
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=[*DESCRIPTION_FILES, WEIGHTS, "*.safetensors.index.json"],
+                allow_patterns=[*DESCRIPTION_FILES, *((WEIGHTS, "*.safetensors.index.json") if weights else ())],
                 ignore_patterns=["*/*"],  # a pattern also matches files in subfolders
             )
         )
-        index = index_to_fetch(folder)
+        index = index_to_fetch(folder) if weights else None
         missing = [shard for shard in shards_of(index) if not (folder / shard).is_file()] if index else []
         if missing:
             snapshot_download(repository, revision=folder.name, allow_patterns=missing)

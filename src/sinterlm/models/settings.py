@@ -31,17 +31,13 @@ TemplateDate = Annotated[str, AfterValidator(_check_date)] | None
 """The date that a chat template uses as today's; default: the recipe's, or the day of the run's first command."""
 
 
-class ChatModel(Settings):
-    """A model on this machine that answers or reads through its own chat template."""
+class TemplatedModel(Settings):
+    """A model that is asked or that reads through its own chat template, which is applied on this machine."""
 
     model: ModelName
     """A hub name (``org/name``, or ``org/name@REVISION`` for a branch, tag or commit), a folder in Transformers'
     format, or ``gguf:PACKAGE/FILE.gguf`` for a GGUF file inside an installed Python package.
     """
-    device: str = "auto"
-    """The device, as torch names it. ``auto`` is the first available of CUDA, MPS and the CPU."""
-    dtype: Dtype = "auto"
-    """Precision of the weights. ``auto`` is bfloat16 on CUDA, otherwise float32."""
     chat_template_kwargs: TemplateVariables = {}
     """Variables of the chat template, such as ``{enable_thinking: false}``; the target's also apply in training. A
     variable that the template does not read is an error.
@@ -55,9 +51,18 @@ class ChatModel(Settings):
         return describe_options(self.model, self.chat_template_kwargs, self.template_date)
 
 
-def chat_models_in(value: Any) -> Iterator[ChatModel]:
+class ChatModel(TemplatedModel):
+    """A model on this machine that answers or reads through its own chat template."""
+
+    device: str = "auto"
+    """The device, as torch names it. ``auto`` is the first available of CUDA, MPS and the CPU."""
+    dtype: Dtype = "auto"
+    """Precision of the weights. ``auto`` is bfloat16 on CUDA, otherwise float32."""
+
+
+def chat_models_in(value: Any) -> Iterator[TemplatedModel]:
     """Every model with a chat template in a recipe, or in a part of one."""
-    if isinstance(value, ChatModel):
+    if isinstance(value, TemplatedModel):
         yield value
     if isinstance(value, Settings):
         value = dict(value)
@@ -71,7 +76,7 @@ def with_template_date(settings: SettingsT, date: str) -> SettingsT:
     changed = {
         name: value for name, value in _dated(dict(settings), date).items() if value is not getattr(settings, name)
     }
-    model = settings if isinstance(settings, ChatModel) else None
+    model = settings if isinstance(settings, TemplatedModel) else None
     if model and not model.template_date and writes_date(model.model) is not False:
         changed["template_date"] = date
     return settings.model_copy(update=changed) if changed else settings
