@@ -414,7 +414,7 @@ def test_prompts_that_cannot_be_asked_are_dropped(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, dropped: str, error: str
 ) -> None:
     """As found by an earlier run: nothing is left to ask, and no model is loaded."""
-    monkeypatch.setattr("sinterlm.pipeline.sample.identity_of", lambda request: "known")
+    monkeypatch.setattr(SamplingRequest, "identity", lambda request: "known")
     fusion = fusion_of(recipe, tmp_path, SOURCE, "sources.s.sampling.num_samples=1")
     (request,) = fusion.rounds["sources"].requests
     prompts = [Prompt(f"p{n}", (Message("system", "Be brief."), Message("user", f"{n}?"))) for n in range(2)]
@@ -424,16 +424,16 @@ def test_prompts_that_cannot_be_asked_are_dropped(
         answers = [(p, answer(request, "known", p, why, 7, 3)) for p, why in zip(prompts, reasons, strict=True)]
         store.add_responses("known", answers)
         run = read_only(fusion, store)
-        result = sample(run, "sample-sources", request, prompts)
+        result = sample(run, "sample-sources", [request], prompts)
         assert [(drop.subject, drop.reason, drop.detail) for drop in result.dropped] == [
             (answers[1][1].id, "empty-answer", "s on p1, sample 0"),
             ("p0", reason, dropped),
         ]
         assert result.counts == {"s answers": 1, "s sampled now": 0, "s cut by the limit": 0}
         with pytest.raises(ToleranceError, match=error):
-            sample(run, "sample-sources", request, prompts[:1], must_answer=True)
+            sample(run, "sample-sources", [request], prompts[:1], must_answer=True)
         with pytest.raises(ToleranceError, match="model s: all 1 answers are empty"):
-            sample(run, "sample-sources", request, prompts[1:], must_answer=True)
+            sample(run, "sample-sources", [request], prompts[1:], must_answer=True)
 
 
 class OneByOne:

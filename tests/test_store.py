@@ -398,9 +398,10 @@ def test_what_servers_say_and_cost_is_kept_by_run_stage_and_model(tmp_path: Path
         for usage, money in ((Usage(1, 20, 4, 5), 0.25), (Usage(2, 30, 0, 7), 0.5)):
             store.add_spent("run", Spent("sample-sources", "a", usage, 1, money, 2.0))
         store.add_spent("other", Spent("sample-sources", "a", Usage(9), 0, 0.0))
-        store.set_failures("run", "sample-sources", "a", [Failure("p", 1, "timed-out", "slow"), Failure("q", 0, "x")])
-        store.set_failures("run", "sample-sources", "a", [Failure("p", 1, "timed-out", "slow")])
-        store.set_failures("run", "sample-sources", "b", [Failure("p", 0, "refused")])
+        store.add_failures("run", "sample-sources", "a", [Failure("q", 0, "x")])
+        store.forget_failures("run", "sample-sources")
+        store.add_failures("run", "sample-sources", "a", [Failure("p", 1, "timed-out", "slow")])
+        store.add_failures("run", "sample-sources", "b", [Failure("p", 0, "refused")])
         store.add_notes("run", "sample-sources", "a", ["the server ignores n", "the server ignores n"])
         store.set_job("who", "0", "sent", {"id": "batch_1"})
         store.set_job("who", "0", "done", {"id": "batch_1", "file": "f"})

@@ -20,6 +20,7 @@ from sinterlm.models import cached_fingerprint, fingerprint, writes_date
 from sinterlm.models.settings import chat_models_in
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.halt import Halt
 from sinterlm.pipeline.launch import require_one_process
 from sinterlm.pipeline.memory import PeakMemory
 from sinterlm.pipeline.outputs import find_stage_damage, see_outputs
@@ -90,7 +91,7 @@ def run_fusion(
                 reporter.say(f"{stage.name} is done again: {why}")
             if only:
                 _check_needs(stage, [other for other in stages if _why_undone(other, keys, store, fusion)])
-            _do(RunContext(fusion, store, reporter, keys[stage.name], tuple(stages)), stage)
+            _do(RunContext(fusion, store, reporter, keys[stage.name], tuple(stages), Halt()), stage)
             done_now.append(stage.name)
         return Outcome(done_now, [stage.name for stage in stages if _why_undone(stage, keys, store, fusion)])
 

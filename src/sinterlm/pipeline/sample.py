@@ -1,72 +1,61 @@
-"""Samples into the store: only missing answers are asked for, and every batch is one transaction."""
+"""The answers of models: sampled where the store lacks them, counted, and read back."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 
-from sinterlm.errors import InputError, ToleranceError
+from sinterlm.errors import ToleranceError
+from sinterlm.pipeline.ask import Asked, ask, identity_of
 from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.stage import RunContext, StageResult
-from sinterlm.records import NOT_ASKED, PROMPT_TOO_LONG, Dropped, Prompt, Response, StoredResponse, response_id
-from sinterlm.sampling.protocol import Engine, Generation, Item
+from sinterlm.records import NOT_ASKED, PROMPT_TOO_LONG, Dropped, Prompt, Response
 from sinterlm.scoring.protocol import Exchange
-from sinterlm.store import RecordedResponse
-
-
-def engine_of(run: RunContext, request: SamplingRequest) -> Engine:
-    """Build the participant's engine, which reports where its weights are once they are loaded."""
-    name = request.participant.name
-    return request.build_engine(lambda placement: run.reporter.say(f"  {name}: loaded on {placement}"))
-
-
-def identity_of(request: SamplingRequest) -> str:
-    """The key of the answers in the store.
-
-    Raises:
-        InputError: The file of answers is missing.
-    """
-    identity = request.identity()
-    if identity is None:
-        raise InputError(f"{request.participant.name}: its file of recorded answers is missing")
-    return identity
 
 
 def sample(
-    run: RunContext, stage: str, request: SamplingRequest, prompts: Sequence[Prompt], *, must_answer: bool = False
+    run: RunContext,
+    stage: str,
+    requests: Sequence[SamplingRequest],
+    prompts: Sequence[Prompt],
+    *,
+    must_answer: bool = False,
 ) -> StageResult:
-    """Sample one participant's answers to every prompt, except those that the store has.
-
-    A partly stored batch is sampled again as a whole, and only its missing answers are written. So a resumed run gives
-    the same answers as an uninterrupted one, although a batch's composition may change the last bits.
+    """Sample every participant's answers to every prompt, except those that the store has.
 
     Raises:
-        ToleranceError: With ``must_answer``: the participant can be asked none of the prompts, or every answer is
-            empty.
+        ToleranceError: With ``must_answer``: a participant can be asked none of the prompts, or its every answer is
+            empty. Also if more requests failed than a source tolerates.
     """
-    name, identity, prompts = request.participant.name, identity_of(request), request.asked(prompts)
-    with closing(engine_of(run, request)) as engine:
-        batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(request.num_samples)])
-        tokens_per_second: float | None = None
-        problems: dict[str, str] = {}
-        if request.settings is None:
-            recorded = _look_up(engine, batches)
-            num_new = run.store.set_recorded(identity, prompts, recorded, num_samples=request.num_samples)
-        else:
-            stored = run.store.response_ids(identity)
-            pending = [batch for batch in batches if any(_response_id(identity, item) not in stored for item in batch)]
-            if pending:
-                tokens_per_second, problems = _answer(run, request, engine, pending)
-            num_new = sum(map(len, pending))
-    answered = {item.prompt.id for batch in batches for item in batch}
+    counts: dict[str, float] = {}
+    dropped: list[Dropped] = []
+    for request, asked in zip(requests, ask(run, stage, requests, prompts), strict=True):
+        result = _count(run, stage, request, request.asked(prompts), asked, must_answer=must_answer)
+        for name, count in result.counts.items():
+            counts[name] = count if "tokens/s" in name else counts.get(name, 0) + count
+        dropped += result.dropped
+    return StageResult(counts, dropped)
+
+
+def _count(
+    run: RunContext,
+    stage: str,
+    request: SamplingRequest,
+    prompts: Sequence[Prompt],
+    asked: Asked,
+    *,
+    must_answer: bool,
+) -> StageResult:
+    """Count one participant's answers, and list what it did not answer."""
+    name = request.participant.name
     num_answers = num_cut = 0
     empty: list[Dropped] = []
     not_asked: dict[str, Dropped] = {}
     for prompt, responses in zip(prompts, _stored(run, request, prompts), strict=True):
         for response in responses:
             if response.finish_reason in NOT_ASKED:
-                not_asked.setdefault(prompt.id, _not_asked(stage, name, prompt, response, problems.get(prompt.id)))
+                not_asked.setdefault(
+                    prompt.id, _not_asked(stage, name, prompt, response, asked.problems.get(prompt.id))
+                )
                 continue
             num_answers += 1
             num_cut += response.finish_reason == "length"
@@ -84,86 +73,23 @@ def sample(
             f"model {name}: all {num_answers} answers are empty; check its prompt (chat template or "
             "few-shot file), its stop string and max_new_tokens"
         )
-    without = [prompt for prompt in prompts if prompt.id not in answered]
+    without = [prompt for prompt in prompts if prompt.id not in asked.answered]
     dropped = [
         *(Dropped(prompt.id, stage, "no-recorded-answer", f"{name} has none") for prompt in without),
         *empty,
         *not_asked.values(),
+        *_failed(run, stage, name),
     ]
     counts: dict[str, float] = {
         f"{name} answers": num_answers,
-        f"{name} sampled now": num_new,
+        f"{name} sampled now": asked.num_new,
         f"{name} cut by the limit": num_cut,
     }
-    if tokens_per_second is not None:
-        counts[f"{name} tokens/s"] = round(tokens_per_second)
+    if asked.num_failed:
+        counts[f"{name} failed"] = asked.num_failed
+    if asked.tokens_per_second is not None:
+        counts[f"{name} tokens/s"] = round(asked.tokens_per_second)
     return StageResult(counts, dropped)
-
-
-def _look_up(engine: Engine, batches: Sequence[Sequence[Item]]) -> Iterator[RecordedResponse]:
-    """Yield the answers that an engine looks up, each under the name that the engine gives it.
-
-    Whenever the stage is done again, the file is read again: reading is cheap, and which answers belong to a prompt may
-    depend on the prompts' ids.
-    """
-    for batch, generations in zip(batches, engine.sample(batches), strict=True):
-        for item, generation in zip(batch, generations, strict=True):
-            assert generation.name is not None
-            identity, number = generation.name
-            yield RecordedResponse(
-                generation.index,
-                StoredResponse(
-                    identity=identity,
-                    prompt_hash=item.prompt.content_hash,
-                    index=number,
-                    content=generation.content,
-                    finish_reason=generation.finish_reason,
-                    num_prompt_tokens=generation.num_prompt_tokens,
-                    num_tokens=generation.num_tokens,
-                ),
-            )
-
-
-def _answer(
-    run: RunContext, request: SamplingRequest, engine: Engine, batches: Sequence[Sequence[Item]]
-) -> tuple[float, dict[str, str]]:
-    """Sample ``batches`` into the store one by one; returns tokens per second and, by id, why prompts were refused."""
-    identity = identity_of(request)
-    items = {(item.prompt.id, item.index): item for batch in batches for item in batch}
-    started, tokens = time.monotonic(), 0
-    problems: dict[str, str] = {}
-    with run.reporter.task(request.participant.name, len(items), "answers") as task:
-        for generations in engine.sample(batches):
-            answered = [(items[generation.prompt_id, generation.index], generation) for generation in generations]
-            run.store.add_responses(
-                identity,
-                [
-                    (item.prompt, _response(generation, _response_id(identity, item), request))
-                    for item, generation in answered
-                ],
-            )
-            tokens += sum(generation.num_tokens for generation in generations)
-            problems |= {generation.prompt_id: generation.problem for generation in generations if generation.problem}
-            task.advance(len(generations), f"{tokens / (time.monotonic() - started):.0f} tokens/s")
-    return tokens / (time.monotonic() - started), problems
-
-
-def _response_id(identity: str, item: Item) -> str:
-    return response_id(identity, item.prompt.content_hash, item.index)
-
-
-def _response(generation: Generation, key: str, request: SamplingRequest) -> Response:
-    return Response(
-        id=key,
-        prompt_id=generation.prompt_id,
-        source=request.participant.name,
-        index=generation.index,
-        content=generation.content,
-        finish_reason=generation.finish_reason,
-        num_prompt_tokens=generation.num_prompt_tokens,
-        num_tokens=generation.num_tokens,
-        sampling=request.settings,
-    )
 
 
 def answers_to(run: RunContext, request: SamplingRequest, prompts: Sequence[Prompt]) -> Iterator[list[Exchange]]:
@@ -184,6 +110,13 @@ def _stored(run: RunContext, request: SamplingRequest, prompts: Sequence[Prompt]
     return run.store.responses(
         identity_of(request), prompts, source=request.participant.name, num_samples=request.num_samples
     )
+
+
+def _failed(run: RunContext, stage: str, name: str) -> Iterator[Dropped]:
+    """A drop for every request to the participant that failed after all retries."""
+    for of_stage, model, failure in run.store.failures(run.fusion.run_name):
+        if (of_stage, model) == (stage, name):
+            yield Dropped(failure.prompt_id, stage, failure.kind, f"{name}, sample {failure.index}: {failure.detail}")
 
 
 def _not_asked(stage: str, name: str, prompt: Prompt, response: Response, problem: str | None) -> Dropped:

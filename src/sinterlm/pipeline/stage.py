@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from sinterlm.models import Fingerprint
 from sinterlm.pipeline.forecast import Forecast, StagePlan
 from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.halt import Halt
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.records import Dropped, Prompt, digest
@@ -31,6 +32,8 @@ class RunContext(NamedTuple):
     """The key of the stage that runs."""
     stages: tuple[Stage, ...] = ()
     """The stages of the recipe."""
+    halt: Halt = Halt()
+    """Stops the work in an orderly way."""
 
     def prompts(self, *parts: str) -> list[Prompt]:
         """The prompts of several parts, one part after the other, as the store has them."""

@@ -70,7 +70,10 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Release what is held (weights, connections); sampling again loads again."""
+        """Release what is held (weights, connections); sampling again loads again.
+
+        Another thread may call it while answers are streamed: what is in flight is then given up.
+        """
         ...
 
 
@@ -85,8 +88,7 @@ class Streams(Protocol):
         """Answer every item, in any order. Runs in a thread of its own, beside other models.
 
         The next item is taken only when there is room for it, so that the work list may be of any length. All samples
-        of a prompt come one after another. Once ``items`` ends, what is in flight is waited for. Closing the iterator
-        gives up what is in flight.
+        of a prompt come one after another. Once ``items`` ends, what is in flight is waited for.
 
         Raises:
             SinterError: The model cannot be asked any more; what was yielded before is kept.

@@ -39,6 +39,9 @@ class EngineSettings(Settings):
     description: ClassVar[str] = ""
     """The engine in one line, for ``sinterlm list engines``."""
 
+    runs_elsewhere: ClassVar[bool] = False
+    """Whether answering needs nothing of this machine, so that other models can be asked at the same time."""
+
     engine: str
     """Its name in recipes: a literal in every engine's own settings."""
     domains: Domains = None
@@ -58,6 +61,11 @@ class EngineSettings(Settings):
     def weights(self) -> str | None:
         """The name of the model that is loaded into this process; None if there is none."""
         return None
+
+    @property
+    def tolerated_failed(self) -> float:
+        """The share of requests that may fail after all retries."""
+        return 0.0
 
     def sampling_settings(self, seed: int) -> SamplingSettings | None:
         """How training samples are drawn; None if nothing is drawn.

@@ -213,6 +213,12 @@ class Store:
         """The ids of all responses of one source identity."""
         return {row["id"] for row in self._read("SELECT id FROM responses WHERE identity = ?", identity)}
 
+    def sample_indices(self, identity: str, prompt_hashes: Sequence[str]) -> set[tuple[str, int]]:
+        """Which responses of one source identity to a few hundred prompts are stored: prompt hash and sample index."""
+        query = """SELECT prompt_hash, sample_index FROM json_each(?) AS asked
+                   CROSS JOIN responses ON identity = ? AND prompt_hash = asked.value"""
+        return {(name, index) for name, index in self._read(query, json.dumps(list(prompt_hashes)), identity)}
+
     def add_responses(self, identity: str, responses: Iterable[tuple[Prompt, Response]]) -> None:
         """Write responses; those already stored stay as they are."""
         with self.transaction():
@@ -350,10 +356,14 @@ class Store:
             for stage, model, *usage, items, money, seconds in self._read(query, run, run is None)
         ]
 
-    def set_failures(self, run: str, stage: str, model: str, failures: Iterable[Failure]) -> None:
-        """Replace what is known about a model's failed requests in a stage."""
+    def forget_failures(self, run: str, stage: str) -> None:
+        """Forget a stage's failed requests before they are sent again."""
         with self.transaction() as connection:
-            connection.execute("DELETE FROM failures WHERE run = ? AND stage = ? AND model = ?", (run, stage, model))
+            connection.execute("DELETE FROM failures WHERE run = ? AND stage = ?", (run, stage))
+
+    def add_failures(self, run: str, stage: str, model: str, failures: Iterable[Failure]) -> None:
+        """Keep failed requests of a model in a stage."""
+        with self.transaction() as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(run, stage, model, *failure) for failure in failures],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from sinterlm.pipeline.progress import Task
 from sinterlm.terminal.terminal import Terminal, show_controls
@@ -23,6 +24,10 @@ class TerminalReporter:
 
     def __init__(self, console: Terminal) -> None:
         self.console = console
+        self._lock = Lock()
+        self._bars: Progress | None = None
+        """The bars of all tasks at work."""
+        self._num_tasks = 0
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -36,21 +41,42 @@ class TerminalReporter:
             yield plain
             plain.finish()
             return
-        columns = (
-            TextColumn("  {task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(f"{unit}  {{task.fields[note]}}", markup=False),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console) as progress:
-            yield _LiveTask(progress, label, total)
+        with self._open_bars() as bars:
+            yield _LiveTask(bars, label, total, unit)
+
+    @contextmanager
+    def _open_bars(self) -> Iterator[Progress]:
+        """The bars, which tasks of several threads share: a terminal has one live display."""
+        with self._lock:
+            if self._bars is None:
+                self._bars = Progress(*_columns(), console=self.console)
+                self._bars.start()
+            bars = self._bars
+            self._num_tasks += 1
+        try:
+            yield bars
+        finally:
+            with self._lock:
+                self._num_tasks -= 1
+                if not self._num_tasks:
+                    bars.stop()
+                    self._bars = None
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("  {task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}  {task.fields[note]}", markup=False),
+        TimeRemainingColumn(),
+    )
 
 
 class _LiveTask:
-    def __init__(self, progress: Progress, label: str, total: int) -> None:
+    def __init__(self, progress: Progress, label: str, total: int, unit: str) -> None:
         self._progress = progress
-        self._id = progress.add_task(show_controls(label), total=total, note="")
+        self._id = progress.add_task(show_controls(label), total=total, unit=unit, note="")
 
     def advance(self, count: int, note: str = "") -> None:
         self._progress.update(self._id, advance=count, note=show_controls(note))

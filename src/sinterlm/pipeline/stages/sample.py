@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from sinterlm.models import Fingerprint, cached_fingerprint
 from sinterlm.models.flops import Flops, add_flops
+from sinterlm.pipeline.ask import engine_of
 from sinterlm.pipeline.forecast import (
     CHARACTERS_PER_TOKEN,
     SAMPLING,
@@ -24,7 +25,7 @@ from sinterlm.pipeline.forecast import (
 )
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.inputs import Inputs
-from sinterlm.pipeline.sample import engine_of, sample
+from sinterlm.pipeline.sample import sample
 from sinterlm.pipeline.stage import RunContext, Stage, StageResult
 from sinterlm.records import Dropped, response_id
 from sinterlm.sampling.protocol import HoldsAnswers
@@ -58,18 +59,11 @@ class Sample(Stage):
         return estimate_sampling(self.name, forecast.asked(self._round), forecast.store)
 
     def work(self, run: RunContext) -> StageResult:
-        """Sample one participant after the other."""
+        """Sample what the store lacks."""
         prompts = run.prompts(*self._round.parts)
-        results = [
-            sample(run, self.name, request, prompts, must_answer=self.is_for_training)
-            for request in self._round.requests
-        ]
-        counts: dict[str, float] = {}
-        for result in results:
-            for name, count in result.counts.items():
-                counts[name] = count if "tokens/s" in name else counts.get(name, 0) + count
-        dropped = [drop for result in results for drop in result.dropped]
-        return StageResult(counts, [*dropped, *(self._find_unused(run) if self.is_for_training else ())])
+        result = sample(run, self.name, self._round.requests, prompts, must_answer=self.is_for_training)
+        unused = self._find_unused(run) if self.is_for_training else ()
+        return StageResult(result.counts, [*result.dropped, *unused])
 
     def _find_unused(self, run: RunContext) -> Iterator[Dropped]:
         """A drop for every recorded answer that no prompt of the run has a use for."""

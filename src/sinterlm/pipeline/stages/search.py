@@ -140,7 +140,7 @@ class Search(Stage):
             raise type(error)(f"{self.name}, {label} ({describe_choice(cell.choice)}): {error}") from error
         participant = Participant(label, fusion.recipe.target, str(cell.model))
         request = fusion.for_evaluation(participant)
-        sampled = sample(run, self.name, request, grid.development)
+        sampled = sample(run, self.name, [request], grid.development)
         scored = score(run, self.name, scorer, [request], grid.development)
         metric, rate = next(iter(compute_rates(held_out_scores(run, grid.development, participant)).items()))
         last_step = (read_metrics(cell.model) or [{}])[-1]
