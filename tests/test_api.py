@@ -25,7 +25,9 @@ pytestmark = pytest.mark.xdist_group("api")  # the tests' shared fixtures are ma
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
 SIGNATURES = {
     "load_run": "(folder: 'str | Path') -> 'Run'",
-    "plan_fusion": "(recipe: 'AnyRecipe', overrides: 'Sequence[str]' = ()) -> 'plan.Plan'",
+    "plan_fusion": (
+        "(recipe: 'AnyRecipe', overrides: 'Sequence[str]' = (), *, pilot: 'str | Path | None' = None) -> 'plan.Plan'"
+    ),
     "run_fusion": (
         "(recipe: 'AnyRecipe', overrides: 'Sequence[str]' = (), *, until: 'str | None' = None, "
         "only: 'str | None' = None, allow_code: 'bool' = False, reporter: 'Reporter | None' = None) -> 'Run'"

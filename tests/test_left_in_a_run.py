@@ -16,6 +16,7 @@ from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.compare import compare_runs
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.finished import load_run, read_only, rewrite_report
+from sinterlm.pipeline.forecast import Forecast, Past
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.plan import Plan, plan_fusion
@@ -23,7 +24,7 @@ from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.report import read_report
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.sample import sample
-from sinterlm.pipeline.stages.sample import estimate_sampling
+from sinterlm.pipeline.sampling_cost import estimate_sampling
 from sinterlm.pipeline.stages.score import Score
 from sinterlm.pipeline.stages.train import Train
 from sinterlm.pipeline.status import status_of
@@ -329,7 +330,7 @@ def test_the_figures_of_sampling_long_answers_to_prompts_that_are_not_there(reci
 def test_the_figures_of_sampling_by_what_is_stored(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sinterlm.pipeline.stages.sample.cached_fingerprint", lambda model: "known")
+    monkeypatch.setattr("sinterlm.pipeline.sampling_cost.cached_fingerprint", lambda model: "known")
     fusion = fusion_of(recipe, tmp_path, SOURCE)
     (request,) = fusion.rounds["sources"].requests
     prompts = [Prompt(name, (Message("user", QUESTION.format(number)),)) for number, name in enumerate(IDS)]
@@ -338,7 +339,9 @@ def test_the_figures_of_sampling_by_what_is_stored(
     with closing(Store(fusion.store_path)) as store:
         store.set_prompts(fusion.run_name, {"preference": prompts})
         store.add_responses(identity, [(prompts[0], answer(request, identity, prompts[0], "stop", 30, 20))])
-        stage = estimate_sampling("s", [(request, prompts)], store)
+        stage = estimate_sampling(
+            "s", [(request, prompts)], Forecast(fusion, {}, store, [Past(store, fusion.run_name)])
+        )
     assert (stage.calls, stage.prompt_tokens, stage.new_tokens) == (11, 330, 220)
     assert stage.disk_bytes == 11 * (600 + 20 * 4)
     assert stage.gpu_hours is not None

@@ -48,17 +48,18 @@ def run_fusion(
     return Run(fusion)
 
 
-def plan_fusion(recipe: AnyRecipe, overrides: Sequence[str] = ()) -> plan.Plan:
+def plan_fusion(recipe: AnyRecipe, overrides: Sequence[str] = (), *, pilot: str | Path | None = None) -> plan.Plan:
     """What a recipe will do, what of it is done, and what the rest will take; loads no model.
 
     Args:
         recipe: As for :func:`run_fusion`.
         overrides: Changes to it.
+        pilot: The output folder of a run that has asked the same models: their lengths, rates and prices.
 
     Raises:
-        InputError: The recipe is wrong.
+        InputError: The recipe is wrong, or ``pilot`` holds no run.
     """
-    return plan.plan_fusion(Fusion(_read(recipe, overrides)))
+    return plan.plan_fusion(Fusion(_read(recipe, overrides)), pilot=None if pilot is None else Path(pilot))
 
 
 def _read(recipe: AnyRecipe, overrides: Sequence[str]) -> Recipe:

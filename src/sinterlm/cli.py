@@ -88,14 +88,22 @@ def run(
 
 
 @app.command()
-def plan(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+def plan(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    pilot: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Take lengths, rates and prices from this run, e.g. from a preview."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show a recipe's stages, what is done, and what the rest will cost. Loads no model."""
     from sinterlm.pipeline.fusion import Fusion
     from sinterlm.pipeline.plan import plan_fusion
     from sinterlm.recipe.load import load_recipe
     from sinterlm.terminal.plan import print_plan
 
-    planned = plan_fusion(Fusion(load_recipe(recipe, overrides or []).recipe))
+    planned = plan_fusion(Fusion(load_recipe(recipe, overrides or []).recipe), pilot=pilot)
     if as_json:
         _print_json(planned.to_json())
     else:

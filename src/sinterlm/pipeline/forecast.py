@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from sinterlm.models import FLOAT32_BYTES
 from sinterlm.models.flops import GPUS, Flops
-from sinterlm.records import Prompt
+from sinterlm.records import Prompt, Spent, Usage
 
 if TYPE_CHECKING:
     from sinterlm.pipeline.fusion import Fusion, Round, SamplingRequest
     from sinterlm.store import Store
+
+Number = TypeVar("Number", int, float)
 
 CHARACTERS_PER_TOKEN = 4
 """A rule of thumb for English text, used until the store has counts of the same model."""
@@ -35,15 +37,32 @@ HOURS_NOTE = (
     )
 )
 
-SAMPLING = ("calls", "prompt_tokens", "new_tokens", "disk_bytes", "gpu_hours")
+SAMPLING = ("calls", "prompt_tokens", "new_tokens", "money", "seconds", "disk_bytes", "gpu_hours")
 """All figures of a plan; a stage that samples has every one."""
-SCORING = ("calls", "gpu_hours")
+SCORING = ("calls", "money", "seconds", "gpu_hours")
 TRAINING = ("disk_bytes", "gpu_hours")
 
 KnownPart = Sequence[Prompt] | int
 """The prompts of a part, or the number that the recipe gives if their file is not on this machine."""
 Part = KnownPart | None
 """None if the file is not on this machine and the recipe gives only a share of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """What is left to ask one model in a stage. A figure is None if it is unknown."""
+
+    model: str
+    """A name as in the ledger."""
+    runs_elsewhere: bool
+    """Whether it is asked while models of this machine work."""
+    calls: int
+    """Answers or verdicts still to come."""
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    """As in :class:`StagePlan`."""
+    money: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +78,23 @@ class StagePlan:
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     """An upper bound; once the store has answers of the same model, an estimate from their mean."""
+    money: float | None = None
+    """By the prices in the recipe."""
+    seconds: float | None = None
+    """By how long the same models took before, in this run or in the pilot."""
     disk_bytes: int | None = None
     gpu_hours: dict[str, float] | None = None
     """By kind of GPU; unknown also if the size of a model is."""
+    models: tuple[ModelPlan, ...] = ()
+    """The models that the stage asks."""
     note: str = ""
+
+
+class Past(NamedTuple):
+    """A run, finished or not, from which a plan learns lengths, rates and prices."""
+
+    store: Store
+    run_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +105,54 @@ class Forecast:
     parts: Mapping[str, Part] = field(default_factory=dict)
     store: Store | None = None
     """None if there is no store yet."""
+    past: Sequence[Past] = ()
+    """Runs that may have asked the same models: this run itself, then the pilot."""
+
+    def mean_tokens(self, identity: str) -> tuple[float, float] | None:
+        """The mean prompt and answer tokens of a model's answers, in the first store that has some; None in none."""
+        found = (past.store.mean_tokens(identity) for past in self.past)
+        return next(filter(None, found), None)
+
+    def spent(self, stage: str, model: str) -> Spent | None:
+        """What a model has cost a stage, in the first run that has asked it; None in none."""
+        return next((spent for spent in self._spent() if (spent.stage, spent.model) == (stage, model)), None)
+
+    def _spent(self) -> Iterator[Spent]:
+        for past in self.past:
+            yield from (spent for spent in past.store.ledger(past.run_name) if spent.items)
+
+    def with_costs(
+        self, stage: str, planned: ModelPlan, expected: Usage, price: Callable[[Usage], float | None]
+    ) -> ModelPlan:
+        """The same plan with money and time.
+
+        Args:
+            stage: The stage that asks the model.
+            planned: The plan, with its number of calls.
+            expected: What these calls use, unless past calls of the model say what calls use.
+            price: What a usage costs; None if that is not known.
+        """
+        if not planned.calls:
+            return replace(planned, money=0.0, seconds=0.0)
+        past = self.spent(stage, planned.model)
+        if past is None:
+            return replace(planned, money=price(expected))
+        times = planned.calls / past.items
+        counted = Usage(*(round(figure * times) for figure in past.usage))
+        money = price(counted if counted.prompt_tokens or counted.new_tokens else expected)
+        if money is None and past.money:
+            money = past.money * times
+        return replace(planned, money=money, seconds=past.seconds * times if past.seconds else None)
+
+    def seconds(self, stage: str, count_name: str, number: float) -> float | None:
+        """How long a stage takes for ``number`` units of what it counts as ``count_name``; None if no run says."""
+        if not number:
+            return 0.0
+        for past in self.past:
+            finished = past.store.finished_stages(past.run_name).get(stage)
+            if finished and finished.counts.get(count_name):
+                return finished.seconds / finished.counts[count_name] * number
+        return None
 
     def asked(self, asked: Round) -> list[tuple[SamplingRequest, Part]]:
         """Who is asked in a round, and which prompts."""
@@ -128,7 +208,7 @@ def count_characters(prompt: Prompt) -> int:
     return sum(len(message.content) for message in prompt.messages)
 
 
-def add(values: Sequence[int | None]) -> int | None:
+def add(values: Sequence[Number | None]) -> Number | None:
     """The sum; None if one is unknown."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from sinterlm.formats import read_prompts
@@ -15,13 +16,14 @@ from sinterlm.pipeline.forecast import (
     SAMPLING,
     Forecast,
     Part,
+    Past,
     StagePlan,
     add,
     add_hours,
     count,
     show_count,
 )
-from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.fusion import Fusion, load_fusion
 from sinterlm.pipeline.outputs import is_done
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
@@ -43,20 +45,32 @@ class Plan:
     """Number of prompts by part; None if the file is not on this machine and the recipe gives a share."""
     memory_bytes: int | None
     """Estimated peak: training holds weights, gradients and AdamW's two moments in float32."""
-    money: float
-    """Always 0: local models and recorded answers cost nothing, and the fees of a judge's server are not counted."""
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The plan with its sums, for ``--json``; a sum is None if a part of it is unknown."""
+        total = self.total
+        return {**asdict(self), "money": total["money"], "total": total}
+
+    @property
+    def total(self) -> dict[str, Any]:
+        """The sums of what is left to do, by figure; training has no money and no time."""
         left = {name: [getattr(stage, name) for stage in self.stages if name in stage.figures] for name in SAMPLING}
         gpu_hours = add_hours(left.pop("gpu_hours"))
-        sums = {name: add(values) for name, values in left.items()}
-        return {**asdict(self), "total": {**sums, "gpu_hours": gpu_hours}}
+        return {**{name: add(values) for name, values in left.items()}, "gpu_hours": gpu_hours}
 
 
-def plan_fusion(fusion: Fusion) -> Plan:
-    """Plan ``fusion``; a missing file or model gives a note, not an error."""
+def plan_fusion(fusion: Fusion, *, pilot: Path | None = None) -> Plan:
+    """Plan ``fusion``; a missing file or model gives a note, not an error.
+
+    Args:
+        fusion: What to plan.
+        pilot: The output folder of a run from whose answers the lengths, rates and prices are taken; by default this
+            run's own preview, if there is one.
+
+    Raises:
+        InputError: ``pilot`` holds no run.
+    """
     stages = build_stages(fusion)
     keys = stage_keys(stages, cached_fingerprint)
     parts = _parts(fusion)
@@ -65,14 +79,18 @@ def plan_fusion(fusion: Fusion) -> Plan:
         if fusion.store_path.exists():
             store = stack.enter_context(Store(fusion.store_path, read_only=True))
         finished = store.finished_stages(fusion.run_name) if store else {}
-        forecast = Forecast(fusion, parts, store)
+        past = [Past(store, fusion.run_name)] if store else []
+        if pilot:
+            piloted = load_fusion(pilot)
+            past.append(Past(stack.enter_context(Store(piloted.store_path, read_only=True)), piloted.run_name))
+        forecast = Forecast(fusion, parts, store, past)
         planned = [
             StagePlan(stage.name, True)
             if is_done(stage, keys[stage.name], finished.get(stage.name), fusion.output)
             else stage.estimate(forecast)
             for stage in stages
         ]
-    notes = [*_missing(fusion), *_undecided(forecast)]
+    notes = [*_missing(fusion), *_unpriced(planned), *_undecided(forecast)]
     if fusion.matches_paths:
         notes.append("prompts: counted before de-duplication and decontamination")
     weights = forecast.target_bytes
@@ -83,7 +101,6 @@ def plan_fusion(fusion: Fusion) -> Plan:
         stages=tuple(planned),
         prompts={part: None if prompts is None else count(prompts) for part, prompts in parts.items()},
         memory_bytes=None if weights is None else weights * (OPTIMIZER_COPIES + 1),
-        money=0.0,
         notes=tuple(notes),
     )
 
@@ -127,6 +144,14 @@ def _missing(fusion: Fusion) -> Iterator[str]:
         for key, path in scorer.files().items():
             if not path.is_file():
                 yield f"{path}: not found ({key} of the scorer {scorer.kind})"
+
+
+def _unpriced(planned: Sequence[StagePlan]) -> Iterator[str]:
+    """Servers without a price."""
+    models = dict.fromkeys(model.model for stage in planned for model in stage.models if model.money is None)
+    if models:
+        free = "`price: {input: 0, output: 0}` if it is free"
+        yield f"{', '.join(models)}: no price in the recipe, so its money is unknown; set `price`, {free}"
 
 
 def _undecided(forecast: Forecast) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sinterlm.evaluation.rates import Difference, Rate
 from sinterlm.report.data import Unit
 
-__all__ = ["duration", "figure", "interval", "memory", "signed", "signed_length"]
+__all__ = ["duration", "figure", "interval", "memory", "money", "signed", "signed_length"]
 
 
 def figure(value: float, unit: Unit = "rate") -> str:
@@ -63,6 +63,15 @@ def memory(num_bytes: int) -> str:
     '5.1 GB'
     """
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def money(amount: float) -> str:
+    """An amount of money as text, in the currency of the recipe's prices.
+
+    >>> money(0), money(1234.5), money(0.004321)
+    ('0', '1,234.50', '0.0043')
+    """
+    return f"{amount:,.2f}" if amount >= 0.1 else f"{amount:.2g}"
 
 
 def _minus(number: str) -> str:

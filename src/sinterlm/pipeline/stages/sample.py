@@ -5,35 +5,21 @@ They differ in who is asked which prompts (:attr:`~sinterlm.pipeline.fusion.Fusi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import ClassVar
 
-from sinterlm.models import Fingerprint, cached_fingerprint
-from sinterlm.models.flops import Flops, add_flops
+from sinterlm.models import Fingerprint
 from sinterlm.pipeline.ask import engine_of
-from sinterlm.pipeline.forecast import (
-    CHARACTERS_PER_TOKEN,
-    SAMPLING,
-    USUAL_ANSWER_TOKENS,
-    USUAL_PROMPT_TOKENS,
-    Forecast,
-    Part,
-    StagePlan,
-    count_characters,
-    hours,
-)
+from sinterlm.pipeline.forecast import Forecast, StagePlan
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.sample import sample
+from sinterlm.pipeline.sampling_cost import estimate_sampling
 from sinterlm.pipeline.stage import RunContext, Stage, StageResult
-from sinterlm.records import Dropped, response_id
+from sinterlm.records import Dropped
 from sinterlm.sampling.protocol import HoldsAnswers
 from sinterlm.selection.split import Parts
-from sinterlm.store import Store
-
-BYTES_PER_ANSWER = 600
-"""What an answer takes in the store besides its text: key, indices, settings and score."""
 
 
 class Sample(Stage):
@@ -56,7 +42,7 @@ class Sample(Stage):
 
     def estimate(self, forecast: Forecast) -> StagePlan:
         """The answers that the store does not have."""
-        return estimate_sampling(self.name, forecast.asked(self._round), forecast.store)
+        return estimate_sampling(self.name, forecast.asked(self._round), forecast)
 
     def work(self, run: RunContext) -> StageResult:
         """Sample what the store lacks."""
@@ -128,42 +114,3 @@ class SampleHeldOut(Sample):
 def describe_request(request: SamplingRequest, fingerprint: Fingerprint) -> object:
     """What decides the answers to a request."""
     return [request.identity(fingerprint), request.num_samples, request.participant.config.domains]
-
-
-def estimate_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], store: Store | None) -> StagePlan:
-    """The cost of the answers that the store does not have."""
-    calls = prompt_tokens = new_tokens = disk_bytes = 0
-    texts_are_known = True
-    flops: list[Flops | None] = []
-    for request, part in asked:
-        config = request.participant.config
-        if request.settings is None:
-            continue  # recorded answers cost nothing
-        if part is None:
-            return StagePlan(name, figures=SAMPLING)
-        identity = request.identity(cached_fingerprint)
-        stored = store.response_ids(identity) if store and identity else set()
-        means = store.mean_tokens(identity) if store and identity else None
-        prefix = len(config.prompt_prefix()) / CHARACTERS_PER_TOKEN
-        if isinstance(part, int):
-            missing, length = part * request.num_samples, float(USUAL_PROMPT_TOKENS * CHARACTERS_PER_TOKEN)
-        else:
-            lacking = [
-                prompt
-                for prompt in part
-                for index in range(request.num_samples)
-                if not stored or response_id(identity or "", prompt.content_hash, index) not in stored
-            ]
-            missing = len(lacking)
-            length = sum(map(count_characters, lacking)) / max(missing, 1)
-        limit = request.settings.max_new_tokens
-        per_prompt, per_answer = means or (prefix + length / CHARACTERS_PER_TOKEN, limit)
-        texts_are_known &= means is not None or not missing or not isinstance(part, int)
-        calls += missing
-        prompt_tokens += round(missing * per_prompt)
-        new_tokens += round(missing * per_answer)
-        disk_bytes += round(missing * (BYTES_PER_ANSWER + per_answer * CHARACTERS_PER_TOKEN))
-        usual = per_answer if means else min(per_answer, USUAL_ANSWER_TOKENS)
-        flops.append(config.flops(prompt_tokens=missing * per_prompt, new_tokens=missing * usual))
-    known_tokens = prompt_tokens if texts_are_known else None
-    return StagePlan(name, False, SAMPLING, calls, known_tokens, new_tokens, disk_bytes, hours(add_flops(flops)))

@@ -10,7 +10,9 @@ from sinterlm.models import Fingerprint
 from sinterlm.pipeline.forecast import (
     SCORING,
     Forecast,
+    ModelPlan,
     StagePlan,
+    add,
     count,
     estimate_answer_tokens,
     estimate_prompt_tokens,
@@ -53,16 +55,29 @@ class Score(Stage):
         """The cost of scoring all answers, whatever scores the store has."""
         asked = forecast.asked(self._round)
         note = "at most: stored scores are kept"
-        known = [(request, part) for request, part in asked if part is not None]
+        known = [(request, prompts) for request, prompts in asked if prompts is not None]
         if len(known) < len(asked):
             return StagePlan(self.name, figures=SCORING, note=note)
-        calls = sum(count(part) * request.num_samples for request, part in known)
+        calls = sum(count(prompts) * request.num_samples for request, prompts in known)
         tokens = sum(
-            request.num_samples * (estimate_prompt_tokens(part) + count(part) * estimate_answer_tokens(request))
-            for request, part in known
+            request.num_samples * (estimate_prompt_tokens(prompts) + count(prompts) * estimate_answer_tokens(request))
+            for request, prompts in known
         )
-        gpu_hours = hours(self._round.scorer.flops(tokens))
-        return StagePlan(self.name, False, SCORING, calls, gpu_hours=gpu_hours, note=note)
+        models = []
+        for part in self._round.scorer.walk():
+            if (usage := part.expected_usage(calls, tokens)).requests:
+                planned = ModelPlan(part.kind, True, calls, usage.prompt_tokens, usage.new_tokens)
+                models.append(forecast.with_costs(self.name, planned, usage, part.money))
+        return StagePlan(
+            self.name,
+            figures=SCORING,
+            calls=calls,
+            money=add([model.money for model in models]),
+            seconds=forecast.seconds(self.name, "scored now", calls),
+            gpu_hours=hours(self._round.scorer.flops(tokens)),
+            models=tuple(models),
+            note=note,
+        )
 
     def work(self, run: RunContext) -> StageResult:
         """Score what has no score."""

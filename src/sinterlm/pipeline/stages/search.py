@@ -16,10 +16,11 @@ from sinterlm.pipeline.fusion import Fusion, Participant
 from sinterlm.pipeline.grid_store import Cell, CellResult, Grid, best_of, describe_choice, read_search, write_search
 from sinterlm.pipeline.metrics import read_metrics
 from sinterlm.pipeline.sample import sample
+from sinterlm.pipeline.sampling_cost import estimate_sampling
 from sinterlm.pipeline.score import score
 from sinterlm.pipeline.stage import RunContext, Shown, Stage, StageResult
 from sinterlm.pipeline.stages.evaluate import held_out_scores
-from sinterlm.pipeline.stages.sample import describe_request, estimate_sampling
+from sinterlm.pipeline.stages.sample import describe_request
 from sinterlm.pipeline.stages.train import (
     describe_checkpoints,
     describe_training,
@@ -60,7 +61,7 @@ class Search(Stage):
             fusion.model_of(training), location=str(fusion.search_path(training))
         )  # a model that is not trained yet
         asked = [(fusion.for_evaluation(cell), forecast.parts["development"])] * num_left
-        planned = estimate_sampling(self.name, asked, forecast.store)
+        planned = estimate_sampling(self.name, asked, forecast)
         note = f"trainings: {num_left} at most"
         weights = forecast.target_bytes
         if weights is None:
