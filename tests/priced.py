@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from sinterlm.models import Fingerprint, fingerprint
 from sinterlm.records import SamplingSettings, Usage, digest
@@ -13,6 +13,8 @@ from sinterlm.sampling.settings import AskedModel
 
 class Priced(AskedModel):
     """A served model at 2 per million tokens read (1 if cached) and 8 per million written."""
+
+    runs_elsewhere: ClassVar = True
 
     engine: Literal["priced"] = "priced"
     has_price: bool = True
