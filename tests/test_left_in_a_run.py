@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from io import StringIO
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sinterlm import cli
 from sinterlm.errors import InputError, ToleranceError
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.compare import compare_runs
@@ -22,6 +24,7 @@ from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.plan import Plan, plan_fusion
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.report import read_report
+from sinterlm.pipeline.retry import forget_failed
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.sample import sample
 from sinterlm.pipeline.sampling_cost import estimate_sampling
@@ -29,7 +32,7 @@ from sinterlm.pipeline.stages.score import Score
 from sinterlm.pipeline.stages.train import Train
 from sinterlm.pipeline.status import status_of
 from sinterlm.recipe.load import load_recipe
-from sinterlm.records import Message, Prompt, Response, response_id
+from sinterlm.records import Failure, Message, Prompt, Response, response_id
 from sinterlm.report.data import ReportData
 from sinterlm.store import FinishedStage, Store
 from sinterlm.terminal.plan import print_plan
@@ -84,6 +87,39 @@ def carry_out(recipe: Path, output: Path, *overrides: str, until: str) -> Path:
 @pytest.fixture(scope="module")
 def run(recipe: Path) -> Path:
     return carry_out(recipe, recipe.parent / "run", until="select-m")
+
+
+# --- retry ------------------------------------------------------------------------------------------------------------
+
+
+def test_retry_does_again_what_failed_and_what_needs_it_and_no_more(recipe: Path, tmp_path: Path) -> None:
+    carry_out(recipe, tmp_path, until="select-m")
+    with store_of(tmp_path) as (fusion, store):
+        before = store.finished_stages(fusion.run_name)
+    assert forget_failed(fusion) == ([], "select-m")
+    with closing(Store(fusion.store_path)) as store:
+        store.add_failures(fusion.run_name, "score-sources", "judge", [Failure("p0", 0, "timed-out", "no reply")])
+    assert forget_failed(fusion) == (["score-sources"], "select-m")
+    with store_of(tmp_path) as (fusion, store):
+        assert set(before) - set(store.finished_stages(fusion.run_name)) == {"score-sources", "select-m"}
+
+
+def test_retry_by_command(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sinterlm", "retry", str(tmp_path)])
+    carry_out(recipe, tmp_path, until="select-m")
+    assert cli.exit_code() == 0
+    assert capsys.readouterr().out == "nothing has failed\n"
+    with store_of(tmp_path) as (fusion, _), closing(Store(fusion.store_path)) as store:
+        store.add_failures(fusion.run_name, "sample-sources", "s", [Failure("p0", 0, "timed-out", "no reply")])
+    assert cli.exit_code() == 0
+    shown = capsys.readouterr().out
+    assert "asking again in sample-sources" in shown
+    assert "select-m done" in shown
+    assert "train-m" not in shown.replace("left to do: train-m", "")
+    assert cli.exit_code() == 0
+    assert capsys.readouterr().out == "nothing has failed\n"
 
 
 # --- status and tables ------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import typer
 from sinterlm.errors import InputError, SinterError, Terminated, TryAgainError, memory_advice
 
 if TYPE_CHECKING:
+    from sinterlm.pipeline.fusion import Fusion
     from sinterlm.recipe.overrides import Override
     from sinterlm.terminal.terminal import Terminal
 
@@ -121,6 +122,24 @@ def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
         _print_json(found)
     else:
         print_status(found, _console())
+
+
+@app.command()
+def retry(
+    folder: FolderArgument,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Run Python files that the recipe names.")] = False,
+) -> None:
+    """Ask again for what failed in a run, and redo what depends on it."""
+    from sinterlm.pipeline.fusion import load_fusion
+    from sinterlm.pipeline.retry import forget_failed
+
+    fusion = load_fusion(folder)
+    failed, last = forget_failed(fusion)
+    if not failed:
+        _console().say("nothing has failed")
+        return
+    _console().say(f"asking again in {', '.join(failed)}")
+    _carry_out(fusion, until=last, allow_code=allow_code)
 
 
 @app.command()
@@ -292,15 +311,19 @@ def _run(
     only: str | None = None,
     allow_code: bool = False,
 ) -> None:
-    from sinterlm.pipeline.finished import Run
     from sinterlm.pipeline.fusion import Fusion
-    from sinterlm.pipeline.run import run_fusion
     from sinterlm.recipe.load import load_recipe
+
+    _carry_out(Fusion(load_recipe(recipe, overrides).recipe), until=until, only=only, allow_code=allow_code)
+
+
+def _carry_out(fusion: Fusion, *, until: str | None = None, only: str | None = None, allow_code: bool = False) -> None:
+    from sinterlm.pipeline.finished import Run
+    from sinterlm.pipeline.run import run_fusion
     from sinterlm.terminal.progress import TerminalReporter
     from sinterlm.terminal.summary import print_outcome
 
     console = _console()
-    fusion = Fusion(load_recipe(recipe, overrides).recipe)
     outcome = run_fusion(fusion, TerminalReporter(console), until=until, only=only, allow_code=allow_code)
     print_outcome(Run(fusion), outcome, console)
 
