@@ -365,7 +365,7 @@ def test_a_finished_run_and_one_of_an_earlier_release_are_read_once(recipe: Path
     copy = tmp_path / "copy"
     shutil.copytree(recipe.parent / "run", copy)
     connection = sqlite3.connect(copy / "store.sqlite")
-    tables = ("outputs", "details", "ledger", "failures", "notes", "jobs")
+    tables = ("outputs", "details", "ledger", "failures", "notes", "jobs", "drop_counts")
     connection.executescript("".join(f"DROP TABLE {name};" for name in tables) + "PRAGMA user_version = 1")
     connection.commit()
     connection.close()

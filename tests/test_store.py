@@ -375,7 +375,7 @@ def test_recorded_answers_of_earlier_releases_keep_their_scores(tmp_path: Path) 
     path = tmp_path / "store.sqlite"
     with Store(path) as store:
         store.add_responses("file", [(PROMPT, response(0, "a", "file")), (PROMPT, response(1, "b", "file"))])
-        tables = ("places", "details", "ledger", "failures", "notes", "jobs")
+        tables = ("places", "details", "ledger", "failures", "notes", "jobs", "drop_counts")
         store._connection.executescript("".join(f"DROP TABLE {name};" for name in tables) + "PRAGMA user_version = 1")
     with Store(path, read_only=True) as store:
         assert contents(store, "file") == [(0, "a"), (1, "b")]

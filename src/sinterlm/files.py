@@ -46,7 +46,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _full_disk_said(path):
+    with full_disk_said(path):
         make_folder(path.parent)
         _remove_leftovers(path)
         try:
@@ -69,7 +69,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
-        with _full_disk_said(path):
+        with full_disk_said(path):
             make_folder(path.parent)
             _remove_leftovers(path)
             temporary.mkdir()
@@ -193,7 +193,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 @contextmanager
-def _full_disk_said(path: Path) -> Iterator[None]:
+def full_disk_said(path: Path) -> Iterator[None]:
     """Turn the error of a full disk into one that says so."""
     try:
         yield

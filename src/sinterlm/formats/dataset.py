@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import yaml
 
 from sinterlm.errors import InputError
 from sinterlm.files import atomic_folder
+from sinterlm.streams import chunks
 
 TAG = "sinterlm"
 SPLIT = "train"
@@ -133,18 +133,12 @@ def _write_parquet(path: Path, part: Records) -> _Written:
     path.parent.mkdir()
     num_records = num_bytes = 0
     with pq.ParquetWriter(path, part.schema) as writer:
-        for chunk in _chunks(part.records):
+        for chunk in chunks(part.records, ROW_GROUP):
             table = pa.Table.from_pylist(chunk, schema=part.schema)
             writer.write_table(table)
             num_records += len(chunk)
             num_bytes += table.nbytes
     return _Written(part.schema, num_records, num_bytes, path.stat().st_size)
-
-
-def _chunks(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    stream = iter(records)
-    while chunk := list(islice(stream, ROW_GROUP)):
-        yield chunk
 
 
 def _render(card: Card, written: Mapping[str, _Written]) -> str:

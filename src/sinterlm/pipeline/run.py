@@ -25,7 +25,7 @@ from sinterlm.pipeline.launch import require_one_process
 from sinterlm.pipeline.memory import PeakMemory
 from sinterlm.pipeline.outputs import find_stage_damage, see_outputs
 from sinterlm.pipeline.progress import Reporter, show_counts
-from sinterlm.pipeline.stage import RunContext, Stage, count_reasons, stage_keys
+from sinterlm.pipeline.stage import RunContext, Stage, stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe.load import resolve_text
 from sinterlm.store import FinishedStage, Store
@@ -155,7 +155,7 @@ def _do(run: RunContext, stage: Stage) -> None:
     run.store.finish_stage(run.fusion.run_name, see_outputs(stage, finished, run.fusion.output), result.dropped)
     counts = f" ({show_counts(result.counts)})" if result.counts else ""
     run.reporter.say(f"{stage.name} done in {seconds:.1f} s{counts}")
-    for reason, count in count_reasons(result.dropped).items():
+    for reason, count in run.store.count_dropped(run.fusion.run_name).get(stage.name, {}).items():
         run.reporter.say(f"  dropped {count}: {reason}")
 
 

@@ -3,86 +3,131 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 
 from sinterlm.errors import InputError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
+from sinterlm.pipeline.progress import Task
 from sinterlm.pipeline.sample import answers_to
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
-from sinterlm.records import Dropped, Prompt, Scored
+from sinterlm.records import Dropped, Prompt, Score, Scored
 from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Exchange, Scorer
 from sinterlm.scoring.settings import ScorerSettings, build_scorer
+from sinterlm.streams import Spool, chunks
 
-SCORING_BATCH = 64
-"""Answers scored at a time."""
+WINDOW = 4096
+"""Answers in memory at a time. Answers of similar length are scored together, among these."""
 READING_BATCH = 64
 """Prompts whose scores are read at a time."""
 
 
 def score(
-    run: RunContext, stage: str, config: ScorerSettings, requests: Iterable[SamplingRequest], prompts: Sequence[Prompt]
+    run: RunContext, stage: str, config: ScorerSettings, requests: Sequence[SamplingRequest], prompts: Sequence[Prompt]
 ) -> StageResult:
     """Score every answer without a stored score. The batches are the same whatever is stored.
 
     Raises:
         ToleranceError: No answer got a number, or a judge gave no verdict on more answers than the recipe tolerates.
     """
-    answered = [entry for request in requests for entries in answers_to(run, request, prompts) for entry in entries]
-    # Sorted by length, so that a model with a token budget gets full batches; the longest first, so that running out
-    # of memory shows at once.
-    by_length = sorted(answered, key=_length, reverse=True)
-    with closing(stored_scorer(run, config)) as scorer:
-        batches = [by_length[start : start + SCORING_BATCH] for start in range(0, len(by_length), SCORING_BATCH)]
-        pending = [(batch, len(missing)) for batch in batches if (missing := scorer.missing(batch))]
-        num_missing = sum(count for _, count in pending)
-        if pending:
-            with run.reporter.task(config.kind, num_missing, "answers") as task:
-                for batch, count in pending:
-                    scorer.score(batch)
-                    task.advance(count)
-        scores = scorer.score(answered)
-    values = [score.value for score in scores if not math.isnan(score.value)]
-    unscored = [(item, score) for item, score in zip(answered, scores, strict=True) if math.isnan(score.value)]
-    dropped = [
-        Dropped(
-            item.response.id,
-            stage,
-            score.detail.get("reason", NO_SCORE),
-            f"{item.response.source} on {item.prompt.id}: {score.detail.get('problem', NOT_A_NUMBER)}",
-        )
-        for item, score in unscored
-    ]
-    if answered and not values:
-        raise ToleranceError(
-            f"scorer {config.kind}: none of the {len(answered)} answers got a number for a score; the first: "
-            f"{dropped[0].reason}, {dropped[0].detail}"
-        )
-    _check_verdicts(config, dropped, len(answered))
-    counts: dict[str, float] = {"answers": len(answered), "scored now": num_missing}
-    if dropped:
-        counts |= {"without a score": len(dropped)}
-    if invalid := sum(drop.reason == INVALID_VERDICT for drop in dropped):
-        counts |= {"invalid verdicts": invalid}
-    if values:
-        counts["mean score"] = round(sum(values) / len(values), 4)
-    return StageResult(counts, dropped)
+    tally = _Tally(stage)
+    answered = (entry for request in requests for entries in answers_to(run, request, prompts) for entry in entries)
+    at_most = sum(len(request.asked(prompts)) * request.num_samples for request in requests)
+    with closing(stored_scorer(run, config)) as scorer, ExitStack() as progress:
+        task: Task | None = None
+        for window in chunks(answered, WINDOW):
+            scores, num_missing = scorer.look_up(window)
+            tally.num_missing += num_missing
+            if num_missing and task is None:
+                task = progress.enter_context(run.reporter.task(config.kind, at_most, "answers"))
+                task.advance(tally.num_answers)
+            for batch in chunks(_by_length(window), scorer.answers_at_once):
+                if lacking := [place for place in batch if scores[place] is None]:
+                    found = scorer.score([window[place] for place in lacking])
+                    for place, given in zip(lacking, found, strict=True):
+                        scores[place] = given
+                if task:
+                    task.advance(len(batch))
+            for entry, score in zip(window, scores, strict=True):
+                assert score is not None
+                tally.add(entry, score)
+    tally.check(config)
+    return StageResult(tally.counts, tally.dropped)
+
+
+class _Tally:
+    """The figures of a stage, and the answers without a score."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self.num_answers = 0
+        self.num_missing = 0
+        """Answers without a score when the stage began."""
+        self._num_numbers = 0
+        self._total = 0.0
+        self.dropped: Spool[Dropped] = Spool()
+        self._first: dict[str, Dropped] = {}
+        """The first drop for each reason."""
+        self._num_invalid = 0
+
+    def add(self, exchange: Exchange, score: Score) -> None:
+        """Count an answer."""
+        self.num_answers += 1
+        if not math.isnan(score.value):
+            self._num_numbers += 1
+            self._total += score.value
+            return
+        reason, problem = score.detail.get("reason", NO_SCORE), score.detail.get("problem", NOT_A_NUMBER)
+        detail = f"{exchange.response.source} on {exchange.prompt.id}: {problem}"
+        drop = Dropped(exchange.response.id, self._stage, reason, detail)
+        self.dropped.append(drop)
+        self._first.setdefault(reason, drop)
+        self._num_invalid += reason == INVALID_VERDICT
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """The figures by name."""
+        counts: dict[str, float] = {"answers": self.num_answers, "scored now": self.num_missing}
+        if self.dropped:
+            counts["without a score"] = len(self.dropped)
+        if self._num_invalid:
+            counts["invalid verdicts"] = self._num_invalid
+        if self._num_numbers:
+            counts["mean score"] = round(self._total / self._num_numbers, 4)
+        return counts
+
+    def check(self, config: ScorerSettings) -> None:
+        """Refuse a result in which too many answers have no score.
+
+        Raises:
+            ToleranceError: See :func:`score`.
+        """
+        if self.num_answers and not self._num_numbers:
+            first = next(iter(self._first.values()))
+            raise ToleranceError(
+                f"scorer {config.kind}: none of the {self.num_answers} answers got a number for a score; the first: "
+                f"{first.reason}, {first.detail}"
+            )
+        if self._num_invalid > config.tolerated_invalid * self.num_answers:
+            raise ToleranceError(
+                f"the judge gave no valid verdict on {self._num_invalid} of {self.num_answers} answers, more than "
+                f"max_invalid ({config.tolerated_invalid:g}) tolerates; the first: "
+                f"{self._first[INVALID_VERDICT].detail}; raise max_tokens or max_invalid, or use another "
+                "response_format or judge"
+            )
+
+
+def _by_length(window: Sequence[Exchange]) -> list[int]:
+    """The places of a window's answers, the longest first.
+
+    So a model with a token budget gets full batches, and running out of memory shows early.
+    """
+    return sorted(range(len(window)), key=lambda place: _length(window[place]), reverse=True)
 
 
 def _length(exchange: Exchange) -> int:
     return sum(len(message.content) for message in exchange.prompt.messages) + len(exchange.response.content)
-
-
-def _check_verdicts(config: ScorerSettings, dropped: Sequence[Dropped], num_answers: int) -> None:
-    tolerated = config.tolerated_invalid
-    invalid = [drop for drop in dropped if drop.reason == INVALID_VERDICT]
-    if len(invalid) > tolerated * num_answers:
-        raise ToleranceError(
-            f"the judge gave no valid verdict on {len(invalid)} of {num_answers} answers, more than max_invalid "
-            f"({tolerated:g}) tolerates; the first: {invalid[0].detail}; raise max_tokens or max_invalid, or use "
-            "another response_format or judge"
-        )
 
 
 def stored_scorer(run: RunContext, config: ScorerSettings) -> StoredScorer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -44,7 +44,7 @@ class StageResult(NamedTuple):
     """What a stage has done: figures for status and report, and what it dropped."""
 
     counts: Mapping[str, float]
-    dropped: Sequence[Dropped] = ()
+    dropped: Iterable[Dropped] = ()
 
 
 def _unchanged(data: ReportData) -> ReportData:
@@ -122,6 +122,6 @@ def stage_keys(stages: Sequence[Stage], fingerprint: Fingerprint) -> dict[str, s
     return keys
 
 
-def count_reasons(dropped: Sequence[Dropped]) -> dict[str, int]:
+def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
     """The number of drops by reason, most frequent first."""
     return dict(Counter(drop.reason for drop in dropped).most_common())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,7 @@ def status_of(folder: Path) -> dict[str, Any]:
     with closing(Store(fusion.store_path, read_only=True)) as store:
         past = store.finished_stages(fusion.run_name)
         forecast = Forecast(fusion, store=store)
-        dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for drop in store.dropped(fusion.run_name):
-            dropped[drop.stage][drop.reason] += 1
+        dropped = store.count_dropped(fusion.run_name)
         entries = []
         for stage in stages:
             entry: dict[str, Any] = {"name": stage.name, "state": "to do"}
@@ -66,5 +63,5 @@ def status_of(folder: Path) -> dict[str, Any]:
         "output": str(fusion.output),
         "workspace": str(fusion.workspace),
         "stages": entries,
-        "dropped": {stage: dict(reasons) for stage, reasons in dropped.items()},
+        "dropped": dropped,
     }

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sinterlm.errors import SinterError
 from sinterlm.records import Score, digest
-from sinterlm.scoring.protocol import SCORER_FAILED, Exchange, Scorer
+from sinterlm.scoring.protocol import SCORER_FAILED, Exchange, Scorer, answers_at_once
 from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.store import ScoreKey, Store
 
@@ -25,6 +25,14 @@ class _Entry(NamedTuple):
     def ids(self) -> tuple[str, str]:
         """The ids of the prompt and the response."""
         return self.exchange.prompt.id, self.exchange.response.id
+
+
+class LookedUp(NamedTuple):
+    """What the store has for some answers."""
+
+    scores: list[Score | None]
+    num_missing: int
+    """Different answers without a score."""
 
 
 class StoredScorer:
@@ -63,10 +71,16 @@ class StoredScorer:
         identities = scorer.identities if isinstance(scorer, ThoughtPolicy) else [self.identity]
         return any(map(self._store.has_scores, identities))
 
-    def missing(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
-        """The answers without a stored score, each once."""
+    def look_up(self, exchanges: Sequence[Exchange]) -> LookedUp:
+        """Like :meth:`stored`, with the number of answers that have no score."""
         entries = self._entries(exchanges)
-        return [entry.exchange for entry in _lacking(entries, self._read(entries))]
+        scores = self._read(entries)
+        return LookedUp(scores, len(_lacking(entries, scores)))
+
+    @property
+    def answers_at_once(self) -> int:
+        """How many answers the scorer likes to be given at once."""
+        return answers_at_once(self._scorer)
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Score what the store lacks and return all scores. Where the scorer failed, the next call tries again."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from sinterlm.records import Score, digest
-from sinterlm.scoring.protocol import Exchange, Scorer
+from sinterlm.scoring.protocol import Exchange, Scorer, answers_at_once
 from sinterlm.scoring.settings import BuildPart, PartPath, ScorerSettings
 
 if TYPE_CHECKING:
@@ -79,6 +79,11 @@ class ByDomainScorer:
     def needs_answers(self) -> bool:
         """True if any of the scorers needs them."""
         return any(scorer.needs_answers for scorer in (*self._domains.values(), self._other))
+
+    @property
+    def answers_at_once(self) -> int:
+        """As many as one of the scorers likes."""
+        return answers_at_once(*self._domains.values(), self._other)
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Let every scorer score the answers of its domains.

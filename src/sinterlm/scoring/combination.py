@@ -20,7 +20,7 @@ from pydantic import Field
 from sinterlm.errors import InputError
 from sinterlm.explain import Problem, unknown_name
 from sinterlm.records import Score, digest
-from sinterlm.scoring.protocol import NO_SCORE, NOT_A_NUMBER, Exchange, Scorer, no_score
+from sinterlm.scoring.protocol import NO_SCORE, NOT_A_NUMBER, Exchange, Scorer, answers_at_once, no_score
 from sinterlm.scoring.settings import BuildPart, PartPath, ScorerSettings, find_unread_keys
 
 if TYPE_CHECKING:
@@ -113,6 +113,11 @@ class CombinationScorer:
     def needs_answers(self) -> bool:
         """True if any of the parts needs them."""
         return any(part.needs_answers for part in self._parts.values())
+
+    @property
+    def answers_at_once(self) -> int:
+        """As many as one of the parts likes."""
+        return answers_at_once(*self._parts.values())
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Let the parts score, then combine.

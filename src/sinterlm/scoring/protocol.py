@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sinterlm.records import Prompt, Response, Score
 
@@ -53,3 +53,22 @@ class Scorer(Protocol):
     def close(self) -> None:
         """Release what is held."""
         ...
+
+
+ANSWERS_AT_ONCE = 64
+"""How many answers a scorer is given at once, if it says nothing else."""
+
+
+@runtime_checkable
+class LikesMany(Protocol):
+    """An optional part of a scorer that works on many answers side by side, such as a judge behind a server."""
+
+    @property
+    def answers_at_once(self) -> int:
+        """How many answers it likes to be given at once: enough to keep it busy until the last of them."""
+        ...
+
+
+def answers_at_once(*scorers: Scorer) -> int:
+    """How many answers to give to scorers that share them: as many as one of them likes."""
+    return max(scorer.answers_at_once if isinstance(scorer, LikesMany) else ANSWERS_AT_ONCE for scorer in scorers)

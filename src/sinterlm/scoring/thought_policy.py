@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Literal
 
 from sinterlm.records import Prompt, Score
-from sinterlm.scoring.protocol import Exchange, Scorer, no_score
+from sinterlm.scoring.protocol import Exchange, Scorer, answers_at_once, no_score
 from sinterlm.thoughts import HOLDS_THOUGHTS, split_thoughts
 
 
@@ -52,6 +52,11 @@ class ThoughtPolicy:
     def needs_answers(self) -> bool:
         """True if the scorer itself needs them."""
         return self._scorer.needs_answers
+
+    @property
+    def answers_at_once(self) -> int:
+        """As many as the scorer likes."""
+        return answers_at_once(self._scorer)
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Let the scorer check prompts before they are answered, if it does so.

@@ -12,6 +12,8 @@ Version 2
     number, so a store of version 1 may already have one or both.
 Version 3
     What servers say beside an answer, the ledger, failed requests, notes, and jobs that a server does on its own.
+Version 4
+    The numbers of drops, so that nobody counts millions of them.
 """
 
 from __future__ import annotations
@@ -85,11 +87,23 @@ def _add_served(connection: sqlite3.Connection, temporary: str) -> None:
         connection.execute(f"CREATE {temporary} TABLE {name} {columns}")
 
 
+def _add_drop_counts(connection: sqlite3.Connection, temporary: str) -> None:
+    """Migrate to version 4."""
+    connection.execute(
+        f"""CREATE {temporary} TABLE drop_counts (
+            run TEXT, stage TEXT, reason TEXT, number INTEGER, PRIMARY KEY (run, stage, reason)
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        "INSERT INTO drop_counts SELECT run, stage, reason, COUNT(*) FROM dropped GROUP BY run, stage, reason"
+    )
+
+
 Migration = Callable[[sqlite3.Connection, str], None]
 """Takes a store to the next version. The second argument is ``TEMPORARY`` or empty. If it is ``TEMPORARY``, new tables
 belong to this connection alone and hide tables of the same name; the file is not written."""
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_add_places_and_outputs, _add_served)
+MIGRATIONS: Final[tuple[Migration, ...]] = (_add_places_and_outputs, _add_served, _add_drop_counts)
 """The steps to version 2, to version 3, and so on."""
 VERSION: Final = 1 + len(MIGRATIONS)
 """The version of the stores that this release writes."""

@@ -17,7 +17,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple, TypeVar
@@ -41,9 +40,9 @@ from sinterlm.records import (
     response_id,
 )
 from sinterlm.store.schema import VERSION, create_tables, read_version, show_as_upgraded, upgrade
+from sinterlm.streams import chunks
 
 Made = TypeVar("Made")
-Item = TypeVar("Item")
 
 CHUNK = 1000
 """The number of keys in one statement, limited so that memory does not grow with the store."""
@@ -185,11 +184,11 @@ class Store:
 
     def set_prompts(self, run: str, parts: Mapping[str, Sequence[Prompt]]) -> None:
         """Replace the run's prompts and their parts (``held_out``, ``sft``, ...)."""
-        rows = [
+        rows = (
             (run, prompt.id, part, position, prompt.content_hash, json.dumps(prompt.messages), *_answers(prompt))
             for part, prompts in parts.items()
             for position, prompt in enumerate(prompts)
-        ]
+        )
         with self.transaction() as connection:
             connection.execute("DELETE FROM prompts WHERE run = ?", (run,))
             connection.executemany("INSERT INTO prompts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -252,7 +251,7 @@ class Store:
                 "DELETE FROM places WHERE identity = ? AND prompt_hash = ? AND sample_index < ?",
                 [(identity, prompt.content_hash, num_samples) for prompt in prompts],
             )
-            for found in _chunks(answers):
+            for found in chunks(answers, CHUNK):
                 # Earlier releases named a recorded answer by its file: answers stored that way stay, with their scores.
                 old = [response_id(identity, response.prompt_hash, index) for index, response in found]
                 contents = self._contents(old)
@@ -298,7 +297,7 @@ class Store:
                    AND (identity, prompt_hash, responses.sample_index)
                    NOT IN (SELECT identity, prompt_hash, sample_index FROM places)
                    ORDER BY place"""
-        for asked in _chunks(prompts, max(1, CHUNK // num_samples)):
+        for asked in chunks(prompts, max(1, CHUNK // num_samples)):
             found: dict[str, list[Any]] = defaultdict(list)
             hashes = {prompt.content_hash for prompt in asked}
             for row in self._read(query, identity, num_samples, json.dumps(sorted(hashes))):
@@ -328,7 +327,7 @@ class Store:
         """The stored scores by their keys; keys without a score are left out."""
         query = "SELECT scores.* FROM json_each(?) AS asked CROSS JOIN scores ON response_id = asked.value"
         found = {}
-        for chunk in _chunks(keys):
+        for chunk in chunks(keys, CHUNK):
             asked = set(chunk)
             for row in self._read(query, json.dumps(sorted({key.response_id for key in asked}))):
                 key = ScoreKey(row["response_id"], row["scorer"], row["answers_hash"])
@@ -463,12 +462,21 @@ class Store:
     # -- stages and drops ----------------------------------------------------------------------------------------
 
     def finish_stage(self, run: str, stage: FinishedStage, dropped: Iterable[Dropped] = ()) -> None:
-        """Mark a stage as finished and write what it dropped, in one transaction."""
+        """Mark a stage as finished and write what it dropped, in one transaction; the drops are read once."""
+        counts: Counter[str] = Counter()
+
+        def rows() -> Iterator[tuple[str, ...]]:
+            for drop in dropped:
+                counts[drop.reason] += 1
+                yield run, stage.name, drop.subject, drop.reason, drop.detail
+
         with self.transaction() as connection:
-            connection.execute("DELETE FROM dropped WHERE run = ? AND stage = ?", (run, stage.name))
+            for table in ("dropped", "drop_counts"):
+                connection.execute(f"DELETE FROM {table} WHERE run = ? AND stage = ?", (run, stage.name))
+            connection.executemany("INSERT INTO dropped VALUES (?, ?, ?, ?, ?)", rows())
             connection.executemany(
-                "INSERT INTO dropped VALUES (?, ?, ?, ?, ?)",
-                [(run, stage.name, drop.subject, drop.reason, drop.detail) for drop in dropped],
+                "INSERT INTO drop_counts VALUES (?, ?, ?, ?)",
+                [(run, stage.name, reason, number) for reason, number in counts.items()],
             )
             connection.execute(
                 "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -514,16 +522,24 @@ class Store:
         }
 
     def dropped(self, run: str) -> Iterator[Dropped]:
-        """Everything that the run has dropped, in order."""
-        for row in self._read("SELECT * FROM dropped WHERE run = ? ORDER BY rowid", run):
+        """Everything that the run has dropped, in order, read row by row."""
+        for row in self._stream("SELECT * FROM dropped WHERE run = ? ORDER BY rowid", run):
             yield Dropped(row["subject"], row["stage"], row["reason"], row["detail"])
+
+    def count_dropped(self, run: str) -> dict[str, dict[str, int]]:
+        """The run's numbers of drops by stage and reason, the most frequent reason first."""
+        query = "SELECT stage, reason, number FROM drop_counts WHERE run = ? ORDER BY stage, number DESC, reason"
+        counts: dict[str, dict[str, int]] = {}
+        for stage, reason, number in self._read(query, run):
+            counts.setdefault(stage, {})[reason] = number
+        return counts
 
     # -- the file ------------------------------------------------------------------------------------------------
 
-    def _stream(self, query: str) -> Iterator[Any]:
+    def _stream(self, query: str, *parameters: object) -> Iterator[Any]:
         """Like :meth:`_read`, but row by row, for results that may not fit in memory."""
         with self._translated_errors():
-            yield from self._connection.execute(query)
+            yield from self._connection.execute(query, parameters)
 
     def _read(self, query: str, *parameters: object) -> list[Any]:
         with self._lock, self._translated_errors():
@@ -560,12 +576,6 @@ class Store:
             raise InputError(
                 f"{self.path}: the store is damaged ({error}); restore it from a backup or use a new workspace"
             ) from error
-
-
-def _chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
 
 
 def _set_outputs(connection: sqlite3.Connection, run: str, stage: FinishedStage) -> None:

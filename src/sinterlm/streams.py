@@ -1,0 +1,76 @@
+"""Streams of records that may not fit in memory: in chunks, in a temporary file, or read anew each time."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Generic, TypeVar
+from weakref import finalize
+
+from sinterlm.files import full_disk_said
+
+Item = TypeVar("Item")
+
+SPOOL_BYTES = 2**20
+"""A spool up to this size stays in memory."""
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of ``size`` items, the last one of what is left.
+
+    >>> list(chunks("abcde", 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+class Reread(Generic[Item]):
+    """Items that are read anew from where they are kept whenever they are iterated over.
+
+    Args:
+        read: Begins to read.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[Item]]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._read()
+
+
+class Spool(Generic[Item]):
+    """Records in a temporary file, which has no name and is gone once nobody refers to it.
+
+    It may be iterated over any number of times, but not while it grows.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115  as long as the spool
+        finalize(self, self._file.close)
+        self._num_items = 0
+
+    def append(self, item: Item) -> None:
+        """Add a record at the end.
+
+        Raises:
+            TryAgainError: The disk of temporary files is full.
+        """
+        with full_disk_said(Path(tempfile.gettempdir())):
+            self._file.seek(0, os.SEEK_END)
+            pickle.dump(item, self._file)
+        self._num_items += 1
+
+    def __len__(self) -> int:
+        return self._num_items
+
+    def __iter__(self) -> Iterator[Item]:
+        self._file.seek(0)
+        for _ in range(self._num_items):
+            item: Item = pickle.load(self._file)
+            yield item
