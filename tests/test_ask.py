@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -73,13 +75,29 @@ def answer(engine: Engine, items: Iterable[Item]) -> Iterator[Answered]:
         yield Answered([generation(item)], usage=Usage(1, 5, 1, 2), notes=["n is ignored"])
 
 
+class Noted(SilentReporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.notes.append(text)
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str) -> Iterator[Any]:
+        self.notes.append(f"{label}: {total} {unit}")
+        yield SimpleNamespace(advance=lambda count, note="": self.notes.append(f"{count} {note}"))
+
+
 class World:
     """A store, and a run in it."""
 
     def __init__(self, folder: Path) -> None:
         self.store, self.halt = Store(folder / "store.sqlite"), Halt()
         fusion: Any = SimpleNamespace(run_name="run")
-        self.run = RunContext(fusion, self.store, SilentReporter(), halt=self.halt)
+        self.reporter = Noted()
+        self.run = RunContext(fusion, self.store, self.reporter, halt=self.halt)
 
     def ask(self, prompts: Sequence[Prompt] = PROMPTS, num_samples: int = 2, **scripts: Any) -> list[asking.Asked]:
         requests = [
@@ -114,6 +132,20 @@ def test_every_answer_is_written_with_what_it_cost(world: World) -> None:
     assert [note[:3] for note in world.store.notes("run")] == [(STAGE, "a", "n is ignored")]
     (found,) = next(world.store.responses("identity", PROMPTS[:1], source="a", num_samples=1))
     assert (found.reasoning, found.served_by) == ("So.", "m (fp)")
+
+
+def test_a_live_view_shows_what_is_done_failed_in_flight_and_spent(world: World) -> None:
+    def show(engine: Engine, items: Iterable[Item]) -> Iterator[Answered]:
+        first, *_ = items
+        usage = Usage(2, 5, 0, 250)
+        yield Answered(
+            [generation(first)], [Failure("p1", 0, "reset")], usage, ["n is ignored"], "3 in flight, limit 4"
+        )
+
+    world.ask(num_samples=1, a=Scripted(script=show, tolerated=1))
+    begun, note, shown = world.reporter.notes
+    assert (begun, note) == ("a: 3 answers", "  a: n is ignored")
+    assert re.fullmatch(r"2 \d+ tokens/s, 3 in flight, limit 4, 1 failed, spent 2\.50", shown)
 
 
 def test_only_what_is_missing_is_asked_for_and_one_text_once(world: World) -> None:

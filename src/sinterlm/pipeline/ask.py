@@ -40,6 +40,7 @@ class Asked:
     """Answers that were asked for."""
     num_failed: int = 0
     tokens: int = 0
+    money: float = 0.0
     seconds: float = 0.0
     problems: dict[str, str] = field(default_factory=dict)
     """By prompt id, why the model could not be asked."""
@@ -298,12 +299,15 @@ def _write(
                 run.reporter.say(f"  {name}: {note}")
             result.num_new += len(answered.generations)
             result.num_failed += len(answered.failures)
+            result.money += money
             result.tokens += sum(generation.num_tokens for generation in answered.generations)
             result.seconds = max(now - started, 1e-9)
             result.problems |= {each.prompt_id: each.problem for each in answered.generations if each.problem}
             state = [f"{result.tokens / result.seconds:.0f} tokens/s", answered.state]
             if result.num_failed:
                 state.append(f"{result.num_failed} failed")
+            if result.money:
+                state.append(f"spent {result.money:.2f}")
             task.advance(len(answered.generations) + len(answered.failures), ", ".join(filter(None, state)))
 
 
