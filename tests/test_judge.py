@@ -454,7 +454,7 @@ def test_a_reply_that_takes_too_long() -> None:
         (Answer(body="null"), "null"),
         (Answer(body="not json"), "not json"),
         (Answer(body=""), "an empty body"),
-        (Answer(status=204), "an empty body"),
+        (Answer(status=204, body=""), "an empty body"),
         (Answer(body="<html>\n a proxy</html>", content_type="text/html"), "<html> a proxy</html>"),
         (Answer(body='{"choices": [{"message": {"content": {"grade": 10}}}]}'), "choices"),
         (Answer(body='{"choices": [{"message": {"content": "{\\"gra'), "choices"),

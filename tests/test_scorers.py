@@ -105,7 +105,7 @@ def test_reports_tell_scorers_apart(settings: Mapping[str, Any], title: str) -> 
     assert read(settings).title == title
 
 
-HEAVY = ("torch", "transformers", "accelerate", "openai", "sympy", "math_verify", "pebble", "markdown_it", "pyarrow")
+HEAVY = ("torch", "transformers", "accelerate", "aiohttp", "sympy", "math_verify", "pebble", "markdown_it", "pyarrow")
 
 
 def test_naming_scorers_imports_none_of_what_they_need() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from sinterlm.endpoint.keys import OPENAI_URL, find_key
+from sinterlm.endpoint.settings import BaseUrl
 from sinterlm.explain import Problem
 from sinterlm.scoring.judge import prompts
 from sinterlm.scoring.judge.prompts import EXPLANATION, Mode, ResponseFormat
@@ -16,12 +17,6 @@ from sinterlm.settings import InputPath, Positive, expected
 
 if TYPE_CHECKING:
     from sinterlm.scoring.judge.scorer import JudgeScorer
-
-
-def _check_url(url: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", url):
-        raise expected("http:// or https://, a host, and a path such as /v1, without a key or password")
-    return url.rstrip("/")
 
 
 def _check_criterion(name: str) -> str:
@@ -58,7 +53,7 @@ class Judge(AnswerReader):
     """Further fields of every request, such as ``{chat_template_kwargs: {enable_thinking: false}}``."""
     revision: str | None = None
     """Names the weights that judge. If it is given, verdicts stay valid when ``base_url`` changes."""
-    base_url: Annotated[str, AfterValidator(_check_url)] = "https://api.openai.com/v1"
+    base_url: BaseUrl = OPENAI_URL
     """The server, up to and without ``/chat/completions``."""
     api_key_env: str | None = None
     """The environment variable that holds the key. Without it, ``OPENAI_API_KEY`` for OpenAI's own server, and no key
@@ -108,8 +103,6 @@ class Judge(AnswerReader):
         super().check(preflight)
         # A judge with stored verdicts may have nothing left to judge; if it has, the first request misses the key.
         if not preflight.has_scores():
-            from sinterlm.endpoint import find_key
-
             find_key(self.base_url, self.api_key_env)
 
     def build_reader(self) -> JudgeScorer:

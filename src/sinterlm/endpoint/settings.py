@@ -1,0 +1,130 @@
+"""What a recipe says of a server, whatever is asked of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence, Set
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from sinterlm.endpoint.keys import OPENAI_URL, find_key
+from sinterlm.records import Usage
+from sinterlm.settings import Positive, Settings, expected
+
+if TYPE_CHECKING:
+    from sinterlm.endpoint.client import Endpoint
+
+
+def _check_url(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", url):
+        raise expected("http:// or https://, a host, and a path such as /v1, without a key or password")
+    return url.rstrip("/")
+
+
+def _check_variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise expected("the name of an environment variable, never a key itself")
+    return name
+
+
+BaseUrl = Annotated[str, AfterValidator(_check_url)]
+"""A server, up to and without ``/chat/completions``."""
+KeyVariable = Annotated[str, AfterValidator(_check_variable)]
+"""The environment variable that holds a server's key."""
+_Money = Annotated[float, Field(ge=0)]
+
+
+class Price(Settings):
+    """What a server charges for a million tokens, in any currency. The sums of plans and reports are in it."""
+
+    input: _Money = 0.0
+    """Tokens of prompts."""
+    output: _Money = 0.0
+    """Tokens that are written, reasoning included."""
+    cached_input: _Money | None = None
+    """Tokens of prompts that the server has in its cache; without it, they cost what ``input`` says."""
+
+    def money(self, usage: Usage) -> float:
+        """What this usage costs.
+
+        >>> Price(input=2.0, output=8.0, cached_input=0.5).money(Usage(1, 1_000_000, 400_000, 1_000_000))
+        9.4
+        """
+        cached_input = self.input if self.cached_input is None else self.cached_input
+        uncached = usage.prompt_tokens - usage.cached_tokens
+        paid = uncached * self.input + usage.cached_tokens * cached_input + usage.new_tokens * self.output
+        return paid / 1e6
+
+
+class Served(Settings):
+    """A server that speaks the OpenAI protocol: where it is, and how fast it may be asked."""
+
+    base_url: BaseUrl | Annotated[list[BaseUrl], Field(min_length=1)] = OPENAI_URL
+    """The server, up to and without ``/chat/completions``; or several servers of one model, which share the work."""
+    api_key_env: KeyVariable | None = None
+    """The environment variable that holds the key. Without it, ``OPENAI_API_KEY`` for OpenAI's own server, and no key
+    for any other.
+    """
+    concurrency: Literal["auto"] | Positive = "auto"
+    """Requests at once to each server. ``auto`` finds out how many the server takes."""
+    requests_per_minute: Positive | None = None
+    """Limit of each server."""
+    tokens_per_minute: Positive | None = None
+    """Limit of each server, for tokens of prompts and answers together."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Limit of one reply, from the request to its last byte."""
+    max_retries: Annotated[int, Field(ge=0)] = 8
+    """How often a request is repeated after a busy or failing server, or one that answered nonsense."""
+    price: Price | None = None
+    """What tokens cost, for ``plan``, ``budget`` and the report."""
+
+    served_placement: ClassVar[Set[str]] = frozenset(
+        {
+            "api_key_env",
+            "concurrency",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "timeout_seconds",
+            "max_retries",
+            "price",
+        }
+    )
+    """Keys that never change an answer; ``base_url`` may, unless the weights are named in another way."""
+
+    @property
+    def base_urls(self) -> Sequence[str]:
+        """Every server."""
+        return [self.base_url] if isinstance(self.base_url, str) else self.base_url
+
+    def money(self, usage: Usage) -> float | None:
+        """What ``usage`` costs by the recipe's price; None if there is no price."""
+        return None if self.price is None else self.price.money(usage)
+
+    def check_keys(self) -> None:
+        """Check that there is a key for every server that needs one.
+
+        Raises:
+            CredentialsError: There is none.
+        """
+        for url in self.base_urls:
+            find_key(url, self.api_key_env)
+
+    def build_endpoint(self, on_note: Callable[[str], None] | None = None) -> Endpoint:
+        """The client of the server.
+
+        Args:
+            on_note: See :class:`~sinterlm.endpoint.client.Endpoint`.
+        """
+        from sinterlm.endpoint.client import Endpoint
+
+        return Endpoint(
+            self.base_url,
+            api_key_env=self.api_key_env,
+            concurrency=None if self.concurrency == "auto" else self.concurrency,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            max_retries=self.max_retries,
+            timeout_seconds=self.timeout_seconds,
+            on_note=on_note,
+        )
