@@ -27,20 +27,12 @@ from sinterlm.chat import encode_conversation, encode_prompt
 from sinterlm.errors import InputError
 from sinterlm.models import load_tokenizer
 from sinterlm.records import Message, Prompt, Response
-from sinterlm.scoring import dialogues
+from sinterlm.scoring import loaded_reader
 from sinterlm.scoring.by_domain import ByDomainScorer
 from sinterlm.scoring.combination import CombinationScorer
-from sinterlm.scoring.dialogues import (
-    Batch,
-    Loaded,
-    Reading,
-    TooLong,
-    Truncate,
-    encode_dialogue,
-    padded_shape,
-    split_batches,
-)
+from sinterlm.scoring.dialogues import Reading, TooLong, Truncate, encode_dialogue
 from sinterlm.scoring.exact_match import ExactMatchScorer, normalise
+from sinterlm.scoring.loaded_reader import Batch, Loaded, padded_shape, split_batches
 from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.reward_model import RewardModelScorer
 from tests.tiny import build_tokenizer, save_tiny_reward_model
@@ -362,7 +354,7 @@ def test_files_are_looked_up_once_however_many_answers_there_are(
         looked_up.append(name)
         return "weights"
 
-    monkeypatch.setattr(dialogues, "fingerprint", fingerprint)
+    monkeypatch.setattr(loaded_reader, "fingerprint", fingerprint)
     scorer = build(reward_model)
     both = CombinationScorer("weighted-sum", {"one": scorer, "two": ExactMatchScorer()})
     entries = [answered(content, "cold") for content in ANSWERS]

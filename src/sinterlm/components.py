@@ -10,13 +10,13 @@ table's classes. A package adds a component by an entry point in the table's gro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from importlib.metadata import EntryPoint, entry_points
 from operator import or_
-from typing import Annotated, Any, TypeVar, cast, get_args
+from typing import Annotated, Any, TypeVar, Union, cast, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from sinterlm.errors import InputError
 
@@ -77,8 +77,16 @@ def _package_of(point: EntryPoint) -> str:
     return point.dist.name if point.dist else point.value
 
 
-def union_of(table: Mapping[str, type[Any]], discriminator: str) -> Any:
+def union_of(
+    table: Mapping[str, type[Any]], discriminator: str, engines: Mapping[str, Sequence[type[Any]]] | None = None
+) -> Any:
     """The union of the table's classes, from which a recipe's mapping picks one by its key ``discriminator``.
+
+    Args:
+        table: Settings by name.
+        discriminator: ``kind`` or ``engine``.
+        engines: Further forms of a kind, by its name. They are picked by the key ``engine``, too; without that key the
+            form in the table is meant.
 
     Raises:
         InputError: A class declares a name other than its name in the table.
@@ -91,4 +99,23 @@ def union_of(table: Mapping[str, type[Any]], discriminator: str) -> Any:
                 f"{settings.__module__}.{settings.__name__} is offered as {name!r}, but its {discriminator!r} is "
                 f"declared as {' or '.join(map(repr, declared)) or 'no literal'}; fix or uninstall the package"
             )
-    return Annotated[reduce(or_, table.values()), Field(discriminator=discriminator)]
+    forms = [by_engine(form, *(engines or {}).get(name, ())) for name, form in table.items()]
+    return Annotated[reduce(or_, forms), Field(discriminator=discriminator)]
+
+
+def by_engine(default: type[Any], *others: type[Any]) -> Any:
+    """The union of forms that the key ``engine`` tells apart; a mapping without it has the first form."""
+    if not others:
+        return default
+    names = [str(*get_args(form.model_fields["engine"].annotation)) for form in (default, *others)]
+
+    def pick(value: Any) -> str:
+        return str(value.get("engine", names[0]) if isinstance(value, Mapping) else getattr(value, "engine", names[0]))
+
+    tagged = tuple(Annotated[form, Tag(name)] for form, name in zip((default, *others), names, strict=True))
+    discriminator = Discriminator(
+        pick,
+        custom_error_type="union_tag_invalid",
+        custom_error_context={"discriminator": "engine", "tag": "", "expected_tags": ", ".join(names)},
+    )
+    return Annotated[Union[tagged], discriminator]  # noqa: UP007  # the number of forms is not known

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -153,7 +153,7 @@ def _find_fault(details: ErrorDetails, root: type[BaseModel]) -> Fault:
     if kind == "missing":
         return Fault(path, MISSING, _describe_annotation(annotation))
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _find_fault_of_tag(path, found, [tag for model in _models(annotation) for tag in _tags(model)], context)
+        return _find_fault_of_tag(path, found, _models(annotation), context)
     if kind == "expected":
         return Fault(path, found, details["msg"])
     if kind == "misfit":
@@ -167,10 +167,13 @@ def _find_fault(details: ErrorDetails, root: type[BaseModel]) -> Fault:
     return Fault(path, found, "", said=f"found {describe(found)}: {details['msg']}")
 
 
-def _find_fault_of_tag(path: KeyPath, found: Any, tags: Sequence[str], context: Mapping[str, Any]) -> Fault:
+def _find_fault_of_tag(
+    path: KeyPath, found: Any, models: Sequence[type[BaseModel]], context: Mapping[str, Any]
+) -> Fault:
     """About the key that picks among several forms of a mapping."""
     discriminator = str(context["discriminator"]).strip("'")
     path = (*path, discriminator)
+    tags = list(dict.fromkeys(tag for model in models for tag in _tags(model, [discriminator])))
     one_of = f"one of {', '.join(tags)}"
     if discriminator not in found:
         return Fault(path, MISSING, one_of)
@@ -186,8 +189,8 @@ def _locate(root: type[BaseModel], location: Sequence[str | int]) -> tuple[KeyPa
         if element == "[key]":  # the key of a dictionary entry, not its value
             continue
         models = _models(annotation)
-        if len(models) > 1:  # a union: the element is the tag of the form that was picked
-            annotation = next(model for model in models if element in _tags(model))
+        if len(models) > 1:  # a union: the element is a tag of the form that was picked
+            annotation = Union[tuple(model for model in models if element in _tags(model))]  # noqa: UP007
             continue
         path.append(element)
         annotation = _child(annotation, element)
@@ -232,9 +235,9 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [member for member in _members(annotation) if isinstance(member, type) and issubclass(member, BaseModel)]
 
 
-def _tags(model: type[BaseModel]) -> list[str]:
-    """The values of the key by which ``model`` is picked in a union."""
-    fields = (model.model_fields[name] for name in _DISCRIMINATORS if name in model.model_fields)
+def _tags(model: type[BaseModel], discriminators: Iterable[str] = _DISCRIMINATORS) -> list[str]:
+    """The values of the keys by which ``model`` is picked in a union."""
+    fields = (model.model_fields[name] for name in discriminators if name in model.model_fields)
     return [str(tag) for field in fields for tag in typing.get_args(field.annotation)]
 
 

@@ -84,7 +84,7 @@ def _plain(schema: Any, unions: dict[str, JsonSchema]) -> Any:
         plain["description"] = " ".join(plain["description"].split()).replace("``", "`")
     if not isinstance(picker := plain.pop("discriminator", None), dict):
         return plain
-    forms = plain.pop("oneOf")
+    forms = [own for form in plain.pop("oneOf") for own in form.get("oneOf", [form])]
     name = "-or-".join(form["$ref"].removeprefix(_REF) for form in forms)
     unions[name] = {"required": [picker["propertyName"]], "oneOf": forms}
     return plain | {"$ref": f"{_REF}{name}"}

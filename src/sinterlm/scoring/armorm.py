@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sinterlm.errors import InputError
 from sinterlm.models import load_model_of, load_tokenizer
-from sinterlm.scoring.dialogues import Batch, Dialogue, DialogueReader, DialogueScorer, Loaded, Reading
+from sinterlm.scoring.dialogues import Dialogue, Reading
+from sinterlm.scoring.loaded_reader import Batch, Loaded, LoadedReader, LoadedScorer
 
 if TYPE_CHECKING:
     from sinterlm.scoring.armorm_model import GatedScore
@@ -48,7 +49,7 @@ DETAIL_DIGITS = 6
 """Decimal places of the detail, which holds 38 numbers for every score."""
 
 
-class ArmoRM(DialogueReader):
+class ArmoRM(LoadedReader):
     """A model of the layout of RLHFlow/ArmoRM-Llama3-8B-v0.1."""
 
     kind: Literal["armorm"]
@@ -60,7 +61,7 @@ class ArmoRM(DialogueReader):
         return ArmoRMScorer(**self.arguments)
 
 
-class ArmoRMScorer(DialogueScorer):
+class ArmoRMScorer(LoadedScorer):
     """Scores by ArmoRM; the detail holds its ``objectives`` and the ``gate``'s weights, in the order of OBJECTIVES."""
 
     kind = "armorm"

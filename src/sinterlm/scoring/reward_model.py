@@ -7,10 +7,11 @@ from typing import ClassVar, Literal
 from sinterlm.chat import end_token_ids
 from sinterlm.errors import InputError
 from sinterlm.models import load_reward_model, load_tokenizer
-from sinterlm.scoring.dialogues import Batch, DialogueReader, DialogueScorer, Loaded, Reading
+from sinterlm.scoring.dialogues import Reading
+from sinterlm.scoring.loaded_reader import Batch, Loaded, LoadedReader, LoadedScorer
 
 
-class RewardModel(DialogueReader):
+class RewardModel(LoadedReader):
     """A sequence-classification model with one output, which grades answers."""
 
     kind: Literal["reward-model"]
@@ -24,7 +25,7 @@ class RewardModel(DialogueReader):
         return RewardModelScorer(**self.arguments)
 
 
-class RewardModelScorer(DialogueScorer):
+class RewardModelScorer(LoadedScorer):
     """Scores by any sequence-classification model with one output, which is read at the last token of the dialogue."""
 
     kind = "reward-model"
