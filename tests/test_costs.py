@@ -7,20 +7,28 @@ from collections.abc import Iterator
 from contextlib import closing
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sinterlm.errors import BudgetError, InputError
+from sinterlm.pipeline.budget import Budget as SpendingLimits
 from sinterlm.pipeline.forecast import Forecast, Past
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.plan import plan_fusion
+from sinterlm.pipeline.progress import SilentReporter
+from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.sampling_cost import estimate_sampling
 from sinterlm.recipe.load import load_recipe
+from sinterlm.recipe.schema import Budget
 from sinterlm.records import Message, Prompt, Response, Spent, Usage, response_id
 from sinterlm.sampling.settings import Sampling
 from sinterlm.store import Store
 from sinterlm.terminal.plan import print_plan
 from sinterlm.terminal.terminal import Terminal
 from tests.priced import Priced
+
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # Priced is in no table of engines
 
 RECIPE = """\
 prompts: {path: prompts.jsonl, split: {sft: 0}}
@@ -32,15 +40,23 @@ preference:
   m: {select: {kind: wrpo}, objective: {kind: wrpo}}
 """
 IDS = tuple(f"p{number}" for number in range(6))
+SCORES = {"answer 0": 1.0, "answer 1": 2.0, "a": 1.5, "t": 0.5, "u": 0.0}
 SAMPLED = Sampling(num_samples=2, max_new_tokens=100)
 
 
 @pytest.fixture
 def fusion(tmp_path: Path) -> Fusion:
     """Six prompts of 4 tokens, asked twice each of a served model that has a price."""
-    (tmp_path / "prompts.jsonl").write_text(
-        "".join(json.dumps({"id": name, "prompt": f"How much is it {name[1]}"}) + "\n" for name in IDS)
-    )
+    files: dict[str, list[dict[str, Any]]] = {
+        "prompts": [{"id": name, "prompt": f"How much is it {name[1]}"} for name in IDS],
+        "own": [{"prompt_id": name, "response": answer} for name in IDS for answer in "tu"],
+        "a": [{"prompt_id": name, "response": "a"} for name in IDS],
+        "scores": [
+            {"prompt_id": name, "response": answer, "score": score} for name in IDS for answer, score in SCORES.items()
+        ],
+    }
+    for name, lines in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     recipe = load_recipe(tmp_path / "recipe.yaml", [f"output={tmp_path / 'run'}"]).recipe
     return Fusion(recipe.model_copy(update={"sources": {"paid": Priced(sampling=SAMPLED)}}))
@@ -126,3 +142,48 @@ def test_a_plan_takes_its_pilot_from_another_workspace(fusion: Fusion, tmp_path:
     (sampling,) = (stage for stage in plan.stages if stage.name == "sample-sources")
     assert sampling.money == pytest.approx(2 * (1_200e-6 + 800e-6))
     assert sampling.seconds == pytest.approx(20)
+
+
+def with_budget(fusion: Fusion, **limits: float) -> Fusion:
+    return Fusion(fusion.recipe.model_copy(update={"budget": Budget.model_validate(limits)}))
+
+
+def sample_sources(fusion: Fusion) -> list[Spent]:
+    run_fusion(fusion, SilentReporter(), until="sample-sources")
+    return ledger(fusion)
+
+
+def ledger(fusion: Fusion) -> list[Spent]:
+    with closing(Store(fusion.store_path, read_only=True)) as store:
+        return store.ledger(fusion.run_name)
+
+
+@pytest.mark.parametrize("limits", [{"money": 300e-6}, {"tokens": 75}])
+def test_a_budget_stops_what_is_not_in_flight_and_a_larger_one_resumes(fusion: Fusion, limits: dict[str, Any]) -> None:
+    """Every answer costs 60 millionths and 15 tokens: 5 reach the limit, and 2 are in flight then. 12 are wanted."""
+    with pytest.raises(BudgetError, match=r"budget is reached \(.*\)(.|\n)*left to ask for: 5 of paid") as stopped:
+        sample_sources(with_budget(fusion, **limits))
+    assert stopped.value.exit_code == 4
+    (spent,) = ledger(fusion)
+    assert (spent.items, spent.usage) == (7, Usage(7, 70, 0, 35))
+    assert spent.money == pytest.approx(7 * 60e-6)
+    with pytest.raises(BudgetError, match="5 of paid"):
+        sample_sources(with_budget(fusion, **limits))
+    assert ledger(fusion) == [spent], "nothing is asked beyond the budget"
+    (spent,) = sample_sources(with_budget(fusion, money=1.0))
+    assert (spent.items, spent.usage.requests) == (12, 12), "nothing is paid for twice"
+    assert sample_sources(with_budget(fusion, **limits)) == [spent], "what is done needs no budget"
+
+
+def test_a_budget_of_hours_sums_up_what_models_took() -> None:
+    budget = SpendingLimits(Budget(hours=2.0), [Spent("a", "m", Usage(), 1, 0.0, 3600.0)])
+    assert budget.reached() is None
+    budget.add(Spent("a", "n", Usage(), 1, 0.0, 3600.0))
+    assert "hours 2 of 2" in str(budget.reached())
+
+
+def test_a_budget_of_money_needs_prices(fusion: Fusion) -> None:
+    sources = {"paid": Priced(sampling=SAMPLED, has_price=False)}
+    unpriced = Fusion(fusion.recipe.model_copy(update={"sources": sources, "budget": Budget(money=1.0)}))
+    with pytest.raises(InputError, match=r"budget.money: sources.paid has no price"):
+        sample_sources(unpriced)

@@ -124,6 +124,7 @@ SOURCE = (
     "sources={s: {engine: transformers, model: FOLDER/letters, sampling: {num_samples: 2, max_new_tokens: 4}}}",
     "prompts.path=few.jsonl",
 )
+TWO_SOURCES = (*SOURCE, "sources.t={engine: transformers, model: FOLDER/others, sampling: {num_samples: 2}}")
 ASKING_SOURCE = (*SOURCE, "sources.s.model=FOLDER/asking")
 TARGET = (
     "prompts.path=few.jsonl",
@@ -342,6 +343,9 @@ SEAMS: dict[str, list[Seam]] = {
     "template_date": [
         of_source("template_date=2020-05-03", lambda d: d.has_read("03 May 2020"), False, True, given=ASKING_SOURCE)
     ],
+    "budget.money": [Seam("budget.money=0.0", lambda d: "more than 0" in d.error, False, True)],
+    "budget.tokens": [of_source("budget.tokens=1", lambda d: len(d.letters()), 8, 4, given=TWO_SOURCES)],
+    "budget.hours": [of_source("budget.hours=0.00000001", lambda d: len(d.letters()), 8, 4, given=TWO_SOURCES)],
     "prompts.path": [Seam("prompts.path=few.jsonl", ids, ALL, {"n1", "n2"})],
     "prompts.sizes": [
         Seam(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from threading import Thread
 
-from sinterlm.errors import InputError, SinterError, ToleranceError
+from sinterlm.errors import BudgetError, InputError, SinterError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.stage import RunContext
 from sinterlm.records import Prompt, Response, Spent, StoredResponse, Usage, response_id
@@ -96,7 +96,10 @@ def ask(run: RunContext, stage: str, requests: Sequence[SamplingRequest], prompt
                     close()
             _join(threads, CLOSING_SECONDS)
         raise
-    run.halt.raise_reason()
+    try:
+        run.halt.raise_reason()
+    except BudgetError as error:
+        raise BudgetError(f"{error}\n{stage}: {_describe_left(requests, results)}") from None
     _raise_errors(requests, results)
     return results
 
@@ -107,6 +110,16 @@ def _join(threads: Sequence[Thread], seconds: float = float("inf")) -> None:
     while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
         for thread in threads:
             thread.join(min(0.1, max(0.0, end - time.monotonic())))
+
+
+def _describe_left(requests: Sequence[SamplingRequest], results: Sequence[Asked]) -> str:
+    """What was not asked for, in words."""
+    left = [
+        f"{num_left:,} of {request.participant.name}"
+        for request, result in zip(requests, results, strict=True)
+        if (num_left := result.num_items - result.num_new - result.num_failed)
+    ]
+    return f"answers left to ask for: {', '.join(left) or 'none'}"
 
 
 def _raise_errors(requests: Sequence[SamplingRequest], results: Sequence[Asked]) -> None:
@@ -224,7 +237,7 @@ def _sample(
     pending = [batch for batch in batches if any(_key(identity, item) not in stored for item in batch)]
     items = [item for batch in pending for item in batch]
     if pending:
-        answers = map(_without_requests, engine.sample(run.halt.until(pending)))
+        answers = map(_without_requests, engine.sample(run.within_budget(pending)))
         _write(run, stage, request, answers, {item.prompt.id: item.prompt for item in items}, len(items), result)
 
 
@@ -244,7 +257,7 @@ def _stream(
     num_items = sum(map(len, lacking.values()))
     if num_items:
         items = (Item(by_id[name], index) for name, indices in lacking.items() for index in indices)
-        _write(run, stage, request, engine.stream(run.halt.until(items)), by_id, num_items, result)
+        _write(run, stage, request, engine.stream(run.within_budget(items)), by_id, num_items, result)
 
 
 def _lacking(
@@ -293,7 +306,7 @@ def _write(
                 run.store.add_notes(run_name, stage, name, answered.notes)
                 money = request.participant.config.money(answered.usage) or 0.0
                 spent = Spent(stage, name, answered.usage, len(answered.generations), money, now - last)
-                run.store.add_spent(run_name, spent)
+                run.spend(spent)
             last = now
             for note in answered.notes:
                 run.reporter.say(f"  {name}: {note}")

@@ -18,6 +18,7 @@ from sinterlm.files import (
 from sinterlm.locks import folder_lock
 from sinterlm.models import cached_fingerprint, fingerprint, writes_date
 from sinterlm.models.settings import chat_models_in
+from sinterlm.pipeline.budget import Budget
 from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.halt import Halt
@@ -81,6 +82,7 @@ def run_fusion(
         _keep_date(fusion, reporter)
         with atomic_write(fusion.output / "recipe.yaml") as path:
             path.write_text(resolve_text(fusion.recipe))
+        budget = Budget(fusion.recipe.budget, store.ledger(fusion.run_name))
         done_now = []
         for stage in wanted:
             # Ask again at each stage: an earlier stage may have removed an output of this one.
@@ -91,7 +93,7 @@ def run_fusion(
                 reporter.say(f"{stage.name} is done again: {why}")
             if only:
                 _check_needs(stage, [other for other in stages if _why_undone(other, keys, store, fusion)])
-            _do(RunContext(fusion, store, reporter, keys[stage.name], tuple(stages), Halt()), stage)
+            _do(RunContext(fusion, store, reporter, keys[stage.name], tuple(stages), Halt(), budget), stage)
             done_now.append(stage.name)
         return Outcome(done_now, [stage.name for stage in stages if _why_undone(stage, keys, store, fusion)])
 

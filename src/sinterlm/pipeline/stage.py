@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from sinterlm.models import Fingerprint
+from sinterlm.pipeline.budget import Budget
 from sinterlm.pipeline.forecast import Forecast, StagePlan
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.halt import Halt
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.progress import Reporter
-from sinterlm.records import Dropped, Prompt, digest
+from sinterlm.records import Dropped, Prompt, Spent, digest
 from sinterlm.report.data import ReportData
 from sinterlm.store import Store
+
+Item = TypeVar("Item")
 
 FORMAT = 1
 """Part of every stage's key. Raise it when the meaning of stages changes."""
@@ -34,6 +37,21 @@ class RunContext(NamedTuple):
     """The stages of the recipe."""
     halt: Halt = Halt()
     """Stops the work in an orderly way."""
+    budget: Budget = Budget()
+    """What may be spent."""
+
+    def within_budget(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield work to begin, until the run is halted or its budget is reached, which halts it."""
+        for item in self.halt.until(items):
+            if reached := self.budget.reached():
+                self.halt.stop(reached)
+                return
+            yield item
+
+    def spend(self, spent: Spent) -> None:
+        """Write to the ledger, in the transaction that writes what was paid for, and count it against the budget."""
+        self.store.add_spent(self.fusion.run_name, spent)
+        self.budget.add(spent)
 
     def prompts(self, *parts: str) -> list[Prompt]:
         """The prompts of several parts, one part after the other, as the store has them."""

@@ -255,6 +255,21 @@ class Evaluation(Settings):
     """Every model answers the held-out and ``development`` prompts once, greedily."""
 
 
+class Budget(Settings):
+    """What a run may spend on sampling and scoring, in all its commands together, its preview included.
+
+    Once a limit is reached, nothing more is asked, what is in flight is finished and kept, and the command ends with
+    exit code 4. It resumes with a larger limit.
+    """
+
+    money: Annotated[float, Field(gt=0)] | None = None
+    """By the prices in the recipe. Every server must then have a ``price``."""
+    tokens: Positive | None = None
+    """Tokens read and written, by models of this machine too."""
+    hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours of work, summed over models: two that are asked side by side for an hour take two."""
+
+
 class Recipe(Settings):
     """One fusion."""
 
@@ -268,6 +283,8 @@ class Recipe(Settings):
     """Seed of the split, of ties and of training, and of sampling for models without a seed of their own."""
     template_date: TemplateDate = None
     """The date that chat templates use as today's, such as ``2026-11-30``; by default the day of the first command."""
+    budget: Budget = Budget()
+    """What the run may spend."""
     prompts: Prompts
     """What the models are asked."""
     target: Target
