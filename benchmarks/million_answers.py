@@ -111,7 +111,7 @@ def _answers(source: str, num_samples: int, num_prompts: int) -> Iterable[Mappin
             if drawing.random() < 0.5:
                 words = drawing.choices(WORDS, k=drawing.randrange(1, 2 * MAX_WORDS))
                 answer = f"{' '.join(words)} {answer}"
-            yield {"prompt_id": f"p{number}", "index": index, "response": answer}
+            yield {"prompt_id": f"p{number}", "source": source, "index": index, "response": answer}
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:

@@ -137,7 +137,7 @@ def test_what_is_the_same_stands_once_and_what_differs_carries_its_run() -> None
         ("select-wrpo (a)", "other"),
         ("select-wrpo (b)", "other"),
     ]
-    assert [response.source for response in merged.rows["wrpo (b)"][0].responses] == [
+    assert [response.source for response in next(iter(merged.rows["wrpo (b)"])).responses] == [
         "gemma",
         "target-sft (b)",
         "target-sft (b)",

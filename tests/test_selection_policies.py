@@ -109,6 +109,15 @@ def test_every_prompt_has_one_row_or_is_dropped(cases: list[Candidates], name: s
         assert truncated == "keep" or not any(response.truncated for response in row.responses)
 
 
+@given(any_candidates(), st.sampled_from(list(POLICIES)))
+def test_rows_are_the_same_prompt_by_prompt(cases: list[Candidates], name: str) -> None:
+    """What the policies of Sinter declare; the pipeline gives them a few prompts at a time."""
+    assert POLICIES[name].by_prompt
+    alone = [select(name, [case]) for case in cases]
+    rows = [row for selection in alone for row in selection.rows]
+    assert select(name, cases) == Selection(rows, [drop for selection in alone for drop in selection.dropped])
+
+
 @given(any_candidates(), st.sampled_from(list(POLICIES)), st.randoms(use_true_random=False))
 def test_order_of_samples_is_irrelevant(cases: list[Candidates], name: str, generator: random.Random) -> None:
     def selected(some: Sequence[Candidates]) -> list[Any]:

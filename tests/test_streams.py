@@ -38,8 +38,8 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_reread_is_read_each_time(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_text("a\n")
-    lines = Reread(lambda: iter(path.read_text().split()))
-    assert list(lines) == ["a"]
+    lines = Reread(lambda: iter(path.read_text().split()), 1)
+    assert (list(lines), len(lines), "a" in lines, "b" in lines) == (["a"], 1, True, False)
     path.write_text("a\nb\n")
     assert list(lines) == ["a", "b"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 from weakref import finalize
 
 from sinterlm.files import full_disk_said
@@ -30,21 +30,29 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-class Reread(Generic[Item]):
+class Reread(Collection[Item]):
     """Items that are read anew from where they are kept whenever they are iterated over.
 
     Args:
         read: Begins to read.
+        length: The number of items.
     """
 
-    def __init__(self, read: Callable[[], Iterator[Item]]) -> None:
+    def __init__(self, read: Callable[[], Iterator[Item]], length: int) -> None:
         self._read = read
+        self._length = length
 
     def __iter__(self) -> Iterator[Item]:
         return self._read()
 
+    def __len__(self) -> int:
+        return self._length
 
-class Spool(Generic[Item]):
+    def __contains__(self, item: object) -> bool:
+        return any(item == own for own in self)
+
+
+class Spool(Collection[Item]):
     """Records in a temporary file, which has no name and is gone once nobody refers to it.
 
     It may be iterated over any number of times, but not while it grows.
@@ -74,3 +82,6 @@ class Spool(Generic[Item]):
         for _ in range(self._num_items):
             item: Item = pickle.load(self._file)
             yield item
+
+    def __contains__(self, item: object) -> bool:
+        return any(item == own for own in self)

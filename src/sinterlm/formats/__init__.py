@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         read_rows,
         read_rows_of_others,
         read_training_file,
+        reread_rows,
         write_rows,
     )
     from sinterlm.formats.scores import RecordedScore, read_scores
@@ -27,13 +28,22 @@ __all__ = [
     "read_rows_of_others",
     "read_scores",
     "read_training_file",
+    "reread_rows",
     "write_rows",
 ]
 
 _MODULES = {
     "prompts": ("read_prompts",),
     "recorded": ("RecordedAnswer", "read_recorded"),
-    "row_files": ("parse_rows", "read_row_ids", "read_rows", "read_rows_of_others", "read_training_file", "write_rows"),
+    "row_files": (
+        "parse_rows",
+        "read_row_ids",
+        "read_rows",
+        "read_rows_of_others",
+        "read_training_file",
+        "reread_rows",
+        "write_rows",
+    ),
     "scores": ("RecordedScore", "read_scores"),
 }
 

@@ -169,17 +169,31 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def count_rows(path: Path) -> int:
+    """The number of records in a Parquet file."""
+    import pyarrow.parquet as pq
+
+    with _whole_parquet(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
 def _parquet_lines(path: Path) -> Iterator[Line]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
+    with _whole_parquet(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(BATCH):
+            for fields in _plain_rows(batch, path, number):
+                number += 1
+                yield Line(f"{path}, row {number}", present(fields))
+
+
+@contextmanager
+def _whole_parquet(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(BATCH):
-                for fields in _plain_rows(batch, path, number):
-                    number += 1
-                    yield Line(f"{path}, row {number}", present(fields))
+        yield
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a whole Parquet file ({error})") from error
 

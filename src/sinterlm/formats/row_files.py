@@ -5,7 +5,7 @@ All rows may have ``weight`` and an id (``prompt_id`` or ``id``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,40 @@ import pyarrow.parquet as pq
 
 from sinterlm.errors import InputError
 from sinterlm.files import atomic_write
-from sinterlm.formats.lines import Line, read_lines
+from sinterlm.formats.lines import Line, count_rows, read_lines
 from sinterlm.formats.responses import RESPONSES, dump_row, read_responses
 from sinterlm.formats.row_formats import FORMATS, reader_of
 from sinterlm.records import TrainingRow
+from sinterlm.streams import Reread, chunks
 
 _ANY_KEYS = "`prompt` and `chosen`, `completion` or `responses`, or `messages`"
 
 
-def write_rows(path: Path, rows: Sequence[TrainingRow]) -> None:
-    """Write rows as Parquet in the many-responses shape, from which :func:`read_rows` makes the same rows again."""
-    table = pa.Table.from_pylist(list(map(dump_row, rows)), schema=RESPONSES.schema)
-    with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True)
+ROW_GROUP = 1_000
+"""Rows that are in memory while they are written."""
+
+
+def write_rows(path: Path, rows: Iterable[TrainingRow]) -> None:
+    """Write rows as Parquet in the many-responses shape, from which :func:`read_rows` makes the same rows again.
+
+    The rows are read once, as a stream. If reading them raises an error, a file that was there stays.
+    """
+    with (
+        atomic_write(path) as temporary,
+        pq.ParquetWriter(temporary, RESPONSES.schema, write_page_checksum=True) as writer,
+    ):
+        for group in chunks(rows, ROW_GROUP):
+            writer.write_table(pa.Table.from_pylist(list(map(dump_row, group)), schema=RESPONSES.schema))
 
 
 def read_rows(path: Path) -> list[TrainingRow]:
     """Read rows in the many-responses shape, as :func:`write_rows` writes them."""
-    return [read_responses(line) for line in read_lines(path)]
+    return list(reread_rows(path))
+
+
+def reread_rows(path: Path) -> Collection[TrainingRow]:
+    """Like :func:`read_rows`, but for rows that may not fit in memory: they are read anew each time."""
+    return Reread(lambda: map(read_responses, read_lines(path)), count_rows(path))
 
 
 def read_row_ids(path: Path) -> set[str]:

@@ -18,7 +18,7 @@ from sinterlm.report import write_report
 from sinterlm.report.data import ReportData
 from sinterlm.report.merge import merge_reports
 from sinterlm.report.prompt_browser import describe_prompt
-from sinterlm.report.tallies import tally_selections
+from sinterlm.report.tallies import count_drops, tally_selections
 from sinterlm.selection.tally import SelectionTally
 from sinterlm.store import Store
 
@@ -68,7 +68,7 @@ def compare_runs(folders: Sequence[Path], *, prompt: str = "", page: Path | None
     data = replace(data, case=prompt)
     path = page or next(iter(fusions.values())).workspace / PAGE
     write_report(data, path, seed=data.run.seed)
-    selections = tally_selections(data.rows, data.dropped)
+    selections = tally_selections(data.rows, count_drops(data.dropped))
     return Compared({name: fusion.output for name, fusion in fusions.items()}, data, selections, path)
 
 
@@ -76,7 +76,14 @@ def _read(fusion: Fusion) -> ReportData:
     with closing(Store(fusion.store_path, read_only=True)) as store:
         run = read_only(fusion, store)
         require_undamaged(run)
-        return read_report(run)
+        data = read_report(run)
+        # Runs are compared record by record, and their stores are closed by then.
+        return replace(
+            data,
+            parts={part: list(asked) for part, asked in data.parts.items()},
+            rows={name: list(rows) for name, rows in data.rows.items()},
+            dropped=list(data.dropped),
+        )
 
 
 def _name_runs(fusions: Sequence[Fusion]) -> dict[str, Fusion]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sinterlm.models import plain_name
@@ -12,9 +12,10 @@ from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.reasons import EXPLANATIONS
 from sinterlm.pipeline.stage import RunContext, Shown
 from sinterlm.pipeline.summary import show_stages, summarise, write_summary
-from sinterlm.records import Candidates
+from sinterlm.records import Candidates, Dropped
 from sinterlm.report import data as page
 from sinterlm.report import write_report
+from sinterlm.streams import Reread
 
 
 def write_run_report(run: RunContext) -> int:
@@ -53,8 +54,8 @@ def _fill_page(run: RunContext, shown: Sequence[Shown], summary: Mapping[str, An
             date=time.strftime("%Y-%m-%d"),
             methods=list(recipe.preference),
         ),
-        parts={part: list(_candidates(run, part)) for part in typing.get_args(page.Part)},
-        dropped=[drop for drop in run.store.dropped(fusion.run_name) if drop.stage in summary["stages"]],
+        parts={part: _asked(run, part) for part in typing.get_args(page.Part)},
+        dropped=_dropped(run, summary["stages"]),
         drop_explanations=EXPLANATIONS,
     )
     for part in shown:
@@ -62,8 +63,16 @@ def _fill_page(run: RunContext, shown: Sequence[Shown], summary: Mapping[str, An
     return data
 
 
-def _candidates(run: RunContext, part: str) -> Iterator[Candidates]:
+def _asked(run: RunContext, part: str) -> Collection[Candidates]:
     """The part's prompts with their sampled answers: for training or, if held out, for measuring quadruples."""
     asked = run.fusion.answers_to(part)
     targets = tuple(request for request in asked.targets if request.participant.is_there)
-    return candidates_of(run, run.prompts(part), asked._replace(targets=targets))
+    prompts = run.prompts(part)
+    return Reread(lambda: candidates_of(run, prompts, asked._replace(targets=targets)), len(prompts))
+
+
+def _dropped(run: RunContext, stages: Collection[str]) -> Collection[Dropped]:
+    """What the stages of the run have dropped."""
+    store, name = run.store, run.fusion.run_name
+    number = sum(sum(reasons.values()) for stage, reasons in store.count_dropped(name).items() if stage in stages)
+    return Reread(lambda: (drop for drop in store.dropped(name) if drop.stage in stages), number)

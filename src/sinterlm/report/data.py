@@ -1,8 +1,9 @@
 """What the report page shows, as plain data: the pipeline fills it, the page renders it.
 
-Answers, rows and drops are the run's own records. The report itself counts shares, pass rates and histograms from them,
-so that no figure on the page can contradict the answers that its reader can open. Held-out figures are those that
-``evaluation`` computes, and what needs a model (log-probabilities) is computed before.
+Answers, rows and drops are the run's own records, which may be read anew whenever they are needed. The report itself
+counts shares, pass rates and histograms from them, so that no figure on the page can contradict the answers that its
+reader can open. Held-out figures are those that ``evaluation`` computes, and what needs a model (log-probabilities) is
+computed before.
 
 Models have their names in ``summary.json``: ``target``, ``target-sft``, ``target-sft-wrpo``, ...; sources have their
 names in the recipe.
@@ -10,7 +11,7 @@ names in the recipe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -155,12 +156,12 @@ class ReportData:
     """Everything that the page shows. Parts that a run lacks stay empty, and their sections say so in one line."""
 
     run: RunFacts
-    parts: Mapping[Part, Sequence[Candidates]] = field(default_factory=dict)
+    parts: Mapping[Part, Collection[Candidates]] = field(default_factory=dict)
     """Every prompt of the run with its scored answers, by part; prompts without answers too (empty ``sources``)."""
-    rows: Mapping[str, Sequence[TrainingRow]] = field(default_factory=dict)
+    rows: Mapping[str, Collection[TrainingRow]] = field(default_factory=dict)
     """Selected training rows by training run (``sft``, ``wrpo``, ...), joined to the answers by prompt id, source and
     index: give every :class:`~sinterlm.records.RowResponse` its ``source`` and ``index``."""
-    dropped: Sequence[Dropped] = ()
+    dropped: Collection[Dropped] = ()
     drop_explanations: Mapping[str, str] = field(default_factory=lambda: REASONS)
     """The meaning of each reason; a reason without one is shown with an example's detail."""
     held_out: HeldOut | None = None

@@ -7,7 +7,7 @@ steps. If one name means different things in two runs, the run's name is added t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import chain, combinations
@@ -237,7 +237,7 @@ def _rename_trainings(data: ReportData, labels: _Labels) -> ReportData:
 # -- prompts and answers -----------------------------------------------------------------------------------------
 
 
-def _merge_parts(runs: Sequence[Mapping[Part, Sequence[Candidates]]]) -> dict[Part, list[Candidates]]:
+def _merge_parts(runs: Sequence[Mapping[Part, Collection[Candidates]]]) -> dict[Part, list[Candidates]]:
     """Every prompt once, in the part that the first run gives it, with the answers that all runs have."""
     asked: dict[str, list[Candidates]] = defaultdict(list)
     parts: dict[str, Part] = {}

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from sinterlm.evaluation.rates import METRICS, Comparison, Rate
 from sinterlm.report import charts, numbers
 from sinterlm.report.data import AverageLogps, HeldOut, ReportData, TrainingRun, unit_of
-from sinterlm.report.prompt_browser import PromptSample, describe_prompt, sample_prompts
+from sinterlm.report.prompt_browser import PromptBrowser, PromptSample, describe_prompt
 from sinterlm.report.tallies import (
     count_drops,
     count_outcomes,
@@ -38,13 +38,14 @@ _NUMBERS_BYTES = 200
 def render_page(data: ReportData, *, max_bytes: int, seed: int) -> bytes:
     """The whole page as HTML in UTF-8 (see :func:`sinterlm.report.write_report`)."""
     template = _environment().get_template("page.html.j2")
-    context = _context(data)
+    browser = PromptBrowser(sum(map(len, data.parts.values())), max_bytes=max_bytes, seed=seed)
+    context = _context(data, browser)
 
     def render(prompts: PromptSample) -> bytes:
         return template.render(context, prompts=prompts).encode(errors="replace")  # answers may hold lone surrogates
 
     room = max_bytes - len(render(_NO_PROMPTS)) - _NUMBERS_BYTES
-    return render(sample_prompts(data, max_bytes=room, seed=seed))
+    return render(browser.sample(data, max_bytes=room))
 
 
 def _environment() -> Environment:
@@ -65,13 +66,14 @@ def _environment() -> Environment:
     return environment
 
 
-def _context(data: ReportData) -> dict[str, Any]:
+def _context(data: ReportData, browser: PromptBrowser) -> dict[str, Any]:
     script = _package_text("page.js")
     held_out = data.held_out if data.held_out and data.held_out.figures.models else None
     units = {unit_of(metric) for metric in held_out.figures.metrics} if held_out else set()
-    tallies = tally_scores(data.parts)
-    shares = count_source_shares(data.rows, data.run.sources)
-    selections = tally_selections(data.rows, data.dropped)
+    tallies = tally_scores(browser.watch(data.parts))
+    drops = count_drops(data.dropped)
+    selections = tally_selections(data.rows, drops)
+    shares = count_source_shares(selections, data.run.sources)
     weighted = {name: selection.weights for name, selection in selections.items() if selection.weights}
     scored_roles = any(role.mean_score is not None for tally in selections.values() for role in tally.roles)
     training = [run for run in data.training if charts.curve(run, "loss")[0]]
@@ -102,7 +104,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "preference": preference,
         "reward_accuracies": data.reward_accuracies,
         "rankings": charts.RANKINGS,
-        "drops": count_drops(data.dropped),
+        "drops": drops,
         "drop_explanations": data.drop_explanations,
         "charts": {
             "held_out": held_out and charts.held_out_chart(held_out),

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import chain
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
@@ -36,23 +38,74 @@ class PromptSample:
     num_prompts: int
 
 
-def sample_prompts(data: ReportData, *, max_bytes: int, seed: int) -> PromptSample:
-    """All prompts, or as many as fit into ``max_bytes``, drawn at random and kept in their order."""
-    asked = [(part, candidates) for part, prompts in data.parts.items() for candidates in prompts]
-    joins = _Joins.of(data)
-    chosen: dict[int, Markup] = {}
-    num_bytes = 0
-    for position in random.Random(seed).sample(range(len(asked)), len(asked)):
-        entry = _script_json(_prompt_entry(*asked[position], joins))
-        num_bytes += len(entry.encode(errors="replace")) + 1
-        if num_bytes > max_bytes:
-            break
-        chosen[position] = entry
-    return PromptSample(
-        Markup("[{}]").format(Markup(",").join(chosen[position] for position in sorted(chosen))),
-        num_shown=len(chosen),
-        num_prompts=len(asked),
-    )
+class _Kept(NamedTuple):
+    """A prompt that may be shown."""
+
+    rank: int
+    """Its place in the random order."""
+    part: Part
+    candidates: Candidates
+    num_bytes: int
+    """Its size without what other records say about it."""
+
+
+class PromptBrowser:
+    """Draws a random sample of the prompts while all of them pass by: all, or as many as fit.
+
+    In memory are only the prompts that may be shown.
+
+    Args:
+        num_prompts: How many will pass.
+        max_bytes: The most that a sample may take.
+        seed: Decides the random order in which prompts are taken.
+    """
+
+    def __init__(self, num_prompts: int, *, max_bytes: int, seed: int) -> None:
+        self._num_prompts = num_prompts
+        self._max_bytes = max_bytes
+        self._ranks = [0] * num_prompts
+        for rank, position in enumerate(random.Random(seed).sample(range(num_prompts), num_prompts)):
+            self._ranks[position] = rank
+        self._kept: list[tuple[int, _Kept]] = []
+        """A heap with the last of the random order at its top: those kept are the first that fit."""
+        self._num_bytes = 0
+
+    def watch(self, parts: Mapping[Part, Iterable[Candidates]]) -> Iterator[tuple[Part, Candidates]]:
+        """Yield every prompt with its part, and keep those that may be shown."""
+        asked = ((part, candidates) for part, prompts in parts.items() for candidates in prompts)
+        for rank, (part, candidates) in zip(self._ranks, asked, strict=True):
+            if self._num_bytes <= self._max_bytes or rank < -self._kept[0][0]:
+                self._keep(rank, part, candidates)
+            yield part, candidates
+
+    def _keep(self, rank: int, part: Part, candidates: Candidates) -> None:
+        size = _size(_script_json(_prompt_entry(part, candidates, _NO_JOINS)))
+        heappush(self._kept, (-rank, _Kept(rank, part, candidates, size)))
+        self._num_bytes += size
+        while self._num_bytes - self._kept[0][1].num_bytes > self._max_bytes:
+            self._num_bytes -= heappop(self._kept)[1].num_bytes
+
+    def sample(self, data: ReportData, *, max_bytes: int) -> PromptSample:
+        """The prompts that fit into ``max_bytes``, in their order, with what other records say about them."""
+        kept = sorted((kept for _, kept in self._kept), key=attrgetter("rank"))
+        joins = _Joins.of(data, [each.candidates for each in kept])
+        chosen: dict[int, Markup] = {}
+        num_bytes = 0
+        for rank, part, candidates, _ in kept:
+            entry = _script_json(_prompt_entry(part, candidates, joins))
+            num_bytes += _size(entry)
+            if num_bytes > max_bytes:
+                break
+            chosen[rank] = entry
+        shown = [chosen[rank] for rank in self._ranks if rank in chosen]
+        return PromptSample(
+            Markup("[{}]").format(Markup(",").join(shown)), num_shown=len(shown), num_prompts=self._num_prompts
+        )
+
+
+def _size(entry: Markup) -> int:
+    """The bytes of an entry and of the comma after it."""
+    return len(entry.encode(errors="replace")) + 1
 
 
 def describe_prompt(data: ReportData, prompt_id: str) -> dict[str, Any]:
@@ -61,17 +114,18 @@ def describe_prompt(data: ReportData, prompt_id: str) -> dict[str, Any]:
     Raises:
         InputError: No run has such a prompt.
     """
-    asked = {each.prompt.id: (part, each) for part, prompts in data.parts.items() for each in prompts}
-    if prompt_id not in asked:
-        raise InputError(
-            f"no prompt has the id {prompt_id!r}; an existing id, for example, is {next(iter(asked), 'none')!r}"
-        )
-    return _prompt_entry(*asked[prompt_id], _Joins.of(data))
+    first = ""
+    for part, prompts in data.parts.items():
+        for candidates in prompts:
+            first = first or candidates.prompt.id
+            if candidates.prompt.id == prompt_id:
+                return _prompt_entry(part, candidates, _Joins.of(data, [candidates]))
+    raise InputError(f"no prompt has the id {prompt_id!r}; an existing id, for example, is {first or 'none'!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Joins:
-    """What other records say about a prompt or an answer, by id."""
+    """What other records say about some prompts or their answers, by id."""
 
     roles: Mapping[tuple[str, str, int], Sequence[str]]
     """By prompt, model and sample index."""
@@ -83,20 +137,31 @@ class _Joins:
     """The fused model whose held-out answers are compared with the target's."""
 
     @staticmethod
-    def of(data: ReportData) -> _Joins:
+    def of(data: ReportData, shown: Sequence[Candidates]) -> _Joins:
+        prompts = {candidates.prompt.id for candidates in shown}
         roles: dict[tuple[str, str, int], list[str]] = defaultdict(list)
         for run, rows in data.rows.items():
             for row in rows:
-                for response in row.responses:
+                for response in row.responses if row.prompt_id in prompts else ():
                     role = f"{run}: {response.role}" if response.role else run
                     roles[row.prompt_id, response.source, response.index].append(role)
-        drops: dict[str, list[Dropped]] = defaultdict(list)
-        for drop in data.dropped:
-            drops[drop.subject].append(drop)
         held_out: dict[str, list[Scored]] = defaultdict(list)
         for scored in chain.from_iterable(data.held_out.answers.values() if data.held_out else ()):
-            held_out[scored.response.prompt_id].append(scored)
+            if scored.response.prompt_id in prompts:
+                held_out[scored.response.prompt_id].append(scored)
+        answers = chain(
+            (scored for candidates in shown for scored in (*candidates.sources, *candidates.target)),
+            chain.from_iterable(held_out.values()),
+        )
+        subjects = prompts | {scored.response.id for scored in answers}
+        drops: dict[str, list[Dropped]] = defaultdict(list)
+        for drop in data.dropped:
+            if drop.subject in subjects:
+                drops[drop.subject].append(drop)
         return _Joins(roles, drops, held_out, featured_model(data.held_out) if data.held_out else "")
+
+
+_NO_JOINS = _Joins({}, {}, {}, "")
 
 
 def _prompt_entry(part: Part, candidates: Candidates, joins: _Joins) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableSequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sinterlm.records import Candidates, Dropped, Selection, TrainingRow
+from sinterlm.records import Candidates, Dropped, TrainingRow
 from sinterlm.report.data import HeldOut, Part
-from sinterlm.selection.tally import SelectionTally, tally_selection
+from sinterlm.selection.tally import SelectionTally, tally_rows
 
 Kind = Literal["source", "target", "fused"]
 
@@ -34,7 +35,7 @@ class ScoreTally:
 
     model: str
     num_answers: int = 0
-    scores: list[float] = field(default_factory=list)
+    scores: MutableSequence[float] = field(default_factory=lambda: array("d"))
     """Those that are finite numbers."""
     num_passed: int | None = None
     """None for graded scorers."""
@@ -50,10 +51,12 @@ class ScoreTally:
         return sum(self.scores) / len(self.scores) if self.scores else math.nan
 
 
-def tally_scores(parts: Mapping[Part, Sequence[Candidates]]) -> list[ScoreTally]:
+def tally_scores(asked: Iterable[tuple[Part, Candidates]]) -> list[ScoreTally]:
     """Scores by model over all training prompts, in order of first appearance; held-out answers do not count."""
     tallies: dict[str, ScoreTally] = {}
-    for candidates in _training_candidates(parts):
+    for part, candidates in asked:
+        if part == "held_out":
+            continue
         passed_by: dict[str, bool] = {}
         for response, score in (*candidates.sources, *candidates.target):
             tally = tallies.setdefault(response.source, ScoreTally(response.source))
@@ -71,38 +74,30 @@ def tally_scores(parts: Mapping[Part, Sequence[Candidates]]) -> list[ScoreTally]
     return list(tallies.values())
 
 
-def _training_candidates(parts: Mapping[Part, Sequence[Candidates]]) -> Iterable[Candidates]:
-    for part, prompts in parts.items():
-        if part != "held_out":
-            yield from prompts
-
-
-def count_source_shares(rows: Mapping[str, Sequence[TrainingRow]], sources: Iterable[str]) -> dict[str, dict[str, int]]:
+def count_source_shares(selections: Mapping[str, SelectionTally], sources: Iterable[str]) -> dict[str, dict[str, int]]:
     """How often each source gave the preferred answer y_ws, by training run (table 1 of arXiv 2412.03187).
 
     Runs whose rows hold no source's answer as preferred (on-policy pairs) are left out.
     """
     shares = {}
-    for name, selected in rows.items():
-        counts = Counter(
-            response.source
-            for row in selected
-            for response in row.responses
-            if response.role in ("chosen", "chosen_source") and kind_of(response.source) == "source"
-        )
+    for name, selection in selections.items():
+        counts: Counter[str] = Counter()
+        for role in selection.roles:
+            if role.role in ("chosen", "chosen_source"):
+                counts.update({name: number for name, number in role.sources.items() if kind_of(name) == "source"})
         if counts:
             shares[name] = {source: counts[source] for source in dict.fromkeys((*sources, *counts))}
     return shares
 
 
 def tally_selections(
-    rows: Mapping[str, Sequence[TrainingRow]], dropped: Sequence[Dropped]
+    rows: Mapping[str, Iterable[TrainingRow]], drops: Iterable[DropCount]
 ) -> dict[str, SelectionTally]:
     """The tally of every set of training rows, with what its selection dropped."""
-    return {
-        name: tally_selection(Selection(selected, [drop for drop in dropped if drop.stage == f"select-{name}"]))
-        for name, selected in rows.items()
-    }
+    counts: dict[str, dict[str, int]] = {}
+    for drop in drops:
+        counts.setdefault(drop.stage, {})[drop.reason] = drop.count
+    return {name: tally_rows(selected, counts.get(f"select-{name}", {})) for name, selected in rows.items()}
 
 
 def count_outcomes(selections: Mapping[str, SelectionTally]) -> dict[str, dict[str, int]]:
@@ -126,10 +121,15 @@ class DropCount:
     example: str
 
 
-def count_drops(dropped: Sequence[Dropped]) -> list[DropCount]:
+def count_drops(dropped: Iterable[Dropped]) -> list[DropCount]:
     """Drops by stage (in order of appearance) and reason (most frequent first)."""
-    counts = Counter((drop.stage, drop.reason) for drop in dropped)
-    stages = {stage: position for position, stage in enumerate(dict.fromkeys(drop.stage for drop in dropped))}
-    examples = {(drop.stage, drop.reason): drop.detail for drop in reversed(dropped)}
-    ordered = sorted(counts.items(), key=lambda item: (stages[item[0][0]], -item[1], item[0][1]))
-    return [DropCount(stage, reason, count, examples[stage, reason]) for (stage, reason), count in ordered]
+    counts: dict[str, Counter[str]] = {}
+    examples: dict[tuple[str, str], str] = {}
+    for drop in dropped:
+        counts.setdefault(drop.stage, Counter())[drop.reason] += 1
+        examples.setdefault((drop.stage, drop.reason), drop.detail)
+    return [
+        DropCount(stage, reason, number, examples[stage, reason])
+        for stage, reasons in counts.items()
+        for reason, number in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    ]

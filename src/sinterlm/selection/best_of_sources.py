@@ -26,6 +26,7 @@ class BestOfSources(SelectAmongSources):
     formula = "y = argmax over k, i of s(y_ki)"
     paper = "WRPO, arXiv 2412.03187"
     roles = ("chosen",)
+    by_prompt = True
     reads = SOURCES
     compares = False
 

@@ -39,6 +39,7 @@ class FusePo(SelectAmongSources):
     formula = "for each k: argmax and argmin over i of s(y_ki); w_k ∝ exp(R_k / t), R_k = max over i of s(y_ki)"
     paper = "FuseRL, arXiv 2504.06562"
     roles = ("chosen", "rejected")
+    by_prompt = True
     reads = SOURCES
     gives_weights = True
 

@@ -29,6 +29,7 @@ class OnPolicy(SelectionPolicy):
     formula = "argmax and argmin over j of s(y_j)"
     paper = "DPO, arXiv 2305.18290"
     roles = ("chosen", "rejected")
+    by_prompt = True
     reads = TARGET
 
     def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:

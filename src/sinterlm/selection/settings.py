@@ -43,6 +43,9 @@ class SelectionPolicy(Settings):
     compares: ClassVar[bool] = True
     """Whether a row holds better answers and worse ones, as preference methods need; rows for SFT hold good ones only.
     """
+    by_prompt: ClassVar[bool] = False
+    """Whether a prompt's row depends on its own answers alone. The pipeline then selects from a few prompts at a time,
+    so that memory does not grow with their number; otherwise it gives :meth:`select` all prompts at once."""
     reasons: ClassVar[Mapping[str, str]] = {}
     """Its own reasons for dropping a prompt, and what each means; the report explains drops by them."""
 

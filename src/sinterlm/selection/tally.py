@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,41 +84,114 @@ class SelectionTally:
 
 def tally_selection(selection: Selection) -> SelectionTally:
     """The figures of a selection, from its rows and drops alone."""
-    responses = [response for row in selection.rows for response in row.responses]
-    roles = dict.fromkeys(response.role for response in responses)
-    pairs = [(chosen, rejected) for chosen, rejected in PAIRS if {chosen, rejected} <= roles.keys()]
+    return tally_rows(selection.rows, dict(Counter(drop.reason for drop in selection.dropped).most_common()))
+
+
+def tally_rows(rows: Iterable[TrainingRow], drops: Mapping[str, int]) -> SelectionTally:
+    """The figures of a selection. Its rows are read once, as a stream; only their numbers are kept.
+
+    Args:
+        rows: The rows.
+        drops: The number of drops by reason, most first.
+    """
+    num_rows = 0
+    roles: dict[Role | None, _Role] = {}
+    margins = {pair: _Margin() for pair in PAIRS}
+    weights = _Weights()
+    for row in rows:
+        num_rows += 1
+        for response in row.responses:
+            roles.setdefault(response.role, _Role()).add(response)
+        for pair, margin in margins.items():
+            margin.add(_find_pairs(*pair, row))
+        weights.add(_weights_of(row))
     return SelectionTally(
-        num_rows=len(selection.rows),
-        roles=[_tally_role(role, [response for response in responses if response.role == role]) for role in roles],
-        margins=[_tally_margin(*pair, selection.rows) for pair in pairs],
-        weights=_tally_weights(selection.rows),
-        drops=dict(Counter(drop.reason for drop in selection.dropped).most_common()),
+        num_rows=num_rows,
+        roles=[own.tally(role) for role, own in roles.items()],
+        margins=[margin.tally(*pair) for pair, margin in margins.items() if margin.characters],
+        weights=weights.tally(),
+        drops=drops,
     )
 
 
-def _tally_role(role: Role | None, responses: Sequence[RowResponse]) -> RoleTally:
-    scores = [response.score for response in responses if response.score is not None]
-    return RoleTally(
-        role=role,
-        num_responses=len(responses),
-        mean_score=fmean(scores) if scores else None,
-        mean_characters=fmean(len(response.content) for response in responses),
-        sources=dict(Counter(response.source for response in responses).most_common()),
-    )
+class _Role:
+    """What is kept of the responses of one role."""
+
+    def __init__(self) -> None:
+        self.num_characters = 0
+        self.scores = array("d")
+        self.sources: Counter[str] = Counter()
+
+    def add(self, response: RowResponse) -> None:
+        self.num_characters += len(response.content)
+        self.sources[response.source] += 1
+        if response.score is not None:
+            self.scores.append(response.score)
+
+    def tally(self, role: Role | None) -> RoleTally:
+        num_responses = self.sources.total()
+        return RoleTally(
+            role=role,
+            num_responses=num_responses,
+            mean_score=fmean(self.scores) if self.scores else None,
+            mean_characters=self.num_characters / num_responses,
+            sources=dict(self.sources.most_common()),
+        )
 
 
-def _tally_margin(chosen: Role, rejected: Role, rows: Iterable[TrainingRow]) -> MarginTally:
-    pairs = [pair for row in rows for pair in _find_pairs(chosen, rejected, row)]
-    scores = [
-        better.score - worse.score for better, worse in pairs if better.score is not None and worse.score is not None
-    ]
-    return MarginTally(
-        chosen,
-        rejected,
-        num_pairs=len(pairs),
-        score=_spread(scores) if scores else None,
-        characters=_spread([len(better.content) - len(worse.content) for better, worse in pairs]),
-    )
+class _Margin:
+    """What is kept of the pairs of two roles."""
+
+    def __init__(self) -> None:
+        self.scores = array("d")
+        self.characters = array("q")
+
+    def add(self, pairs: Iterable[tuple[RowResponse, RowResponse]]) -> None:
+        for better, worse in pairs:
+            self.characters.append(len(better.content) - len(worse.content))
+            if better.score is not None and worse.score is not None:
+                self.scores.append(better.score - worse.score)
+
+    def tally(self, chosen: Role, rejected: Role) -> MarginTally:
+        return MarginTally(
+            chosen,
+            rejected,
+            num_pairs=len(self.characters),
+            score=_spread(self.scores) if self.scores else None,
+            characters=_spread(self.characters),
+        )
+
+
+class _Weights:
+    """What is kept of the weights within rows."""
+
+    def __init__(self) -> None:
+        self.entropies = array("d")
+        self.largest = array("d")
+        self.num_weights = 0
+        self.sources: dict[str, float] = {}
+
+    def add(self, weights: Sequence[tuple[str, float]]) -> None:
+        if not weights:
+            return
+        values = [weight for _, weight in weights]
+        self.entropies.append(_entropy(values))
+        self.largest.append(max(values))
+        self.num_weights += len(values)
+        for source, weight in weights:
+            self.sources[source] = self.sources.get(source, 0) + weight
+
+    def tally(self) -> WeightTally | None:
+        num_rows = len(self.entropies)
+        if not num_rows:
+            return None
+        shares = {source: weight / num_rows for source, weight in self.sources.items()}
+        return WeightTally(
+            mean_entropy=fmean(self.entropies),
+            mean_num_weights=self.num_weights / num_rows,
+            mean_largest=fmean(self.largest),
+            sources=dict(sorted(shares.items(), key=lambda item: -item[1])),
+        )
 
 
 def _find_pairs(chosen: Role, rejected: Role, row: TrainingRow) -> Iterator[tuple[RowResponse, RowResponse]]:
@@ -126,23 +200,6 @@ def _find_pairs(chosen: Role, rejected: Role, row: TrainingRow) -> Iterator[tupl
             for worse in row.responses:
                 if worse.role == rejected and worse.group == better.group:
                     yield better, worse
-
-
-def _tally_weights(rows: Iterable[TrainingRow]) -> WeightTally | None:
-    by_row = [weights for row in rows if (weights := _weights_of(row))]
-    if not by_row:
-        return None
-    totals: dict[str, float] = {}
-    for weights in by_row:
-        for source, weight in weights:
-            totals[source] = totals.get(source, 0) + weight / len(by_row)
-    values = [[weight for _, weight in weights] for weights in by_row]
-    return WeightTally(
-        mean_entropy=fmean(map(_entropy, values)),
-        mean_num_weights=fmean(map(len, values)),
-        mean_largest=fmean(map(max, values)),
-        sources=dict(sorted(totals.items(), key=lambda item: -item[1])),
-    )
 
 
 def _weights_of(row: TrainingRow) -> list[tuple[str, float]]:

@@ -46,6 +46,7 @@ class Wrpo(SelectAmongSources):
     formula = "y_ws = argmax over k, i of s(y_ki); y_wt = argmax, y_l = argmin over j of s(y_j)"
     paper = "WRPO, arXiv 2412.03187"
     roles = ("chosen_source", "chosen_target", "rejected")
+    by_prompt = True
     optional_roles: ClassVar[Mapping[str, tuple[Role, ...]]] = {"rejected_source": ("rejected_source",)}
 
     def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:

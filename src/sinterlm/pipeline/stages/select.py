@@ -10,9 +10,13 @@ from sinterlm.models import Fingerprint
 from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stage import RunContext, Shown, Stage, StageResult, count_reasons
-from sinterlm.records import Prompt, Selection
+from sinterlm.records import Dropped, Prompt, TrainingRow
 from sinterlm.selection.split import hand_over
-from sinterlm.selection.tally import tally_selection
+from sinterlm.selection.tally import tally_rows
+from sinterlm.streams import Spool, chunks
+
+SELECTED_AT_ONCE = 64
+"""Prompts that a policy is given at once, if each prompt's row depends on its own answers alone."""
 
 
 class Select(Stage):
@@ -68,38 +72,45 @@ class Select(Stage):
             moved[extra.count_name if part == "sft" else "prompts left to SFT"] = len(handed_over)
         compared = (fusion.for_training(self._compared),) if self._compared else ()
         candidates = candidates_of(run, prompts, fusion.answers_to(part)._replace(targets=compared))
-        policy = fusion.trainings[name].select
-        selection = policy.select(candidates, seed=fusion.recipe.seed, stage=self.name)
-        if not selection.rows:
-            reasons = "; ".join(f"{reason}: {count}" for reason, count in count_reasons(selection.dropped).items())
-            raise ToleranceError(
-                f"{self.name}: none of its {len(prompts)} prompts gives a training row ({reasons}); "
-                "check the answers and scores, or try more prompts, more samples or other sources"
-            )
-        write_rows(fusion.rows_path(name), selection.rows)
-        num_dropped = len(prompts) - len(selection.rows)
-        counts: dict[str, float] = {"rows": len(selection.rows), "dropped": num_dropped}
-        if num_left_out := len(selection.dropped) - num_dropped:
+        policy, seed = fusion.trainings[name].select, fusion.recipe.seed
+        num_rows = 0
+        dropped: Spool[Dropped] = Spool()
+
+        def rows() -> Iterator[TrainingRow]:
+            nonlocal num_rows
+            for some in chunks(candidates, SELECTED_AT_ONCE) if policy.by_prompt else [candidates]:
+                selection = policy.select(some, seed=seed, stage=self.name)
+                for drop in selection.dropped:
+                    dropped.append(drop)
+                num_rows += len(selection.rows)
+                yield from selection.rows
+            if not num_rows:
+                reasons = "; ".join(f"{reason}: {count}" for reason, count in count_reasons(dropped).items())
+                raise ToleranceError(
+                    f"{self.name}: none of its {len(prompts)} prompts gives a training row ({reasons}); "
+                    "check the answers and scores, or try more prompts, more samples or other sources"
+                )
+
+        write_rows(fusion.rows_path(name), rows())
+        num_dropped = len(prompts) - num_rows
+        counts: dict[str, float] = {"rows": num_rows, "dropped": num_dropped}
+        if num_left_out := len(dropped) - num_dropped:
             counts["sources left out of rows"] = num_left_out
-        return StageResult(counts | moved, selection.dropped)
+        return StageResult(counts | moved, dropped)
 
     def show(self, run: RunContext) -> Shown:
         """What was chosen, why prompts gave no row, and how many prompts came from another method's drops."""
-        selection, notes = self._read(run), list(self._notes(run))
-        if selection is None:
+        from sinterlm.formats import reread_rows
+
+        path, notes = self._fusion.rows_path(self._training), list(self._notes(run))
+        if not path.is_file():
             return Shown(fill=lambda data: replace(data, notes=[*data.notes, *notes]))
+        rows = reread_rows(path)
+        tally = tally_rows(rows, run.store.count_dropped(run.fusion.run_name).get(self.name, {}))
         return Shown(
-            {"selections": {self._training: asdict(tally_selection(selection))}},
-            lambda data: replace(data, rows={**data.rows, self._training: selection.rows}, notes=[*data.notes, *notes]),
+            {"selections": {self._training: asdict(tally)}},
+            lambda data: replace(data, rows={**data.rows, self._training: rows}, notes=[*data.notes, *notes]),
         )
-
-    def _read(self, run: RunContext) -> Selection | None:
-        """The rows in the run's folder and the drops in the store; None before the first selection."""
-        from sinterlm.formats import read_rows
-
-        path = self._fusion.rows_path(self._training)
-        dropped = [drop for drop in run.store.dropped(run.fusion.run_name) if drop.stage == self.name]
-        return Selection(read_rows(path), dropped) if path.is_file() else None
 
     def _notes(self, run: RunContext) -> Iterator[str]:
         past = run.store.finished_stages(run.fusion.run_name).get(self.name)
