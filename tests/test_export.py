@@ -208,6 +208,7 @@ def test_an_export_takes_the_place_of_an_export_only(tmp_path: Path) -> None:
     exported = export_rows(path, output, format_name="llamafactory")
     assert sorted(file.name for file in output.iterdir()) == ["README.md", "dataset_info.json", "dpo"]
     assert exported.counts == {"dpo": 8}
+    assert f"Training rows from `{path.name}`." in (output / "README.md").read_text()
     shutil.rmtree(output)
     output.mkdir()
     export_rows(path, output, format_name="trl")

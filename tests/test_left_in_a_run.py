@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -18,7 +19,7 @@ from sinterlm.pipeline.checks import check_inputs
 from sinterlm.pipeline.compare import compare_runs
 from sinterlm.pipeline.export import export_rows
 from sinterlm.pipeline.finished import load_run, read_only, rewrite_report
-from sinterlm.pipeline.forecast import Forecast, Past
+from sinterlm.pipeline.forecast import Forecast, Past, show_count
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.plan import Plan, plan_fusion
@@ -28,12 +29,15 @@ from sinterlm.pipeline.retry import forget_failed
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.sample import sample
 from sinterlm.pipeline.sampling_cost import estimate_sampling
-from sinterlm.pipeline.stages.score import Score
+from sinterlm.pipeline.score import _Tally
+from sinterlm.pipeline.stages.score import Score as ScoreStage
 from sinterlm.pipeline.stages.train import Train
 from sinterlm.pipeline.status import status_of
+from sinterlm.pipeline.summary import summarise
 from sinterlm.recipe.load import load_recipe
-from sinterlm.records import Failure, Message, Prompt, Response, response_id
+from sinterlm.records import Failure, Message, Prompt, Response, Score, response_id
 from sinterlm.report.data import ReportData
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.store import FinishedStage, Store
 from sinterlm.terminal.plan import print_plan
 from sinterlm.terminal.terminal import Terminal
@@ -225,7 +229,7 @@ def test_scores_of_a_model_that_is_gone_are_not_missed(recipe: Path, tmp_path: P
     with closing(Store(tmp_path / "store.sqlite")) as store:
         fusion = fusion_of(recipe, tmp_path, *own)
         store.finish_stage(fusion.run_name, FinishedStage("score-target", "", 1.0, 0, counts))
-        stage, run = Score(fusion, "target"), read_only(fusion, store)
+        stage, run = ScoreStage(fusion, "target"), read_only(fusion, store)
         assert stage.show(run).summary == {}
 
 
@@ -234,6 +238,31 @@ def store_of(run: Path) -> Iterator[tuple[Fusion, Store]]:
     fusion = load_run(run)._fusion
     with closing(Store(fusion.store_path, read_only=True)) as store:
         yield fusion, store
+
+
+def test_a_summary_names_the_scorers(recipe: Path, tmp_path: Path) -> None:
+    held_out = (
+        "prompts.split={held_out: 1, preference: rest}",
+        "evaluation={held_out: {scorer: {kind: recorded, path: scores.jsonl}}}",
+    )
+    folder = carry_out(recipe, tmp_path, *held_out, until="score-sources")
+    with store_of(folder) as (fusion, store):
+        summary = summarise(read_only(fusion, store), [])
+    assert summary["scorers"] == {"training": "recorded", "held_out": "recorded"}
+    assert summary["seed"] == 3
+    assert set(summary["stages"]) == {"prompts", "sample-sources", "score-sources"}
+
+
+def test_invalid_verdicts_are_counted_beside_all_answers() -> None:
+    tally = _Tally("score-sources")
+    prompt = Prompt("p", (Message("user", "Why?"),))
+    details = ({}, {"reason": "invalid-verdict"}, {"reason": "other"})
+    for index, detail in enumerate(details):
+        response = Response(f"r{index}", "p", "a", index, "So.", "stop", 0, 0)
+        value = math.nan if detail else 2.0
+        tally.add(Exchange(prompt, response), Score(response.id, "judge", value, None, detail))
+    expected = {"answers": 3, "scored now": 0, "without a score": 2, "invalid verdicts": 1, "mean score": 2.0}
+    assert tally.counts == expected
 
 
 # --- exports ----------------------------------------------------------------------------------------------------------
@@ -298,6 +327,16 @@ def test_prompts_of_rounds_with_one_scorer_are_checked_once(
     monkeypatch.setattr("sinterlm.pipeline.stages.score._check_answers", lambda *given: checked.append(given[-1]))
     check_inputs(fusion_of(recipe, tmp_path / "run", "sft={select: {kind: best-of-sources}}"), reads_target=False)
     assert checked == ["sft", "preference"]
+
+
+def test_numbers_of_prompts_are_shown_in_full() -> None:
+    assert [show_count(part) for part in (1234, [Prompt("p", ())], None)] == ["1,234", "1", "unknown"]
+
+
+def test_a_plan_without_the_prompts_names_every_stage(recipe: Path, tmp_path: Path) -> None:
+    missing = ("prompts={path: none.jsonl, split: {held_out: 0, sft: 0.5, preference: rest}}", SOURCE)
+    plan = planned(recipe, tmp_path, *missing, "sft={select: {kind: best-of-sources}}")
+    assert [stage.name for stage in plan.stages][:4] == ["prompts", "sample-sources", "score-sources", "select-sft"]
 
 
 def test_a_plan_says_what_the_models_are(recipe: Path, tmp_path: Path) -> None:
