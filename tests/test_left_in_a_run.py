@@ -256,7 +256,7 @@ def test_a_summary_names_the_scorers(recipe: Path, tmp_path: Path) -> None:
 def test_invalid_verdicts_are_counted_beside_all_answers() -> None:
     tally = _Tally("score-sources")
     prompt = Prompt("p", (Message("user", "Why?"),))
-    details = ({}, {"reason": "invalid-verdict"}, {"reason": "other"})
+    details: list[dict[str, str]] = [{}, {"reason": "invalid-verdict"}, {"reason": "other"}]
     for index, detail in enumerate(details):
         response = Response(f"r{index}", "p", "a", index, "So.", "stop", 0, 0)
         value = math.nan if detail else 2.0
