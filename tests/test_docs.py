@@ -35,6 +35,7 @@ from typer.testing import CliRunner, Result
 
 from sinterlm import FusionConfig, chat, cli, errors, load_run, thoughts
 from sinterlm.components import union_of
+from sinterlm.endpoint.settings import Price
 from sinterlm.errors import InputError
 from sinterlm.formats import read_prompts, read_recorded, read_rows, read_training_file
 from sinterlm.formats.yaml_file import dump_yaml, read_yaml
@@ -58,6 +59,7 @@ from sinterlm.recipe.extension import EXTENDS
 from sinterlm.recipe.load import load_recipe, read_train_settings
 from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
 from sinterlm.records import NOT_ASKED, Candidates, Message, Prompt, Response, SamplingSettings, Score, Scored
+from sinterlm.sampling.endpoint_engine import EndpointSource
 from sinterlm.sampling.engines import ENGINES
 from sinterlm.sampling.few_shot import load_few_shot
 from sinterlm.sampling.protocol import Item
@@ -367,6 +369,8 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "decontaminate": [schema.Decontaminate],
     "split": [schema.Split],
     "A model in this process": [TransformersSource, schema.Target],
+    "A model behind a server": [EndpointSource],
+    "price": [Price],
     "Recorded answers": [RecordedSource],
     "prompt": [PromptFormat],
     "sampling": [Sampling],

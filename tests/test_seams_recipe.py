@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from sinterlm.errors import SandboxError
 from sinterlm.recipe.schema import Recipe
 from sinterlm.scoring.code.sandbox import check_isolation
-from tests.world import NUM_PROMPTS, RECIPES, Done, World, open_world
+from tests.world import NUM_PROMPTS, RECIPES, THOUGHT, Done, World, open_world
 
 pytestmark = pytest.mark.xdist_group("seams-recipe")  # the tests' shared fixtures are made once, in one process
 
@@ -125,6 +125,18 @@ SOURCE = (
     "prompts.path=few.jsonl",
 )
 TWO_SOURCES = (*SOURCE, "sources.t={engine: transformers, model: FOLDER/others, sampling: {num_samples: 2}}")
+SERVED = (
+    "sources={s: {engine: endpoint, model: m, base_url: URL, sampling: {num_samples: 2, max_new_tokens: 4}}}",
+    "prompts.path=few.jsonl",
+)
+SERVED_TOGETHER = (
+    "sources.s.model=other",
+    "sources.s.extra_body={top_k: 1}",
+    "sources.s.api_key_env=SEAMS_KEY",
+    "sources.s.concurrency=1",
+    "sources.s.revision=v2",
+    "sources.s.sampling={num_samples: 1, temperature: 0.5, top_p: 0.25, repetition_penalty: 1.5, seed: 9}",
+)
 ASKING_SOURCE = (*SOURCE, "sources.s.model=FOLDER/asking")
 TARGET = (
     "prompts.path=few.jsonl",
@@ -143,6 +155,17 @@ def sampled(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES
 def of_source(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = SOURCE) -> Seam:
     """Visible in a source's prompts and answers."""
     return Seam(change, look, before, after, given=given, until="sample-sources")
+
+
+def served(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = ()) -> Seam:
+    """Visible in the requests to a source's server."""
+    seam = of_source(change, look, before, after, given=(*SERVED, *given))
+    return replace(seam, together=SERVED_TOGETHER if change in SERVED_TOGETHER else ())
+
+
+def of_requests(*fields: str) -> Callable[[Done], Any]:
+    """What the requests say of fields."""
+    return lambda d: {tuple(request.get(field) for field in fields) for request in d.requests}
 
 
 def scored(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, *, given: Given) -> Seam:
@@ -496,6 +519,72 @@ SEAMS: dict[str, list[Seam]] = {
     "sources.*[transformers].chat_template_kwargs": [
         of_source("sources.s.chat_template_kwargs={mark: special}", lambda d: d.has_read("<special"), False, True,
                   given=ASKING_SOURCE)
+    ],
+    "sources.*[endpoint].prompt": [
+        served("sources.s.prompt.system=Be brief.", first_text, CHANGES, "Be brief.")
+    ],
+    "sources.*[endpoint].sampling": [
+        served(SERVED_TOGETHER[-1], of_requests("temperature", "top_p", "repetition_penalty", "max_tokens"),
+               {(0.8, 0.95, None, 4)}, {(0.5, 0.25, 1.5, 512)})
+    ],
+    "sources.*[endpoint].domains": [
+        served("sources.s.domains=[even]", lambda d: len({r["messages"][0]["content"] for r in d.requests}), 2, 1)
+    ],
+    "sources.*[endpoint].model": [
+        served("sources.s.model=other", of_requests("model"), {("m",)}, {("other",)})
+    ],
+    "sources.*[endpoint].revision": [
+        served("sources.s.revision=v2", lambda d: {row["identity"] for row in d.table("responses")})
+    ],
+    "sources.*[endpoint].protocol": [
+        served("sources.s={engine: endpoint, protocol: completions, model: m, base_url: URL, prompt: {few_shot: "
+               "shots.yaml}}", lambda d: "A shot\nA: Bang." in d.requests[0].get("prompt", ""), False, True)
+    ],
+    "sources.*[endpoint].extra_body": [
+        served("sources.s.extra_body={top_k: 1}", of_requests("top_k"), {(None,)}, {(1,)})
+    ],
+    "sources.*[endpoint].reasoning": [
+        served("sources.s.reasoning=in-answer", lambda d: {row["content"] for row in d.table("responses")},
+               {"a1"}, {THOUGHT}, given=("sources.s.model=thinker",))
+    ],
+    "sources.*[endpoint].max_failed": [
+        served("sources.s.max_failed=0.5", lambda d: "max_failed" in d.error, True, False,
+               given=("sources.s.model=flaky", "sources.s.max_retries=0"))
+    ],
+    "sources.*[endpoint].base_url": [
+        served("sources.s.base_url=http://127.0.0.1:9/v1", lambda d: (len(d.requests), bool(d.error)), CHANGES,
+               (0, True), given=("sources.s.max_retries=0",))
+    ],
+    "sources.*[endpoint].api_key_env": [
+        served("sources.s.api_key_env=SEAMS_KEY", lambda d: {h["authorization"] for h in d.headers}, CHANGES,
+               {"Bearer secret"})
+    ],
+    "sources.*[endpoint].concurrency": [
+        served("sources.s.concurrency=1", lambda d: d.most_open, CHANGES, 1)
+    ],
+    "sources.*[endpoint].requests_per_minute": [
+        served("sources.s.requests_per_minute=60", lambda d: d.most_open, CHANGES, 1,
+               given=("sources.s.sampling.num_samples=1",))
+    ],
+    "sources.*[endpoint].tokens_per_minute": [
+        served("sources.s.tokens_per_minute=4000", lambda d: d.most_open, CHANGES, 1,
+               given=("sources.s.sampling.num_samples=1",))
+    ],
+    "sources.*[endpoint].timeout_seconds": [
+        served("sources.s.timeout_seconds=0.1", lambda d: bool(d.error), False, True,
+               given=("sources.s.model=slow", "sources.s.max_retries=0", "sources.s.sampling.num_samples=1"))
+    ],
+    "sources.*[endpoint].max_retries": [
+        served("sources.s.max_retries=0", lambda d: bool(d.error), False, True, given=("sources.s.model=flaky",))
+    ],
+    "sources.*[endpoint].price.input": [
+        served("sources.s.price={input: 1000.0}", Done.spent, 0.0, 0.008)
+    ],
+    "sources.*[endpoint].price.output": [
+        served("sources.s.price={output: 1000.0}", Done.spent, 0.0, 0.004)
+    ],
+    "sources.*[endpoint].price.cached_input": [
+        served("sources.s.price={cached_input: 1000.0}", Done.spent, 0.0, 0.004)
     ],
     "sources.*[transformers].template_date": [
         of_source("sources.s.template_date=2020-05-03", lambda d: d.has_read("03 May 2020"), False, True,

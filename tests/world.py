@@ -262,6 +262,11 @@ class Done:
         """The answers of a model of letters."""
         return [row["content"] for row in self.table("responses") if row["content"][:1] in set("ABCDWXYZ")]
 
+    def spent(self) -> float:
+        """The money in the ledger."""
+        with Store(self.folder / "store.sqlite", read_only=True) as store:
+            return sum(line.money or 0.0 for line in store.ledger())
+
     def scores(self) -> list[float | None]:
         return sorted((row["value"] for row in self.table("scores")), key=str)
 
@@ -402,6 +407,10 @@ def tokenizer_of(folder: Path) -> Any:
 
 def judge(request: Mapping[str, Any]) -> Answer:
     """Grades everything 7 and calls every game a tie, depending on the request; `flaky` fails at first."""
+    if "prompt" in request:
+        return Answer(body=json.dumps({"choices": [{"text": " a1", "finish_reason": "stop"}]}))
+    if request["model"] == "thinker":
+        return Answer(THOUGHT)
     text = request["messages"][0]["content"]
     fields = json.dumps(request.get("response_format", {}))
     if request["model"] == "flaky" and not FAILED:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sinterlm.components import union_of, with_installed
+from sinterlm.sampling.endpoint_engine import EndpointSource
 from sinterlm.sampling.recorded import RecordedSource
 from sinterlm.sampling.settings import EngineSettings
 from sinterlm.sampling.transformers_engine import TransformersSource
@@ -16,6 +17,7 @@ ENGINES: dict[str, type[EngineSettings]] = with_installed(
     "sinterlm.engines",
     {
         "transformers": TransformersSource,
+        "endpoint": EndpointSource,
         "recorded": RecordedSource,
     },
     EngineSettings,
