@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from io import StringIO
@@ -13,18 +14,24 @@ import pytest
 
 from sinterlm.errors import BudgetError, InputError
 from sinterlm.pipeline.budget import Budget as SpendingLimits
+from sinterlm.pipeline.compare import compare_runs
+from sinterlm.pipeline.finished import rewrite_report
 from sinterlm.pipeline.forecast import Forecast, Past
 from sinterlm.pipeline.fusion import Fusion, SamplingRequest
+from sinterlm.pipeline.ledger import read_ledger
 from sinterlm.pipeline.plan import plan_fusion
 from sinterlm.pipeline.progress import SilentReporter
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.sampling_cost import estimate_sampling
+from sinterlm.pipeline.status import status_of
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import Budget
-from sinterlm.records import Message, Prompt, Response, Spent, Usage, response_id
+from sinterlm.records import Failure, Message, Prompt, Response, Spent, Usage, response_id
 from sinterlm.sampling.settings import Sampling
 from sinterlm.store import Store
+from sinterlm.terminal.comparison import print_comparison
 from sinterlm.terminal.plan import print_plan
+from sinterlm.terminal.status import print_status
 from sinterlm.terminal.terminal import Terminal
 from tests.priced import Priced
 
@@ -187,3 +194,73 @@ def test_a_budget_of_money_needs_prices(fusion: Fusion) -> None:
     unpriced = Fusion(fusion.recipe.model_copy(update={"sources": sources, "budget": Budget(money=1.0)}))
     with pytest.raises(InputError, match=r"budget.money: sources.paid has no price"):
         sample_sources(unpriced)
+
+
+def test_the_ledger_knows_which_money_it_does_not_know(fusion: Fusion, store: Store) -> None:
+    """Two stages of one model are summed, and so are all models; an unpriced server makes the sum unknown."""
+    store.add_spent(fusion.run_name, Spent("sample-sources", "paid", Usage(2, 20, 8, 10), 2, 0.25, 1.5))
+    store.add_spent(fusion.run_name, Spent("sample-held-out", "paid", Usage(3, 30, 0, 15), 1, 0.5, 2.5))
+    store.add_spent(fusion.run_name, Spent("sample-held-out", "target", Usage(0, 7, 0, 5), 3, 0.0, 60.0))
+    total = read_ledger(fusion, store).total
+    assert (total.items, total.usage, total.money, total.seconds) == (6, Usage(5, 57, 8, 30), 0.75, 64.0)
+    by_model = read_ledger(fusion, store).by_model()
+    assert list(by_model) == ["paid", "target"], "in the order of the recipe"
+    assert (by_model["paid"].items, by_model["paid"].money, by_model["target"].money) == (3, 0.75, 0.0)
+    store.add_spent(fusion.run_name, Spent("sample-sources", "free", Usage(1, 9, 0, 9), 1, 0.0, 1.0))
+    sources = {**fusion.recipe.sources, "free": Priced(sampling=SAMPLED, has_price=False)}
+    ledger = read_ledger(Fusion(fusion.recipe.model_copy(update={"sources": sources})), store)
+    assert ledger.by_model()["free"].money is None
+    assert ledger.total.money is None
+
+
+@pytest.fixture
+def finished(fusion: Fusion, tmp_path: Path) -> Path:
+    """A run on recorded answers up to its rows, with a ledger, failures of two kinds and a note."""
+    own = Fusion(load_recipe(tmp_path / "recipe.yaml", [f"output={tmp_path / 'done'}"]).recipe)
+    run_fusion(own, SilentReporter(), until="select-m")
+    with closing(Store(own.store_path)) as store:
+        store.add_spent(own.run_name, Spent("sample-sources", "a", Usage(1_234, 5_678, 910, 1_112), 6, 1.25, 61.0))
+        failures = [Failure("p3", 0, "timed-out", "no reply"), Failure("p1", 1, "timed-out", "no whole reply")]
+        store.add_failures(own.run_name, "sample-sources", "a", [*failures, Failure("p0", 0, "bad", "<b>x</b>")])
+        store.add_notes(own.run_name, "sample-sources", "a", ["its limit is 32"])
+    return tmp_path / "done"
+
+
+SPENT = {
+    "answers": 6,
+    "requests": 1_234,
+    "prompt_tokens": 5_678,
+    "cached_tokens": 910,
+    "new_tokens": 1_112,
+    "money": 1.25,
+    "seconds": 61.0,
+    "failed": 3,
+}
+
+
+def test_status_compare_summary_and_report_tell_what_was_spent_and_what_failed(finished: Path) -> None:
+    lines = {"total": SPENT, "models": [{"stage": "sample-sources", "model": "a", **SPENT}]}
+    status = status_of(finished)
+    assert status["spent"] == lines
+    example = {"prompt_id": "p1", "index": 1, "detail": "no whole reply"}
+    assert [(kind["kind"], kind["number"], kind["example"]) for kind in status["failed"]] == [
+        ("timed-out", 2, example),
+        ("bad", 1, {"prompt_id": "p0", "index": 0, "detail": "<b>x</b>"}),
+    ]
+    assert [note["text"] for note in status["notes"]] == ["its limit is 32"]
+    run = rewrite_report(finished)
+    assert run.summary["spent"] == lines
+    page = (finished / "report.html").read_text()
+    row = page[page.index('<tbody class="costs">') : page.index("</tbody>", page.index('<tbody class="costs">'))]
+    cells = [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+    assert cells[:10] == ["a", "sample-sources", "6", "1,234", "5,678", "910", "1,112", "1.25", "1 min 1 s", "3"]
+    assert cells[10] == "total"
+    assert "its limit is 32" in page
+    assert "prompt p0, sample 0: &lt;b&gt;x&lt;/b&gt;" in page
+    compared = compare_runs([finished])
+    assert compared.to_json()["spent"] == {"done": lines}
+    console = Terminal(file=(printed := StringIO()), width=140)
+    print_status(status, console)
+    print_comparison(compared, console)
+    assert printed.getvalue().count("1,234") == 2 * 2, "a line and the sum of each"
+    assert "a: 2 timed-out, e.g. prompt p1, sample 1: no whole reply" in printed.getvalue()

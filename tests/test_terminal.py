@@ -65,8 +65,17 @@ def test_names_are_shown_as_they_are_in_status(hostile: tuple[str, str]) -> None
     text, shown = hostile
     entry = {"name": f"sample-{text}", "state": "done", "counts": {f"{text} answers": 1}}
     file = StringIO()
-    print_status({"output": text, "stages": [entry], "dropped": {"s": {text: 1}}}, Terminal(file=file, width=300))
-    assert file.getvalue().count(shown) == 4
+    failed = {"stage": "s", "model": text, "kind": text, "number": 1}
+    status = {
+        "output": text,
+        "stages": [entry],
+        "dropped": {"s": {text: 1}},
+        "spent": {"models": []},
+        "failed": [{**failed, "example": {"prompt_id": text, "index": 0, "detail": text}}],
+        "notes": [{"stage": "s", "model": text, "text": text}],
+    }
+    print_status(status, Terminal(file=file, width=300))
+    assert file.getvalue().count(shown) == 4 + 4 + 2
     assert file.getvalue() == show_controls(file.getvalue())
 
 

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from sinterlm.errors import InputError
 from sinterlm.pipeline.finished import read_only
 from sinterlm.pipeline.fusion import Fusion, load_fusion
+from sinterlm.pipeline.ledger import describe_ledger
 from sinterlm.pipeline.outputs import require_undamaged
 from sinterlm.pipeline.report import read_report
 from sinterlm.report import write_report
-from sinterlm.report.data import ReportData
+from sinterlm.report.data import Ledger, ReportData
 from sinterlm.report.merge import merge_reports
 from sinterlm.report.prompt_browser import describe_prompt
 from sinterlm.report.tallies import count_drops, tally_selections
@@ -35,6 +36,12 @@ class Compared(NamedTuple):
     """By training."""
     page: Path
 
+    @property
+    def ledgers(self) -> Mapping[str, Ledger]:
+        """What each run has spent."""
+        runs = self.data.compared or [self.data.run]
+        return {name: run.ledger for name, run in zip(self.outputs, runs, strict=True)}
+
     def to_json(self) -> dict[str, Any]:
         """The figures, named as in ``summary.json``, and all answers to the chosen prompt, if any."""
         held_out = self.data.held_out
@@ -42,6 +49,7 @@ class Compared(NamedTuple):
             "runs": {name: str(output) for name, output in self.outputs.items()},
             "notes": list(self.data.notes),
             "scorers": {"training": self.data.run.scorer, **({"held_out": held_out.scorer} if held_out else {})},
+            "spent": {name: describe_ledger(ledger) for name, ledger in self.ledgers.items()},
             "selections": {name: asdict(tally) for name, tally in self.selections.items()},
             "held_out": held_out.figures.flatten() if held_out else {},
             "held_out_differences": held_out.figures.to_json()["differences"] if held_out else [],

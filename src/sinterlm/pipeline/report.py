@@ -9,6 +9,7 @@ from typing import Any
 
 from sinterlm.models import plain_name
 from sinterlm.pipeline.candidates import candidates_of
+from sinterlm.pipeline.ledger import read_ledger
 from sinterlm.pipeline.reasons import EXPLANATIONS
 from sinterlm.pipeline.stage import RunContext, Shown
 from sinterlm.pipeline.summary import show_stages, summarise, write_summary
@@ -53,6 +54,7 @@ def _fill_page(run: RunContext, shown: Sequence[Shown], summary: Mapping[str, An
             peak_memory_bytes=summary["peak_memory_bytes"],
             date=time.strftime("%Y-%m-%d"),
             methods=list(recipe.preference),
+            ledger=read_ledger(fusion, run.store),
         ),
         parts={part: _asked(run, part) for part in typing.get_args(page.Part)},
         dropped=_dropped(run, summary["stages"]),

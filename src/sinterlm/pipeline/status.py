@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sinterlm.models import cached_fingerprint
 from sinterlm.pipeline.forecast import Forecast
 from sinterlm.pipeline.fusion import load_fusion
+from sinterlm.pipeline.ledger import describe_failed, describe_ledger, read_ledger
 from sinterlm.pipeline.outputs import find_stage_damage
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
@@ -16,7 +18,7 @@ from sinterlm.store import Store
 
 
 def status_of(folder: Path) -> dict[str, Any]:
-    """Stages with their state, time and counts, and what was dropped and why.
+    """Stages with their state, time and counts, what was dropped and why, what was spent, what failed and was noticed.
 
     A state is ``done``, ``damaged`` (a file that it left is missing or has another size), ``outdated`` (done under
     another recipe), ``to do``, or ``unknown`` if weights have not been read on this machine.
@@ -39,6 +41,7 @@ def status_of(folder: Path) -> dict[str, Any]:
         past = store.finished_stages(fusion.run_name)
         forecast = Forecast(fusion, store=store)
         dropped = store.count_dropped(fusion.run_name)
+        ledger = read_ledger(fusion, store)
         entries = []
         for stage in stages:
             entry: dict[str, Any] = {"name": stage.name, "state": "to do"}
@@ -64,4 +67,7 @@ def status_of(folder: Path) -> dict[str, Any]:
         "workspace": str(fusion.workspace),
         "stages": entries,
         "dropped": dropped,
+        "spent": describe_ledger(ledger),
+        "failed": describe_failed(ledger),
+        "notes": [asdict(note) for note in ledger.noticed],
     }

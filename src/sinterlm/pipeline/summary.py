@@ -11,6 +11,7 @@ from sinterlm.errors import InputError
 from sinterlm.evaluation.figures import Evaluation
 from sinterlm.files import atomic_write
 from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.ledger import describe_ledger, read_ledger
 from sinterlm.pipeline.stage import RunContext, Shown
 
 
@@ -50,6 +51,7 @@ def summarise(run: RunContext, shown: Sequence[Shown]) -> dict[str, Any]:
             }
             for stage in past
         },
+        "spent": describe_ledger(read_ledger(run.fusion, run.store)),
         "held_out": {},
         "held_out_differences": [],
         "reward_accuracies": {},

@@ -12,13 +12,13 @@ names in the recipe.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sinterlm.evaluation.figures import Figures
 from sinterlm.evaluation.rates import Rate
 from sinterlm.evaluation.rewards import RewardAccuracies
-from sinterlm.records import Candidates, Dropped, Scored, TrainingRow
+from sinterlm.records import Candidates, Dropped, Failure, Scored, TrainingRow, Usage
 from sinterlm.selection.policies import REASONS
 
 Part = Literal["sft", "preference", "development", "held_out"]
@@ -39,6 +39,75 @@ class StageFacts:
     counts: Mapping[str, int] = field(default_factory=dict)
     """What it made or read, by name."""
     peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one model has cost one stage, e.g. ``Cost("sample-sources", "a", Usage(9, 90, 0, 45), 9, 0.02, 4.1)``."""
+
+    stage: str
+    model: str
+    usage: Usage
+    items: int
+    """Answers or scores received."""
+    money: float | None
+    """None if the recipe gives no price."""
+    seconds: float
+    num_failed: int = 0
+    """Requests without an answer, after all retries."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedKind:
+    """Failed requests of one kind, with one of them as an example."""
+
+    stage: str
+    model: str
+    kind: str
+    number: int
+    example: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """What was noticed about a model at work, e.g. ``limit 32 found``."""
+
+    stage: str
+    model: str
+    text: str
+    noted_at: float
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What a run has spent, what failed, and what was noticed."""
+
+    costs: Sequence[Cost] = ()
+    failed: Sequence[FailedKind] = ()
+    noticed: Sequence[Noticed] = ()
+
+    @property
+    def total(self) -> Cost:
+        """The sum of all costs; its money is None if a part of it is not known."""
+        money = [cost.money for cost in self.costs]
+        return Cost(
+            "",
+            "",
+            sum((cost.usage for cost in self.costs), Usage()),
+            sum(cost.items for cost in self.costs),
+            None if None in money else sum(part or 0.0 for part in money),
+            sum(cost.seconds for cost in self.costs),
+            sum(cost.num_failed for cost in self.costs),
+        )
+
+    def by_model(self) -> dict[str, Cost]:
+        """What each model has cost in all stages together."""
+        models = dict.fromkeys(cost.model for cost in self.costs)
+        return {
+            model: replace(Ledger([cost for cost in self.costs if cost.model == model]).total, model=model)
+            for model in models
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +133,7 @@ class RunFacts:
     """Sinter's version; empty leaves it out."""
     methods: Sequence[str] = ()
     """The preference methods by name."""
+    ledger: Ledger = Ledger()
 
 
 @dataclass(frozen=True, slots=True)

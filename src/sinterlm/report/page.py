@@ -29,6 +29,8 @@ from sinterlm.selection.tally import WeightTally
 
 MAX_DOMAINS = 60
 """The most rows of the table by domain: the largest domains."""
+MAX_NOTES = 200
+"""The most notes about models of a run: the first ones."""
 
 _NO_PROMPTS = PromptSample(Markup("[]"), num_shown=0, num_prompts=0)
 _NUMBERS_BYTES = 200
@@ -92,6 +94,7 @@ def _context(data: ReportData, browser: PromptBrowser) -> dict[str, Any]:
         "headline": _headline(held_out) if held_out else None,
         "domains": _domains(held_out) if held_out else [],
         "max_domains": MAX_DOMAINS,
+        "max_notes": MAX_NOTES,
         "is_mixed": len(units) > 1,
         "shares": shares,
         "selections": selections,

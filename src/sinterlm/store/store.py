@@ -374,6 +374,16 @@ class Store:
         for stage, model, *failure in self._read(query, run):
             yield stage, model, Failure(*failure)
 
+    def count_failures(self, run: str) -> list[tuple[str, str, str, int, Failure]]:
+        """The run's failed requests by stage, model and kind: their number, and the first of them as an example."""
+        # SQLite takes the other columns from the row that has the minimum.
+        query = """SELECT stage, model, kind, COUNT(*), MIN(prompt_id), sample_index, detail FROM failures
+                   WHERE run = ? GROUP BY stage, model, kind ORDER BY stage, model, COUNT(*) DESC, kind"""
+        return [
+            (stage, model, kind, number, Failure(prompt_id, index, kind, detail))
+            for stage, model, kind, number, prompt_id, index, detail in self._read(query, run)
+        ]
+
     def add_notes(self, run: str, stage: str, model: str, texts: Iterable[str]) -> None:
         """Keep sentences about a model in a stage, each once, with the time of the first."""
         with self.transaction() as connection:

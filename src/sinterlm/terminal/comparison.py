@@ -11,6 +11,7 @@ from sinterlm.pipeline.compare import Compared
 from sinterlm.report.prompt_browser import describe_prompt
 from sinterlm.report.tallies import count_outcomes
 from sinterlm.selection.tally import RoleTally, SelectionTally
+from sinterlm.terminal.costs import print_spent
 from sinterlm.terminal.summary import print_figures
 from sinterlm.terminal.terminal import Terminal
 
@@ -24,6 +25,8 @@ def print_comparison(compared: Compared, console: Terminal) -> None:
         console.print(_tabulate_drops(compared.selections))
     if held_out := compared.data.held_out:
         print_figures(held_out.figures, held_out.scorer, console)
+    for name, spent in compared.to_json()["spent"].items():
+        print_spent(spent, console, f"spent by {name}")
     if compared.data.case:
         _print_case(describe_prompt(compared.data, compared.data.case), console)
     console.say(f"\nThe page: {compared.page}")

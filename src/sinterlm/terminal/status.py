@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from sinterlm.pipeline.progress import show_counts
+from sinterlm.terminal.costs import print_failed, print_notes, print_spent
 from sinterlm.terminal.terminal import Terminal
 
 
@@ -22,3 +23,6 @@ def print_status(status: dict[str, Any], console: Terminal) -> None:
     for stage_name, reasons in status["dropped"].items():
         for reason, count in reasons.items():
             console.print(f"{stage_name} dropped {count}: {reason}")
+    print_spent(status["spent"], console)
+    print_failed(status["failed"], console)
+    print_notes(status["notes"], console)

@@ -15,6 +15,7 @@ from sinterlm.pipeline.finished import Model, Run
 from sinterlm.pipeline.grid_store import describe_choice
 from sinterlm.pipeline.run import Outcome
 from sinterlm.records import Message
+from sinterlm.terminal.costs import print_spent
 from sinterlm.terminal.terminal import Terminal
 
 
@@ -44,6 +45,7 @@ def print_summary(run: Run, console: Terminal) -> None:
     print_figures(run.figures, summary["scorers"]["held_out"], console)
     for name, found in summary.get("searches", {}).items():
         console.say(f"{name}: chosen on the development prompts: {describe_choice(found['chosen'])}")
+    print_spent(summary["spent"], console)
     console.say(
         f"{summary['seconds']:.0f} s in all stages, at most {summary['peak_memory_bytes'] / 1e9:.1f} GB of memory",
     )
