@@ -535,7 +535,7 @@ def test_recorded_answers_to_prompts_of_one_text_are_used_once(tmp_path: Path) -
     )
     message = (Message("user", "What is the capital of France?"),)
     unused = RecordedEngine(path).unused([Prompt("first", message), Prompt("second", message)], num_samples=2)
-    assert unused == [
+    assert list(unused) == [
         ("second", 0, "another-answer-to-the-same-text"),
         ("second", 2, "surplus-recorded-answer"),
     ]

@@ -56,12 +56,17 @@ class Spool(Collection[Item]):
     """Records in a temporary file, which has no name and is gone once nobody refers to it.
 
     It may be iterated over any number of times, but not while it grows.
+
+    Args:
+        items: The first records.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, items: Iterable[Item] = ()) -> None:
         self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115  as long as the spool
         finalize(self, self._file.close)
         self._num_items = 0
+        for item in items:
+            self.append(item)
 
     def append(self, item: Item) -> None:
         """Add a record at the end.

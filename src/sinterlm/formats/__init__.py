@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sinterlm.formats.prompts import read_prompts
-    from sinterlm.formats.recorded import RecordedAnswer, read_recorded
+    from sinterlm.formats.recorded import RecordedAnswer, RecordedAnswers, index_recorded, read_recorded
     from sinterlm.formats.row_files import (
         parse_rows,
         read_row_ids,
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RecordedAnswer",
+    "RecordedAnswers",
     "RecordedScore",
+    "index_recorded",
     "parse_rows",
     "read_prompts",
     "read_recorded",
@@ -34,7 +36,7 @@ __all__ = [
 
 _MODULES = {
     "prompts": ("read_prompts",),
-    "recorded": ("RecordedAnswer", "read_recorded"),
+    "recorded": ("RecordedAnswer", "RecordedAnswers", "index_recorded", "read_recorded"),
     "row_files": (
         "parse_rows",
         "read_row_ids",

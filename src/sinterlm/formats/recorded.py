@@ -1,17 +1,23 @@
-"""Answers that were made elsewhere."""
+"""Answers that were made elsewhere.
+
+A file of them may be larger than memory. It is read once, into a temporary database without a name, which finds the
+answers to a prompt wherever they are in the file.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
+from weakref import finalize
 
 from pydantic import AliasChoices, Field, model_validator
 
-from sinterlm.errors import InputError
+from sinterlm.errors import InputError, TryAgainError
 from sinterlm.explain import Expects
 from sinterlm.files import describe_state
 from sinterlm.formats.annotated import ALL_ANSWERS, read_answers
@@ -36,10 +42,6 @@ class RecordedAnswer:
     index: int = 0
     """Sample index: the file's, or counted from 0 in the file's order."""
     finish_reason: FinishReason = "stop"
-
-
-KEPT_BYTES = 32 * 2**20
-"""A file of up to this size stays in memory after it was read: the stages of a run that ask for it read it once."""
 
 
 class _OfPromptId(Record):
@@ -67,7 +69,12 @@ class _AnswerRecord(_Ended):
 
 
 def read_recorded(path: Path) -> list[RecordedAnswer]:
-    """Read answers from JSON Lines or Parquet.
+    """Read all answers from JSON Lines or Parquet, in the file's order; see :func:`index_recorded`."""
+    return list(index_recorded(path))
+
+
+def index_recorded(path: Path) -> RecordedAnswers:
+    """Read answers from JSON Lines or Parquet; a file that does not change is read once.
 
     A line has ``prompt_id`` or ``prompt`` (text or messages), ``response`` or ``content``, and optionally ``source``,
     ``index`` and ``finish_reason`` (``stop`` or ``length``). Or it has ``all_generated_responses``, all answers of one
@@ -75,36 +82,116 @@ def read_recorded(path: Path) -> list[RecordedAnswer]:
 
     Raises:
         InputError: A line has another shape, an answer is given twice, or there is no answer at all.
+        TryAgainError: The disk of temporary files is full.
     """
-    is_small = path.is_file() and path.stat().st_size <= KEPT_BYTES
-    return list(_keep(path, describe_state(path.parent, [path.name]))) if is_small else _parse(path)
+    state = describe_state(path.parent, [path.name]) if path.is_file() else ""
+    return _index(path, state)
 
 
 @lru_cache(maxsize=8)
-def _keep(path: Path, state: str) -> Sequence[RecordedAnswer]:
+def _index(path: Path, state: str) -> RecordedAnswers:
     """The answers of a file in a certain state on the disk."""
-    return tuple(_parse(path))
+    return RecordedAnswers(path)
 
 
-def _parse(path: Path) -> list[RecordedAnswer]:
-    counted: Counter[tuple[str | None, str | None, str]] = Counter()
-    places: dict[tuple[str | None, str | None, str, int], str] = {}
-    answers: list[RecordedAnswer] = []
-    for line in read_lines(path):
-        who = _who(line)
-        prompt_id, content_hash, source = who
-        for content, index, finish_reason in _contents(line, counted[who]):
-            key = (*who, index)
-            if key in places:
-                raise line.error(f"answer {index} to this prompt was given before ({places[key]})", "each answer once")
-            places[key] = line.place
-            counted[who] += 1
-            answers.append(RecordedAnswer(prompt_id, content_hash, content, source, index, finish_reason))
-    if not answers:
-        raise InputError(
-            f"{path}: there is no answer in it; expected lines with `prompt_id` (or `prompt`) and `response`"
-        )
-    return answers
+class RecordedAnswers:
+    """The answers of a file, in its order or by prompt. In memory are only those that are being looked at.
+
+    Args:
+        path: The file, as :func:`index_recorded` describes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        finalize(self, self._database.close)
+        with self._full_disk_said():
+            self._database.executescript(_TABLES)
+            self._read()
+
+    def _read(self) -> None:
+        for line in read_lines(self._path):
+            prompt_id, content_hash, source = _who(line)
+            key = _key(prompt_id, content_hash)
+            place = line.place.removeprefix(str(self._path))
+            for content, index, finish_reason in _contents(line):
+                row = (key, source, index, key, source, content, finish_reason, place)
+                try:
+                    self._database.execute(_INSERT, row)
+                except sqlite3.IntegrityError:
+                    raise self._given_before(line, key, source, index) from None
+        if self.first is None:
+            raise InputError(
+                f"{self._path}: there is no answer in it; expected lines with `prompt_id` (or `prompt`) and `response`"
+            )
+
+    def _given_before(self, line: Line, key: str, source: str, index: int | None) -> InputError:
+        if index is None:
+            (index,) = self._database.execute(_COUNT, (key, source)).fetchone()
+        query = "SELECT place FROM answers WHERE key = ? AND source = ? AND sample_index = ?"
+        (place,) = self._database.execute(query, (key, source, index)).fetchone()
+        return line.error(f"answer {index} to this prompt was given before ({self._path}{place})", "each answer once")
+
+    def __iter__(self) -> Iterator[RecordedAnswer]:
+        return map(_answer, self._database.execute(f"SELECT {_COLUMNS} FROM answers ORDER BY rowid"))
+
+    @property
+    def first(self) -> RecordedAnswer | None:
+        """The first answer of the file."""
+        return next(iter(self), None)
+
+    def answers_to(self, prompt: Prompt) -> list[RecordedAnswer]:
+        """The answers to a prompt, those by its id first, then by the model's name and the recorded index."""
+        query = f"SELECT {_COLUMNS} FROM answers WHERE key = ? ORDER BY source, sample_index"
+        return [_answer(row) for key in _keys(prompt) for row in self._database.execute(query, (key,))]
+
+    def answers_to_others(self, prompts: Iterable[Prompt]) -> Iterator[RecordedAnswer]:
+        """Yield the answers that belong to none of ``prompts``, in the file's order."""
+        self._database.execute("DELETE FROM asked")
+        keys = ((key,) for prompt in prompts for key in _keys(prompt))
+        with self._full_disk_said():
+            self._database.executemany("INSERT OR IGNORE INTO asked VALUES (?)", keys)
+        query = f"SELECT {_COLUMNS} FROM answers WHERE key NOT IN (SELECT key FROM asked) ORDER BY rowid"
+        return map(_answer, self._database.execute(query))
+
+    @contextmanager
+    def _full_disk_said(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise TryAgainError(
+                f"{self._path}: cannot be read into a temporary database ({error}), which takes as much disk space as "
+                "its answers; free some, or set TMPDIR to a folder on a larger disk, and rerun the command"
+            ) from error
+
+
+_COLUMNS: Final = "key, content, source, sample_index, finish_reason"
+_TABLES: Final = """
+PRAGMA journal_mode = OFF;
+CREATE TABLE answers (
+    key TEXT, source TEXT, sample_index INTEGER, content TEXT, finish_reason TEXT, place TEXT,
+    UNIQUE (key, source, sample_index)
+);
+CREATE TABLE asked (key TEXT PRIMARY KEY) WITHOUT ROWID;
+BEGIN;
+"""
+_COUNT: Final = "SELECT COUNT(*) FROM answers WHERE key = ? AND source = ?"
+_INSERT: Final = f"INSERT INTO answers VALUES (?, ?, COALESCE(?, ({_COUNT})), ?, ?, ?)"
+
+
+def _key(prompt_id: str | None, content_hash: str | None) -> str:
+    return f"content:{content_hash}" if prompt_id is None else f"id:{prompt_id}"
+
+
+def _keys(prompt: Prompt) -> tuple[str, str]:
+    return _key(prompt.id, None), _key(None, prompt.content_hash)
+
+
+def _answer(row: tuple[str, str, str, int, FinishReason]) -> RecordedAnswer:
+    key, content, source, index, finish_reason = row
+    kind, _, name = key.partition(":")
+    prompt_id, content_hash = (name, None) if kind == "id" else (None, name)
+    return RecordedAnswer(prompt_id, content_hash, content, source, index, finish_reason)
 
 
 def _who(line: Line) -> tuple[str | None, str | None, str]:
@@ -116,11 +203,10 @@ def _who(line: Line) -> tuple[str | None, str | None, str]:
     return None, Prompt("", asked.prompt).content_hash, asked.source
 
 
-def _contents(line: Line, num_before: int) -> list[tuple[str, int, FinishReason]]:
-    """The answers of a line, each with sample index and finish reason; ``num_before`` came earlier from this model."""
+def _contents(line: Line) -> list[tuple[str, int | None, FinishReason]]:
+    """The answers of a line, each with its sample index, if it is given, and finish reason."""
     if ALL_ANSWERS in line.fields:
         reason = line.parse(_Ended).finish_reason or "stop"
-        return [(content, num_before + place, reason) for place, (content, _) in enumerate(read_answers(line))]
+        return [(content, None, reason) for content, _ in read_answers(line)]
     record = line.parse(_AnswerRecord)
-    index = num_before if record.index is None else record.index
-    return [(record.response, index, record.finish_reason or "stop")]
+    return [(record.response, record.index, record.finish_reason or "stop")]

@@ -17,8 +17,9 @@ from sinterlm.errors import BudgetError, InputError, SinterError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.stage import RunContext
 from sinterlm.records import Prompt, Response, Spent, StoredResponse, Usage, response_id
-from sinterlm.sampling.protocol import Answered, Engine, Generation, Item, Streams
+from sinterlm.sampling.protocol import Answered, Engine, Generation, HoldsAnswers, Item, Streams
 from sinterlm.store import RecordedResponse
+from sinterlm.streams import Spool
 
 PROMPTS_AT_ONCE = 256
 """Prompts whose missing answers are looked up at a time."""
@@ -32,8 +33,8 @@ CLOSING_SECONDS = 0.5
 class Asked:
     """What became of asking one model."""
 
-    answered: set[str] = field(default_factory=set)
-    """The ids of the prompts that the engine answers; for recorded answers, those that the file has."""
+    without: Spool[str] = field(default_factory=Spool)
+    """The ids of the prompts that an engine of answers made elsewhere has no answer to."""
     num_new: int = 0
     """Answers that the store did not have."""
     num_items: int = 0
@@ -159,17 +160,16 @@ def _ask_one(
     closers.append(close)
     try:
         if isinstance(engine, Streams):
-            result.answered = {prompt.id for prompt in prompts}
             _stream(run, stage, request, engine, prompts, result)
             return
-        batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(request.num_samples)])
-        result.answered = {item.prompt.id for batch in batches for item in batch}
-        if request.settings is None:
+        if isinstance(engine, HoldsAnswers):
+            found = _look_up(engine, prompts, request.num_samples, result)
             result.num_new = run.store.set_recorded(
-                identity_of(request), prompts, _look_up(engine, batches), num_samples=request.num_samples
+                identity_of(request), prompts, found, num_samples=request.num_samples
             )
-        else:
-            _sample(run, stage, request, engine, batches, result)
+            return
+        batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(request.num_samples)])
+        _sample(run, stage, request, engine, batches, result)
     finally:
         closers.remove(close)
         close()
@@ -193,21 +193,25 @@ def identity_of(request: SamplingRequest) -> str:
     return identity
 
 
-def _look_up(engine: Engine, batches: Sequence[Sequence[Item]]) -> Iterator[RecordedResponse]:
-    """Yield the answers that an engine looks up, each under the name that the engine gives it.
+def _look_up(
+    engine: HoldsAnswers, prompts: Sequence[Prompt], num_samples: int, result: Asked
+) -> Iterator[RecordedResponse]:
+    """Yield the answers that an engine holds, each under the name that the engine gives it.
 
     Whenever the stage is done again, the file is read again: reading is cheap, and which answers belong to a prompt may
     depend on the prompts' ids.
     """
-    for batch, generations in zip(batches, engine.sample(batches), strict=True):
-        for item, generation in zip(batch, generations, strict=True):
+    for prompt, generations in zip(prompts, engine.held(prompts, num_samples=num_samples), strict=True):
+        if not generations:
+            result.without.append(prompt.id)
+        for generation in generations:
             assert generation.name is not None
             identity, number = generation.name
             yield RecordedResponse(
                 generation.index,
                 StoredResponse(
                     identity=identity,
-                    prompt_hash=item.prompt.content_hash,
+                    prompt_hash=prompt.content_hash,
                     index=number,
                     content=generation.content,
                     finish_reason=generation.finish_reason,

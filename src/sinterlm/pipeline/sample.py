@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from sinterlm.errors import ToleranceError
 from sinterlm.pipeline.ask import Asked, ask, identity_of
@@ -10,6 +11,7 @@ from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.records import NOT_ASKED, PROMPT_TOO_LONG, Dropped, Prompt, Response
 from sinterlm.scoring.protocol import Exchange
+from sinterlm.streams import Spool
 
 
 def sample(
@@ -27,12 +29,13 @@ def sample(
             empty. Also if more requests failed than a source tolerates.
     """
     counts: dict[str, float] = {}
-    dropped: list[Dropped] = []
+    dropped: Spool[Dropped] = Spool()
     for request, asked in zip(requests, ask(run, stage, requests, prompts), strict=True):
         result = _count(run, stage, request, request.asked(prompts), asked, must_answer=must_answer)
         for name, count in result.counts.items():
             counts[name] = count if "tokens/s" in name else counts.get(name, 0) + count
-        dropped += result.dropped
+        for drop in result.dropped:
+            dropped.append(drop)
     return StageResult(counts, dropped)
 
 
@@ -48,14 +51,14 @@ def _count(
     """Count one participant's answers, and list what it did not answer."""
     name = request.participant.name
     num_answers = num_cut = 0
-    empty: list[Dropped] = []
-    not_asked: dict[str, Dropped] = {}
+    empty: Spool[Dropped] = Spool()
+    not_asked: Spool[Dropped] = Spool()
     for prompt, responses in zip(prompts, _stored(run, request, prompts), strict=True):
+        refused = next((response for response in responses if response.finish_reason in NOT_ASKED), None)
+        if refused:
+            not_asked.append(_not_asked(stage, name, prompt, refused, asked.problems.get(prompt.id)))
         for response in responses:
             if response.finish_reason in NOT_ASKED:
-                not_asked.setdefault(
-                    prompt.id, _not_asked(stage, name, prompt, response, asked.problems.get(prompt.id))
-                )
                 continue
             num_answers += 1
             num_cut += response.finish_reason == "length"
@@ -63,7 +66,7 @@ def _count(
                 detail = f"{name} on {prompt.id}, sample {response.index}"
                 empty.append(Dropped(response.id, stage, "empty-answer", detail))
     if must_answer and prompts and len(not_asked) == len(prompts):
-        first = next(iter(not_asked.values()))
+        first = next(iter(not_asked))
         raise ToleranceError(
             f"model {name}: none of the {len(prompts)} prompts can be asked; the first, {first.subject!r}: "
             f"{first.reason}, {first.detail}; use other prompts or another model"
@@ -73,13 +76,12 @@ def _count(
             f"model {name}: all {num_answers} answers are empty; check its prompt (chat template or "
             "few-shot file), its stop string and max_new_tokens"
         )
-    without = [prompt for prompt in prompts if prompt.id not in asked.answered]
-    dropped = [
-        *(Dropped(prompt.id, stage, "no-recorded-answer", f"{name} has none") for prompt in without),
-        *empty,
-        *not_asked.values(),
-        *_failed(run, stage, name),
-    ]
+    dropped = chain(
+        (Dropped(prompt_id, stage, "no-recorded-answer", f"{name} has none") for prompt_id in asked.without),
+        empty,
+        not_asked,
+        _failed(run, stage, name),
+    )
     counts: dict[str, float] = {
         f"{name} answers": num_answers,
         f"{name} sampled now": asked.num_new,

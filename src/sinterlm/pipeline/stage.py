@@ -59,7 +59,7 @@ class RunContext(NamedTuple):
 
 
 class StageResult(NamedTuple):
-    """What a stage has done: figures for status and report, and what it dropped."""
+    """What a stage has done: figures for status and report, and what it dropped, which is read once."""
 
     counts: Mapping[str, float]
     dropped: Iterable[Dropped] = ()

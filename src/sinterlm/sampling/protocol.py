@@ -107,8 +107,19 @@ class Unused(NamedTuple):
 
 @runtime_checkable
 class HoldsAnswers(Protocol):
-    """An optional part of an engine that holds answers made elsewhere."""
+    """An optional part of an engine that holds answers made elsewhere: they are looked up prompt by prompt.
 
-    def unused(self, prompts: Sequence[Prompt], *, num_samples: int) -> list[Unused]:
-        """Answers that no prompt asks for: those to other prompts, and those beyond ``num_samples``."""
+    :meth:`Engine.batches` and :meth:`Engine.sample` are not used.
+    """
+
+    def held(self, prompts: Iterable[Prompt], *, num_samples: int) -> Iterator[list[Generation]]:
+        """Yield the answers to each of ``prompts``, at most ``num_samples``, in order; lazily.
+
+        Raises:
+            InputError: It holds no answer to any of them.
+        """
+        ...
+
+    def unused(self, prompts: Sequence[Prompt], *, num_samples: int) -> Iterator[Unused]:
+        """Yield answers that no prompt asks for: those to other prompts, and those beyond ``num_samples``."""
         ...

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from sinterlm.sampling.settings import EngineSettings
 from sinterlm.settings import InputPath, Positive
 
 if TYPE_CHECKING:
-    from sinterlm.formats import RecordedAnswer
+    from sinterlm.formats import RecordedAnswer, RecordedAnswers
 
 
 class RecordedSource(EngineSettings):
@@ -86,76 +87,90 @@ class RecordedEngine:
         Raises:
             InputError: The file answers none of them.
         """
-        answered = [item for item in items if item.index < len(self._answers_to(item.prompt))]
+        numbers = {item.prompt.id: len(self._answers.answers_to(item.prompt)) for item in items}
+        answered = [item for item in items if item.index < numbers[item.prompt.id]]
         if items and not answered:
-            raise InputError(self._no_match(items[0].prompt))
+            raise self._no_match(items[0].prompt)
         return [answered] if answered else []
 
     def sample(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Generation]]:
         """Look up batch after batch."""
         for batch in batches:
-            yield [self._generation(item) for item in batch]
+            yield [self._look_up(item.prompt, item.index + 1)[item.index] for item in batch]
 
-    def unused(self, prompts: Sequence[Prompt], *, num_samples: int) -> list[Unused]:
-        """Answers that no prompt asks for: those to other prompts, and those beyond ``num_samples``.
+    def held(self, prompts: Iterable[Prompt], *, num_samples: int) -> Iterator[list[Generation]]:
+        """Yield the answers to each of ``prompts``, in order.
+
+        Raises:
+            InputError: The file answers none of them.
+        """
+        first, has_found = None, False
+        for prompt in prompts:
+            found = self._look_up(prompt, num_samples)
+            first, has_found = first or prompt, has_found or bool(found)
+            yield found
+        if first and not has_found:
+            raise self._no_match(first)
+
+    def unused(self, prompts: Sequence[Prompt], *, num_samples: int) -> Iterator[Unused]:
+        """Yield answers that no prompt asks for: those to other prompts, and those beyond ``num_samples``.
 
         Prompts of one text have the same samples: at each place the answer of the first prompt that has one there.
         """
-        keys = {key for prompt in prompts for key in (("id", prompt.id), ("content", prompt.content_hash))}
-        unmatched = [
-            _unused(answer, "unmatched-recorded-answer")
-            for key, answers in self._answers.items()
-            if key not in keys
-            for answer in answers
-        ]
-        surplus: list[Unused] = []
-        used: dict[str, list[RecordedAnswer]] = {}
+        for answer in self._answers.answers_to_others(prompts):
+            yield _unused(answer, "unmatched-recorded-answer")
+        sharing = Counter(prompt.content_hash for prompt in prompts)
+        used: dict[str, list[str]] = {}
         for prompt in prompts:
-            taken = used.setdefault(prompt.content_hash, [])
-            for place, answer in enumerate(self._answers_to(prompt)):
+            is_alone = sharing[prompt.content_hash] == 1
+            taken: list[str] = [] if is_alone else used.setdefault(prompt.content_hash, [])
+            for place, answer in enumerate(self._answers.answers_to(prompt)):
+                content = answer.content.strip()
                 if place >= num_samples:
-                    surplus.append(_unused(answer, "surplus-recorded-answer"))
+                    yield _unused(answer, "surplus-recorded-answer")
                 elif place == len(taken):
-                    taken.append(answer)
-                elif answer.content.strip() != taken[place].content.strip():
-                    surplus.append(_unused(answer, "another-answer-to-the-same-text"))
-        return unmatched + surplus
+                    taken.append(content)
+                elif content != taken[place]:
+                    yield _unused(answer, "another-answer-to-the-same-text")
 
     def close(self) -> None:
         """Forget the answers that were read."""
         self.__dict__.pop("_answers", None)
 
     @cached_property
-    def _answers(self) -> dict[tuple[str, str], list[RecordedAnswer]]:
-        """The file's answers by ("id", prompt id) or ("content", content hash)."""
-        from sinterlm.formats import read_recorded
+    def _answers(self) -> RecordedAnswers:
+        from sinterlm.formats import index_recorded
 
-        answers: dict[tuple[str, str], list[RecordedAnswer]] = {}
-        for answer in read_recorded(self._path):
-            key = ("content", answer.content_hash or "") if answer.prompt_id is None else ("id", answer.prompt_id)
-            answers.setdefault(key, []).append(answer)
-        return {key: sorted(group, key=lambda answer: (answer.source, answer.index)) for key, group in answers.items()}
+        return index_recorded(self._path)
 
-    def _answers_to(self, prompt: Prompt) -> list[RecordedAnswer]:
-        return self._answers.get(("id", prompt.id), []) + self._answers.get(("content", prompt.content_hash), [])
+    def _look_up(self, prompt: Prompt, num_samples: int) -> list[Generation]:
+        numbers: Counter[str] = Counter()
+        generations = []
+        for index, answer in enumerate(self._answers.answers_to(prompt)[:num_samples]):
+            name = _name(answer)
+            generations.append(
+                Generation(
+                    prompt_id=prompt.id,
+                    index=index,
+                    content=answer.content.strip(),
+                    finish_reason=answer.finish_reason,
+                    num_prompt_tokens=0,
+                    num_tokens=0,
+                    name=(name, numbers[name]),
+                )
+            )
+            numbers[name] += 1
+        return generations
 
-    def _generation(self, item: Item) -> Generation:
-        names = [_name(answer) for answer in self._answers_to(item.prompt)[: item.index + 1]]
-        answer = self._answers_to(item.prompt)[item.index]
-        return Generation(
-            prompt_id=item.prompt.id,
-            index=item.index,
-            content=answer.content.strip(),
-            finish_reason=answer.finish_reason,
-            num_prompt_tokens=0,
-            num_tokens=0,
-            name=(names[-1], names.count(names[-1]) - 1),
+    def _no_match(self, prompt: Prompt) -> InputError:
+        first = self._answers.first
+        assert first is not None
+        example = (
+            f"prompt_id {first.prompt_id!r}"
+            if first.content_hash is None
+            else f"a prompt with the content hash {first.content_hash[:12]}"
         )
-
-    def _no_match(self, prompt: Prompt) -> str:
-        kind, name = next(iter(self._answers))
-        example = f"prompt_id {name!r}" if kind == "id" else f"a prompt with the content hash {name[:12]}"
-        return (
+        return InputError(
             f"{self._path}: none of its answers belongs to a prompt of this run; the file answers {example}, "
             f"the run asks prompt {prompt.id!r} (content hash {prompt.content_hash[:12]}); "
             "expected `prompt_id` or `prompt` as in the file of prompts"
@@ -166,7 +181,6 @@ def _unused(answer: RecordedAnswer, reason: str) -> Unused:
     return Unused(answer.prompt_id or answer.content_hash or "", answer.index, reason)
 
 
-@lru_cache(maxsize=1024)  # each answer to a prompt is numbered among those before it
 def _name(answer: RecordedAnswer) -> str:
     """Names an answer by what it is: not by its file, nor its place there, which may change while it stays the same."""
     return digest(

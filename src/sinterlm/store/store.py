@@ -249,7 +249,7 @@ class Store:
         with self.transaction() as connection:
             connection.executemany(
                 "DELETE FROM places WHERE identity = ? AND prompt_hash = ? AND sample_index < ?",
-                [(identity, prompt.content_hash, num_samples) for prompt in prompts],
+                ((identity, prompt.content_hash, num_samples) for prompt in prompts),
             )
             for found in chunks(answers, CHUNK):
                 # Earlier releases named a recorded answer by its file: answers stored that way stay, with their scores.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import chain
 from typing import ClassVar
 
 from sinterlm.models import Fingerprint
@@ -20,6 +21,7 @@ from sinterlm.pipeline.stage import RunContext, Stage, StageResult
 from sinterlm.records import Dropped
 from sinterlm.sampling.protocol import HoldsAnswers
 from sinterlm.selection.split import Parts
+from sinterlm.streams import Spool
 
 
 class Sample(Stage):
@@ -48,8 +50,8 @@ class Sample(Stage):
         """Sample what the store lacks."""
         prompts = run.prompts(*self._round.parts)
         result = sample(run, self.name, self._round.requests, prompts, must_answer=self.is_for_training)
-        unused = self._find_unused(run) if self.is_for_training else ()
-        return StageResult(result.counts, [*result.dropped, *unused])
+        unused = Spool(self._find_unused(run) if self.is_for_training else ())
+        return StageResult(result.counts, chain(result.dropped, unused))
 
     def _find_unused(self, run: RunContext) -> Iterator[Dropped]:
         """A drop for every recorded answer that no prompt of the run has a use for."""
