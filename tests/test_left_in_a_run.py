@@ -188,11 +188,11 @@ def test_a_table_of_drops_says_what_was_dropped_where_and_why(run: Path) -> None
 def test_a_page_has_the_rows_and_the_answers_that_they_come_from(run: Path) -> None:
     with store_of(run) as (fusion, store):
         data = read_report(read_only(fusion, store))
-    assert sorted(row.prompt_id for row in data.rows["m"]) == sorted(IDS)
-    assert {part: len(found) for part, found in data.parts.items() if found} == {"preference": 6}
-    (candidates,) = (found for found in data.parts["preference"] if found.prompt.id == "p4")
-    assert [(each.response.content, each.score.value) for each in candidates.sources] == [("b", 3.0)]
-    assert [each.score.value for each in candidates.target] == [1.0, 0.5]
+        assert sorted(row.prompt_id for row in data.rows["m"]) == sorted(IDS)
+        assert {part: len(found) for part, found in data.parts.items() if found} == {"preference": 6}
+        (candidates,) = (found for found in data.parts["preference"] if found.prompt.id == "p4")
+        assert [(each.response.content, each.score.value) for each in candidates.sources] == [("b", 3.0)]
+        assert [each.score.value for each in candidates.target] == [1.0, 0.5]
 
 
 def test_a_comparison_is_written_into_the_workspace_or_where_it_is_told_to(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
 
 import pytest
 
+from sinterlm import thoughts
 from sinterlm.thoughts import has_thoughts, split_thoughts
 
 THOUGHT = "5 + 5 is \\boxed{12}? No."
@@ -123,3 +125,10 @@ def test_time_is_bounded_on_any_text(content: str) -> None:
 def test_needs_no_torch() -> None:
     code = "import sys, sinterlm.thoughts; print(any(name in sys.modules for name in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("number", thoughts._TAGS)
+def test_every_closing_tag_begins_with_a_mark(number: int) -> None:
+    """Texts without one are read no further."""
+    closing = thoughts._PAIRS[number].closing
+    assert thoughts._MARK.match(re.sub(r"^(\(\?:)?\\?", "", closing))

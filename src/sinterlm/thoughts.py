@@ -91,6 +91,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 _OPENING = [_compiled(pair.opening) for pair in _PAIRS]
 _CLOSING = [_compiled(pair.closing) for pair in _PAIRS]
 _TAGS = [number for number, pair in enumerate(_PAIRS) if not pair.is_prose]
+_MARK = re.compile(r"[<\[◁]")
+"""What every closing tag begins with: most answers hold none of it, and are read no further."""
 _ANY_CLOSING = _compiled("|".join(_PAIRS[number].closing for number in _TAGS))
 _OPENS = _compiled(r"[<\[◁](?:think(?:ing)?|thoughts?|reasoning|seed:think|longcat_think)[>\]▷]\s*\Z")
 _CLOSES = _compiled(rf"(?:{_ANY_CLOSING.pattern})\s*\Z")
@@ -181,7 +183,8 @@ def _opened_thought(text: str, start: int) -> _Thought | None:
 
 def _lone_thought(text: str, start: int) -> _Thought | None:
     """The thought that begins at ``start`` without an opening tag."""
-    if not _ANY_CLOSING.search(text, start):
+    mark = _MARK.search(text, start)
+    if not mark or not _ANY_CLOSING.search(text, mark.start()):
         return None
     fences = [fence.start() for fence in _FENCE.finditer(text, start)]
     found = (_lone_closing(text, start, _OPENING[number], _CLOSING[number], fences) for number in _TAGS)
