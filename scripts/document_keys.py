@@ -3,8 +3,8 @@
     python scripts/document_keys.py
 
 A table is between ``<!-- keys: NAME -->`` and ``<!-- end of keys -->``. Its name is a path from the recipe: ``*`` is
-any name, and ``[KIND]`` picks one form of a mapping; without it the table has the keys of all forms. Several paths are
-separated by commas.
+any name, and ``[KIND]`` or ``[KIND ENGINE]`` picks one form of a mapping; without it the table has the keys of all
+forms. Several paths are separated by commas.
 """
 
 from __future__ import annotations
@@ -69,7 +69,11 @@ def _mappings(schema: Schema, root: Schema) -> Iterator[Schema]:
 
 
 def _kind_of(form: Schema) -> str | None:
-    return next((form["properties"][key].get("const") for key in PICKERS if key in form["properties"]), None)
+    """What picks a form: its kind or engine, or both if it is not the usual form of its kind."""
+    consts = {key: form["properties"][key].get("const") for key in PICKERS if key in form["properties"]}
+    if len(consts) > 1 and "engine" in form["required"]:
+        return " ".join(consts.values())
+    return next(iter(consts.values()), None)
 
 
 def _describe_key(key: str, forms: Mapping[str, Schema], root: Schema) -> tuple[str, str, str]:
@@ -79,7 +83,8 @@ def _describe_key(key: str, forms: Mapping[str, Schema], root: Schema) -> tuple[
     first = next(iter(having))
     meanings: dict[str, list[str]] = {}
     for name, schema in schemas.items():
-        meaning = having[name]["description"] if key in PICKERS else _find_meaning(schema, root)
+        is_main = key == next((picker for picker in PICKERS if picker in having[name]["properties"]), None)
+        meaning = having[name]["description"] if is_main else _find_meaning(schema, root)
         meanings.setdefault(meaning, []).append(f"`{name}`")
     if key in PICKERS:
         consts = dict.fromkeys(f"`{schema['const']}`" for schema in schemas.values())

@@ -70,7 +70,7 @@ from sinterlm.scoring import mathematics
 from sinterlm.scoring.armorm import OBJECTIVES as OBJECTIVES_OF_ARMORM
 from sinterlm.scoring.code.running import HARNESS_LIMIT
 from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, SCORER_FAILED, Exchange
-from sinterlm.scoring.scorers import SCORERS
+from sinterlm.scoring.scorers import SCORERS, SERVED
 from sinterlm.scoring.settings import build_scorer
 from sinterlm.selection.choices import REASONS
 from sinterlm.selection.policies import POLICIES
@@ -378,6 +378,7 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "mathematics": [SCORERS["mathematics"]],
     "code": [SCORERS["code"]],
     "reward-model and armorm": [SCORERS["reward-model"], SCORERS["armorm"]],
+    "reward-model behind a server": SERVED["reward-model"],
     "judge": [SCORERS["judge"]],
     "recorded": [SCORERS["recorded"]],
     "python": [SCORERS["python"]],

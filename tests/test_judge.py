@@ -28,6 +28,7 @@ from sinterlm.errors import CredentialsError, InputError, TryAgainError
 from sinterlm.records import Message, Prompt, Response, Score
 from sinterlm.scoring.judge.prompts import OVERALL, REFERENCE, comparison_request, grading_request
 from sinterlm.scoring.judge.scorer import JudgeScorer
+from sinterlm.scoring.judge.settings import Judge
 from sinterlm.scoring.protocol import INVALID_VERDICT, Exchange
 from tests.chat_server import SMOLLM2, Answer, llama_server, serve
 
@@ -44,7 +45,7 @@ def answered(content: str, prompt: Prompt = PROMPT) -> Exchange:
 
 
 def judge(url: str, **settings: Any) -> JudgeScorer:
-    return JudgeScorer("judge", **{"mode": "grade", "base_url": url, "max_retries": 0, **settings})
+    return Judge(kind="judge", **{"model": "judge", "base_url": url, "max_retries": 0, **settings}).build_reader()
 
 
 def marked_texts(request: str) -> dict[str, str]:
@@ -625,7 +626,7 @@ def test_a_refused_key_is_not_repeated(monkeypatch: pytest.MonkeyPatch, status: 
 
 def test_identity_names_what_decides_a_verdict(tmp_path: Path) -> None:
     def identity(model: str = "judge", **settings: Any) -> str:
-        return JudgeScorer(model, **{"mode": "grade", "base_url": "http://one/v1", **settings}).identity
+        return judge("http://one/v1", model=model, **settings).identity
 
     different = [
         identity(),

@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from sinterlm.errors import SandboxError
 from sinterlm.recipe.schema import Recipe
 from sinterlm.scoring.code.sandbox import check_isolation
+from tests.tiny import build_tokenizer
 from tests.world import NUM_PROMPTS, RECIPES, THOUGHT, Done, World, open_world
 
 pytestmark = pytest.mark.xdist_group("seams-recipe")  # the tests' shared fixtures are made once, in one process
@@ -66,8 +67,10 @@ def forms_in(annotation: Any, many: bool = False) -> Iterator[tuple[bool, type[B
 
 
 def kind_of(form: type[BaseModel]) -> str:
-    names = [get_args(form.model_fields[key].annotation) for key in KINDS if key in form.model_fields]
-    return f"[{names[0][0]}]" if names and names[0] else ""
+    """What picks the form: its kind or engine, or both if it is not the usual form of its kind."""
+    fields = [form.model_fields[key] for key in KINDS if key in form.model_fields]
+    names = [get_args(field.annotation) for field in fields if field is fields[0] or field.is_required()]
+    return f"[{' '.join(name for own in names for name in own)}]" if names and names[0] else ""
 
 
 KEYS = list(keys_of(Recipe, {Recipe}))
@@ -249,6 +252,15 @@ ASKED_TOGETHER = (
     "scorer.api_key_env=SEAMS_KEY",
     "scorer.concurrency=1",
 )
+REWARDS = (
+    "scorer={kind: reward-model, engine: endpoint, model: FOLDER/reward, base_url: URL}",
+    "prompts.path=few.jsonl",
+)
+REWARDED_TOGETHER = ("scorer.served_model=other", "scorer.api_key_env=SEAMS_KEY", "scorer.concurrency=1")
+ASKING_REWARD = ("scorer.model=FOLDER/asking-reward",)
+LONG_ANSWERS = ("sources={a: {engine: recorded, path: long.jsonl}}",)
+TWO_ANSWERS = ("prompts.path=one.jsonl", "sources={a: {engine: recorded, path: a.jsonl, num_samples: 2}}")
+"""So few that a limit of the rate takes a second."""
 PAIRWISE = ("scorer.mode=pairwise",)
 COMBINATION = (
     "scorer={kind: combination, rule: weighted-sum, parts: {x: {kind: exact-match}, y: {kind: recorded, path: "
@@ -342,6 +354,18 @@ def first_text(done: Done) -> str:
 def judged(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = ()) -> Seam:
     seam = scored(change, look, before, after, given=(*JUDGE, *given))
     return replace(seam, together=ASKED_TOGETHER if change in ASKED_TOGETHER else ())
+
+
+def rewarded(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = ()) -> Seam:
+    """Visible in the requests to a reward model behind a server."""
+    seam = scored(change, look, before, after, given=(*REWARDS, *given))
+    return replace(seam, together=REWARDED_TOGETHER if change in REWARDED_TOGETHER else ())
+
+
+def sent_texts(done: Done) -> str:
+    """The dialogues whose tokens were sent."""
+    tokenizer = build_tokenizer("llama3")
+    return " ".join(str(tokenizer.decode(request["input"])) for request in done.requests)
 
 
 def objective(change: str, kind: str, *, select: str = "kind: wrpo", trains: bool = False) -> Seam:
@@ -626,6 +650,63 @@ SEAMS: dict[str, list[Seam]] = {
     ],
     **reader("reward-model", "reward", "reward2", "asking-reward", length=60),
     **reader("armorm", "armorm", "armorm2", "asking-armorm", length=120),
+    "scorer[reward-model endpoint].model": [
+        rewarded("scorer.model=FOLDER/asking-reward", sent_texts)
+    ],
+    "scorer[reward-model endpoint].chat_template_kwargs": [
+        rewarded("scorer.chat_template_kwargs={mark: special}", lambda d: "<special" in sent_texts(d), False, True,
+                 given=ASKING_REWARD)
+    ],
+    "scorer[reward-model endpoint].template_date": [
+        rewarded("scorer.template_date=2020-05-03", lambda d: "03 May 2020" in sent_texts(d), False, True,
+                 given=ASKING_REWARD)
+    ],
+    "scorer[reward-model endpoint].thoughts": [
+        rewarded("scorer.thoughts=keep", lambda d: "hm" in sent_texts(d), False, True, given=THINKING)
+    ],
+    "scorer[reward-model endpoint].max_length": [
+        rewarded("scorer.max_length=60", lambda d: max(len(request["input"]) for request in d.requests) <= 60, False,
+                 True, given=LONG_ANSWERS)
+    ],
+    "scorer[reward-model endpoint].truncate": [
+        rewarded("scorer.truncate=middle", sent_texts, given=(*LONG_ANSWERS, "scorer.max_length=60"))
+    ],
+    "scorer[reward-model endpoint].served_model": [
+        rewarded("scorer.served_model=other", lambda d: {request.get("model") for request in d.requests}, {None},
+                 {"other"})
+    ],
+    "scorer[reward-model endpoint].protocol": [
+        rewarded("scorer.protocol=score", lambda d: {"text_1" in request for request in d.requests}, {False}, {True})
+    ],
+    "scorer[reward-model endpoint].revision": [
+        rewarded("scorer.revision=v2", lambda d: {row["scorer"] for row in d.table("scores")})
+    ],
+    "scorer[reward-model endpoint].base_url": [
+        rewarded("scorer.base_url=http://127.0.0.1:9/v1", lambda d: (len(d.requests), "127.0.0.1:9" in d.error),
+                 CHANGES, (0, True), given=("scorer.max_retries=0",)),
+        rewarded("scorer.base_url=[http://127.0.0.1:9/v1, URL]", lambda d: "127.0.0.1:9" in d.said, False, True),
+    ],
+    "scorer[reward-model endpoint].api_key_env": [
+        rewarded("scorer.api_key_env=SEAMS_KEY", lambda d: {h["authorization"] for h in d.headers}, CHANGES,
+                 {"Bearer secret"})
+    ],
+    "scorer[reward-model endpoint].concurrency": [
+        rewarded("scorer.concurrency=1", lambda d: d.most_open, CHANGES, 1)
+    ],
+    "scorer[reward-model endpoint].requests_per_minute": [
+        rewarded("scorer.requests_per_minute=90", lambda d: d.most_open, CHANGES, 1, given=TWO_ANSWERS)
+    ],
+    "scorer[reward-model endpoint].tokens_per_minute": [
+        rewarded("scorer.tokens_per_minute=3000", lambda d: d.most_open, CHANGES, 1, given=TWO_ANSWERS)
+    ],
+    "scorer[reward-model endpoint].timeout_seconds": [
+        rewarded("scorer.timeout_seconds=0.1", lambda d: bool(d.error), False, True,
+                 given=("scorer.served_model=slow", "scorer.max_retries=0", *TWO_ANSWERS))
+    ],
+    "scorer[reward-model endpoint].max_retries": [
+        rewarded("scorer.max_retries=0", lambda d: bool(d.error), False, True, given=("scorer.served_model=flaky",))
+    ],
+    "scorer[reward-model endpoint].price": [rewarded("scorer.price={input: 1000.0}", Done.spent, 0.0)],
     "scorer[judge].thoughts": [
         judged("scorer.thoughts=keep", lambda d: "hm" in first_text(d), False, True, given=THINKING)
     ],
@@ -674,6 +755,13 @@ SEAMS: dict[str, list[Seam]] = {
     "scorer[judge].concurrency": [
         judged("scorer.concurrency=1", lambda d: d.most_open, CHANGES, 1)
     ],
+    "scorer[judge].requests_per_minute": [
+        judged("scorer.requests_per_minute=90", lambda d: d.most_open, CHANGES, 1, given=TWO_ANSWERS)
+    ],
+    "scorer[judge].tokens_per_minute": [
+        judged("scorer.tokens_per_minute=30000", lambda d: d.most_open, CHANGES, 1, given=TWO_ANSWERS)
+    ],
+    "scorer[judge].price": [judged("scorer.price={input: 1000.0}", Done.spent, 0.0)],
     "scorer[judge].max_retries": [
         judged("scorer.max_retries=0", lambda d: bool(d.error), False, True, given=("scorer.model=flaky",))
     ],

@@ -424,6 +424,8 @@ def test_missing_files_and_keys_are_found_before_anything_is_asked(
         ({"kind": "judge", "model": "m", "baseline": "x"}, "scorer.baseline: mode: grade does not read it"),
         ({"kind": "judge", "model": "m", "base_url": "localhost:1"}, "scorer.base_url: found 'localhost:1'"),
         ({"kind": "judge", "model": "m", "base_url": "https://me:key@host/v1"}, "without a key or password"),
+        ({"kind": "judge", "model": "m", "base_url": ["http://x", 5]}, "expected a URL, or a list of URLs"),
+        ({"kind": "judge", "model": "m", "base_url": []}, "expected a URL, or a list of URLs"),
         ({"kind": "judge", "model": "m", "api_key": "sk-1"}, "scorer.api_key: unknown key; did you mean api_key_env?"),
         ({"kind": "combination", "rule": "gate", "parts": {"a": {"kind": "exact-match"}}}, "scorer.parts: found"),
         (

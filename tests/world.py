@@ -407,17 +407,19 @@ def tokenizer_of(folder: Path) -> Any:
 
 def judge(request: Mapping[str, Any]) -> Answer:
     """Grades everything 7 and calls every game a tie, depending on the request; `flaky` fails at first."""
+    if request.get("model") == "flaky" and not FAILED:
+        FAILED.append("once")
+        return Answer(status=500, headers={"retry-after-ms": "1"})
+    if request.get("model") == "slow":
+        time.sleep(0.4)
     if "prompt" in request:
         return Answer(body=json.dumps({"choices": [{"text": " a1", "finish_reason": "stop"}]}))
-    if request["model"] == "thinker":
+    if request.get("model") == "thinker":
         return Answer(THOUGHT)
+    if "use_activation" in request:
+        return reward(request)
     text = request["messages"][0]["content"]
     fields = json.dumps(request.get("response_format", {}))
-    if request["model"] == "flaky" and not FAILED:
-        FAILED.append(text)
-        return Answer(status=500, headers={"retry-after-ms": "1"})
-    if request["model"] == "slow":
-        time.sleep(0.4)
     if request["model"] == "confused" and "b2" in text:
         return Answer("I cannot say.")
     reasons = {"explanation": "So."} if '"explanation"' in text + fields else {}
@@ -425,6 +427,14 @@ def judge(request: Mapping[str, Any]) -> Answer:
         return Answer(json.dumps({**reasons, "verdict": "tie"}))
     names = [name for name in ("wit", "depth") if f'"{name}"' in text + fields] or ["grade"]
     return Answer(json.dumps({**reasons, **dict.fromkeys(names, 7)}))
+
+
+def reward(request: Mapping[str, Any]) -> Answer:
+    """Scores a dialogue by its length, as vLLM replies."""
+    length = len(request.get("input") or request["text_1"])
+    value = 0.5 if request["use_activation"] else float(length)
+    usage = {"prompt_tokens": length} if "input" in request else {}
+    return Answer(body=json.dumps({"data": [{"probs": [value], "score": value}], "usage": usage}))
 
 
 FAILED: list[str] = []

@@ -109,13 +109,8 @@ def by_engine(default: type[Any], *others: type[Any]) -> Any:
         return default
     names = [str(*get_args(form.model_fields["engine"].annotation)) for form in (default, *others)]
 
-    def pick(value: Any) -> str:
+    def engine(value: Any) -> str:  # messages say which key it reads by its name
         return str(value.get("engine", names[0]) if isinstance(value, Mapping) else getattr(value, "engine", names[0]))
 
     tagged = tuple(Annotated[form, Tag(name)] for form, name in zip((default, *others), names, strict=True))
-    discriminator = Discriminator(
-        pick,
-        custom_error_type="union_tag_invalid",
-        custom_error_context={"discriminator": "engine", "tag": "", "expected_tags": ", ".join(names)},
-    )
-    return Annotated[Union[tagged], discriminator]  # noqa: UP007  # the number of forms is not known
+    return Annotated[Union[tagged], Discriminator(engine)]  # noqa: UP007  # the number of forms is not known

@@ -171,7 +171,7 @@ def _find_fault_of_tag(
     path: KeyPath, found: Any, models: Sequence[type[BaseModel]], context: Mapping[str, Any]
 ) -> Fault:
     """About the key that picks among several forms of a mapping."""
-    discriminator = str(context["discriminator"]).strip("'")
+    discriminator = str(context["discriminator"]).strip("'()")  # a key, or a function named after it
     path = (*path, discriminator)
     tags = list(dict.fromkeys(tag for model in models for tag in _tags(model, [discriminator])))
     one_of = f"one of {', '.join(tags)}"

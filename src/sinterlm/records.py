@@ -139,7 +139,7 @@ class Spent(NamedTuple):
 
     stage: str
     model: str
-    """A source's name in the recipe, the target's or one of its trained forms, or a scorer's kind."""
+    """A source's name in the recipe, the target's or one of its trained forms, or a scorer's title."""
     usage: Usage
     items: int
     """Answers or verdicts received."""

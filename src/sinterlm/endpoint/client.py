@@ -21,10 +21,12 @@ from sinterlm.endpoint.replies import (
     TryFailed,
     check_completion,
     read_reply,
+    read_usage,
 )
 from sinterlm.endpoint.transport import Transport
 from sinterlm.endpoint.turns import Turns
 from sinterlm.errors import InputError, SinterError, TryAgainError
+from sinterlm.records import Usage
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -177,12 +179,14 @@ class Endpoint:
         """Give up what is in flight: a map that runs in another thread ends early."""
         self._results.put(_End(None))
 
-    def ask(self, requests: Sequence[Mapping[str, Any]], on_reply: Callable[[int, Reply], None]) -> None:
-        """Send chat completion requests, and hand over each reply as it comes: replies before an error count.
+    def chat(self, requests: Iterable[Mapping[str, Any]]) -> Iterator[list[tuple[int, Reply]]]:
+        """Send chat completion requests, and hand over replies as they come: those before an error count.
 
         Args:
             requests: The bodies of the requests. What is in ``extra_body`` is put beside the rest.
-            on_reply: Called with a request's position and its reply.
+
+        Yields:
+            Replies, each with the position of its request.
 
         Raises:
             CredentialsError: There is no key, or the server refuses it.
@@ -199,14 +203,13 @@ class Endpoint:
             except RequestRefused as error:
                 if error.kind == "refused":
                     raise InputError(error.advice) from None
-                return position, Reply("", f"the server refuses the request: {error.detail}")
+                return position, Reply("", f"the server refuses the request: {error.detail}", usage=Usage(1))
             except RequestFailed as error:
                 raise TryAgainError(error.advice) from None
-            return position, read_reply(received.value)
+            reply = read_reply(received.value)
+            return position, reply._replace(usage=read_usage(received.value)._replace(requests=received.requests))
 
-        for replies in self.map(work, enumerate(requests)):
-            for position, reply in replies:
-                on_reply(position, reply)
+        return self.map(work, enumerate(requests))
 
     # --- for the work of a map ---------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from sinterlm.records import Usage
+
 MAX_SHOWN, MAX_BODY_SHOWN = 500, 300
 """How many characters messages quote of what a server says, and of a body that is not a reply."""
 
@@ -82,6 +84,7 @@ class Reply(NamedTuple):
     """Why there is no whole reply, in words; empty for a whole reply."""
     model: str = ""
     """The model as the server names it, which may be a dated version of the one requested."""
+    usage: Usage = Usage()
 
 
 def parse_json(body: bytes) -> Any:
@@ -136,6 +139,17 @@ def read_reply(completion: Mapping[str, Any]) -> Reply:
 def is_about_content(body: bytes) -> bool:
     """Whether a refusal says that a filter blocks the texts of the request."""
     return _ABOUT_CONTENT.search(body.decode(errors="replace")) is not None
+
+
+def read_usage(value: Any) -> Usage:
+    """The tokens that a response says it took, without the requests; none if it does not say."""
+    usage = value.get("usage") if isinstance(value, Mapping) else None
+    if not isinstance(usage, Mapping):
+        return Usage()
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else 0
+    tokens = (usage.get("prompt_tokens"), cached, usage.get("completion_tokens"))
+    return Usage(0, *(number if isinstance(number, int) and number > 0 else 0 for number in tokens))
 
 
 def refusal_kind(status: int, body: bytes) -> RefusalKind:

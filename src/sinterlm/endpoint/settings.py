@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from sinterlm.endpoint.keys import OPENAI_URL, find_key
 from sinterlm.records import Usage
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from sinterlm.endpoint.client import Endpoint
 
 
-def _check_url(url: str) -> str:
+def _check_urls(value: object) -> object:
+    # Before pydantic looks at the union, so that there is one message and not one for each of its types.
+    return [_check_url(url) for url in value] if value and isinstance(value, list) else _check_url(value)
+
+
+def _check_url(url: object) -> str:
+    if not isinstance(url, str):
+        raise expected("a URL, or a list of URLs")
     if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", url):
         raise expected("http:// or https://, a host, and a path such as /v1, without a key or password")
     return url.rstrip("/")
@@ -28,8 +35,10 @@ def _check_variable(name: str) -> str:
     return name
 
 
-BaseUrl = Annotated[str, AfterValidator(_check_url)]
-"""A server, up to and without ``/chat/completions``."""
+BuildEndpoint = Callable[[Callable[[str], None]], "Endpoint"]
+"""Builds a client; called with what takes its notes."""
+BaseUrls = Annotated[str | Annotated[list[str], Field(min_length=1)], BeforeValidator(_check_urls)]
+"""One server, or several of the same model."""
 KeyVariable = Annotated[str, AfterValidator(_check_variable)]
 """The environment variable that holds a server's key."""
 _Money = Annotated[float, Field(ge=0)]
@@ -60,7 +69,7 @@ class Price(Settings):
 class Served(Settings):
     """A server that speaks the OpenAI protocol: where it is, and how fast it may be asked."""
 
-    base_url: BaseUrl | Annotated[list[BaseUrl], Field(min_length=1)] = OPENAI_URL
+    base_url: BaseUrls = OPENAI_URL
     """The server, up to and without ``/chat/completions``; or several servers of one model, which share the work."""
     api_key_env: KeyVariable | None = None
     """The environment variable that holds the key. Without it, ``OPENAI_API_KEY`` for OpenAI's own server, and no key

@@ -12,8 +12,8 @@ from sinterlm.pipeline.progress import Task
 from sinterlm.pipeline.sample import answers_to
 from sinterlm.pipeline.stage import RunContext, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
-from sinterlm.records import Dropped, Prompt, Score, Scored
-from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Exchange, Scorer
+from sinterlm.records import Dropped, Prompt, Score, Scored, Spent
+from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Exchange, Given, Scorer
 from sinterlm.scoring.settings import ScorerSettings, build_scorer
 from sinterlm.streams import Spool, chunks
 
@@ -34,7 +34,7 @@ def score(
     tally = _Tally(stage)
     answered = (entry for request in requests for entries in answers_to(run, request, prompts) for entry in entries)
     at_most = sum(len(request.asked(prompts)) * request.num_samples for request in requests)
-    with closing(stored_scorer(run, config)) as scorer, ExitStack() as progress:
+    with closing(stored_scorer(run, config, stage)) as scorer, ExitStack() as progress:
         task: Task | None = None
         for window in chunks(answered, WINDOW):
             scores, num_missing = scorer.look_up(window)
@@ -130,8 +130,13 @@ def _length(exchange: Exchange) -> int:
     return sum(len(message.content) for message in exchange.prompt.messages) + len(exchange.response.content)
 
 
-def stored_scorer(run: RunContext, config: ScorerSettings) -> StoredScorer:
+def stored_scorer(run: RunContext, config: ScorerSettings, stage: str = "") -> StoredScorer:
     """Build the scorer of a ``scorer:`` mapping. It and the parts of a combination keep their scores in the store.
+
+    Args:
+        run: The run.
+        config: The mapping.
+        stage: The stage to whose account scores go that are asked of servers.
 
     Raises:
         InputError: A file that the scorer reads is missing: its scores are not found without it.
@@ -145,7 +150,16 @@ def stored_scorer(run: RunContext, config: ScorerSettings) -> StoredScorer:
                 )
 
     def wrap(scorer: Scorer, config: ScorerSettings) -> StoredScorer:
-        return StoredScorer(scorer, run.store, by_place=config.joins_by_place)
+        def account(given: Given, seconds: float) -> None:
+            if given.usage.requests:
+                money = config.money(given.usage) or 0.0
+                spent = Spent(stage, config.title, given.usage, len(given.scores), money, seconds)
+                run.store.add_spent(run.fusion.run_name, spent)
+            run.store.add_notes(run.fusion.run_name, stage, config.title, given.notes)
+            for note in given.notes:
+                run.reporter.say(f"  {config.title}: {note}")
+
+        return StoredScorer(scorer, run.store, by_place=config.joins_by_place, on_given=account)
 
     wrapped = build_scorer(config, wrap=wrap)
     assert isinstance(wrapped, StoredScorer)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import NamedTuple
 
 from sinterlm.errors import SinterError
 from sinterlm.records import Score, digest
-from sinterlm.scoring.protocol import SCORER_FAILED, Exchange, Scorer, answers_at_once
+from sinterlm.scoring.protocol import SCORER_FAILED, Exchange, Given, Scorer, answers_at_once, stream_scores
 from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.store import ScoreKey, Store
 
@@ -35,20 +37,33 @@ class LookedUp(NamedTuple):
     """Different answers without a score."""
 
 
+OnGiven = Callable[[Given, float], None]
+"""Called with what a scorer has given and the seconds that it took, in the transaction that keeps the scores."""
+
+
 class StoredScorer:
-    """Wraps any scorer and keeps its scores in the store. Scores asked for together are written together.
+    """Wraps any scorer and keeps its scores in the store, those that it gives together in one transaction.
 
     Args:
         scorer: Scores what the store lacks.
         store: Keeps the scores, under the scorer's identity.
         by_place: Whether a score may depend on the answer's source and sample index. These are then part of its key,
             because the same answer may have another place later.
+        on_given: Writes down what scores cost.
     """
 
-    def __init__(self, scorer: Scorer, store: Store, *, by_place: bool = False) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        store: Store,
+        *,
+        by_place: bool = False,
+        on_given: OnGiven = lambda given, seconds: None,
+    ) -> None:
         self._scorer = scorer
         self._store = store
         self._by_place = by_place
+        self._on_given = on_given
         self._name_of_place = cache(lambda *place: digest(place))
 
     @cached_property
@@ -95,16 +110,23 @@ class StoredScorer:
 
     def _score(self, missing: Sequence[_Entry]) -> dict[tuple[str, str], Score]:
         """Ask the scorer and store its scores, except for answers on which it failed: these are returned by ids."""
+        failed: dict[tuple[str, str], Score] = {}
         try:
-            scores = self._scorer.score([entry.exchange for entry in missing])
+            with closing(stream_scores(self._scorer, [entry.exchange for entry in missing])) as stream:
+                started = time.monotonic()
+                for given in stream:
+                    scored = [(missing[place], score) for place, score in given.scores]
+                    failures = {entry.ids: score for entry, score in scored if _has_failed(score)}
+                    with self._store.transaction():
+                        self._keep((entry, score) for entry, score in scored if entry.ids not in failures)
+                        self._on_given(given, time.monotonic() - started)
+                    failed |= failures
+                    started = time.monotonic()
         except SinterError as error:
             had = {(prompt_id, score.response_id): score for prompt_id, score in error.scored}
             error.scored = ()  # a combination must not take its part's scores for its own
             self._keep((entry, had[entry.ids]) for entry in missing if entry.ids in had)
             raise
-        scored = list(zip(missing, scores, strict=True))
-        failed = {entry.ids: score for entry, score in scored if score.detail.get("reason") == SCORER_FAILED}
-        self._keep((entry, score) for entry, score in scored if entry.ids not in failed)
         return failed
 
     def _keep(self, scored: Iterable[tuple[_Entry, Score]]) -> None:
@@ -135,6 +157,10 @@ class StoredScorer:
     def close(self) -> None:
         """Close the scorer; the store stays open."""
         self._scorer.close()
+
+
+def _has_failed(score: Score) -> bool:
+    return score.detail.get("reason") == SCORER_FAILED
 
 
 def _lacking(entries: Sequence[_Entry], scores: Sequence[Score | None]) -> list[_Entry]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from sinterlm.chat import PLAIN, REFUSED, UnfitAnswer, chat_template_of, encode_answered, encode_conversation
-from sinterlm.errors import InputError, SinterError
+from sinterlm.errors import InputError
 from sinterlm.models import describe_options, plain_name
 from sinterlm.models.settings import TemplatedModel
 from sinterlm.records import PROMPT_TOO_LONG, Message, Score, digest
@@ -151,8 +151,16 @@ class DialogueScorer(ABC):
 
         Raises:
             InputError: The model cannot be loaded or asked, is of another kind, or has no chat template.
-            SinterError: Of any kind; it has the scores that were given before it (``scored``).
         """
+        scores = dict(pair for some in self._score_all(exchanges) for pair in some)
+        return [scores[place] for place in range(len(exchanges))]
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what is held."""
+
+    def _score_all(self, exchanges: Sequence[Exchange]) -> Iterator[list[tuple[int, Score]]]:
+        """Scores as they come, each with the position of its answer."""
         opened = self._open()
         if chat_template_of(opened.tokenizer) is None:
             raise InputError(
@@ -160,25 +168,17 @@ class DialogueScorer(ABC):
                 "answer; put the one that it was trained with into its folder as chat_template.jinja"
             )
         max_length = min(self._max_length, opened.max_tokens or self._max_length)
-        scores: dict[int, Score] = {}
         dialogues: dict[int, Dialogue] = {}
+        unread: list[tuple[int, Score]] = []
         for place, entry in enumerate(exchanges):
             found = self._encode(opened.tokenizer, entry, max_length)
             if isinstance(found, Dialogue):
                 dialogues[place] = found
             else:
-                scores[place] = no_score(entry, self.identity, found.reason, found.problem, {})
-        try:
-            for place, reading in self._read_all(dialogues, max_length):
-                scores[place] = self._score_one(exchanges[place], dialogues[place], reading)
-        except SinterError as error:
-            error.scored = [(exchanges[place].prompt.id, score) for place, score in sorted(scores.items())]
-            raise
-        return [scores[place] for place in range(len(exchanges))]
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release what is held."""
+                unread.append((place, no_score(entry, self.identity, found.reason, found.problem, {})))
+        yield unread
+        for readings in self._read_all(dialogues, max_length):
+            yield [(place, self._score_one(exchanges[place], dialogues[place], reading)) for place, reading in readings]
 
     @abstractmethod
     def _identify_model(self) -> dict[str, Any]:
@@ -189,8 +189,10 @@ class DialogueScorer(ABC):
         """The model's tokenizer; the first call loads what is needed."""
 
     @abstractmethod
-    def _read_all(self, dialogues: Mapping[int, Dialogue], max_length: int) -> Iterable[tuple[int, Reading | Unread]]:
-        """The model's output for every dialogue, by the number that names it; in any order."""
+    def _read_all(
+        self, dialogues: Mapping[int, Dialogue], max_length: int
+    ) -> Iterator[Sequence[tuple[int, Reading | Unread]]]:
+        """The model's output for every dialogue, by the number that names it: as they come, in any order."""
 
     def _encode(self, tokenizer: PreTrainedTokenizerBase, exchange: Exchange, max_length: int) -> Dialogue | Unread:
         try:

@@ -124,7 +124,7 @@ class LoadedScorer(DialogueScorer):
             self._loaded = self._load()
         return Opened(self._loaded.tokenizer, context_length(self._loaded.model))
 
-    def _read_all(self, dialogues: Mapping[int, Dialogue], max_length: int) -> Iterator[tuple[int, Reading]]:
+    def _read_all(self, dialogues: Mapping[int, Dialogue], max_length: int) -> Iterator[list[tuple[int, Reading]]]:
         lengths = {number: len(dialogue.tokens) for number, dialogue in dialogues.items()}
         for numbers in split_batches(lengths, batch_tokens=self._batch_tokens, max_length=max_length):
             with memory_advice(
@@ -133,7 +133,7 @@ class LoadedScorer(DialogueScorer):
                 "less",
             ):
                 readings = self._read_batch([dialogues[number] for number in numbers], max_length)
-            yield from zip(numbers, readings, strict=True)
+            yield list(zip(numbers, readings, strict=True))
 
     def _read_batch(self, dialogues: Sequence[Dialogue], max_length: int) -> list[Reading]:
         import torch

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from sinterlm.records import Prompt, Response, Score
+from sinterlm.records import Prompt, Response, Score, Usage
 
 NO_SCORE, NOT_A_NUMBER = "no-score", "the score is no number"
 """Reason and problem of an answer without a score, if the scorer says no more."""
@@ -53,6 +53,40 @@ class Scorer(Protocol):
     def close(self) -> None:
         """Release what is held."""
         ...
+
+
+class Given(NamedTuple):
+    """Scores as they come, and what they cost."""
+
+    scores: Sequence[tuple[int, Score]]
+    """Each with the position of its answer."""
+    usage: Usage = Usage()
+    """What was used since the last ones."""
+    notes: Sequence[str] = ()
+    """What was noticed on the way, e.g. the limit of a server: sentences for the log and the report."""
+
+
+@runtime_checkable
+class StreamsScores(Protocol):
+    """An optional part of a scorer that asks servers: every score is kept as it comes, and so paid for once."""
+
+    def stream(self, exchanges: Sequence[Exchange]) -> Iterator[Given]:
+        """As :meth:`Scorer.score`, but in any order. What was given before an error counts."""
+        ...
+
+
+def stream_scores(scorer: Scorer, exchanges: Sequence[Exchange]) -> Generator[Given, None, None]:
+    """Let a scorer score, whether it gives scores as they come or all at once."""
+    if isinstance(scorer, StreamsScores):
+        yield from scorer.stream(exchanges)
+    else:
+        yield Given(list(enumerate(scorer.score(exchanges))))
+
+
+def in_order(given: Iterator[Given]) -> list[Score]:
+    """All scores, in the order of their answers."""
+    scores = dict(pair for some in given for pair in some.scores)
+    return [scores[place] for place in range(len(scores))]
 
 
 ANSWERS_AT_ONCE = 64

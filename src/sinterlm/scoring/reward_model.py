@@ -15,10 +15,14 @@ class RewardModel(LoadedReader):
     """A sequence-classification model with one output, which grades answers."""
 
     kind: Literal["reward-model"]
+    engine: Literal["transformers"] = "transformers"
+    """``transformers``: the model is loaded into this process."""
 
     description: ClassVar = (
-        "the output of a sequence-classification model, which reads with its own tokenizer and chat template"
+        "the output of a sequence-classification model, in this process or behind a server, which reads with its own "
+        "tokenizer and chat template"
     )
+    placement: ClassVar = {*LoadedReader.placement, "engine"}
 
     def build_reader(self) -> RewardModelScorer:
         """The scorer; its first ``score`` loads the model."""

@@ -18,6 +18,7 @@ from sinterlm.scoring.mathematics import Mathematics
 from sinterlm.scoring.python import Python
 from sinterlm.scoring.recorded import RecordedScores
 from sinterlm.scoring.reward_model import RewardModel
+from sinterlm.scoring.served_reward_model import ServedRewardModel
 from sinterlm.scoring.settings import ScorerSettings
 
 SCORERS: dict[str, type[ScorerSettings]] = with_installed(
@@ -37,10 +38,13 @@ SCORERS: dict[str, type[ScorerSettings]] = with_installed(
     ScorerSettings,
 )
 
+SERVED: dict[str, list[type[ScorerSettings]]] = {"reward-model": [ServedRewardModel]}
+"""Forms of a kind whose model a server runs; they have the key ``engine``."""
+
 if TYPE_CHECKING:
     AnyScorer = ScorerSettings
 else:
-    AnyScorer = union_of(SCORERS, "kind")
-    """The forms of the ``scorer:`` mapping, told apart by ``kind``."""
+    AnyScorer = union_of(SCORERS, "kind", SERVED)
+    """The forms of the ``scorer:`` mapping, told apart by ``kind``, and some also by ``engine``."""
     for form in SCORERS.values():  # some are made of others, of any form
         form.model_rebuild(_types_namespace={"Part": AnyScorer})

@@ -9,13 +9,13 @@ Every scorer that reads answers is wrapped here, so that all of them agree on wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
 from sinterlm.records import Prompt, Score
-from sinterlm.scoring.protocol import Exchange, Scorer, answers_at_once, no_score
+from sinterlm.scoring.protocol import Exchange, Given, Scorer, answers_at_once, in_order, no_score, stream_scores
 from sinterlm.thoughts import HOLDS_THOUGHTS, split_thoughts
 
 
@@ -73,14 +73,27 @@ class ThoughtPolicy:
         Raises:
             InputError: Whatever the scorer raises.
         """
+        return in_order(self.stream(exchanges))
+
+    def stream(self, exchanges: Sequence[Exchange]) -> Iterator[Given]:
+        """See :class:`~sinterlm.scoring.protocol.StreamsScores`; a scorer that cannot stream gives all at once."""
         bare = [_without_thoughts(entry) for entry in exchanges]
-        refused = [self._thoughts == "refuse" and own != entry for own, entry in zip(bare, exchanges, strict=True)]
-        readable = [own for own, is_refused in zip(bare, refused, strict=True) if not is_refused]
-        scores = iter(self._scorer.score(readable) if readable else ())
-        return [
-            self._refuse(entry) if is_refused else replace(next(scores), scorer=self.identity_for(entry))
-            for entry, is_refused in zip(exchanges, refused, strict=True)
-        ]
+        refused = {
+            place
+            for place, (own, entry) in enumerate(zip(bare, exchanges, strict=True))
+            if self._thoughts == "refuse" and own != entry
+        }
+        if refused:
+            yield Given([(place, self._refuse(exchanges[place])) for place in sorted(refused)])
+        places = [place for place in range(len(exchanges)) if place not in refused]
+        if not places:
+            return
+        for given in stream_scores(self._scorer, [bare[place] for place in places]):
+            scores = [
+                (places[number], replace(score, scorer=self.identity_for(exchanges[places[number]])))
+                for number, score in given.scores
+            ]
+            yield given._replace(scores=scores)
 
     def close(self) -> None:
         """Close the scorer."""

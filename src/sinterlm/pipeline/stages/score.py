@@ -66,7 +66,7 @@ class Score(Stage):
         models = []
         for part in self._round.scorer.walk():
             if (usage := part.expected_usage(calls, tokens)).requests:
-                planned = ModelPlan(part.kind, True, calls, usage.prompt_tokens, usage.new_tokens)
+                planned = ModelPlan(part.title, True, calls, usage.prompt_tokens, usage.new_tokens)
                 models.append(forecast.with_costs(self.name, planned, usage, part.money))
         return StagePlan(
             self.name,

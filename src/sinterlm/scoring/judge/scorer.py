@@ -6,19 +6,22 @@ other: what else was sampled must not change it. Its mean over prompts is then t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from sinterlm.endpoint import OPENAI_URL, Endpoint, Reply
+from sinterlm.endpoint import Endpoint, Reply
+from sinterlm.endpoint.settings import BuildEndpoint
 from sinterlm.errors import SinterError
 from sinterlm.files import file_sha256
-from sinterlm.records import Score, digest
+from sinterlm.records import Score, Usage, digest
 from sinterlm.scoring.judge.methods import Comparison, Grading, Method
 from sinterlm.scoring.judge.prompts import OVERALL, WORDING, Mode, ResponseFormat
 from sinterlm.scoring.judge.verdicts import MAX_SHOWN, InvalidVerdict, describe_form, read_verdict
-from sinterlm.scoring.protocol import INVALID_VERDICT, Exchange, no_score
+from sinterlm.scoring.protocol import INVALID_VERDICT, Exchange, Given, in_order, no_score
+
+ANSWERS_AT_ONCE = 512
 
 
 class JudgeScorer:
@@ -35,13 +38,11 @@ class JudgeScorer:
         max_tokens: Limit of one reply.
         response_format: How the server is told the form of a verdict; the reply is checked in any case.
         extra_body: Further fields of every request.
-        revision: Names the weights that judge, wherever they are served; None names the server instead.
-        base_url: See :class:`~sinterlm.endpoint.Endpoint`, for this and what follows.
-        api_key_env: The environment variable that holds the key.
-        concurrency: Requests at once, at most.
-        max_retries: How often one request is repeated.
-        timeout_seconds: Limit of one reply.
+        served_by: Names the weights that judge, or else where they are served.
+        build_endpoint: Builds the client of the servers; called with what takes its notes.
     """
+
+    answers_at_once = ANSWERS_AT_ONCE
 
     def __init__(
         self,
@@ -55,12 +56,8 @@ class JudgeScorer:
         max_tokens: int = 2048,
         response_format: ResponseFormat = "json_schema",
         extra_body: Mapping[str, Any] | None = None,
-        revision: str | None = None,
-        base_url: str = OPENAI_URL,
-        api_key_env: str | None = None,
-        concurrency: int = 16,
-        max_retries: int = 8,
-        timeout_seconds: float = 300.0,
+        served_by: str,
+        build_endpoint: BuildEndpoint,
     ) -> None:
         self._model = model
         self._mode = mode
@@ -76,14 +73,9 @@ class JudgeScorer:
             **describe_form(response_format, self._method.verdict),
             "extra_body": dict(extra_body or {}),
         }
-        self._served_by = base_url if revision is None else revision
-        self._endpoint = Endpoint(
-            base_url,
-            api_key_env=api_key_env,
-            concurrency=concurrency,
-            max_retries=max_retries,
-            timeout_seconds=timeout_seconds,
-        )
+        self._served_by = served_by
+        self._build_endpoint = build_endpoint
+        self._notes: list[str] = []
 
     @cached_property
     def identity(self) -> str:
@@ -122,30 +114,44 @@ class JudgeScorer:
         Raises:
             InputError: There is no baseline answer to a prompt, or the server refuses the request.
             CredentialsError: There is no key, or the server refuses it.
-            TryAgainError: The server cannot be reached, or keeps failing. Like every error of a server, it has the
-                scores of the answers that were judged before it (``scored``).
+            TryAgainError: The server cannot be reached, or keeps failing.
         """
+        return in_order(self.stream(exchanges))
+
+    def stream(self, exchanges: Sequence[Exchange]) -> Iterator[Given]:
+        """See :class:`~sinterlm.scoring.protocol.StreamsScores`; a score needs all replies about its answer."""
         texts = [self._method.requests(entry) for entry in exchanges]
-        distinct = list(dict.fromkeys(text for pair in texts for text in pair))
+        places: dict[str, list[int]] = {}
+        for place, own in enumerate(texts):
+            for text in dict.fromkeys(own):
+                places.setdefault(text, []).append(place)
+        distinct = list(places)
         replies: dict[str, Reply] = {}
         try:
-            self._endpoint.ask(
-                list(map(self._request, distinct)), lambda place, reply: replies.update({distinct[place]: reply})
-            )
-        except SinterError as error:
-            error.scored = [
-                (entry.prompt.id, self._score_one(entry, [replies[text] for text in pair]))
-                for entry, pair in zip(exchanges, texts, strict=True)
-                if replies.keys() >= set(pair)
-            ]
+            for answered in self._endpoint.chat(map(self._request, distinct)):
+                replies |= {distinct[number]: reply for number, reply in answered}
+                touched = sorted({place for number, _ in answered for place in places[distinct[number]]})
+                whole = [place for place in touched if replies.keys() >= set(texts[place])]
+                scores = [
+                    (place, self._score_one(exchanges[place], [replies[text] for text in texts[place]]))
+                    for place in whole
+                ]
+                yield Given(scores, sum((reply.usage for _, reply in answered), Usage()), self._take_notes())
+        except SinterError:
+            yield Given((), notes=self._take_notes())
             raise
-        return [
-            self._score_one(entry, [replies[text] for text in pair])
-            for entry, pair in zip(exchanges, texts, strict=True)
-        ]
 
     def close(self) -> None:
         """Nothing is held."""
+
+    @cached_property
+    def _endpoint(self) -> Endpoint:
+        return self._build_endpoint(self._notes.append)
+
+    def _take_notes(self) -> list[str]:
+        notes = self._notes[:]
+        del self._notes[: len(notes)]
+        return notes
 
     def _request(self, text: str) -> dict[str, Any]:
         return {"model": self._model, "messages": [{"role": "user", "content": text}], **self._settings}

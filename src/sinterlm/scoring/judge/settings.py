@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from sinterlm.endpoint.keys import OPENAI_URL, find_key
-from sinterlm.endpoint.settings import BaseUrl
+from sinterlm.endpoint.settings import Served
 from sinterlm.explain import Problem
+from sinterlm.records import Usage
 from sinterlm.scoring.judge import prompts
 from sinterlm.scoring.judge.prompts import EXPLANATION, Mode, ResponseFormat
 from sinterlm.scoring.settings import AnswerReader, Preflight, find_unread_keys
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from sinterlm.scoring.judge.scorer import JudgeScorer
 
 
+VERDICT_TOKENS, EXPLANATION_TOKENS, WORDING_TOKENS = 20, 200, 400
+"""For ``plan``: about how many tokens a judge writes for a grade and for its reasons, and reads besides a dialogue."""
+
+
 def _check_criterion(name: str) -> str:
     if not name.strip() or name == EXPLANATION or '"' in name:
         raise expected("a criterion's name without quotes, other than 'explanation', which holds the reasons")
     return name
 
 
-class Judge(AnswerReader):
+class Judge(Served, AnswerReader):
     """A language model behind the OpenAI protocol that grades answers, or compares each with a baseline."""
 
     kind: Literal["judge"]
@@ -53,25 +57,13 @@ class Judge(AnswerReader):
     """Further fields of every request, such as ``{chat_template_kwargs: {enable_thinking: false}}``."""
     revision: str | None = None
     """Names the weights that judge. If it is given, verdicts stay valid when ``base_url`` changes."""
-    base_url: BaseUrl = OPENAI_URL
-    """The server, up to and without ``/chat/completions``."""
-    api_key_env: str | None = None
-    """The environment variable that holds the key. Without it, ``OPENAI_API_KEY`` for OpenAI's own server, and no key
-    for any other.
-    """
-    concurrency: Positive = 16
-    """Requests at once, at most."""
-    max_retries: Annotated[int, Field(ge=0)] = 8
-    """How often a request is repeated after a busy or failing server, or one that answered nonsense."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """Limit of one reply, from the request to its last byte."""
     max_invalid: Annotated[float, Field(ge=0, le=1)] = 0.02
     """The share of answers without a verdict above which the run stops, with exit code 3."""
 
     description: ClassVar = (
         "a language model behind the OpenAI protocol: a grade, grades by a rubric, or the win rate against a baseline"
     )
-    placement: ClassVar = {"api_key_env", "concurrency", "max_retries", "timeout_seconds", "max_invalid"}
+    placement: ClassVar = {*Served.served_placement, "max_invalid"}
 
     @property
     def rules(self) -> str:
@@ -103,11 +95,31 @@ class Judge(AnswerReader):
         super().check(preflight)
         # A judge with stored verdicts may have nothing left to judge; if it has, the first request misses the key.
         if not preflight.has_scores():
-            find_key(self.base_url, self.api_key_env)
+            self.check_keys()
+
+    def expected_usage(self, answers: int, tokens: float) -> Usage:
+        """A request for each answer, or two to compare it in both orders with a baseline of about its length."""
+        requests = answers * (2 if self.mode == "pairwise" else 1)
+        verdict = VERDICT_TOKENS * (len(self.rubric) if self.rubric else 1) + (
+            EXPLANATION_TOKENS if self.explain else 0
+        )
+        read = requests / max(answers, 1) * tokens + requests * WORDING_TOKENS
+        return Usage(requests, round(read), 0, requests * min(self.max_tokens, verdict))
 
     def build_reader(self) -> JudgeScorer:
         """The scorer of answers without thoughts."""
         from sinterlm.scoring.judge.scorer import JudgeScorer
 
-        keys = Judge.model_fields.keys() - {"kind", "thoughts", "max_invalid"}
-        return JudgeScorer(**{key: getattr(self, key) for key in keys})
+        return JudgeScorer(
+            self.model,
+            mode=self.mode,
+            rubric=self.rubric,
+            baseline=self.baseline,
+            explain=self.explain,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            response_format=self.response_format,
+            extra_body=self.extra_body,
+            served_by=self.revision or self.base_urls[0],
+            build_endpoint=self.build_endpoint,
+        )
