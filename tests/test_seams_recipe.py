@@ -393,6 +393,7 @@ SEAMS: dict[str, list[Seam]] = {
     "budget.money": [Seam("budget.money=0.0", lambda d: "more than 0" in d.error, False, True)],
     "budget.tokens": [of_source("budget.tokens=1", lambda d: len(d.letters()), 8, 4, given=TWO_SOURCES)],
     "budget.hours": [of_source("budget.hours=0.00000001", lambda d: len(d.letters()), 8, 4, given=TWO_SOURCES)],
+    "preview": [Seam("preview=3", Done.parts, {"preference": 16}, {"preference": 3}, until="prompts")],
     "prompts.path": [Seam("prompts.path=few.jsonl", ids, ALL, {"n1", "n2"})],
     "prompts.sizes": [
         Seam(

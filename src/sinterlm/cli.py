@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from sinterlm.errors import InputError, SinterError, Terminated, TryAgainError, memory_advice
 
@@ -25,6 +26,23 @@ if TYPE_CHECKING:
     from sinterlm.pipeline.fusion import Fusion
     from sinterlm.recipe.overrides import Override
     from sinterlm.terminal.terminal import Terminal
+
+PREVIEWED_PROMPTS = 10
+"""The number of prompts of ``--preview``, if none is given."""
+
+
+class OptionalPreview(TyperCommand):
+    """A command whose option ``--preview`` may come without its number."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default number after ``--preview`` if no number follows it."""
+        given = [*args]
+        if "--preview" in given:
+            place = given.index("--preview") + 1
+            if place == len(given) or not given[place].isdigit():
+                given.insert(place, str(PREVIEWED_PROMPTS))
+        return super().parse_args(ctx, given)
+
 
 app = typer.Typer(
     name="sinterlm",
@@ -76,16 +94,22 @@ def quickstart(
     _run(quickstart_recipe(), [Override("output", str(output)), *chosen, *(overrides or [])])
 
 
-@app.command()
+@app.command(cls=OptionalPreview)
 def run(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run only this stage.")] = None,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Run Python files that the recipe names.")] = False,
+    preview: Annotated[
+        int | None,
+        typer.Option(
+            metavar="[N]", min=1, help="First take N prompts of every part (10 by default) through all but training."
+        ),
+    ] = None,
 ) -> None:
     """Carry out a recipe. Rerun the command to resume."""
-    _run(recipe, overrides or [], until=until, only=only, allow_code=allow_code)
+    _run(recipe, overrides or [], until=until, only=only, allow_code=allow_code, preview=preview)
 
 
 @app.command()
@@ -310,11 +334,28 @@ def _run(
     until: str | None = None,
     only: str | None = None,
     allow_code: bool = False,
+    preview: int | None = None,
 ) -> None:
     from sinterlm.pipeline.fusion import Fusion
     from sinterlm.recipe.load import load_recipe
 
-    _carry_out(Fusion(load_recipe(recipe, overrides).recipe), until=until, only=only, allow_code=allow_code)
+    fusion = Fusion(load_recipe(recipe, overrides).recipe)
+    if preview is None:
+        _carry_out(fusion, until=until, only=only, allow_code=allow_code)
+    else:
+        _preview(fusion, preview, until=until, only=only, allow_code=allow_code)
+
+
+def _preview(fusion: Fusion, num_prompts: int, *, until: str | None, only: str | None, allow_code: bool) -> None:
+    from sinterlm.pipeline.preview import read_preview
+    from sinterlm.pipeline.run import run_fusion
+    from sinterlm.terminal.preview import print_preview
+    from sinterlm.terminal.progress import TerminalReporter
+
+    console = _console()
+    preview = fusion.for_preview(num_prompts)
+    run_fusion(preview, TerminalReporter(console), until=until, only=only, allow_code=allow_code)
+    print_preview(read_preview(fusion), console)
 
 
 def _carry_out(fusion: Fusion, *, until: str | None = None, only: str | None = None, allow_code: bool = False) -> None:

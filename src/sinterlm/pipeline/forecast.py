@@ -108,14 +108,26 @@ class Forecast:
     past: Sequence[Past] = ()
     """Runs that may have asked the same models: this run itself, then the pilot."""
 
-    def mean_tokens(self, identity: str) -> tuple[float, float] | None:
-        """The mean prompt and answer tokens of a model's answers, in the first store that has some; None in none."""
-        found = (past.store.mean_tokens(identity) for past in self.past)
-        return next(filter(None, found), None)
+    def mean_tokens(self, identity: str | None, stage: str, model: str) -> tuple[float, float] | None:
+        """The mean prompt and answer tokens of a model's answers.
+
+        They are those of its answers in the first store that has some, or else those that the ledger says; None if no
+        run has asked it.
+        """
+        stored = (past.store.mean_tokens(identity) for past in self.past if identity)
+        if found := next(filter(None, stored), None):
+            return found
+        spent = self.spent(stage, model)
+        return (spent.usage.prompt_tokens / spent.items, spent.usage.new_tokens / spent.items) if spent else None
 
     def spent(self, stage: str, model: str) -> Spent | None:
-        """What a model has cost a stage, in the first run that has asked it; None in none."""
-        return next((spent for spent in self._spent() if (spent.stage, spent.model) == (stage, model)), None)
+        """What a model has cost a stage, in the first run that has asked it; None in none.
+
+        A trained form of the target that nobody has asked yet costs what the target itself does.
+        """
+        names = [model, *(["target"] if model.startswith("target-") else [])]
+        found = {(spent.stage, spent.model): spent for spent in reversed(list(self._spent()))}
+        return next((found[stage, name] for name in names if (stage, name) in found), None)
 
     def _spent(self) -> Iterator[Spent]:
         for past in self.past:

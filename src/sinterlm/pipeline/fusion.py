@@ -21,6 +21,8 @@ from sinterlm.sampling.protocol import Engine
 from sinterlm.scoring.settings import ScorerSettings
 
 STORE = "store.sqlite"
+PREVIEW = "preview"
+"""The folder of a run's preview, in its output folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +133,35 @@ class Fusion:
     @cached_property
     def start(self) -> Participant:
         """The model that preference methods start from and sample, unless a method has its own SFT."""
-        return self.model_of("sft") if self.recipe.sft else self.target
+        return self.model_of("sft") if self.recipe.sft and self.trains else self.target
+
+    @property
+    def trains(self) -> bool:
+        """Whether models are trained; a preview trains none."""
+        return self.recipe.preview is None
+
+    @property
+    def preview_output(self) -> Path:
+        """The output folder of this run's preview."""
+        return self.output / PREVIEW
+
+    def for_preview(self, num_prompts: int) -> Fusion:
+        """The preview of this run: a few prompts of every part, in the same workspace."""
+        update = {"preview": num_prompts, "output": self.preview_output, "workspace": self.workspace}
+        return Fusion(self.recipe.model_copy(update=update))
+
+    @property
+    def paying_runs(self) -> tuple[str, ...]:
+        """The names in the store of this run and of its preview, which share a budget."""
+        whole, _, last = self.run_name.rpartition("/")
+        run = (whole or ".") if last == PREVIEW and not self.trains else self.run_name
+        return run, os.path.normpath(f"{run}/{PREVIEW}")
 
     def start_of(self, training: str) -> Participant:
         """The model that a training starts from."""
-        fine_tuning = None if training in self.recipe.fine_tunings else self.recipe.fine_tuning_of(training)
+        if training in self.recipe.fine_tunings or not self.trains:
+            return self.target
+        fine_tuning = self.recipe.fine_tuning_of(training)
         return self.model_of(fine_tuning) if fine_tuning else self.target
 
     @cached_property
@@ -181,7 +207,7 @@ class Fusion:
     @cached_property
     def trained(self) -> tuple[Participant, ...]:
         """Every model that this recipe trains."""
-        return tuple(map(self.model_of, self.trainings))
+        return tuple(map(self.model_of, self.trainings)) if self.trains else ()
 
     @property
     def fused(self) -> Participant | None:
@@ -225,11 +251,11 @@ class Fusion:
 
     def searches(self, training: str) -> bool:
         """Whether a training searches for its settings."""
-        return bool(self.recipe.evaluation.held_out and self.trainings[training].grid)
+        return bool(self.recipe.evaluation.held_out and self.trainings[training].grid and self.trains)
 
     def start_stage(self, method: str) -> str:
         """The stage after which the model that a preference method starts from exists."""
-        fine_tuning = self.recipe.fine_tuning_of(method)
+        fine_tuning = self.recipe.fine_tuning_of(method) if self.trains else None
         return f"train-{fine_tuning}" if fine_tuning else "prompts"
 
     @property

@@ -80,7 +80,8 @@ def plan_fusion(fusion: Fusion, *, pilot: Path | None = None) -> Plan:
             store = stack.enter_context(Store(fusion.store_path, read_only=True))
         finished = store.finished_stages(fusion.run_name) if store else {}
         past = [Past(store, fusion.run_name)] if store else []
-        if pilot:
+        preview = fusion.preview_output
+        if pilot := pilot or (preview if (preview / "recipe.yaml").is_file() else None):
             piloted = load_fusion(pilot)
             past.append(Past(stack.enter_context(Store(piloted.store_path, read_only=True)), piloted.run_name))
         forecast = Forecast(fusion, parts, store, past)
@@ -114,7 +115,9 @@ def _parts(fusion: Fusion) -> Mapping[str, Part]:
         **{part: [size] for part, size in split.model_dump(exclude={"sft_domains"}).items()},
         "sft": [split.sft, *split.sft_domains.values()] if recipe.fine_tunings else [0],
     }
-    return {part: add([size if isinstance(size, int) else None for size in own]) for part, own in sizes.items()}
+    counts = {part: add([size if isinstance(size, int) else None for size in own]) for part, own in sizes.items()}
+    most = recipe.preview
+    return {part: min(number, most) if most and number is not None else number for part, number in counts.items()}
 
 
 def _missing(fusion: Fusion) -> Iterator[str]:

@@ -82,7 +82,7 @@ def run_fusion(
         _keep_date(fusion, reporter)
         with atomic_write(fusion.output / "recipe.yaml") as path:
             path.write_text(resolve_text(fusion.recipe))
-        budget = Budget(fusion.recipe.budget, store.ledger(fusion.run_name))
+        budget = Budget(fusion.recipe.budget, [line for name in fusion.paying_runs for line in store.ledger(name)])
         done_now = []
         for stage in wanted:
             # Ask again at each stage: an earlier stage may have removed an output of this one.

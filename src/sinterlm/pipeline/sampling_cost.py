@@ -46,7 +46,7 @@ def estimate_sampling(name: str, asked: Sequence[tuple[SamplingRequest, Part]], 
         config = request.participant.config
         missing, characters = _missing(request, part, forecast)
         identity = request.identity(cached_fingerprint)
-        means = forecast.mean_tokens(identity) if identity else None
+        means = forecast.mean_tokens(identity, name, request.participant.name)
         prefix = len(config.prompt_prefix()) / CHARACTERS_PER_TOKEN
         limit = request.settings.max_new_tokens
         per_prompt, per_answer = means or (prefix + characters / CHARACTERS_PER_TOKEN, limit)

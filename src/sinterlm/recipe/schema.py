@@ -285,6 +285,10 @@ class Recipe(Settings):
     """The date that chat templates use as today's, such as ``2026-11-30``; by default the day of the first command."""
     budget: Budget = Budget()
     """What the run may spend."""
+    preview: Positive | None = None
+    """Takes this many prompts of every part through sampling, scoring and selection, and trains nothing: what
+    ``sinterlm run --preview`` sets. The answers of the target are then those before any training.
+    """
     prompts: Prompts
     """What the models are asked."""
     target: Target

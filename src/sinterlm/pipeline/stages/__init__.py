@@ -5,7 +5,7 @@
                 -> score-held-out -> evaluate -> report
 
 A training with a grid has a stage search-METHOD before it. An SFT that also learns from what a method drops
-(``extra_prompts``) comes after that method's select-METHOD.
+(``extra_prompts``) comes after that method's select-METHOD. A preview has no trainings and no evaluation.
 
 Each kind of stage is a file of this package: what decides its result (its key), what it costs (``plan``), what it
 checks before the first answer, what it does, what it leaves, and what ``status`` and the report show of it.
@@ -45,13 +45,16 @@ def build_stages(fusion: Fusion) -> list[Stage]:
         stages += _train(fusion, method)
     last = [stage.name for stage in stages]
     if "held-out" in fusion.rounds:
-        stages += [SampleHeldOut(fusion, after=last), Score(fusion, "held-out"), Evaluate(fusion)]
-        last = ["evaluate"]
+        stages += [SampleHeldOut(fusion, after=last), Score(fusion, "held-out")]
+        if fusion.trains:
+            stages.append(Evaluate(fusion))
+        last = [stages[-1].name]
     return [*stages, Report(fusion, after=last)]
 
 
 def _train(fusion: Fusion, name: str) -> Iterator[Stage]:
-    """A training, and before it the search for its settings if it has a grid."""
+    """A training, and before it the search for its settings if it has a grid; neither in a preview."""
     if fusion.searches(name):
         yield Search(fusion, name)
-    yield Train(fusion, name)
+    if fusion.trains:
+        yield Train(fusion, name)

@@ -38,6 +38,8 @@ class Prompts(Stage):
         if prompts.decontaminate:
             files = list(map(content_digest, prompts.decontaminate.against))
             configuration += [prompts.decontaminate.model_dump(exclude={"against"}), files]
+        if self._fusion.recipe.preview:
+            configuration.append({"preview": self._fusion.recipe.preview})
         return [*configuration, self._fusion.recipe.seed]
 
     def check(self, inputs: Inputs) -> None:
@@ -74,7 +76,7 @@ class Prompts(Stage):
 
 
 def split_parts(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, tuple[Prompt, ...]]:
-    """The recipe's split of its prompts, by part."""
+    """The recipe's split of its prompts, by part; of a preview, the first ones of every part."""
     split = recipe.prompts.split
     parts = split_prompts(
         prompts,
@@ -85,7 +87,7 @@ def split_parts(recipe: Recipe, prompts: Sequence[Prompt]) -> dict[str, tuple[Pr
         preference=split.preference,
         seed=recipe.seed,
     )
-    return parts._asdict()
+    return {part: own[: recipe.preview] for part, own in parts._asdict().items()}
 
 
 def read_distinct_prompts(settings: PromptSettings) -> Distinct:

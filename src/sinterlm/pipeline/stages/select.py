@@ -54,7 +54,7 @@ class Select(Stage):
         """Join answers by prompt, apply the policy and write the rows.
 
         Raises:
-            ToleranceError: No prompt gives a row.
+            ToleranceError: No prompt gives a row. (A preview may have none.)
         """
         from sinterlm.formats import read_row_ids, write_rows
 
@@ -84,7 +84,7 @@ class Select(Stage):
                     dropped.append(drop)
                 num_rows += len(selection.rows)
                 yield from selection.rows
-            if not num_rows:
+            if not num_rows and fusion.trains:
                 reasons = "; ".join(f"{reason}: {count}" for reason, count in count_reasons(dropped).items())
                 raise ToleranceError(
                     f"{self.name}: none of its {len(prompts)} prompts gives a training row ({reasons}); "
