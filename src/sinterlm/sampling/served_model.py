@@ -155,6 +155,11 @@ class Requests:
         """Where requests are sent, below the base URL."""
         return "/completions" if self._few_shot else "/chat/completions"
 
+    @property
+    def draws(self) -> bool:
+        """Whether answers are drawn at random, so that those to one prompt differ."""
+        return self._settings.temperature > 0
+
     def body(
         self,
         prompt: Prompt,
