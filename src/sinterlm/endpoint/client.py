@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
@@ -99,6 +99,8 @@ class Endpoint:
         self._turns: Turns | None = None
         self._transport: Transport | None = None
         self._results: SimpleQueue[Any] = SimpleQueue()
+        self._num_waiting = 0
+        """Requests that wait for their next try."""
 
     # --- for callers in any thread -----------------------------------------------------------------------------------
 
@@ -122,7 +124,7 @@ class Endpoint:
             parts.append("not answering" if len(self._hosts) == 1 else f"{resting} servers not answering")
         return ", ".join(parts)
 
-    def map(self, work: Callable[[T], Awaitable[R]], jobs: Iterable[T]) -> Iterator[list[R]]:
+    def map(self, work: Callable[[T], Awaitable[R]], jobs: Iterable[T]) -> Generator[list[R], None, None]:
         """Do the work of every job, of as many at once as the servers take, and hand over results as they come.
 
         Jobs are taken in the caller's thread, only when there is room for them. The work runs in an event loop in a
@@ -150,8 +152,7 @@ class Endpoint:
             start: Callable[[list[T]], object] | None = None
             while True:
                 batch: list[T] = []
-                room = min(MAX_PULLED, self.limit + max(4, self.limit // 4) - outstanding)
-                while has_more and len(batch) < room:
+                while has_more and len(batch) < min(MAX_PULLED, self._most_jobs - outstanding):
                     try:
                         batch.append(next(left))
                     except StopIteration:
@@ -257,7 +258,11 @@ class Endpoint:
             finally:
                 self._turns.give()
             seconds = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** (num_failed - 1))
-            await asyncio.sleep(random.uniform(0, seconds))
+            self._num_waiting += 1
+            try:
+                await asyncio.sleep(random.uniform(0, seconds))
+            finally:
+                self._num_waiting -= 1
 
     def _correct_tokens(self, host: Host, assumed: float, value: Any) -> None:
         """Count the tokens that the server says, in place of those that were assumed."""
@@ -266,6 +271,12 @@ class Endpoint:
             host.correct(total - assumed)
             new = usage.get("completion_tokens") or 0
             self._mean_new_tokens += (new - self._mean_new_tokens) / 20
+
+    @property
+    def _most_jobs(self) -> int:
+        """How many jobs there may be at once: a few always wait for their turn, beside those that wait to retry."""
+        limit = self.limit
+        return limit + max(4, limit // 4) + min(self._num_waiting, limit + MAX_PULLED)
 
     @contextmanager
     def _loop(

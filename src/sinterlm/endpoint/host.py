@@ -80,7 +80,7 @@ class Host:
         self._tokens = tokens_per_minute and Rate(time.monotonic, tokens_per_minute)
         self.error: SinterError | None = None
         """Why it is not asked any more."""
-        self._has_answered = False
+        self._has_answered = self._has_replied = False
         self._failing_since: float | None = None
         self._last_failure = TryFailed("unreachable", "")
         self._num_rests = 0
@@ -161,6 +161,7 @@ class Host:
             except ValueError:
                 raise self._failed(number, "not-a-reply", shown(response.body)) from None
             self.limiter.succeed(number)
+            self._has_replied = True
             self._answered()
             return value
         raise self._read_error(number, response)
@@ -201,6 +202,9 @@ class Host:
             return self._refused(number, detail, retry_after(response.headers))
         if status in (408, 409) or status >= 500:
             return self._failed(number, "server-error", detail, retry_after(response.headers))
+        elsewhere = self._clean(without_secrets(response.headers.get("location", "")))
+        if 300 <= status < 400 and self._has_replied:  # something between us and a server that works
+            return self._failed(number, "not-a-reply", f"a redirect to {elsewhere!r} (code {status})")
         self.limiter.give_up()
         self._answered()
         refusal = f"{self.url}: the server refuses the request ({detail}); check the model's name and settings"
@@ -216,7 +220,6 @@ class Host:
         if status in (402, 429):
             return self._stop(TryAgainError(f"{self.url}: the account has no credit ({detail}); add some {_RESUMES}"))
         if 300 <= status < 400:
-            elsewhere = self._clean(without_secrets(response.headers.get("location", "")))
             return self._stop(
                 InputError(
                     f"{self.url}: the server redirects the request to {elsewhere!r} (code {status}). Redirects are not "

@@ -17,6 +17,8 @@ Clock = Callable[[], float]
 """Seconds since any fixed time."""
 
 FIRST_LIMIT = 8
+SECOND_LIMIT = 4
+"""The limit after a single request was refused: the reason is then not how many there are."""
 MAX_LIMIT = 512
 """Where growth ends. Servers that never refuse a request queue it, which makes replies late and no more of them."""
 CUT = 0.75
@@ -29,7 +31,8 @@ SLOW_GROWTH = 0.01
 """Growth by one reply near the ceiling: one request more after a hundred replies, so few requests are refused."""
 FIRST_COOL_DOWN_SECONDS = 0.25
 MAX_COOL_DOWN_SECONDS = 30.0
-"""No request starts for so long after a burst of refusals: twice as long after each that follows without a reply."""
+"""No request starts for so long after a second burst of refusals without a reply since the first; then for twice as
+long, and so on."""
 FAILURE_DEBT = 10
 """Replies that must come after a server error before the limit grows: it stays if more than one in ten fails."""
 
@@ -39,8 +42,8 @@ class Limiter:
 
     The limit grows by one with every reply as long as it is used up, so it doubles in the time of one request. A burst
     of 429s cuts it by a quarter, once: refusals of requests that were sent before the cut belong to the same burst. The
-    limit at which requests were refused is remembered as the ceiling, and growth near it is slow. After a burst no
-    request starts for a while, or for as long as the server asks. Server errors stop growth and cut nothing.
+    limit at which requests were refused is remembered as the ceiling, and growth near it is slow. No request starts
+    for as long as the server asks, or for a while if cutting did not help. Server errors stop growth and cut nothing.
 
     Args:
         clock: Says the time in seconds.
@@ -58,7 +61,7 @@ class Limiter:
         """The limit at which requests were refused last."""
         self.num_bursts = 0
         """Bursts of refusals."""
-        self._cool_down = FIRST_COOL_DOWN_SECONDS
+        self._cool_down = 0.0
         self._paused_until = -math.inf
         self._num_started = 0
         self._cut_at = 0
@@ -97,7 +100,7 @@ class Limiter:
         self.in_flight -= 1
         if number <= self._cut_at:
             return  # sent before the cut: its success says nothing about the new limit
-        self._cool_down = FIRST_COOL_DOWN_SECONDS
+        self._cool_down = 0.0
         if self._is_fixed or self._clock() < self._paused_until:
             return
         if self._debt:
@@ -120,12 +123,15 @@ class Limiter:
         if number <= self._cut_at:
             return False
         self.pause(self._cool_down)
-        self._cool_down = min(MAX_COOL_DOWN_SECONDS, 2 * self._cool_down)
+        self._cool_down = min(MAX_COOL_DOWN_SECONDS, max(FIRST_COOL_DOWN_SECONDS, 2 * self._cool_down))
         self._cut_at = self._num_started
         self.num_bursts += 1
         if not self._is_fixed:
-            self.ceiling = self._limit
-            self._limit = max(1.0, self._limit * CUT)
+            if self.limit > 1:
+                self.ceiling = self._limit
+                self._limit = max(1.0, self._limit * CUT)
+            else:
+                self.ceiling, self._limit = math.inf, float(SECOND_LIMIT)
         return True
 
     def fail(self, retry_after: float = 0.0) -> None:

@@ -108,7 +108,7 @@ class Transport:
             raise NoResponseError("unreachable", str(error), is_final=True) from error
         except aiohttp.ClientConnectorError as error:
             raise NoResponseError("unreachable", str(error.os_error) or str(error)) from error
-        except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as error:
+        except aiohttp.ClientResponseError as error:
             raise NoResponseError("not-a-reply", f"no response of HTTP ({error})") from error
         except (aiohttp.ClientError, OSError) as error:
             raise NoResponseError("disconnected", str(error) or type(error).__name__) from error
