@@ -9,8 +9,10 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 import types
 import typing
@@ -55,6 +57,7 @@ from sinterlm.pipeline.reasons import EXPLANATIONS
 from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.recipe import schema
+from sinterlm.recipe.executors import Local, Placement, Ray
 from sinterlm.recipe.extension import EXTENDS
 from sinterlm.recipe.load import load_recipe, read_train_settings
 from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
@@ -237,7 +240,7 @@ def shown_commands(program: str) -> Iterator[tuple[str, str, bool]]:
     """Place and text of each shown command of ``program``, and whether it is whole (on its own line)."""
     for block in blocks("", "console", "bash", "sh", "shell"):
         for line in block.text.replace("\\\n", " ").splitlines():
-            command = line.strip().removeprefix("$ ").partition("  #")[0].strip()
+            command = line.strip().removeprefix("$ ").removesuffix(" &").partition("  #")[0].strip()
             if command.startswith(f"{program} "):
                 yield str(block), command, True
     for document in DOCUMENTS:
@@ -364,6 +367,8 @@ def first_recipe() -> str:
 SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "The recipe": [schema.Recipe],
     "budget": [schema.Budget],
+    "executor": [Ray, Local],
+    "target, sources and scorer": [Placement],
     "prompts": [schema.Prompts],
     "deduplicate": [schema.Deduplicate],
     "decontaminate": [schema.Decontaminate],
@@ -973,3 +978,68 @@ def test_the_worked_objective() -> None:
     torch.testing.assert_close(result.metrics["rewards/margins"], torch.tensor([0.0, 1.0, 3.0]))
     result.losses.sum().backward()
     torch.testing.assert_close(policy.grad, torch.tensor([-0.5, -0.5, 0.0]))
+
+
+# -- scale.md ----------------------------------------------------------------------------------------------------------
+
+
+def test_scale_md_gives_what_the_shipped_recipe_plans() -> None:
+    """Calls, GPU hours and disk of every stage, as in the table; what the text says of tokens and memory."""
+    result = CliRunner().invoke(cli.app, ["plan", str(ROOT / "recipes" / "wrpo" / "llama3-8b.yaml"), "--json"])
+    planned = json.loads(result.output)
+    page = prose(DOCS / "scale.md")
+    rows = re.findall(r"^\| `([a-z-]+)` \|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|", page, flags=re.MULTILINE)
+    given = {name: tuple(cell.strip() for cell in cells) for name, *cells in rows}
+
+    def hours(stage: Mapping[str, Any], gpu: str) -> str:
+        number = (stage["gpu_hours"] or {}).get(gpu)
+        return "" if number is None else f"{number:.1f}" if number < 10 else f"{number:,.0f}"
+
+    assert given == {
+        stage["name"]: (
+            f"{stage['calls']:,}" if stage["calls"] else "",
+            hours(stage, "A100"),
+            hours(stage, "H100"),
+            f"{stage['disk_bytes'] / 1e9:.1f} GB" if stage["disk_bytes"] else "",
+        )
+        for stage in planned["stages"]
+        if stage["name"] not in ("prompts", "report")
+    }
+    sampling = next(stage for stage in planned["stages"] if stage["name"] == "sample-sources")
+    assert round(sampling["calls"] * 512 / 1e9, 1) == 1.5
+    assert round(sampling["calls"] * 200 / 1e9, 1) == 0.6
+    assert round(sampling["new_tokens"] / 1e9, 1) == 12.3
+    assert round(sampling["calls"] * (600 + 4 * 512) / 1e9, 1) == 7.9
+    assert round(sampling["gpu_hours"]["A100"] / 8 / 24, 1) == 6.4
+    assert round(sampling["gpu_hours"]["A100"] / 16) == 77
+    assert planned["memory_bytes"] == 128e9
+    for text in ("1.5 billion", "0.6\n  billion", "12.3 billion", "7.9 GB", "6.4 days", "77 hours", "128 GB"):
+        assert text in page
+
+
+@pytest.mark.parametrize("block", blocks("bash"), ids=str)
+def test_shown_scripts_parse(block: Block) -> None:
+    subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
+
+
+@pytest.mark.parametrize(("reason", "code"), [("", 5), ("TERM", 143)])
+def test_the_shown_job_passes_a_signal_on_and_is_queued_again(tmp_path: Path, reason: str, code: int) -> None:
+    """With a command that needs a moment to end, as ours does, and ends by itself with exit code 5."""
+    script = next(block.text for block in blocks("bash") if "trap" in block.text)
+    fakes = {
+        "sinterlm": 'trap "sleep 0.2; exit 143" TERM; touch running; for _ in $(seq 10); do sleep 0.1; done; exit 5',
+        "scontrol": 'echo "$@"',
+    }
+    for name, text in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    command = ["bash", "-c", script]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as job:
+        while not (tmp_path / "running").exists():
+            time.sleep(0.01)
+        if reason:
+            job.send_signal(signal.SIGTERM)
+        said, _ = job.communicate(timeout=20)
+    assert job.returncode == code
+    assert said == ("requeue 17\n" if reason else "")

@@ -140,6 +140,7 @@ SERVED_TOGETHER = (
     "sources.s.revision=v2",
     "sources.s.sampling={num_samples: 1, temperature: 0.5, top_p: 0.25, repetition_penalty: 1.5, seed: 9}",
 )
+ON_RAY = ("executor={kind: ray}", *SOURCE)
 ASKING_SOURCE = (*SOURCE, "sources.s.model=FOLDER/asking")
 TARGET = (
     "prompts.path=few.jsonl",
@@ -389,6 +390,28 @@ SEAMS: dict[str, list[Seam]] = {
     "seed": [Seam("seed=1", lambda d: [a.content for row in d.rows() for a in row.responses])],
     "template_date": [
         of_source("template_date=2020-05-03", lambda d: d.has_read("03 May 2020"), False, True, given=ASKING_SOURCE)
+    ],
+    "executor[ray].address": [
+        of_source("executor.address=10.0.0.1:6379", lambda d: d.cluster.addresses, ["auto"], ["10.0.0.1:6379"],
+                  given=ON_RAY)
+    ],
+    "executor[ray].target.gpus": [
+        sampled("executor.target.gpus=2", lambda d: d.placed("num_gpus"), {1}, {2}, given=ON_RAY[:1])
+    ],
+    "executor[ray].target.cpus": [
+        sampled("executor.target.cpus=3", lambda d: d.placed("num_cpus"), {1}, {3}, given=ON_RAY[:1])
+    ],
+    "executor[ray].target.copies": [
+        sampled("executor.target.copies=1", lambda d: ("needs 1 CPU core and 9 GPUs" in d.error, len(d.letters())),
+                (True, 0), (False, 4), given=("executor={kind: ray, target: {gpus: 9}}",))
+    ],
+    "executor[ray].sources": [
+        of_source("executor.sources={s: {cpus: 3}}", lambda d: d.placed("num_cpus"), {1}, {3}, given=ON_RAY)
+    ],
+    "executor[ray].scorer": [
+        scored("executor.scorer={gpus: 2}", lambda d: (d.placed("num_gpus"), len(d.read("reward")) > 0), ({1}, True),
+               ({2}, True),
+               given=(ON_RAY[0], "scorer={kind: reward-model, model: FOLDER/reward}", "prompts.path=few.jsonl"))
     ],
     "budget.money": [Seam("budget.money=0.0", lambda d: "more than 0" in d.error, False, True)],
     "budget.tokens": [of_source("budget.tokens=1", lambda d: len(d.letters()), 8, 4, given=TWO_SOURCES)],

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from sinterlm.formats.shared import dump_response, dump_score
 from sinterlm.records import TrainingRow
 from sinterlm.store import Store
 from tests.chat_server import Answer, ScriptedServer, serve
+from tests.fake_ray import FakeRay
 from tests.test_armorm import save_checkpoint
 from tests.tiny import build_model, build_tokenizer, save_tiny, save_tiny_reward_model
 
@@ -226,6 +227,12 @@ class Done:
     asked_workers: list[tuple[Any, ...]]
     """The arguments of all calls to pools of processes, with the time limit last."""
     overrides: tuple[str, ...] = ()
+    cluster: FakeRay = field(default_factory=lambda: FakeRay([{"CPU": 4.0, "GPU": 2.0}]))
+    """Where the run works if its executor is Ray."""
+
+    def placed(self, what: str) -> set[Any]:
+        """How many ``num_cpus`` or ``num_gpus`` each of its workers got."""
+        return {options[what] for options in self.cluster.options}
 
     def rows(self, name: str = "m") -> list[TrainingRow]:
         return read_rows(self.folder / "rows" / f"{name}.parquet")
@@ -387,6 +394,7 @@ def watched(done: Done, *, trains: bool) -> Iterator[None]:
         return future
 
     with pytest.MonkeyPatch.context() as patch:
+        done.cluster.install(patch)
         patch.setattr(LlamaModel, "forward", read)
         patch.setattr(Trainer, "train", trained)
         if not trains:

@@ -178,7 +178,7 @@ def _ask_one(
 def engine_of(run: RunContext, request: SamplingRequest) -> Engine:
     """Build the participant's engine, which reports where its weights are once they are loaded."""
     name = request.participant.name
-    return request.build_engine(lambda placement: run.reporter.say(f"  {name}: loaded on {placement}"))
+    return run.executor.engine(request, lambda placement: run.reporter.say(f"  {name}: loaded on {placement}"))
 
 
 def identity_of(request: SamplingRequest) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from sinterlm.models import cached_fingerprint, fingerprint, writes_date
 from sinterlm.models.settings import chat_models_in
 from sinterlm.pipeline.budget import Budget
 from sinterlm.pipeline.checks import check_inputs
+from sinterlm.pipeline.executors import build_executor
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.halt import Halt
 from sinterlm.pipeline.launch import require_one_process
@@ -83,6 +84,7 @@ def run_fusion(
         with atomic_write(fusion.output / "recipe.yaml") as path:
             path.write_text(resolve_text(fusion.recipe))
         budget = Budget(fusion.recipe.budget, [line for name in fusion.paying_runs for line in store.ledger(name)])
+        executor = stack.enter_context(closing(build_executor(fusion, reporter.say)))
         done_now = []
         for stage in wanted:
             # Ask again at each stage: an earlier stage may have removed an output of this one.
@@ -93,7 +95,8 @@ def run_fusion(
                 reporter.say(f"{stage.name} is done again: {why}")
             if only:
                 _check_needs(stage, [other for other in stages if _why_undone(other, keys, store, fusion)])
-            _do(RunContext(fusion, store, reporter, keys[stage.name], tuple(stages), Halt(), budget), stage)
+            run = RunContext(fusion, store, reporter, keys[stage.name], tuple(stages), Halt(), budget, executor)
+            _do(run, stage)
             done_now.append(stage.name)
         return Outcome(done_now, [stage.name for stage in stages if _why_undone(stage, keys, store, fusion)])
 

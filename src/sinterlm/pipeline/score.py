@@ -159,7 +159,8 @@ def stored_scorer(run: RunContext, config: ScorerSettings, stage: str = "") -> S
             for note in given.notes:
                 run.reporter.say(f"  {config.title}: {note}")
 
-        return StoredScorer(scorer, run.store, by_place=config.joins_by_place, on_given=account)
+        worker = run.executor.scorer(scorer, config)
+        return StoredScorer(scorer, run.store, worker=worker, by_place=config.joins_by_place, on_given=account)
 
     wrapped = build_scorer(config, wrap=wrap)
     assert isinstance(wrapped, StoredScorer)

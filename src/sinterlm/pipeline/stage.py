@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from sinterlm.models import Fingerprint
 from sinterlm.pipeline.budget import Budget
+from sinterlm.pipeline.executors import Executor, LocalExecutor
 from sinterlm.pipeline.forecast import Forecast, StagePlan
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.halt import Halt
@@ -39,6 +40,8 @@ class RunContext(NamedTuple):
     """Stops the work in an orderly way."""
     budget: Budget = Budget()
     """What may be spent."""
+    executor: Executor = LocalExecutor()
+    """Where models answer and scorers score."""
 
     def within_budget(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield work to begin, until the run is halted or its budget is reached, which halts it."""

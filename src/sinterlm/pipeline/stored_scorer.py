@@ -47,6 +47,7 @@ class StoredScorer:
     Args:
         scorer: Scores what the store lacks.
         store: Keeps the scores, under the scorer's identity.
+        worker: Does the scorer's work in its place, e.g. on another machine.
         by_place: Whether a score may depend on the answer's source and sample index. These are then part of its key,
             because the same answer may have another place later.
         on_given: Writes down what scores cost.
@@ -57,10 +58,12 @@ class StoredScorer:
         scorer: Scorer,
         store: Store,
         *,
+        worker: Scorer | None = None,
         by_place: bool = False,
         on_given: OnGiven = lambda given, seconds: None,
     ) -> None:
         self._scorer = scorer
+        self._worker = worker or scorer
         self._store = store
         self._by_place = by_place
         self._on_given = on_given
@@ -95,7 +98,7 @@ class StoredScorer:
     @property
     def answers_at_once(self) -> int:
         """How many answers the scorer likes to be given at once."""
-        return answers_at_once(self._scorer)
+        return answers_at_once(self._worker)
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         """Score what the store lacks and return all scores. Where the scorer failed, the next call tries again."""
@@ -112,7 +115,7 @@ class StoredScorer:
         """Ask the scorer and store its scores, except for answers on which it failed: these are returned by ids."""
         failed: dict[tuple[str, str], Score] = {}
         try:
-            with closing(stream_scores(self._scorer, [entry.exchange for entry in missing])) as stream:
+            with closing(stream_scores(self._worker, [entry.exchange for entry in missing])) as stream:
                 started = time.monotonic()
                 for given in stream:
                     scored = [(missing[place], score) for place, score in given.scores]
@@ -156,7 +159,7 @@ class StoredScorer:
 
     def close(self) -> None:
         """Close the scorer; the store stays open."""
-        self._scorer.close()
+        self._worker.close()
 
 
 def _has_failed(score: Score) -> bool:

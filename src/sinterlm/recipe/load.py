@@ -21,6 +21,7 @@ from sinterlm.formats.document import Document, refuse, validate
 from sinterlm.formats.yaml_file import dump_yaml, read_yaml
 from sinterlm.objectives.named import OBJECTIVES, known_hyperparameters
 from sinterlm.recipe import train_arguments
+from sinterlm.recipe.executors import Ray
 from sinterlm.recipe.extension import EXTENDS, extend
 from sinterlm.recipe.overrides import PLACE, Override, apply_overrides
 from sinterlm.recipe.schema import (
@@ -201,6 +202,8 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
         yield from (Problem((*path, *problem.path), problem.text) for problem in model.find_problems())
     for path, scorer in recipe.scorers.items():
         yield from (Problem((*path, *problem.path), problem.text) for problem in scorer.find_problems())
+    if isinstance(recipe.executor, Ray):
+        yield from _find_executor_problems(recipe.executor, recipe)
     if recipe.sft:
         yield from _find_sft_problems(("sft",), "sft", recipe.sft, recipe)
     for method, preference in recipe.preference.items():
@@ -215,6 +218,15 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
                 yield Problem(
                     ("preference", own), f"the `sft` of {method!r} has this name; give the method another one"
                 )
+
+
+def _find_executor_problems(executor: Ray, recipe: Recipe) -> Iterator[Problem]:
+    for name in executor.sources:
+        if name not in recipe.sources:
+            yield Problem(("executor", "sources", name), unknown_name(name, recipe.sources, f"source {name!r}"))
+    if "://" in executor.address:
+        reason = f"{executor.address} is an address of Ray Client; run on a node of the cluster, and use address: auto"
+        yield Problem(("executor", "address"), reason)
 
 
 def _find_sft_problems(path: KeyPath, name: str, sft: Sft, recipe: Recipe) -> Iterator[Problem]:

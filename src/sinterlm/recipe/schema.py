@@ -17,6 +17,7 @@ from sinterlm.components import union_of
 from sinterlm.explain import Problem
 from sinterlm.models.settings import TemplateDate
 from sinterlm.objectives.named import ResolvedObjective, list_hyperparameters, resolve_objective
+from sinterlm.recipe.executors import AnyExecutor, Local
 from sinterlm.sampling.engines import Source
 from sinterlm.sampling.recorded import RecordedSource
 from sinterlm.sampling.transformers_engine import TransformersSource
@@ -308,6 +309,10 @@ class Recipe(Settings):
     """
     evaluation: Evaluation = Evaluation()
     """What is measured."""
+    executor: AnyExecutor = Local()
+    """Where models answer and scorers score: in this process or on a Ray cluster. Answers and scores are the same, so
+    a run may change it between commands.
+    """
 
     @property
     def fine_tunings(self) -> dict[str, Sft]:

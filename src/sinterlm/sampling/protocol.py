@@ -66,7 +66,7 @@ class Engine(Protocol):
         ...
 
     def sample(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Generation]]:
-        """Answer batch after batch; each yielded list is whole and in the batch's order."""
+        """Answer every batch, in any order; each yielded list is a whole batch's, in the batch's order."""
         ...
 
     def close(self) -> None:

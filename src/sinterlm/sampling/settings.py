@@ -67,6 +67,19 @@ class EngineSettings(Settings):
         """The share of requests that may fail after all retries."""
         return 0.0
 
+    @property
+    def needs_machine(self) -> bool:
+        """Whether answers take the processors of the machine that asks, so that a cluster's nodes can share the work.
+
+        False for what is asked over the network or looked up.
+        """
+        return False
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of one machine that answers take, if it has GPUs at all."""
+        return 0
+
     def sampling_settings(self, seed: int) -> SamplingSettings | None:
         """How training samples are drawn; None if nothing is drawn.
 
@@ -266,6 +279,16 @@ class LocalModel(AskedModel, ChatModel):
     def weights(self) -> str:
         """See :attr:`EngineSettings.weights`."""
         return self.model
+
+    @property
+    def needs_machine(self) -> bool:
+        """See :attr:`EngineSettings.needs_machine`."""
+        return True
+
+    @property
+    def num_gpus(self) -> int:
+        """One, which ``device`` may rule out."""
+        return 0 if self.device == "cpu" else 1
 
     @property
     def num_weights(self) -> float | None:

@@ -101,6 +101,19 @@ class ScorerSettings(Settings):
         """Names of the models that it runs on this machine; its parts aside."""
         return ()
 
+    @property
+    def needs_machine(self) -> bool:
+        """Whether it takes the processors of this machine long enough for a cluster's nodes to share the work.
+
+        Its parts aside.
+        """
+        return bool(self.models())
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of one machine that it takes, if there are GPUs at all; its parts aside."""
+        return 1 if self.models() and getattr(self, "device", "auto") != "cpu" else 0
+
     def find_problems(self) -> Iterator[Problem]:
         """Keys that do not go together, in this mapping and its parts; paths are relative to the mapping."""
         for path, part in self.children().items():
