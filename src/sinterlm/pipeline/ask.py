@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from threading import Thread
+from threading import Event, Thread
 
 from sinterlm.errors import BudgetError, InputError, SinterError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
@@ -77,25 +78,24 @@ def ask(run: RunContext, stage: str, requests: Sequence[SamplingRequest], prompt
                     run.reporter.say(f"  {request.participant.name} failed, the others are still asked: {error}")
 
     closers: list[Callable[[], None]] = []
+    at_work: list[Event] = []
     elsewhere: dict[str, list[int]] = {}
     for place, request in enumerate(requests):
         if request.participant.config.runs_elsewhere:
             elsewhere.setdefault(request.participant.name, []).append(place)
-    threads = [Thread(target=work, args=(places,), daemon=True) for places in elsewhere.values()]
     try:
-        for thread in threads:
-            thread.start()
+        at_work = [_start(partial(work, places)) for places in elsewhere.values()]
         work([place for place in range(len(requests)) if not requests[place].participant.config.runs_elsewhere])
-        _join(threads)
+        _wait(at_work)
     except BaseException:
         run.halt.stop()
         try:
-            _join(threads, GRACE_SECONDS)
+            _wait(at_work, GRACE_SECONDS)
         finally:
             for close in list(closers):
                 with suppress(Exception):  # the error that is on its way says more
                     close()
-            _join(threads, CLOSING_SECONDS)
+            _wait(at_work, CLOSING_SECONDS)
         raise
     try:
         run.halt.raise_reason()
@@ -105,12 +105,30 @@ def ask(run: RunContext, stage: str, requests: Sequence[SamplingRequest], prompt
     return results
 
 
-def _join(threads: Sequence[Thread], seconds: float = float("inf")) -> None:
-    """Wait for threads in short steps, so that an interrupt arrives at once."""
-    end = time.monotonic() + seconds
-    while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
-        for thread in threads:
-            thread.join(min(0.1, max(0.0, end - time.monotonic())))
+def _start(work: Callable[[], None]) -> Event:
+    """Work in a thread of its own, which does not keep an interrupted process alive; the event says that it has ended.
+
+    (``Thread.join`` is no help: in CPython 3.11 an interrupt in it lets a thread at work count as ended.)
+    """
+    ended = Event()
+
+    def to_the_end() -> None:
+        try:
+            work()
+        finally:
+            ended.set()
+
+    Thread(target=to_the_end, daemon=True).start()
+    return ended
+
+
+def _wait(at_work: Sequence[Event], seconds: float | None = None) -> None:
+    """Wait until all work has ended, at most so long."""
+    end = None if seconds is None else time.monotonic() + seconds
+    for ended in at_work:
+        # In short steps, so that an interrupt arrives at once on every system.
+        while not ended.wait(0.1) and (end is None or time.monotonic() < end):
+            pass
 
 
 def _describe_left(requests: Sequence[SamplingRequest], results: Sequence[Asked]) -> str:
