@@ -36,6 +36,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/overlap.py
 	$(BIN)/python -m benchmarks.verifiers
 	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/endpoint_client.py
 
 # Counts how many small changes of the code the tests notice, on a sample that takes an hour at most.
 mutants: $(STAMP)
