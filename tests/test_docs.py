@@ -369,6 +369,7 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "budget": [schema.Budget],
     "executor": [Ray, Local],
     "target, sources and scorer": [Placement],
+    "until": [schema.Until],
     "prompts": [schema.Prompts],
     "deduplicate": [schema.Deduplicate],
     "decontaminate": [schema.Decontaminate],

@@ -416,6 +416,8 @@ SEAMS: dict[str, list[Seam]] = {
     "budget.money": [Seam("budget.money=0.0", lambda d: "more than 0" in d.error, False, True)],
     "budget.tokens": [of_source("budget.tokens=1", lambda d: len(d.letters()), 8, 4, given=TWO_SOURCES)],
     "budget.hours": [of_source("budget.hours=0.00000001", lambda d: len(d.letters()), 8, 4, given=TWO_SOURCES)],
+    "until.rows": [Seam("until.rows=5", lambda d: len(d.ids()), 16, 5, given=("until={rows: 16}",))],
+    "until.candidates": [Seam("until.candidates=3", lambda d: len(d.ids()), 16, 3, given=("until={rows: 16}",))],
     "preview": [Seam("preview=3", Done.parts, {"preference": 16}, {"preference": 3}, until="prompts")],
     "prompts.path": [Seam("prompts.path=few.jsonl", ids, ALL, {"n1", "n2"})],
     "prompts.sizes": [

@@ -21,6 +21,8 @@ from sinterlm.sampling.protocol import Engine
 from sinterlm.scoring.settings import ScorerSettings
 
 STORE = "store.sqlite"
+GATHER = "gather"
+"""The stage that asks only as many prompts as are needed; see :attr:`Fusion.gathers`."""
 PREVIEW = "preview"
 """The folder of a run's preview, in its output folder."""
 
@@ -141,6 +143,11 @@ class Fusion:
         return self.recipe.preview is None
 
     @property
+    def gathers(self) -> bool:
+        """Whether prompts of the preference part are asked only until there are enough rows; a preview asks its few."""
+        return self.recipe.until is not None and self.trains
+
+    @property
     def preview_output(self) -> Path:
         """The output folder of this run's preview."""
         return self.output / PREVIEW
@@ -231,6 +238,11 @@ class Fusion:
         used = {"sft": self.recipe.fine_tunings, "preference": self.recipe.preference}
         return tuple(part for part in used if used[part]) or tuple(used)
 
+    @property
+    def gathered_rounds(self) -> tuple[str, ...]:
+        """The rounds that are asked about prompts of the preference part until there are enough rows."""
+        return ("gathered", "target") if "target" in self.rounds else ("gathered",)
+
     def for_training(self, participant: Participant) -> SamplingRequest:
         """How the participant is asked for training data."""
         config = participant.config
@@ -272,7 +284,10 @@ class Fusion:
         """Every round of questions by name, in the order of asking."""
         recipe, held_out = self.recipe, self.recipe.evaluation.held_out
         sources = tuple(map(self.for_training, self.sources))
-        rounds = [Round("sources", sources, self.training_parts, recipe.scorer)]
+        parts = tuple(part for part in self.training_parts if part != "preference" or not self.gathers)
+        rounds = [Round("sources", sources, parts, recipe.scorer)]
+        if self.gathers:
+            rounds.append(Round("gathered", sources, ("preference",), recipe.scorer))
         if self.sampled_targets:
             targets = tuple(map(self.for_training, self.sampled_targets))
             rounds.append(Round("target", targets, ("preference",), recipe.scorer))

@@ -12,12 +12,13 @@ from sinterlm.models import Fingerprint
 from sinterlm.pipeline.budget import Budget
 from sinterlm.pipeline.executors import Executor, LocalExecutor
 from sinterlm.pipeline.forecast import Forecast, StagePlan
-from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.fusion import GATHER, Fusion
 from sinterlm.pipeline.halt import Halt
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.progress import Reporter
 from sinterlm.records import Dropped, Prompt, Spent, digest
 from sinterlm.report.data import ReportData
+from sinterlm.selection.split import Parts
 from sinterlm.store import Store
 
 Item = TypeVar("Item")
@@ -43,6 +44,9 @@ class RunContext(NamedTuple):
     executor: Executor = LocalExecutor()
     """Where models answer and scorers score."""
 
+    window: slice | None = None
+    """The prompts of the preference part that are asked now, while a run asks only as many as it needs (``until``)."""
+
     def within_budget(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield work to begin, until the run is halted or its budget is reached, which halts it."""
         for item in self.halt.until(items):
@@ -57,8 +61,24 @@ class RunContext(NamedTuple):
         self.budget.add(spent)
 
     def prompts(self, *parts: str) -> list[Prompt]:
-        """The prompts of several parts, one part after the other, as the store has them."""
-        return [prompt for part in parts for prompt in self.store.prompts(self.fusion.run_name, part)]
+        """The prompts of several parts, one part after the other, as the store has them.
+
+        If the recipe says ``until``, the preference part is what the stage ``gather`` has asked.
+        """
+        return [prompt for part in parts for prompt in self._part(part)]
+
+    def _part(self, part: str) -> Sequence[Prompt]:
+        prompts = self.store.prompts(self.fusion.run_name, part)
+        if part != "preference" or not self.fusion.gathers:
+            return prompts
+        if self.window:
+            return prompts[self.window]
+        gathered = self.store.finished_stages(self.fusion.run_name).get(GATHER)
+        return prompts[: int(gathered.counts["prompts"])] if gathered else []
+
+    def split(self) -> list[Prompt]:
+        """All prompts of the run, asked or not."""
+        return [prompt for part in Parts._fields for prompt in self.store.prompts(self.fusion.run_name, part)]
 
 
 class StageResult(NamedTuple):

@@ -204,6 +204,8 @@ def _find_problems(recipe: Recipe) -> Iterator[Problem]:
         yield from (Problem((*path, *problem.path), problem.text) for problem in scorer.find_problems())
     if isinstance(recipe.executor, Ray):
         yield from _find_executor_problems(recipe.executor, recipe)
+    if recipe.until:
+        yield from _find_until_problems(recipe)
     if recipe.sft:
         yield from _find_sft_problems(("sft",), "sft", recipe.sft, recipe)
     for method, preference in recipe.preference.items():
@@ -227,6 +229,16 @@ def _find_executor_problems(executor: Ray, recipe: Recipe) -> Iterator[Problem]:
     if "://" in executor.address:
         reason = f"{executor.address} is an address of Ray Client; run on a node of the cluster, and use address: auto"
         yield Problem(("executor", "address"), reason)
+
+
+def _find_until_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Whether rows can be counted before the trainings that they are for."""
+    if not recipe.preference:
+        yield Problem(("until",), "it counts the rows of preference methods, and the recipe has none; remove it")
+    for name, sft in recipe.fine_tunings.items():
+        if sft.extra_prompts:
+            reason = f"the extra_prompts of {name} are known only once all prompts are asked; remove one of the two"
+            yield Problem(("until",), reason)
 
 
 def _find_sft_problems(path: KeyPath, name: str, sft: Sft, recipe: Recipe) -> Iterator[Problem]:

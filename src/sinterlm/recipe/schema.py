@@ -271,6 +271,15 @@ class Budget(Settings):
     """Hours of work, summed over models: two that are asked side by side for an hour take two."""
 
 
+class Until(Settings):
+    """How many prompts of the preference part are asked: only as many as give enough rows."""
+
+    rows: Positive
+    """Training rows that every preference method needs."""
+    candidates: Positive | None = None
+    """The most prompts to ask; by default all of the part."""
+
+
 class Recipe(Settings):
     """One fusion."""
 
@@ -286,6 +295,8 @@ class Recipe(Settings):
     """The date that chat templates use as today's, such as ``2026-11-30``; by default the day of the first command."""
     budget: Budget = Budget()
     """What the run may spend."""
+    until: Until | None = None
+    """Asks prompts of the preference part until enough of them have given a row; by default all are asked."""
     preview: Positive | None = None
     """Takes this many prompts of every part through sampling, scoring and selection, and trains nothing: what
     ``sinterlm run --preview`` sets. The answers of the target are then those before any training.

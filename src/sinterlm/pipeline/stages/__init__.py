@@ -6,6 +6,8 @@
 
 A training with a grid has a stage search-METHOD before it. An SFT that also learns from what a method drops
 (``extra_prompts``) comes after that method's select-METHOD. A preview has no trainings and no evaluation.
+With ``until``, the stage gather takes the place of sample-target and score-target, and asks the sources about the
+preference part, too.
 
 Each kind of stage is a file of this package: what decides its result (its key), what it costs (``plan``), what it
 checks before the first answer, what it does, what it leaves, and what ``status`` and the report show of it.
@@ -18,6 +20,7 @@ from collections.abc import Iterator
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.stage import Stage
 from sinterlm.pipeline.stages.evaluate import Evaluate
+from sinterlm.pipeline.stages.gather import Gather
 from sinterlm.pipeline.stages.prompts import Prompts
 from sinterlm.pipeline.stages.report import Report
 from sinterlm.pipeline.stages.sample import SampleHeldOut, SampleSources, SampleTarget
@@ -37,7 +40,9 @@ def build_stages(fusion: Fusion) -> list[Stage]:
         if name in deciding:
             stages.append(Select(fusion, deciding[name]))
         stages += [Select(fusion, name), *_train(fusion, name)]
-    if "target" in fusion.rounds:
+    if fusion.gathers:
+        stages.append(Gather(fusion))
+    elif "target" in fusion.rounds:
         stages += [SampleTarget(fusion), Score(fusion, "target")]
     for method in fusion.recipe.preference:
         if method not in deciding.values():

@@ -20,7 +20,6 @@ from sinterlm.pipeline.sampling_cost import estimate_sampling
 from sinterlm.pipeline.stage import RunContext, Stage, StageResult
 from sinterlm.records import Dropped
 from sinterlm.sampling.protocol import HoldsAnswers
-from sinterlm.selection.split import Parts
 from sinterlm.streams import Spool
 
 
@@ -58,8 +57,7 @@ class Sample(Stage):
         for request in self._round.requests:
             with closing(engine_of(run, request)) as engine:
                 if isinstance(engine, HoldsAnswers):
-                    prompts = run.prompts(*Parts._fields)
-                    for subject, index, reason in engine.unused(prompts, num_samples=request.num_samples):
+                    for subject, index, reason in engine.unused(run.split(), num_samples=request.num_samples):
                         yield Dropped(subject, self.name, reason, f"{request.participant.name}, index {index}")
 
 

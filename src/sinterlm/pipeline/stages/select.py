@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from sinterlm.errors import ToleranceError
 from sinterlm.models import Fingerprint
 from sinterlm.pipeline.candidates import candidates_of
-from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.fusion import GATHER, Fusion
 from sinterlm.pipeline.stage import RunContext, Shown, Stage, StageResult, count_reasons
 from sinterlm.records import Dropped, Prompt, TrainingRow
 from sinterlm.selection.split import hand_over
@@ -32,9 +32,11 @@ class Select(Stage):
         self._compared = fusion.compared(training)
         self._extra = fusion.extra_prompts(training)
         self.name = f"select-{training}"
+        self._part = "sft" if training in fusion.recipe.fine_tunings else "preference"
+        is_gathered = fusion.gathers and self._part == "preference"
         self.needs = (
             "score-sources",
-            *(["score-target"] if self._compared else []),
+            *([GATHER] if is_gathered else ["score-target"] if self._compared else []),
             *([f"select-{self._extra.dropped_by}"] if self._extra else []),
         )
         self.outputs = (fusion.rows_path(training),)
@@ -58,8 +60,7 @@ class Select(Stage):
         """
         from sinterlm.formats import read_row_ids, write_rows
 
-        fusion, name, extra = run.fusion, self._training, self._extra
-        part = "sft" if name in fusion.recipe.fine_tunings else "preference"
+        fusion, name, extra, part = run.fusion, self._training, self._extra, self._part
         prompts: Sequence[Prompt] = run.prompts(part)
         moved: dict[str, float] = {}
         if extra:
@@ -70,20 +71,14 @@ class Select(Stage):
             )
             prompts = [*prompts, *handed_over] if part == "sft" else kept
             moved[extra.count_name if part == "sft" else "prompts left to SFT"] = len(handed_over)
-        compared = (fusion.for_training(self._compared),) if self._compared else ()
-        candidates = candidates_of(run, prompts, fusion.answers_to(part)._replace(targets=compared))
-        policy, seed = fusion.trainings[name].select, fusion.recipe.seed
         num_rows = 0
         dropped: Spool[Dropped] = Spool()
 
         def rows() -> Iterator[TrainingRow]:
             nonlocal num_rows
-            for some in chunks(candidates, SELECTED_AT_ONCE) if policy.by_prompt else [candidates]:
-                selection = policy.select(some, seed=seed, stage=self.name)
-                for drop in selection.dropped:
-                    dropped.append(drop)
-                num_rows += len(selection.rows)
-                yield from selection.rows
+            for row in self.select(run, prompts, dropped):
+                num_rows += 1
+                yield row
             if not num_rows and fusion.trains:
                 reasons = "; ".join(f"{reason}: {count}" for reason, count in count_reasons(dropped).items())
                 raise ToleranceError(
@@ -97,6 +92,27 @@ class Select(Stage):
         if num_left_out := len(dropped) - num_dropped:
             counts["sources left out of rows"] = num_left_out
         return StageResult(counts | moved, dropped)
+
+    def select(
+        self, run: RunContext, prompts: Sequence[Prompt], dropped: Spool[Dropped] | None = None
+    ) -> Iterator[TrainingRow]:
+        """Yield the rows that these prompts give.
+
+        Args:
+            run: The run.
+            prompts: The prompts, answered and scored.
+            dropped: Gets what is dropped.
+        """
+        fusion = run.fusion
+        compared = (fusion.for_training(self._compared),) if self._compared else ()
+        candidates = candidates_of(run, prompts, fusion.answers_to(self._part)._replace(targets=compared))
+        policy = fusion.trainings[self._training].select
+        for some in chunks(candidates, SELECTED_AT_ONCE) if policy.by_prompt else [candidates]:
+            selection = policy.select(some, seed=fusion.recipe.seed, stage=self.name)
+            if dropped is not None:
+                for drop in selection.dropped:
+                    dropped.append(drop)
+            yield from selection.rows
 
     def show(self, run: RunContext) -> Shown:
         """What was chosen, why prompts gave no row, and how many prompts came from another method's drops."""
