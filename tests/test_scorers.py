@@ -24,6 +24,7 @@ EXACT_MATCH = {"kind": "exact-match"}
 MATHEMATICS = {"kind": "mathematics", "num_workers": 1}
 CODE = {"kind": "code", "timeout_seconds": 3.0, "thoughts": "keep"}
 REWARD_MODEL = {"kind": "reward-model", "model": "org/model"}
+SERVED_REWARD_MODEL = {**REWARD_MODEL, "engine": "endpoint", "base_url": "http://127.0.0.1:1"}
 ARMORM = {"kind": "armorm", "model": "org/armorm", "dtype": "bfloat16", "chat_template_kwargs": {"deep": True}}
 RECORDED = {"kind": "recorded", "path": "scores.jsonl"}
 JUDGE = {"kind": "judge", "model": "m", **SERVER}
@@ -52,6 +53,8 @@ FROZEN: list[tuple[dict[str, Any], str, str | None]] = [
     (MATHEMATICS, "4461cc5cfa9baf38", "mathematics:3:5s:thoughts-strip"),
     (CODE, "65378cc7b1ef1013", None),
     (REWARD_MODEL, "02e2aa40c115ff2a", None),
+    ({**REWARD_MODEL, "engine": "transformers"}, "02e2aa40c115ff2a", None),
+    (SERVED_REWARD_MODEL, "613084f91191c505", None),
     (ARMORM, "90a89d30761a1207", None),
     (JUDGE, "bb76c6e4bef4a883", "5433d8fd1881c13b7aeae75ad43e56cfa2c4b89be7fe7d60374a4f8a42b6ac11:thoughts-strip"),
     (
@@ -94,6 +97,7 @@ def test_every_scorer_is_frozen() -> None:
     [
         (EXACT_MATCH, "exact-match"),
         (REWARD_MODEL, "reward-model org/model"),
+        (SERVED_REWARD_MODEL, "reward-model org/model"),
         (JUDGE, "judge m"),
         (GATE, "gate of exact-match, reward-model org/model"),
         (BY_DOMAIN, "mathematics for sums, else recorded"),

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from sinterlm.errors import CredentialsError, InputError, TryAgainError
 from sinterlm.models import load_lone_tokenizer
-from sinterlm.pipeline.stored_scorer import StoredScorer
+from sinterlm.pipeline.stored_scorer import Account, StoredScorer
 from sinterlm.recipe.load import load_recipe
 from sinterlm.records import Score, Usage
 from sinterlm.scoring.protocol import Exchange, Given, stream_scores
@@ -288,13 +288,13 @@ def test_wrong_keys_are_named(tmp_path: Path, keys: str, problem: str) -> None:
 # --- through the pipeline --------------------------------------------------------------------------------------------
 
 
-class Recorder:
+class Recorder(Account):
     """What a stored scorer accounts for."""
 
     def __init__(self) -> None:
         self.given: list[Given] = []
 
-    def __call__(self, given: Given, seconds: float) -> None:
+    def enter(self, given: Given, seconds: float) -> None:
         assert seconds >= 0
         self.given.append(given)
 
@@ -314,7 +314,7 @@ def test_scores_before_an_error_are_kept(models: Mapping[str, Path], tmp_path: P
     entries = exchanges("a", "b b", "c c c", "d d d d", "e e e e e")
     recorder = Recorder()
     with serve(script) as server, Store(tmp_path / "store.sqlite") as store:
-        stored = StoredScorer(served(server.url, models["llama3"], "", concurrency=1), store, on_given=recorder)
+        stored = StoredScorer(served(server.url, models["llama3"], "", concurrency=1), store, account=recorder)
         with pytest.raises(TryAgainError):
             stored.score(entries)
         assert total_usage(recorder.given).requests == 7

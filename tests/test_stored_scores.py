@@ -14,16 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from sinterlm import cli
-from sinterlm.errors import CredentialsError, InputError, ToleranceError, TryAgainError
+from sinterlm.errors import BudgetError, CredentialsError, InputError, ToleranceError, TryAgainError
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext
-from sinterlm.pipeline.stored_scorer import StoredScorer
+from sinterlm.pipeline.stored_scorer import Account, StoredScorer
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.overrides import Override
-from sinterlm.records import Score
-from sinterlm.scoring.protocol import SCORER_FAILED, Exchange, no_score
+from sinterlm.records import Score, Usage
+from sinterlm.scoring.protocol import SCORER_FAILED, Exchange, Given, no_score
 from sinterlm.scoring.settings import build_scorer
 from sinterlm.store import Store
 from tests.answers import answered
@@ -86,23 +86,28 @@ def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_recipe(folder: Path, workspace: Path, scorer: Mapping[str, Any], *, num_samples: int = 3) -> Path:
+def write_recipe(
+    folder: Path, workspace: Path, scorer: Mapping[str, Any], *, num_samples: int = 3, **others: Any
+) -> Path:
     recipe = {
         "output": str(workspace),
         "prompts": {"path": str(folder / "questions.jsonl"), "split": {"sft": 0.5}},
         "target": {"model": str(folder / "target")},
         "sources": {"old": {"engine": "recorded", "path": str(folder / "answers.jsonl"), "num_samples": num_samples}},
         "scorer": scorer,
+        **others,
     }
     path = workspace / "recipe.yaml"
     path.write_text(json.dumps(recipe))
     return path
 
 
-def run_scoring(folder: Path, workspace: Path, scorer: Mapping[str, Any], *, num_samples: int = 3) -> list[str]:
+def run_scoring(
+    folder: Path, workspace: Path, scorer: Mapping[str, Any], *, num_samples: int = 3, **others: Any
+) -> list[str]:
     """Score the answers; returns what the run reported."""
     reporter = Lines()
-    recipe = load_recipe(write_recipe(folder, workspace, scorer, num_samples=num_samples)).recipe
+    recipe = load_recipe(write_recipe(folder, workspace, scorer, num_samples=num_samples, **others)).recipe
     run_fusion(Fusion(recipe), reporter, until="score-sources")
     return reporter.lines
 
@@ -288,6 +293,64 @@ def test_what_was_judged_before_a_server_fell_sick_is_kept(folder: Path, tmp_pat
             is_sick = False
             run_scoring(folder, workspace, scorer)
             assert len(server.requests) == 31
+
+
+def test_what_verdicts_cost_is_in_the_ledger(folder: Path, tmp_path: Path) -> None:
+    """A busy server is asked again, which counts as a request; a verdict from the store costs nothing."""
+    price = {"input": 2e6, "output": 8e6, "cached_input": 1e6}
+    busy = iter([Answer(status=503, headers={"retry-after-ms": "1"})])
+    with serve(lambda request: next(busy, None) or by_length(request)) as server:
+        scorer = judge(server, price=price, max_retries=3)
+        run_scoring(folder, tmp_path, scorer)
+        run_scoring(folder, tmp_path, scorer)
+        num_sent = len(server.requests)
+    num_verdicts = len({(request["messages"][0]["content"]) for request in server.requests})
+    with Store(tmp_path / "store.sqlite", read_only=True) as store:
+        [spent] = store.ledger()
+    assert (spent.stage, spent.model, spent.items) == ("score-sources", "judge m", 3 * NUM_PROMPTS)
+    assert num_sent == num_verdicts + 1
+    assert spent.usage == Usage(num_sent, 2 * num_verdicts, num_verdicts, num_verdicts)
+    assert spent.money == pytest.approx(num_verdicts * (2.0 + 1.0 + 8.0))
+    assert spent.seconds > 0
+
+
+def test_a_budget_ends_judging_in_an_orderly_way(folder: Path, tmp_path: Path) -> None:
+    """A verdict takes 3 tokens. What is in flight when 30 are used is finished and kept, and never asked again."""
+    with serve(by_length, seconds=0.01) as server:
+        scorer = judge(server, concurrency=2)
+        with pytest.raises(BudgetError, match=r"the budget is reached \(tokens \d+ of 30\)") as caught:
+            run_scoring(folder, tmp_path, scorer, budget={"tokens": 30})
+        assert caught.value.exit_code == 4
+        num_asked = len(server.requests)
+        assert 10 <= num_asked <= 10 + 2 + 4  # two in flight, and a few that were waiting to be
+        assert len(scores_in(tmp_path)) == num_asked
+        run_scoring(folder, tmp_path, scorer, budget={"tokens": 1000})
+        assert len(server.requests) == 3 * NUM_PROMPTS
+        assert len({request["messages"][0]["content"] for request in server.requests}) == 3 * NUM_PROMPTS
+
+
+def test_verdicts_before_an_interrupt_are_kept(tmp_path: Path) -> None:
+    """The third time that verdicts come, the process dies before they are written."""
+
+    class Dies(Account):
+        num_entered = 0
+
+        def enter(self, given: Given, seconds: float) -> None:
+            self.num_entered += bool(given.scores)
+            if self.num_entered == 3:
+                raise KeyboardInterrupt
+
+    entries = [answered(str(number), name=f"p{number}") for number in range(6)]
+    with serve(by_length) as server, Store(tmp_path / "store.sqlite") as store:
+        config = load_scorer(judge(server, concurrency=1, thoughts="keep"))
+        with pytest.raises(KeyboardInterrupt):
+            StoredScorer(build_scorer(config), store, account=Dies()).score(entries)
+        stored = StoredScorer(build_scorer(config), store)
+        left = stored.look_up(entries).num_missing
+        assert 0 < left < len(entries)
+        before = len(server.requests)
+        assert len(stored.score(entries)) == len(entries)
+        assert len(server.requests) - before == left
 
 
 def test_a_judge_that_gives_no_verdict_at_all_says_why(folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
 from sinterlm.errors import InputError, ToleranceError
@@ -11,7 +11,7 @@ from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.progress import Task
 from sinterlm.pipeline.sample import answers_to
 from sinterlm.pipeline.stage import RunContext, StageResult
-from sinterlm.pipeline.stored_scorer import StoredScorer
+from sinterlm.pipeline.stored_scorer import Account, Item, StoredScorer
 from sinterlm.records import Dropped, Prompt, Score, Scored, Spent
 from sinterlm.scoring.protocol import INVALID_VERDICT, NO_SCORE, NOT_A_NUMBER, Exchange, Given, Scorer
 from sinterlm.scoring.settings import ScorerSettings, build_scorer
@@ -130,6 +130,37 @@ def _length(exchange: Exchange) -> int:
     return sum(len(message.content) for message in exchange.prompt.messages) + len(exchange.response.content)
 
 
+class _StageAccount(Account):
+    """Writes what scores cost to the ledger, and stops within the budget."""
+
+    def __init__(self, run: RunContext, stage: str, config: ScorerSettings) -> None:
+        self._run = run
+        self._stage = stage
+        self._config = config
+
+    def supply(self, work: Iterable[Item]) -> Iterator[Item]:
+        """Pass on work until the run is halted or its budget is reached."""
+        return self._run.within_budget(work)
+
+    def enter(self, given: Given, seconds: float) -> None:
+        """Write usage and notes of scores that were asked of servers."""
+        run, title = self._run, self._config.title
+        if given.usage.requests:
+            money = self._config.money(given.usage) or 0.0
+            run.spend(Spent(self._stage, title, given.usage, len(given.scores), money, seconds))
+        run.store.add_notes(run.fusion.run_name, self._stage, title, given.notes)
+        for note in given.notes:
+            run.reporter.say(f"  {title}: {note}")
+
+    def close(self) -> None:
+        """Raise why the run is halted.
+
+        Raises:
+            BudgetError: The budget is reached.
+        """
+        self._run.halt.raise_reason()
+
+
 def stored_scorer(run: RunContext, config: ScorerSettings, stage: str = "") -> StoredScorer:
     """Build the scorer of a ``scorer:`` mapping. It and the parts of a combination keep their scores in the store.
 
@@ -150,17 +181,8 @@ def stored_scorer(run: RunContext, config: ScorerSettings, stage: str = "") -> S
                 )
 
     def wrap(scorer: Scorer, config: ScorerSettings) -> StoredScorer:
-        def account(given: Given, seconds: float) -> None:
-            if given.usage.requests:
-                money = config.money(given.usage) or 0.0
-                spent = Spent(stage, config.title, given.usage, len(given.scores), money, seconds)
-                run.store.add_spent(run.fusion.run_name, spent)
-            run.store.add_notes(run.fusion.run_name, stage, config.title, given.notes)
-            for note in given.notes:
-                run.reporter.say(f"  {config.title}: {note}")
-
-        worker = run.executor.scorer(scorer, config)
-        return StoredScorer(scorer, run.store, worker=worker, by_place=config.joins_by_place, on_given=account)
+        worker, account = run.executor.scorer(scorer, config), _StageAccount(run, stage, config)
+        return StoredScorer(scorer, run.store, worker=worker, by_place=config.joins_by_place, account=account)
 
     wrapped = build_scorer(config, wrap=wrap)
     assert isinstance(wrapped, StoredScorer)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache, cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sinterlm.errors import SinterError
 from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import SCORER_FAILED, Exchange, Given, Scorer, answers_at_once, stream_scores
 from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.store import ScoreKey, Store
+
+Item = TypeVar("Item")
 
 
 class _Entry(NamedTuple):
@@ -37,8 +39,23 @@ class LookedUp(NamedTuple):
     """Different answers without a score."""
 
 
-OnGiven = Callable[[Given, float], None]
-"""Called with what a scorer has given and the seconds that it took, in the transaction that keeps the scores."""
+class Account:
+    """Who pays for scores that are asked of servers; this one does not count."""
+
+    def supply(self, work: Iterable[Item]) -> Iterator[Item]:
+        """Pass on work to begin, as long as it may be paid for."""
+        yield from work
+
+    def enter(self, given: Given, seconds: float) -> None:
+        """Write down what scores have cost, in the transaction that keeps them.
+
+        Args:
+            given: The scores.
+            seconds: How long they took.
+        """
+
+    def close(self) -> None:
+        """Raise why ``supply`` has ended early, if it has."""
 
 
 class StoredScorer:
@@ -50,7 +67,7 @@ class StoredScorer:
         worker: Does the scorer's work in its place, e.g. on another machine.
         by_place: Whether a score may depend on the answer's source and sample index. These are then part of its key,
             because the same answer may have another place later.
-        on_given: Writes down what scores cost.
+        account: Pays for the scores.
     """
 
     def __init__(
@@ -60,13 +77,13 @@ class StoredScorer:
         *,
         worker: Scorer | None = None,
         by_place: bool = False,
-        on_given: OnGiven = lambda given, seconds: None,
+        account: Account | None = None,
     ) -> None:
         self._scorer = scorer
         self._worker = worker or scorer
         self._store = store
         self._by_place = by_place
-        self._on_given = on_given
+        self._account = account or Account()
         self._name_of_place = cache(lambda *place: digest(place))
 
     @cached_property
@@ -115,14 +132,15 @@ class StoredScorer:
         """Ask the scorer and store its scores, except for answers on which it failed: these are returned by ids."""
         failed: dict[tuple[str, str], Score] = {}
         try:
-            with closing(stream_scores(self._worker, [entry.exchange for entry in missing])) as stream:
+            exchanges = [entry.exchange for entry in missing]
+            with closing(stream_scores(self._worker, exchanges, self._account.supply)) as stream:
                 started = time.monotonic()
                 for given in stream:
                     scored = [(missing[place], score) for place, score in given.scores]
                     failures = {entry.ids: score for entry, score in scored if _has_failed(score)}
                     with self._store.transaction():
                         self._keep((entry, score) for entry, score in scored if entry.ids not in failures)
-                        self._on_given(given, time.monotonic() - started)
+                        self._account.enter(given, time.monotonic() - started)
                     failed |= failures
                     started = time.monotonic()
         except SinterError as error:
@@ -130,6 +148,7 @@ class StoredScorer:
             error.scored = ()  # a combination must not take its part's scores for its own
             self._keep((entry, had[entry.ids]) for entry in missing if entry.ids in had)
             raise
+        self._account.close()
         return failed
 
     def _keep(self, scored: Iterable[tuple[_Entry, Score]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sinterlm.records import Prompt, Response, Score, Usage
@@ -66,19 +66,28 @@ class Given(NamedTuple):
     """What was noticed on the way, e.g. the limit of a server: sentences for the log and the report."""
 
 
+Supply = Callable[[Iterable[Any]], Iterator[Any]]
+"""Passes on items one by one, and may end before them."""
+
+
 @runtime_checkable
 class StreamsScores(Protocol):
     """An optional part of a scorer that asks servers: every score is kept as it comes, and so paid for once."""
 
-    def stream(self, exchanges: Sequence[Exchange]) -> Iterator[Given]:
-        """As :meth:`Scorer.score`, but in any order. What was given before an error counts."""
+    def stream(self, exchanges: Sequence[Exchange], supply: Supply = iter) -> Iterator[Given]:
+        """As :meth:`Scorer.score`, but in any order. What was given before an error counts.
+
+        Args:
+            exchanges: The answers.
+            supply: Passes on the work. If it ends early, what is in flight is finished, and scores are missing.
+        """
         ...
 
 
-def stream_scores(scorer: Scorer, exchanges: Sequence[Exchange]) -> Generator[Given, None, None]:
+def stream_scores(scorer: Scorer, exchanges: Sequence[Exchange], supply: Supply = iter) -> Generator[Given, None, None]:
     """Let a scorer score, whether it gives scores as they come or all at once."""
     if isinstance(scorer, StreamsScores):
-        yield from scorer.stream(exchanges)
+        yield from scorer.stream(exchanges, supply)
     else:
         yield Given(list(enumerate(scorer.score(exchanges))))
 

@@ -20,7 +20,7 @@ from sinterlm.models import TOKENIZER_PREFIX, fingerprint, load_lone_tokenizer, 
 from sinterlm.models.settings import ModelName
 from sinterlm.records import Usage
 from sinterlm.scoring.dialogues import Dialogue, DialogueReader, DialogueScorer, Opened, Reading, Truncate, Unread
-from sinterlm.scoring.protocol import NO_SCORE, Exchange, Given
+from sinterlm.scoring.protocol import NO_SCORE, Exchange, Given, Supply
 from sinterlm.scoring.settings import Fingerprint, Preflight
 
 if TYPE_CHECKING:
@@ -167,9 +167,10 @@ class ServedRewardScorer(DialogueScorer):
         self._build_endpoint = build_endpoint
         self._notes: list[str] = []
         self._usage = Usage()
+        self._supply: Supply = iter
         self._gives_raw_outputs = not self._asks.has_sigmoid
 
-    def stream(self, exchanges: Sequence[Exchange]) -> Iterator[Given]:
+    def stream(self, exchanges: Sequence[Exchange], supply: Supply = iter) -> Iterator[Given]:
         """See :class:`~sinterlm.scoring.protocol.StreamsScores`.
 
         Raises:
@@ -177,6 +178,7 @@ class ServedRewardScorer(DialogueScorer):
             CredentialsError: There is no key, or the server refuses it.
             TryAgainError: The server cannot be reached, or keeps failing.
         """
+        self._supply = supply
         try:
             for scores in self._score_all(exchanges):
                 yield Given(scores, *self._take_usage())
@@ -228,16 +230,16 @@ class ServedRewardScorer(DialogueScorer):
             )
             yield raw
             numbers = numbers[NUM_PROBES:]
-        yield from self._ask({number: dialogues[number] for number in numbers})
+        yield from self._ask({number: dialogues[number] for number in numbers}, self._supply)
 
     def _ask(
-        self, dialogues: Mapping[int, Dialogue], *, sigmoid: bool = False
+        self, dialogues: Mapping[int, Dialogue], supply: Supply = iter, *, sigmoid: bool = False
     ) -> Iterator[Sequence[tuple[int, Reading | Unread]]]:
         async def work(job: tuple[int, Dialogue]) -> _Got:
             number, dialogue = job
             return await self._ask_one(number, dialogue, sigmoid=sigmoid)
 
-        for some in self._endpoint.map(work, dialogues.items()):
+        for some in self._endpoint.map(work, supply(dialogues.items())):
             self._usage = sum((got.usage for got in some), self._usage)
             yield [(got.number, got.reading) for got in some if not isinstance(got.reading, SinterError)]
             for got in some:

@@ -15,7 +15,16 @@ from functools import cached_property
 from typing import Literal
 
 from sinterlm.records import Prompt, Score
-from sinterlm.scoring.protocol import Exchange, Given, Scorer, answers_at_once, in_order, no_score, stream_scores
+from sinterlm.scoring.protocol import (
+    Exchange,
+    Given,
+    Scorer,
+    Supply,
+    answers_at_once,
+    in_order,
+    no_score,
+    stream_scores,
+)
 from sinterlm.thoughts import HOLDS_THOUGHTS, split_thoughts
 
 
@@ -75,7 +84,7 @@ class ThoughtPolicy:
         """
         return in_order(self.stream(exchanges))
 
-    def stream(self, exchanges: Sequence[Exchange]) -> Iterator[Given]:
+    def stream(self, exchanges: Sequence[Exchange], supply: Supply = iter) -> Iterator[Given]:
         """See :class:`~sinterlm.scoring.protocol.StreamsScores`; a scorer that cannot stream gives all at once."""
         bare = [_without_thoughts(entry) for entry in exchanges]
         refused = {
@@ -88,7 +97,7 @@ class ThoughtPolicy:
         places = [place for place in range(len(exchanges)) if place not in refused]
         if not places:
             return
-        for given in stream_scores(self._scorer, [bare[place] for place in places]):
+        for given in stream_scores(self._scorer, [bare[place] for place in places], supply):
             scores = [
                 (places[number], replace(score, scorer=self.identity_for(exchanges[places[number]])))
                 for number, score in given.scores

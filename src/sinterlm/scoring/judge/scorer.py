@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sinterlm.endpoint import Endpoint, Reply
 from sinterlm.endpoint.settings import BuildEndpoint
 from sinterlm.errors import SinterError
 from sinterlm.files import file_sha256
@@ -19,7 +18,10 @@ from sinterlm.records import Score, Usage, digest
 from sinterlm.scoring.judge.methods import Comparison, Grading, Method
 from sinterlm.scoring.judge.prompts import OVERALL, WORDING, Mode, ResponseFormat
 from sinterlm.scoring.judge.verdicts import MAX_SHOWN, InvalidVerdict, describe_form, read_verdict
-from sinterlm.scoring.protocol import INVALID_VERDICT, Exchange, Given, in_order, no_score
+from sinterlm.scoring.protocol import INVALID_VERDICT, Exchange, Given, Supply, in_order, no_score
+
+if TYPE_CHECKING:
+    from sinterlm.endpoint import Endpoint, Reply
 
 ANSWERS_AT_ONCE = 512
 
@@ -118,7 +120,7 @@ class JudgeScorer:
         """
         return in_order(self.stream(exchanges))
 
-    def stream(self, exchanges: Sequence[Exchange]) -> Iterator[Given]:
+    def stream(self, exchanges: Sequence[Exchange], supply: Supply = iter) -> Iterator[Given]:
         """See :class:`~sinterlm.scoring.protocol.StreamsScores`; a score needs all replies about its answer."""
         texts = [self._method.requests(entry) for entry in exchanges]
         places: dict[str, list[int]] = {}
@@ -128,7 +130,7 @@ class JudgeScorer:
         distinct = list(places)
         replies: dict[str, Reply] = {}
         try:
-            for answered in self._endpoint.chat(map(self._request, distinct)):
+            for answered in self._endpoint.chat(supply(map(self._request, distinct))):
                 replies |= {distinct[number]: reply for number, reply in answered}
                 touched = sorted({place for number, _ in answered for place in places[distinct[number]]})
                 whole = [place for place in touched if replies.keys() >= set(texts[place])]
