@@ -15,7 +15,7 @@ from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.recipe.executors import Placement, Ray
 from sinterlm.records import Score
 from sinterlm.sampling.protocol import Answered, Engine, Generation, Item, Streams
-from sinterlm.scoring.protocol import Exchange, Given, Scorer, in_order
+from sinterlm.scoring.protocol import Exchange, Given, Scorer, Supply, in_order
 from sinterlm.scoring.settings import ScorerSettings
 from sinterlm.streams import chunks
 
@@ -242,7 +242,7 @@ class RemoteScorer(_Remote):
         """See :meth:`~sinterlm.scoring.protocol.Scorer.score`."""
         return in_order(self.stream(exchanges))
 
-    def stream(self, exchanges: Sequence[Exchange]) -> Iterator[Given]:
+    def stream(self, exchanges: Sequence[Exchange], supply: Supply = iter) -> Iterator[Given]:
         """Score batch by batch, as many at once as there are workers, and give each batch as it comes."""
-        for number, scores in self.fleet.work(chunks(exchanges, ANSWERS_AT_ONCE)):
+        for number, scores in self.fleet.work(supply(chunks(exchanges, ANSWERS_AT_ONCE))):
             yield Given(list(enumerate(scores, start=number * ANSWERS_AT_ONCE)))
