@@ -24,7 +24,24 @@ from typing import NamedTuple
 from sinterlm.endpoint import Endpoint
 from sinterlm.testing import FaultServer, serve_faults
 
-WORDS = "so the sum of these numbers is what one gets by adding the first of them to the second".split()
+WORDS = (
+    "so",
+    "the",
+    "sum",
+    "of",
+    "these",
+    "numbers",
+    "is",
+    "what",
+    "one",
+    "gets",
+    "by",
+    "adding",
+    "up",
+    "all",
+    "of",
+    "them",
+)
 NUM_TOKENS = 80
 
 

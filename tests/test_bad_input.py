@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from sinterlm import cli
+from sinterlm.formats.yaml_file import read_yaml
 from sinterlm.scoring import mathematics
 from sinterlm.scoring.code import sandbox
 from tests.tiny_fusion import write_tiny_fusion
@@ -315,3 +316,34 @@ def test_a_full_disk_stops_with_75_and_loses_nothing(sinterlm: Command, recipe: 
     for line in outcome.printed.splitlines():
         if " done in " in line:
             assert f"{line.split()[0]} ..." not in resumed.printed, "finished stages are not repeated"
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"api_key_env": "sk-canary-0123456789abcdef"}, "sources.served.api_key_env"),
+        ({"api_key_env": "a canary!"}, "sources.served.api_key_env"),
+        ({"model": "hf_canary0123456789abcdefghijklmnop"}, "sources.served.model"),
+        ({"api_key": "canary"}, "sources.served.api_key"),
+        ({"extra_body": {"tags": ["x", "Bearer canary.abc"]}}, "sources.served.extra_body.tags[1]"),
+        ({"extra_body": {"Authorization": "canary"}}, "sources.served.extra_body.Authorization"),
+        ({"base_url": "https://user:canary@host/v1"}, "sources.served.base_url"),
+        ({"base_url": "https://host/v1?key=AIzacanary0123456789abcdefghijklmnopqrs"}, "sources.served.base_url"),
+    ],
+)
+@pytest.mark.parametrize("is_override", [False, True], ids=["in the file", "on the command line"])
+def test_a_key_in_a_recipe_is_refused_and_not_shown(
+    sinterlm: Command, recipe: Path, change: dict[str, Any], place: str, is_override: bool
+) -> None:
+    served = {"engine": "endpoint", "model": "m", **change}
+    if is_override:
+        arguments = [f"sources.served={json.dumps(served)}"]
+    else:
+        content = read_yaml(recipe).value
+        recipe.write_text(json.dumps({**content, "sources": {"served": served}}))
+        arguments = []
+    code, said, _ = sinterlm("plan", recipe, *arguments)
+    assert code == 2
+    assert place in said
+    assert "environment variable" in said or "without a key or password" in said
+    assert "canary" not in said

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from sinterlm.cli import exit_code
 from sinterlm.endpoint import Endpoint, Received, RequestFailed, RequestRefused, client, host
 from sinterlm.endpoint.host import retry_after
 from sinterlm.endpoint.keys import NO_KEY
@@ -23,6 +25,7 @@ from sinterlm.errors import CredentialsError, InputError, SinterError, TryAgainE
 from sinterlm.records import Usage
 from sinterlm.testing import FAULTS, FaultServer, serve_faults
 from tests.chat_server import Answer, ScriptedServer, serve
+from tests.tiny_fusion import write_tiny_fusion
 
 KEY = "sk-canary-4711"
 MIX = dict.fromkeys(FAULTS, 0.0) | {
@@ -508,6 +511,38 @@ def test_a_key_that_a_server_repeats_is_in_no_message(
     assert isinstance(error, Exception)
     assert KEY not in "".join([*notes, str(error), repr(error), str(vars(error)), repr(endpoint)])
     assert error.__cause__ is None
+
+
+def test_a_key_is_in_no_file_that_a_run_writes_and_in_nothing_that_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_backoff: None
+) -> None:
+    """Though the server repeats it in replies that fail, in refusals and in its errors."""
+    monkeypatch.setenv("THE_KEY", KEY)
+    recipe = write_tiny_fusion(tmp_path)
+    answers = itertools.cycle(
+        [
+            Answer("5"),
+            Answer(status=400, error=f"{KEY} is too long for the context"),
+            Answer(status=500, error=KEY),
+            Answer(body=KEY),
+            Answer(status=422, error=KEY),
+            Answer("6"),
+        ]
+    )
+    with serve(lambda request: next(answers)) as server:
+        source = {"engine": "endpoint", "model": "m", "base_url": server.url, "api_key_env": "THE_KEY"}
+        source |= {"max_retries": 1, "max_failed": 1.0, "concurrency": 2}
+        override = f"sources={json.dumps({'served': source})}"
+        for command in (["run", recipe, override, "--until", "sample-sources"], ["status", tmp_path / "run"]):
+            monkeypatch.setattr("sys.argv", ["sinterlm", *map(str, command)])
+            exit_code()
+        assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("store.sqlite") for path in written)
+    assert [path for path in written if KEY.encode() in path.read_bytes()] == []
+    printed, said = capfd.readouterr()
+    assert "***" in printed + said, "the failures are shown"
+    assert KEY not in printed + said
 
 
 def test_without_a_key_a_placeholder_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from sinterlm.endpoint.keys import OPENAI_URL, find_key
+from sinterlm.explain import misfit
 from sinterlm.records import Usage
 from sinterlm.settings import Positive, Settings, expected
 
@@ -31,7 +32,8 @@ def _check_url(url: object) -> str:
 
 def _check_variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise expected("the name of an environment variable, never a key itself")
+        wanted = "the name of the environment variable that holds the key"
+        raise misfit(f"this is no name of a variable (not shown, because it may be a key), expected {wanted}", wanted)
     return name
 
 

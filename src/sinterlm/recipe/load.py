@@ -32,6 +32,7 @@ from sinterlm.recipe.schema import (
     Training,
     name_own_sft,
 )
+from sinterlm.recipe.secrets import find_secrets
 from sinterlm.records import Role
 from sinterlm.sampling.settings import EngineSettings
 from sinterlm.selection.policies import POLICIES
@@ -129,6 +130,8 @@ def _extend(document: Document, path: Path, extending: tuple[Path, ...] = ()) ->
 
 
 def _check(document: Document, path: Path) -> Recipe:
+    if secrets := list(find_secrets(document.value)):  # before any message that shows a value
+        raise refuse(document, secrets)
     recipe = validate(document, Recipe, folder=path.parent.resolve())
     if problems := dict.fromkeys(_find_problems(recipe)):  # two cells may have the same problem
         raise refuse(document, problems)
