@@ -62,6 +62,7 @@ from sinterlm.recipe.extension import EXTENDS
 from sinterlm.recipe.load import load_recipe, read_train_settings
 from sinterlm.recipe.quickstart import choose_quickstart_methods, quickstart_recipe
 from sinterlm.records import NOT_ASKED, Candidates, Message, Prompt, Response, SamplingSettings, Score, Scored
+from sinterlm.sampling.batch import BatchSource
 from sinterlm.sampling.endpoint_engine import EndpointSource
 from sinterlm.sampling.engines import ENGINES
 from sinterlm.sampling.few_shot import load_few_shot
@@ -376,6 +377,7 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "split": [schema.Split],
     "A model in this process": [TransformersSource, schema.Target],
     "A model behind a server": [EndpointSource],
+    "A model asked by jobs": [BatchSource],
     "price": [Price],
     "Recorded answers": [RecordedSource],
     "prompt": [PromptFormat],

@@ -14,10 +14,11 @@ from pydantic import TypeAdapter
 from sinterlm.errors import CredentialsError, InputError
 from sinterlm.models import resolve_model
 from sinterlm.records import Message, Prompt, SamplingSettings, Usage
-from sinterlm.sampling.endpoint_engine import MAX_REFUSED, MAX_REPEATED, EndpointEngine, EndpointSource
+from sinterlm.sampling.endpoint_engine import MAX_REFUSED, EndpointEngine, EndpointSource
 from sinterlm.sampling.engines import Source
 from sinterlm.sampling.protocol import Answered, Generation, Item
 from sinterlm.sampling.served_model import seed_of
+from sinterlm.sampling.server_habits import MAX_REPEATED
 from sinterlm.sampling.server_process import ServerProcess
 from tests.chat_server import SMOLLM2, Answer, ScriptedServer, llama_server, serve
 

@@ -421,14 +421,14 @@ REFUSED = [
         "engine: recorder",
         "recipe.yaml:14",
         "sources.old-answers.engine",
-        "found 'recorder' (text), expected one of transformers, recorded; did you mean recorded?",
+        "found 'recorder' (text), expected one of transformers, endpoint, batch, recorded; did you mean recorded?",
     ),
     (
         "engine: recorded, ",
         "",
         "recipe.yaml:14",
         "sources.old-answers.engine",
-        "missing, expected one of transformers, recorded",
+        "missing, expected one of transformers, endpoint, batch, recorded",
     ),
     (
         "engine: recorded, ",

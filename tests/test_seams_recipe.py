@@ -141,6 +141,11 @@ SERVED_TOGETHER = (
     "sources.s.sampling={num_samples: 1, temperature: 0.5, top_p: 0.25, repetition_penalty: 1.5, seed: 9}",
 )
 ON_RAY = ("executor={kind: ray}", *SOURCE)
+BY_JOBS = (
+    "sources={s: {engine: batch, model: m, base_url: JOBS, poll_seconds: 0.01, "
+    "sampling: {num_samples: 2, max_new_tokens: 4}}}",
+    "prompts.path=few.jsonl",
+)
 ASKING_SOURCE = (*SOURCE, "sources.s.model=FOLDER/asking")
 TARGET = (
     "prompts.path=few.jsonl",
@@ -165,6 +170,11 @@ def served(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES,
     """Visible in the requests to a source's server."""
     seam = of_source(change, look, before, after, given=(*SERVED, *given))
     return replace(seam, together=SERVED_TOGETHER if change in SERVED_TOGETHER else ())
+
+
+def by_jobs(change: str, look: Look, before: Any = CHANGES, after: Any = CHANGES, given: Given = ()) -> Seam:
+    """Visible in the batch jobs of a source."""
+    return of_source(change, look, before, after, given=(*BY_JOBS, *given))
 
 
 def of_requests(*fields: str) -> Callable[[Done], Any]:
@@ -635,6 +645,80 @@ SEAMS: dict[str, list[Seam]] = {
     ],
     "sources.*[endpoint].price.cached_input": [
         served("sources.s.price={cached_input: 1000.0}", Done.spent, 0.0, 0.004)
+    ],
+    "sources.*[batch].prompt": [
+        by_jobs("sources.s.prompt.system=Be brief.", lambda d: d.job_requests[0]["messages"][0]["content"], CHANGES,
+                "Be brief.")
+    ],
+    "sources.*[batch].sampling": [
+        by_jobs("sources.s.sampling.max_new_tokens=7", lambda d: d.job_requests[0]["max_tokens"], 4, 7)
+    ],
+    "sources.*[batch].domains": [
+        by_jobs("sources.s.domains=[even]", lambda d: len(d.job_requests), 2, 1)
+    ],
+    "sources.*[batch].model": [
+        by_jobs("sources.s.model=other", lambda d: {request["model"] for request in d.job_requests}, {"m"}, {"other"})
+    ],
+    "sources.*[batch].revision": [
+        by_jobs("sources.s.revision=v2", lambda d: {row["identity"] for row in d.table("responses")})
+    ],
+    "sources.*[batch].protocol": [
+        by_jobs("sources.s={engine: batch, protocol: completions, model: m, base_url: JOBS, poll_seconds: 0.01, "
+                "prompt: {few_shot: shots.yaml}}", lambda d: d.jobs[0]["endpoint"], "/v1/chat/completions",
+                "/v1/completions")
+    ],
+    "sources.*[batch].extra_body": [
+        by_jobs("sources.s.extra_body={top_k: 1}", lambda d: {request.get("top_k") for request in d.job_requests},
+                {None}, {1})
+    ],
+    "sources.*[batch].reasoning": [
+        by_jobs("sources.s.reasoning=in-answer", lambda d: {row["content"] for row in d.table("responses")},
+                {"a1"}, {THOUGHT}, given=("sources.s.model=thinker",))
+    ],
+    "sources.*[batch].max_failed": [
+        by_jobs("sources.s.max_failed=0.5", lambda d: "max_failed" in d.error, True, False,
+                given=("sources.s.model=half", "sources.s.sampling.num_samples=1"))
+    ],
+    "sources.*[batch].base_url": [
+        by_jobs("sources.s.base_url=http://127.0.0.1:9/v1", lambda d: (len(d.jobs), bool(d.error)), (1, False),
+                (0, True), given=("sources.s.max_retries=0",))
+    ],
+    "sources.*[batch].api_key_env": [
+        by_jobs("sources.s.api_key_env=SEAMS_KEY", lambda d: d.job_keys, CHANGES, {"Bearer secret"})
+    ],
+    "sources.*[batch].timeout_seconds": [
+        by_jobs("sources.s.timeout_seconds=0.1", lambda d: bool(d.error), False, True,
+                given=("sources.s.model=slow", "sources.s.max_retries=0"))
+    ],
+    "sources.*[batch].max_retries": [
+        by_jobs("sources.s.max_retries=0", lambda d: bool(d.error), False, True, given=("sources.s.model=flaky",))
+    ],
+    "sources.*[batch].price": [
+        by_jobs("sources.s.price={output: 1000.0}", Done.spent, 0.0, 0.008)
+    ],
+    "sources.*[batch].command": [
+        by_jobs("sources.s={engine: batch, model: m, sampling: {num_samples: 2}, poll_seconds: 0.01, command: [PYTHON, "
+                "-m, tests.run_batch, -i, '{input}', -o, '{output}', --model, m]}",
+                lambda d: (len(d.jobs), len(d.table("responses"))), (1, 4), (0, 4))
+    ],
+    "sources.*[batch].chunk": [
+        by_jobs("sources.s.chunk=1", lambda d: len(d.jobs), 1, 2)
+    ],
+    "sources.*[batch].concurrency": [
+        by_jobs("sources.s.concurrency=1", lambda d: d.most_jobs, 2, 1, given=("sources.s.chunk=1",))
+    ],
+    "sources.*[batch].poll_seconds": [
+        by_jobs("sources.s.poll_seconds=1.5", lambda d: d.job_looks[1] - d.job_looks[0] > 1.4, False, True)
+    ],
+    "sources.*[batch].completion_window": [
+        by_jobs("sources.s.completion_window=1h", lambda d: d.jobs[0]["completion_window"], "24h", "1h")
+    ],
+    "sources.*[batch].batch_discount": [
+        by_jobs("sources.s.batch_discount=0.25", Done.spent, 0.008, 0.012, given=("sources.s.price={output: 1000.0}",))
+    ],
+    "sources.*[batch].lost_jobs": [
+        by_jobs("sources.s.lost_jobs=ask-again", lambda d: "lost_jobs" in d.error, True, False,
+                given=("sources.s.model=forgetful",))
     ],
     "sources.*[transformers].template_date": [
         of_source("sources.s.template_date=2020-05-03", lambda d: d.has_read("03 May 2020"), False, True,

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from sinterlm.formats import read_rows
 from sinterlm.formats.shared import dump_response, dump_score
 from sinterlm.records import TrainingRow
 from sinterlm.store import Store
+from tests.batch_server import BatchServer, Json, refusal, reply, serve_batches
 from tests.chat_server import Answer, ScriptedServer, serve
 from tests.fake_ray import FakeRay
 from tests.test_armorm import save_checkpoint
@@ -227,6 +229,13 @@ class Done:
     asked_workers: list[tuple[Any, ...]]
     """The arguments of all calls to pools of processes, with the time limit last."""
     overrides: tuple[str, ...] = ()
+    jobs: list[Json] = field(default_factory=list)
+    """The batch jobs that were submitted."""
+    job_requests: list[Json] = field(default_factory=list)
+    """The bodies of their requests."""
+    job_keys: set[str] = field(default_factory=set)
+    most_jobs: int = 0
+    job_looks: list[float] = field(default_factory=list)
     cluster: FakeRay = field(default_factory=lambda: FakeRay([{"CPU": 4.0, "GPU": 2.0}]))
     """Where the run works if its executor is Ray."""
 
@@ -321,8 +330,8 @@ def parser_of(app: typer.Typer) -> Any:
 class World:
     """Runs the recipe with changes, and observes it."""
 
-    def __init__(self, folder: Path, server: ScriptedServer) -> None:
-        self.folder, self.server = folder, server
+    def __init__(self, folder: Path, server: ScriptedServer, jobs: BatchServer) -> None:
+        self.folder, self.server, self.jobs = folder, server, jobs
         self.carry_out = cache(self._carry_out)
         self._number = 0
 
@@ -339,7 +348,12 @@ class World:
         """
         self._number += 1
         output = self.folder / "runs" / str(self._number)
-        fill = {"FOLDER": str(self.folder), "URL": self.server.url}
+        fill = {
+            "FOLDER": str(self.folder),
+            "URL": self.server.url,
+            "JOBS": self.jobs.url,
+            "PYTHON": sys.executable,
+        }
         for name, value in fill.items():
             overrides = tuple(override.replace(name, value) for override in overrides)
         done = Done(output, "", "", [], [], [], 0, [], [], [])
@@ -347,6 +361,9 @@ class World:
         if after:
             shutil.copytree(after, output)
         before, self.server.most_open = len(self.server.requests), 0
+        jobs_before, self.jobs.most_open, self.jobs.keys, self.jobs.looks = len(self.jobs.batches), 0, set(), []
+        for job in self.jobs.batches.values():
+            job["status"] = "cancelled" if job["status"] == "validating" else job["status"]
         FAILED.clear()
         if until:
             with watched(done, trains=trains):
@@ -356,6 +373,9 @@ class World:
             [{name.lower(): value for name, value in headers.items()} for headers in self.server.headers[before:]],
         )
         done.most_open = self.server.most_open
+        done.jobs = list(self.jobs.batches.values())[jobs_before:]
+        done.job_requests = [request["body"] for job in done.jobs for request in self.jobs.requests_of(job)]
+        done.job_keys, done.most_jobs, done.job_looks = self.jobs.keys, self.jobs.most_open, self.jobs.looks
         return done
 
 
@@ -448,6 +468,32 @@ def reward(request: Mapping[str, Any]) -> Answer:
 FAILED: list[str] = []
 
 
+class Jobs(BatchServer):
+    """Jobs of some models go wrong, those of `flaky` and `forgetful` once."""
+
+    def create(self, body: Json) -> tuple[int, Json]:
+        model = self.requests_of(body)[0]["body"]["model"]
+        if model == "slow":
+            time.sleep(0.4)
+        if model == "flaky" and not FAILED:
+            FAILED.append(model)
+            return 500, {}
+        status, batch = super().create(body)
+        if model == "forgetful" and not FAILED:
+            FAILED.append(model)
+            del self.batches[batch["id"]]
+        return status, batch
+
+
+def work_off(request: Json) -> Json:
+    """Answers a1; refuses the first request to `half`."""
+    model = request["body"]["model"]
+    if model == "half" and not FAILED:
+        FAILED.append(model)
+        return refusal(request, "it has no mind to")
+    return reply(request, texts=[THOUGHT if model == "thinker" else "a1"] * request["body"].get("n", 1))
+
+
 @contextmanager
 def open_world(folder: Path) -> Iterator[World]:
     """The world in an empty folder, with its judge."""
@@ -455,6 +501,6 @@ def open_world(folder: Path) -> Iterator[World]:
     gc.collect()
     gc.freeze()  # each training collects garbage: the imported libraries need not be scanned every time
     RECIPES[:] = [folder / "recipe.yaml"]
-    with serve(judge, seconds=0.01) as server:
-        yield World(folder, server)
+    with serve(judge, seconds=0.01) as server, serve_batches(Jobs(work=work_off)) as jobs:
+        yield World(folder, server, jobs)
     gc.unfreeze()

@@ -39,6 +39,8 @@ def _check_variable(name: str) -> str:
 
 BuildEndpoint = Callable[[Callable[[str], None]], "Endpoint"]
 """Builds a client; called with what takes its notes."""
+BaseUrl = Annotated[str, BeforeValidator(_check_url)]
+"""One server."""
 BaseUrls = Annotated[str | Annotated[list[str], Field(min_length=1)], BeforeValidator(_check_urls)]
 """One server, or several of the same model."""
 KeyVariable = Annotated[str, AfterValidator(_check_variable)]
@@ -68,8 +70,8 @@ class Price(Settings):
         return paid / 1e6
 
 
-class Served(Settings):
-    """A server that speaks the OpenAI protocol: where it is, and how fast it may be asked."""
+class Server(Settings):
+    """A server that speaks the OpenAI protocol: where it is, and what it costs."""
 
     base_url: BaseUrls = OPENAI_URL
     """The server, up to and without ``/chat/completions``; or several servers of one model, which share the work."""
@@ -77,31 +79,12 @@ class Served(Settings):
     """The environment variable that holds the key. Without it, ``OPENAI_API_KEY`` for OpenAI's own server, and no key
     for any other.
     """
-    concurrency: Literal["auto"] | Positive = "auto"
-    """Requests at once to each server. ``auto`` finds out how many the server takes."""
-    requests_per_minute: Positive | None = None
-    """Limit of each server."""
-    tokens_per_minute: Positive | None = None
-    """Limit of each server, for tokens of prompts and answers together."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Limit of one reply, from the request to its last byte."""
     max_retries: Annotated[int, Field(ge=0)] = 8
     """How often a request is repeated after a busy or failing server, or one that answered nonsense."""
     price: Price | None = None
     """What tokens cost, for ``plan``, ``budget`` and the report."""
-
-    served_placement: ClassVar[Set[str]] = frozenset(
-        {
-            "api_key_env",
-            "concurrency",
-            "requests_per_minute",
-            "tokens_per_minute",
-            "timeout_seconds",
-            "max_retries",
-            "price",
-        }
-    )
-    """Keys that never change an answer; ``base_url`` may, unless the weights are named in another way."""
 
     @property
     def base_urls(self) -> Sequence[str]:
@@ -120,6 +103,30 @@ class Served(Settings):
         """
         for url in self.base_urls:
             find_key(url, self.api_key_env)
+
+
+class Served(Server):
+    """A server that is asked directly, and how fast it may be asked."""
+
+    concurrency: Literal["auto"] | Positive = "auto"
+    """Requests at once to each server. ``auto`` finds out how many the server takes."""
+    requests_per_minute: Positive | None = None
+    """Limit of each server."""
+    tokens_per_minute: Positive | None = None
+    """Limit of each server, for tokens of prompts and answers together."""
+
+    served_placement: ClassVar[Set[str]] = frozenset(
+        {
+            "api_key_env",
+            "concurrency",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "timeout_seconds",
+            "max_retries",
+            "price",
+        }
+    )
+    """Keys that never change an answer; ``base_url`` may, unless the weights are named in another way."""
 
     def build_endpoint(self, on_note: Callable[[str], None] | None = None) -> Endpoint:
         """The client of the server.

@@ -16,9 +16,10 @@ from threading import Event, Thread
 
 from sinterlm.errors import BudgetError, InputError, SinterError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
+from sinterlm.pipeline.jobs import StoredJobs
 from sinterlm.pipeline.stage import RunContext
 from sinterlm.records import Prompt, Response, Spent, StoredResponse, Usage, response_id
-from sinterlm.sampling.protocol import Answered, Engine, Generation, HoldsAnswers, Item, Streams
+from sinterlm.sampling.protocol import Answered, Engine, Generation, HoldsAnswers, Item, KeepsJobs, Streams
 from sinterlm.store import RecordedResponse
 from sinterlm.streams import Spool
 
@@ -176,6 +177,8 @@ def _ask_one(
     engine = engine_of(run, request)
     close = engine.close
     closers.append(close)
+    if isinstance(engine, KeepsJobs):
+        engine.keep_jobs(StoredJobs(run.store, identity_of(request)), run.fusion.workspace / "jobs")
     try:
         if isinstance(engine, Streams):
             _stream(run, stage, request, engine, prompts, result)

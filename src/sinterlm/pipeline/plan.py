@@ -29,6 +29,7 @@ from sinterlm.pipeline.stage import stage_keys
 from sinterlm.pipeline.stages import build_stages
 from sinterlm.pipeline.stages.prompts import split_parts
 from sinterlm.pipeline.stages.train import selected_from
+from sinterlm.records import Usage
 from sinterlm.store import Store
 
 
@@ -91,7 +92,7 @@ def plan_fusion(fusion: Fusion, *, pilot: Path | None = None) -> Plan:
             else stage.estimate(forecast)
             for stage in stages
         ]
-    notes = [*_missing(fusion), *_unpriced(planned), *_undecided(forecast)]
+    notes = [*_missing(fusion), *_unpriced(planned), *_asked_by_jobs(fusion, planned), *_undecided(forecast)]
     if fusion.matches_paths:
         notes.append("prompts: counted before de-duplication and decontamination")
     weights = forecast.target_bytes
@@ -155,6 +156,15 @@ def _unpriced(planned: Sequence[StagePlan]) -> Iterator[str]:
     if models:
         free = "`price: {input: 0, output: 0}` if it is free"
         yield f"{', '.join(models)}: no price in the recipe, so its money is unknown; set `price`, {free}"
+
+
+def _asked_by_jobs(fusion: Fusion, planned: Sequence[StagePlan]) -> Iterator[str]:
+    """What asking in another way would cost."""
+    for name, config in fusion.recipe.sources.items():
+        left = [model for stage in planned for model in stage.models if model.model == name and model.calls]
+        parts = [Usage(model.calls, model.prompt_tokens or 0, 0, model.new_tokens or 0) for model in left]
+        if left and (note := config.compare_cost(sum(parts, Usage()))):
+            yield f"{name}: {note}"
 
 
 def _undecided(forecast: Forecast) -> Iterator[str]:

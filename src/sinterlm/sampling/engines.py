@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sinterlm.components import union_of, with_installed
+from sinterlm.sampling.batch import BatchSource
 from sinterlm.sampling.endpoint_engine import EndpointSource
 from sinterlm.sampling.recorded import RecordedSource
 from sinterlm.sampling.settings import EngineSettings
@@ -18,6 +19,7 @@ ENGINES: dict[str, type[EngineSettings]] = with_installed(
     {
         "transformers": TransformersSource,
         "endpoint": EndpointSource,
+        "batch": BatchSource,
         "recorded": RecordedSource,
     },
     EngineSettings,

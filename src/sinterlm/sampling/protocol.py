@@ -6,9 +6,10 @@ sample index), never on the batch that it is computed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sinterlm.records import Failure, FinishReason, Prompt, Usage
 
@@ -92,6 +93,40 @@ class Streams(Protocol):
 
         Raises:
             SinterError: The model cannot be asked any more; what was yielded before is kept.
+        """
+        ...
+
+
+class Job(NamedTuple):
+    """Work that goes on without this process, such as a provider's batch job."""
+
+    state: str
+    detail: Mapping[str, Any]
+    """What the engine needs to find it again, as JSON."""
+
+
+class JobBook(Protocol):
+    """The jobs of one source by name, whichever recipe asked it; a dictionary is one that ends with the process."""
+
+    def items(self) -> Iterable[tuple[str, Job]]:
+        """Every job."""
+        ...
+
+    def __setitem__(self, name: str, job: Job) -> None:
+        """Keep the state of a job, on the disk before this returns."""
+        ...
+
+
+@runtime_checkable
+class KeepsJobs(Protocol):
+    """An optional part of an engine whose answers come from jobs that may outlive the command."""
+
+    def keep_jobs(self, jobs: JobBook, folder: Path) -> None:
+        """Say where to keep jobs, before the first answer is asked for.
+
+        Args:
+            jobs: Those of this source.
+            folder: For files of jobs; created by the engine if it needs one.
         """
         ...
 

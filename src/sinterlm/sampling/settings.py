@@ -145,6 +145,10 @@ class EngineSettings(Settings):
         """
         return 0.0
 
+    def compare_cost(self, usage: Usage) -> str:
+        """For plans: what ``usage`` costs in money and time beside another way of asking; empty if there is none."""
+        return ""
+
     def prompt_prefix(self) -> str:
         """Text that comes before every prompt, e.g. the examples of a few-shot prompt."""
         return ""
