@@ -32,7 +32,7 @@ from sinterlm import cli
 from sinterlm.errors import InputError, ToleranceError, TryAgainError
 from sinterlm.files import atomic_folder
 from sinterlm.formats import read_rows, read_training_file, write_rows
-from sinterlm.formats.dataset import FILE_NAME, Card, Records, write_dataset
+from sinterlm.formats.dataset import FILE_NAME, Around, Card, Records, write_dataset
 from sinterlm.formats.row_formats import FORMATS
 from sinterlm.locks import folder_lock
 from sinterlm.pipeline.exchange import export_answers, import_answers
@@ -228,13 +228,15 @@ def test_a_failed_export_leaves_the_former_one(tmp_path: Path) -> None:
         raise error
 
     schema, card, folder = pa.schema({"a": pa.string()}), Card("title", "text"), tmp_path / "out"
-    write_dataset(folder, {"one": Records(schema, [{"a": "old"}])}, card)
+    write_dataset(folder, {"one": Records(schema, [{"a": "old"}])}, lambda counts: Around(card))
     with pytest.raises(InputError):
-        write_dataset(folder, {"one": Records(schema, records(InputError("no")))}, card)
+        write_dataset(folder, {"one": Records(schema, records(InputError("no")))}, lambda counts: Around(card))
     with pytest.raises(TryAgainError, match="out: the disk is full"):
-        write_dataset(folder, {"one": Records(schema, records(OSError(errno.ENOSPC, "no space")))}, card)
+        write_dataset(
+            folder, {"one": Records(schema, records(OSError(errno.ENOSPC, "no space")))}, lambda counts: Around(card)
+        )
     with pytest.raises(InputError, match="out: there is nothing to write"):
-        write_dataset(folder, {"one": Records(schema, [])}, card)
+        write_dataset(folder, {"one": Records(schema, [])}, lambda counts: Around(card))
     assert load(folder, "one").to_list() == [{"a": "old"}]
     assert os.listdir(tmp_path) == ["out"] or sorted(os.listdir(tmp_path)) == ["cache", "out"]
 
@@ -243,14 +245,16 @@ def test_a_failed_export_leaves_the_former_one(tmp_path: Path) -> None:
 def test_a_name_leads_nowhere_else(tmp_path: Path, name: str) -> None:
     part = Records(pa.schema({"a": pa.string()}), [{"a": "x"}])
     with pytest.raises(InputError, match="cannot name a configuration of a data set"):
-        write_dataset(tmp_path / "out", {name: part}, Card("title", "text"))
+        write_dataset(tmp_path / "out", {name: part}, lambda counts: Around(Card("title", "text")))
     assert not any(tmp_path.iterdir())
 
 
 def test_many_records_are_written_in_groups(tmp_path: Path) -> None:
     schema = pa.schema({"a": pa.int64()})
     stream = ({"a": number} for number in range(2_500))
-    assert write_dataset(tmp_path / "out", {"one": Records(schema, stream)}, Card("t", "t")) == {"one": 2_500}
+    assert write_dataset(tmp_path / "out", {"one": Records(schema, stream)}, lambda counts: Around(Card("t", "t"))) == {
+        "one": 2_500
+    }
     written = pq.ParquetFile(tmp_path / "out" / "one" / FILE_NAME)
     assert written.metadata.num_row_groups == 3
     assert written.read().column("a").to_pylist() == list(range(2_500))

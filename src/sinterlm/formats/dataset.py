@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,21 @@ ROW_GROUP = 1_000
 _NAME = re.compile(r"[\w-][\w.-]*")
 
 
+class Card(NamedTuple):
+    """What the card says for people, and for the hub's search."""
+
+    title: str
+    text: str
+    tags: Sequence[str] = ()
+
+
+class Around(NamedTuple):
+    """What stands around the records of a data set: its card, and text files beside it by name, as lines or pieces."""
+
+    card: Card
+    files: Mapping[str, Iterable[str]] = {}
+
+
 class Records(NamedTuple):
     """What one configuration of a data set holds; read once, as a stream."""
 
@@ -46,24 +61,16 @@ class _Written(NamedTuple):
     file_bytes: int
 
 
-class Card(NamedTuple):
-    """What the card says for people, and for the hub's search."""
-
-    title: str
-    text: str
-    tags: Sequence[str] = ()
-
-
 def write_dataset(
-    folder: Path, configurations: Mapping[str, Records], card: Card, files: Mapping[str, str] | None = None
+    folder: Path, configurations: Mapping[str, Records], describe: Callable[[Mapping[str, int]], Around]
 ) -> dict[str, int]:
     """Write a data set; it appears whole, in place of one that was written there before.
 
     Args:
         folder: Where it goes.
-        configurations: By name. One without records is left out.
-        card: Title and text of the card; the metadata comes from the configurations.
-        files: Text files to put beside it, by name.
+        configurations: By name, each written in turn. One without records is left out.
+        describe: Called once all records are written, with their numbers by configuration, those without any left out.
+            Title and text of the card come from it; its metadata comes from the configurations.
 
     Returns:
         The number of records of every configuration that was written.
@@ -82,14 +89,17 @@ def write_dataset(
     with atomic_folder(folder) as temporary:
         written = {name: _write_parquet(temporary / name / FILE_NAME, part) for name, part in configurations.items()}
         filled = {name: part for name, part in written.items() if part.num_records}
+        counts = {name: part.num_records for name, part in filled.items()}
+        around = describe(counts)
         if not filled:
             raise InputError(f"{folder}: there is nothing to write ({', '.join(written)}: no records)")
         for name in written.keys() - filled.keys():
             shutil.rmtree(temporary / name)
-        for name, text in (files or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        (temporary / "README.md").write_text(_render(card, filled), encoding="utf-8")
-    return {name: part.num_records for name, part in filled.items()}
+        for name, pieces in around.files.items():
+            with (temporary / name).open("w", encoding="utf-8") as file:
+                file.writelines(pieces)
+        (temporary / "README.md").write_text(_render(around.card, filled), encoding="utf-8")
+    return counts
 
 
 def describe_features(schema: pa.Schema) -> list[dict[str, Any]]:

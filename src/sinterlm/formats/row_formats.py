@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from sinterlm.formats.annotated import ALL_ANSWERS, ANNOTATED, read_annotated
@@ -42,8 +42,10 @@ class Format(NamedTuple):
     is_of_answers: bool = False
     """Whether a row holds all answers of one model instead of those that a policy has selected."""
 
-    def shape_of(self, rows: Sequence[TrainingRow]) -> Shape | None:
+    def shape_of(self, rows: Iterable[TrainingRow]) -> Shape | None:
         """How ``rows`` are written: as comparisons if one of them compares answers."""
+        if self.preference is self.supervised:
+            return self.supervised
         return self.preference if any(map(has_rejected, rows)) else self.supervised
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sinterlm.errors import InputError
-from sinterlm.formats.dataset import Card, Records, write_dataset
+from sinterlm.formats.dataset import Around, Card, Records, write_dataset
 from sinterlm.formats.row_formats import ANSWERS
 from sinterlm.formats.shared import (
     RESPONSE_SCHEMA,
@@ -58,7 +58,7 @@ def export_answers(folder: Path, output: Path | None = None) -> Exported:
             RESPONSES: Records(RESPONSE_SCHEMA, map(dump_response, store.all_responses())),
             SCORES: Records(SCORE_SCHEMA, map(dump_score, store.all_scores())),
         }
-        return Exported(output, write_dataset(output, configurations, _CARD), ())
+        return Exported(output, write_dataset(output, configurations, lambda counts: Around(_CARD)), ())
 
 
 def import_answers(folder: Path, workspace: Path) -> Merged:

@@ -206,6 +206,11 @@ class Store:
             for row in self._read(query, run, part)
         ]
 
+    def domains(self, run: str) -> dict[str, str]:
+        """The domain of every prompt of the run that has one, by id."""
+        query = "SELECT id, domain FROM prompts WHERE run = ? AND domain != ''"
+        return {row["id"]: row["domain"] for row in self._stream(query, run)}
+
     # -- responses -----------------------------------------------------------------------------------------------
 
     def response_ids(self, identity: str) -> set[str]:
