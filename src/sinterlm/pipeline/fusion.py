@@ -15,16 +15,20 @@ from sinterlm.models import Fingerprint, fingerprint
 from sinterlm.models.settings import with_template_date
 from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import ExtraPrompts, Recipe, Training
-from sinterlm.records import Prompt, SamplingSettings
+from sinterlm.records import Prompt, Role, SamplingSettings
 from sinterlm.sampling.engines import Source
 from sinterlm.sampling.protocol import Engine
 from sinterlm.scoring.settings import ScorerSettings
+from sinterlm.selection.settings import SelectionPolicy
+from sinterlm.selection.wrpo import Wrpo
 
 STORE = "store.sqlite"
 GATHER = "gather"
 """The stage that asks only as many prompts as are needed; see :attr:`Fusion.gathers`."""
 PREVIEW = "preview"
 """The folder of a run's preview, in its output folder."""
+QUADRUPLE_ROLES: tuple[Role, ...] = ("chosen_source", "chosen_target", "rejected")
+"""What a quadruple holds besides its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +317,13 @@ class Fusion:
         return PartRequests(
             sources.requests, target.requests if target and part in target.parts else (), sources.scorer
         )
+
+    @property
+    def quadruple_policy(self) -> SelectionPolicy:
+        """How quadruples of held-out questions are selected, which internal rewards are measured on."""
+        policies = [preference.select for preference in self.recipe.preference.values()]
+        own = (policy for policy in policies if set(policy.roles) >= set(QUADRUPLE_ROLES))
+        return next(own, Wrpo(kind="wrpo"))
 
     def rows_path(self, name: str) -> Path:
         """The training rows of ``sft`` or a preference method."""

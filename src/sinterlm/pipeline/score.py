@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
 from sinterlm.errors import InputError, ToleranceError
@@ -23,16 +23,44 @@ READING_BATCH = 64
 """Prompts whose scores are read at a time."""
 
 
+Needed = Callable[[SamplingRequest, Sequence[Exchange]], Sequence[Exchange]]
+"""Chooses, from a model's answers to one prompt, those that need a score."""
+
+
 def score(
-    run: RunContext, stage: str, config: ScorerSettings, requests: Sequence[SamplingRequest], prompts: Sequence[Prompt]
+    run: RunContext,
+    stage: str,
+    config: ScorerSettings,
+    requests: Sequence[SamplingRequest],
+    prompts: Sequence[Prompt],
+    needed: Needed | None = None,
 ) -> StageResult:
     """Score every answer without a stored score. The batches are the same whatever is stored.
+
+    Args:
+        run: The run.
+        stage: Named in what is dropped.
+        config: The scorer.
+        requests: Whose answers.
+        prompts: To which prompts.
+        needed: Which answers need a score; by default all.
 
     Raises:
         ToleranceError: No answer got a number, or a judge gave no verdict on more answers than the recipe tolerates.
     """
     tally = _Tally(stage)
-    answered = (entry for request in requests for entries in answers_to(run, request, prompts) for entry in entries)
+
+    def wanted(request: SamplingRequest, entries: Sequence[Exchange]) -> Sequence[Exchange]:
+        chosen = needed(request, entries) if needed else entries
+        tally.num_left += len(entries) - len(chosen)
+        return chosen
+
+    answered = (
+        entry
+        for request in requests
+        for entries in answers_to(run, request, prompts)
+        for entry in wanted(request, entries)
+    )
     at_most = sum(len(request.asked(prompts)) * request.num_samples for request in requests)
     with closing(stored_scorer(run, config, stage)) as scorer, ExitStack() as progress:
         task: Task | None = None
@@ -64,6 +92,8 @@ class _Tally:
         self.num_answers = 0
         self.num_missing = 0
         """Answers without a score when the stage began."""
+        self.num_left = 0
+        """Answers that need no score."""
         self._num_numbers = 0
         self._total = 0.0
         self.dropped: Spool[Dropped] = Spool()
@@ -89,6 +119,8 @@ class _Tally:
     def counts(self) -> dict[str, float]:
         """The figures by name."""
         counts: dict[str, float] = {"answers": self.num_answers, "scored now": self.num_missing}
+        if self.num_left:
+            counts["not needed"] = self.num_left
         if self.dropped:
             counts["without a score"] = len(self.dropped)
         if self._num_invalid:

@@ -309,7 +309,11 @@ class Recipe(Settings):
     """The models to learn from by name, at least one. A name must not begin with ``target`` or contain a ``/``.
     """
     scorer: AnyScorer
-    """Scores every training answer."""
+    """Scores the training answers."""
+    score: Literal["all", "on-demand"] = "all"
+    """Which answers are scored: all, or those that a selection of the recipe looks at. ``on-demand`` gives the same
+    rows for fewer scores; its pages and exports show fewer answers.
+    """
     sft: Sft | None = None
     """Supervised fine-tuning. Without it, preference training starts from the target as it is and gets all training
     prompts.

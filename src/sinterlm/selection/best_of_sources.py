@@ -26,7 +26,7 @@ class BestOfSources(SelectAmongSources):
     formula = "y = argmax over k, i of s(y_ki)"
     paper = "WRPO, arXiv 2412.03187"
     roles = ("chosen",)
-    by_prompt = True
+    by_prompt = skips_ineligible = True
     reads = SOURCES
     compares = False
 

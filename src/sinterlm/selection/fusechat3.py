@@ -59,7 +59,7 @@ class FuseChat3(SelectAmongSources):
     formula = "of the k with low ≤ R_k - min over i of s(y_ki) ≤ high that with the highest R_k: argmax and argmin"
     paper = "FuseChat-3.0, arXiv 2503.04222"
     roles = ("chosen", "rejected")
-    by_prompt = True
+    by_prompt = skips_ineligible = True
     reads = SOURCES
 
     def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:

@@ -39,7 +39,8 @@ class FusePo(SelectAmongSources):
     formula = "for each k: argmax and argmin over i of s(y_ki); w_k ∝ exp(R_k / t), R_k = max over i of s(y_ki)"
     paper = "FuseRL, arXiv 2504.06562"
     roles = ("chosen", "rejected")
-    by_prompt = True
+    by_prompt = skips_ineligible = True
+    pairs_of = SOURCES
     reads = SOURCES
     gives_weights = True
 

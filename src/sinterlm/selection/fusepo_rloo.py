@@ -35,7 +35,7 @@ class FusePoRloo(SelectAmongSources):
     formula = "for each k: all y_ki; w_k as for fusepo"
     paper = "FuseRL, arXiv 2504.06562"
     roles = ()
-    by_prompt = True
+    by_prompt = skips_ineligible = True
     reads = SOURCES
     gives_weights = True
 

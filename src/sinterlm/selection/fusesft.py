@@ -37,7 +37,7 @@ class FuseSft(SelectAmongSources):
     formula = "T = the M highest s(y_ki); w_y = exp(s(y) / t) / Σ_T exp(s(y') / t)"
     paper = "FuseRL, arXiv 2504.06562"
     roles = ("chosen",)
-    by_prompt = True
+    by_prompt = skips_ineligible = True
     reads = SOURCES
     gives_weights = True
     compares = False

@@ -29,7 +29,8 @@ class OnPolicy(SelectionPolicy):
     formula = "argmax and argmin over j of s(y_j)"
     paper = "DPO, arXiv 2305.18290"
     roles = ("chosen", "rejected")
-    by_prompt = True
+    by_prompt = skips_ineligible = True
+    pairs_of = TARGET
     reads = TARGET
 
     def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:

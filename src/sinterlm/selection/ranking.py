@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
-from sinterlm.records import Scored, digest
+from sinterlm.records import Response, Scored, digest
 
 Ties = Literal["hash", "first"]
 Truncated = Literal["drop", "keep"]
@@ -25,14 +25,17 @@ def is_truncated(answer: Scored) -> bool:
     return answer.response.finish_reason == "length"
 
 
+def may_be_chosen(response: Response, *, truncated: Truncated) -> bool:
+    """Whether an answer is eligible if its score is a number."""
+    return bool(response.content.strip()) and (truncated == "keep" or response.finish_reason != "length")
+
+
 def select_eligible(answers: Iterable[Scored], *, truncated: Truncated) -> list[Scored]:
     """The answers that may become part of a row, in their order."""
     return [
         answer
         for answer in answers
-        if answer.response.content.strip()
-        and math.isfinite(answer.score.value)
-        and (truncated == "keep" or not is_truncated(answer))
+        if may_be_chosen(answer.response, truncated=truncated) and math.isfinite(answer.score.value)
     ]
 
 

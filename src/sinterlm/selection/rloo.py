@@ -29,7 +29,7 @@ class Rloo(SelectionPolicy):
     formula = "all y_j"
     paper = "RLOO, arXiv 2402.14740"
     roles = ()
-    by_prompt = True
+    by_prompt = skips_ineligible = True
     reads = TARGET
 
     def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:

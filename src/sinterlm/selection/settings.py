@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from sinterlm.records import Candidates, Role, Selection
+from sinterlm.records import Candidates, Response, Role, Selection
+from sinterlm.selection.ranking import Truncated, may_be_chosen
 from sinterlm.settings import Positive, Settings
 
 Side = Literal["sources", "target"]
@@ -46,6 +47,11 @@ class SelectionPolicy(Settings):
     by_prompt: ClassVar[bool] = False
     """Whether a prompt's row depends on its own answers alone. The pipeline then selects from a few prompts at a time,
     so that memory does not grow with their number; otherwise it gives :meth:`select` all prompts at once."""
+    skips_ineligible: ClassVar[bool] = False
+    """Whether answers that can never be chosen make no difference to it: empty ones and, unless its key ``truncated``
+    is ``keep``, those that the token limit cut. With ``score: on-demand`` nobody pays for their scores."""
+    pairs_of: ClassVar[frozenset[Side]] = frozenset()
+    """Whose rows are pairs of one model's own answers: with fewer than two different ones, no score matters."""
     reasons: ClassVar[Mapping[str, str]] = {}
     """Its own reasons for dropping a prompt, and what each means; the report explains drops by them."""
 
@@ -83,6 +89,24 @@ class SelectionPolicy(Settings):
         """
         return len(self.row_roles)
 
+    def samples_of(self, source: str, num_samples: int) -> int:
+        """How many of a source's ``num_samples`` answers to a prompt it looks at, at most."""
+        return num_samples
+
+    def looks_at(self, answers: Sequence[Response], side: Side) -> Sequence[Response]:
+        """Those of one model's answers to a prompt whose scores can make a difference.
+
+        Args:
+            answers: The answers; they need no scores yet.
+            side: Whether the model is a source or the target.
+        """
+        if self.skips_ineligible:
+            truncated: Truncated = getattr(self, "truncated", "drop")
+            answers = [answer for answer in answers if may_be_chosen(answer, truncated=truncated)]
+        if side in self.pairs_of and len({answer.content for answer in answers}) < 2:
+            return ()
+        return answers
+
     def named_sources(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """The sources that the recipe names here, by their place in the mapping."""
         return iter(())
@@ -103,3 +127,15 @@ class SelectAmongSources(SelectionPolicy):
     def named_sources(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """The sources that take part."""
         return ((("sources", index), name) for index, name in enumerate(self.sources or ()))
+
+    def samples_of(self, source: str, num_samples: int) -> int:
+        """None of a source that takes no part, otherwise the first ones."""
+        if self.sources is not None and source not in self.sources:
+            return 0
+        return num_samples if self.num_samples is None else min(num_samples, self.num_samples)
+
+    def looks_at(self, answers: Sequence[Response], side: Side) -> Sequence[Response]:
+        """Of a source, only the samples that take part."""
+        if side == "sources":
+            answers = [answer for answer in answers if answer.index < self.samples_of(answer.source, answer.index + 1)]
+        return super().looks_at(answers, side)

@@ -19,7 +19,7 @@ from sinterlm.selection.choices import (
 from sinterlm.selection.margins import Window
 from sinterlm.selection.ranking import Ties, Truncated, passes, select_eligible, select_worst
 from sinterlm.selection.ranking import rank as rank_of
-from sinterlm.selection.settings import Margin, SelectAmongSources
+from sinterlm.selection.settings import TARGET, Margin, SelectAmongSources
 from sinterlm.settings import Positive
 
 
@@ -46,7 +46,8 @@ class Wrpo(SelectAmongSources):
     formula = "y_ws = argmax over k, i of s(y_ki); y_wt = argmax, y_l = argmin over j of s(y_j)"
     paper = "WRPO, arXiv 2412.03187"
     roles = ("chosen_source", "chosen_target", "rejected")
-    by_prompt = True
+    by_prompt = skips_ineligible = True
+    pairs_of = TARGET
     optional_roles: ClassVar[Mapping[str, tuple[Role, ...]]] = {"rejected_source": ("rejected_source",)}
 
     def select(self, candidates: Iterable[Candidates], *, seed: int, stage: str) -> Selection:

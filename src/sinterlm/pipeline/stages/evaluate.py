@@ -20,14 +20,13 @@ from sinterlm.files import atomic_write
 from sinterlm.models import Fingerprint, load_model, load_tokenizer
 from sinterlm.objectives.named import ResolvedObjective
 from sinterlm.pipeline.candidates import candidates_of
-from sinterlm.pipeline.fusion import Fusion, Participant
+from sinterlm.pipeline.fusion import QUADRUPLE_ROLES, Fusion, Participant
 from sinterlm.pipeline.grid_store import settle
 from sinterlm.pipeline.score import scored_answers
 from sinterlm.pipeline.stage import RunContext, Shown, Stage, StageResult
 from sinterlm.pipeline.summary import read_evaluation
 from sinterlm.records import Dropped, Prompt, Role, Score, TrainingRow
 from sinterlm.report import data as page
-from sinterlm.selection.wrpo import Wrpo
 from sinterlm.template import TemplateOptions, TemplateRefusal
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
     _Logps = Mapping[str, Sequence[Mapping[Role, SequenceLogp]]]
     # By model, one mapping per quadruple from an answer's role to its log-probability.
-
-QUADRUPLE_ROLES: tuple[Role, ...] = ("chosen_source", "chosen_target", "rejected")
 
 
 class Evaluate(Stage):
@@ -137,11 +134,8 @@ def held_out_scores(run: RunContext, prompts: Sequence[Prompt], participant: Par
 def _quadruples(run: RunContext, prompts: Sequence[Prompt]) -> tuple[Sequence[TrainingRow], Sequence[Dropped]]:
     """Quadruples of the held-out questions, selected as the recipe selects them for training; for measurement only."""
     fusion = run.fusion
-    policies = [preference.select for preference in fusion.recipe.preference.values()]
-    own = (policy for policy in policies if set(policy.roles) >= set(QUADRUPLE_ROLES))
-    quadruple_policy = next(own, Wrpo(kind="wrpo"))
     candidates = candidates_of(run, prompts, fusion.answers_to("held_out"))
-    selection = quadruple_policy.select(candidates, seed=fusion.recipe.seed, stage="evaluate")
+    selection = fusion.quadruple_policy.select(candidates, seed=fusion.recipe.seed, stage="evaluate")
     return selection.rows, selection.dropped
 
 

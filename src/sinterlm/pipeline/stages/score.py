@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 
 from sinterlm.errors import InputError
 from sinterlm.models import Fingerprint
+from sinterlm.pipeline.demand import Demand
 from sinterlm.pipeline.forecast import (
     SCORING,
     Forecast,
     ModelPlan,
+    Part,
     StagePlan,
     add,
     count,
@@ -18,12 +21,13 @@ from sinterlm.pipeline.forecast import (
     estimate_prompt_tokens,
     hours,
 )
-from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.score import score, scored_answers_to, stored_scorer
 from sinterlm.pipeline.stage import RunContext, Shown, Stage, StageResult
 from sinterlm.pipeline.stored_scorer import StoredScorer
 from sinterlm.records import Prompt
+from sinterlm.scoring.protocol import Exchange
 from sinterlm.scoring.settings import Preflight, ScorerSettings, build_scorer
 from sinterlm.store import Store
 
@@ -36,10 +40,12 @@ class Score(Stage):
         self._round = fusion.rounds[round_name]
         self.name = f"score-{round_name}"
         self.needs = (f"sample-{round_name}",)
+        self._demand = Demand(fusion, self._round) if fusion.recipe.score == "on-demand" else None
 
     def configuration(self, fingerprint: Fingerprint) -> object:
-        """What decides a score besides the answer: settings, rules, weights and files."""
-        return self._round.scorer.describe(fingerprint)
+        """What decides a score besides the answer, settings, rules, weights and files; and which answers get one."""
+        described = self._round.scorer.describe(fingerprint)
+        return [described, self._demand.describe()] if self._demand else described
 
     def check(self, inputs: Inputs) -> None:
         """Check that this machine has what the scorer needs, and every prompt what its scorer reads."""
@@ -53,15 +59,15 @@ class Score(Stage):
 
     def estimate(self, forecast: Forecast) -> StagePlan:
         """The cost of scoring all answers, whatever scores the store has."""
-        asked = forecast.asked(self._round)
+        asked = list(self._asked(forecast))
         note = "at most: stored scores are kept"
-        known = [(request, prompts) for request, prompts in asked if prompts is not None]
+        known = [(request, prompts, number) for request, prompts, number in asked if prompts is not None]
         if len(known) < len(asked):
             return StagePlan(self.name, figures=SCORING, note=note)
-        calls = sum(count(prompts) * request.num_samples for request, prompts in known)
+        calls = sum(count(prompts) * number for _, prompts, number in known)
         tokens = sum(
-            request.num_samples * (estimate_prompt_tokens(prompts) + count(prompts) * estimate_answer_tokens(request))
-            for request, prompts in known
+            number * (estimate_prompt_tokens(prompts) + count(prompts) * estimate_answer_tokens(request))
+            for request, prompts, number in known
         )
         models = []
         for part in self._round.scorer.walk():
@@ -79,10 +85,24 @@ class Score(Stage):
             note=note,
         )
 
+    def _asked(self, forecast: Forecast) -> Iterator[tuple[SamplingRequest, Part, int]]:
+        """Whose answers are scored, to which prompts, and how many of each."""
+        if self._demand is None:
+            yield from ((request, prompts, request.num_samples) for request, prompts in forecast.asked(self._round))
+            return
+        for part in self._round.parts:
+            for request, prompts in forecast.asked(self._round._replace(parts=(part,))):
+                yield request, prompts, self._demand.most(request, part)
+
     def work(self, run: RunContext) -> StageResult:
         """Score what has no score."""
-        prompts = run.prompts(*self._round.parts)
-        return score(run, self.name, self._round.scorer, self._round.requests, prompts)
+        parts = {part: run.prompts(part) for part in self._round.parts}
+        prompts = [prompt for own in parts.values() for prompt in own]
+        needed = None
+        if self._demand:
+            part_of = {prompt.id: part for part, own in parts.items() for prompt in own}
+            needed = partial(_needed, self._demand, part_of)
+        return score(run, self.name, self._round.scorer, self._round.requests, prompts, needed)
 
     def show(self, run: RunContext) -> Shown:
         """Nothing of its own, but refuse a report that would lack the scores that this stage has given.
@@ -106,6 +126,17 @@ class Score(Stage):
         with closing(stored_scorer(run, self._round.scorer)) as scorer:
             found = scored_answers_to(run, scorer, requests, run.prompts(*self._round.parts))
             return not requests or any(found)  # models that are trained again have no answers yet
+
+
+def _needed(
+    demand: Demand, part_of: Mapping[str, str], request: SamplingRequest, answers: Sequence[Exchange]
+) -> list[Exchange]:
+    """Those of a model's answers to one prompt that need a score."""
+    if not answers:
+        return []
+    part = part_of[answers[0].prompt.id]
+    needed = {response.id for response in demand.needed(request, part, [entry.response for entry in answers])}
+    return [entry for entry in answers if entry.response.id in needed]
 
 
 def _check_answers(scorer: ScorerSettings, inputs: Inputs, part: str) -> None:

@@ -22,7 +22,7 @@ from sinterlm.pipeline.forecast import (
     estimate_prompt_tokens,
     hours,
 )
-from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.fusion import Fusion, SamplingRequest
 from sinterlm.pipeline.grid_store import describe_grid, read_search, settle
 from sinterlm.pipeline.inputs import Inputs
 from sinterlm.pipeline.metrics import read_metrics
@@ -176,7 +176,7 @@ def estimate_training_hours(forecast: Forecast, name: str) -> dict[str, float] |
         return None
     num_prompts = count(part)
     arguments = TRAINING_DEFAULTS | training.train
-    answers = [estimate_answer_tokens(request) for request in fusion.rounds["sources"].requests]
+    answers = [estimate_answer_tokens(request) for request, _ in source_samples(fusion, training)]
     answer = min(sum(answers) / len(answers), arguments["max_length"])
     epochs = float(arguments["num_train_epochs"])
     if arguments["max_steps"] > 0:
@@ -202,10 +202,19 @@ def selected_from(forecast: Forecast, training: str) -> Part:
     return combine([parts["sft"], _droppable(fusion, extra, parts["preference"])]) if extra else parts["sft"]
 
 
+def source_samples(fusion: Fusion, training: Training) -> list[tuple[SamplingRequest, int]]:
+    """The sources that a training selects from, with the number of answers to a prompt that it looks at."""
+    looked_at = (
+        (request, training.select.samples_of(request.participant.name, request.num_samples))
+        for request in fusion.rounds["sources"].requests
+    )
+    return [(request, number) for request, number in looked_at if number]
+
+
 def responses_in_row(fusion: Fusion, training: Training) -> int:
     """The most answers that a row can hold."""
     return training.select.responses_in_row(
-        source_samples=[request.num_samples for request in fusion.rounds["sources"].requests],
+        source_samples=[number for _, number in source_samples(fusion, training)],
         target_samples=fusion.for_training(fusion.answering_for(fusion.target)).num_samples,
     )
 
