@@ -1065,6 +1065,9 @@ SEAMS: dict[str, list[Seam]] = {
     "preference.*.objective.kl": [
         objective("kl=0.5", "kind: rloo", select="kind: rloo")
     ],
+    "score": [
+        Seam("score=on-demand", lambda d: len(d.table("scores")), CHANGES, CHANGES, until="score-target")
+    ],
     "preference.*.target_samples": [
         Seam("preference.m.target_samples=target", lambda d: {read.model for read in d.reads}, CHANGES,
              {"tiny"}, given=(*SFT, "sft.train={max_steps: 1}", "target.samples=null",

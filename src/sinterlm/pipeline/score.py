@@ -71,12 +71,13 @@ def score(
                 task = progress.enter_context(run.reporter.task(config.kind, at_most, "answers"))
                 task.advance(tally.num_answers)
             for batch in chunks(_by_length(window), scorer.answers_at_once):
-                if lacking := [place for place in batch if scores[place] is None]:
-                    found = scorer.score([window[place] for place in lacking])
+                lacking = [place for place in batch if scores[place] is None]
+                if task:
+                    task.advance(len(batch) - len(lacking))
+                if task and lacking:
+                    found = scorer.score([window[place] for place in lacking], task.advance)
                     for place, given in zip(lacking, found, strict=True):
                         scores[place] = given
-                if task:
-                    task.advance(len(batch))
             for entry, score in zip(window, scores, strict=True):
                 assert score is not None
                 tally.add(entry, score)

@@ -117,18 +117,25 @@ class StoredScorer:
         """How many answers the scorer likes to be given at once."""
         return answers_at_once(self._worker)
 
-    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
-        """Score what the store lacks and return all scores. Where the scorer failed, the next call tries again."""
+    def score(
+        self, exchanges: Sequence[Exchange], on_scored: Callable[[int], object] = lambda number: None
+    ) -> list[Score]:
+        """Score what the store lacks and return all scores. Where the scorer failed, the next call tries again.
+
+        Args:
+            exchanges: The answers.
+            on_scored: Called with the number of new scores whenever some come.
+        """
         entries = self._entries(exchanges)
         scores = self._read(entries)
         if missing := _lacking(entries, scores):
-            failed = self._score(missing)
+            failed = self._score(missing, on_scored)
             places = [place for place, score in enumerate(scores) if score is None]
             for place, score in zip(places, self._read([entries[place] for place in places]), strict=True):
                 scores[place] = score or failed.get(entries[place].ids)
         return [score for score in scores if score]
 
-    def _score(self, missing: Sequence[_Entry]) -> dict[tuple[str, str], Score]:
+    def _score(self, missing: Sequence[_Entry], on_scored: Callable[[int], object]) -> dict[tuple[str, str], Score]:
         """Ask the scorer and store its scores, except for answers on which it failed: these are returned by ids."""
         failed: dict[tuple[str, str], Score] = {}
         try:
@@ -142,6 +149,7 @@ class StoredScorer:
                         self._keep((entry, score) for entry, score in scored if entry.ids not in failures)
                         self._account.enter(given, time.monotonic() - started)
                     failed |= failures
+                    on_scored(len(given.scores))
                     started = time.monotonic()
         except SinterError as error:
             had = {(prompt_id, score.response_id): score for prompt_id, score in error.scored}

@@ -104,7 +104,7 @@ ANSWERS_AT_ONCE = 64
 
 @runtime_checkable
 class LikesMany(Protocol):
-    """An optional part of a scorer that works on many answers side by side, such as a judge behind a server."""
+    """An optional part of a scorer that is slowed down by few answers at a time, such as a judge behind a server."""
 
     @property
     def answers_at_once(self) -> int:

@@ -40,7 +40,9 @@ class Score(Stage):
         self._round = fusion.rounds[round_name]
         self.name = f"score-{round_name}"
         self.needs = (f"sample-{round_name}",)
-        self._demand = Demand(fusion, self._round) if fusion.recipe.score == "on-demand" else None
+        # A preview tells what every source would be worth, from all scores of its few prompts.
+        is_on_demand = fusion.recipe.score == "on-demand" and fusion.trains
+        self._demand = Demand(fusion, self._round) if is_on_demand else None
 
     def configuration(self, fingerprint: Fingerprint) -> object:
         """What decides a score besides the answer, settings, rules, weights and files; and which answers get one."""
