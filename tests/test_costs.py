@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from sinterlm.errors import BudgetError, InputError
 from sinterlm.pipeline.budget import Budget as SpendingLimits
@@ -28,6 +29,7 @@ from sinterlm.recipe.load import load_recipe
 from sinterlm.recipe.schema import Budget
 from sinterlm.records import Failure, Message, Prompt, Response, Spent, Usage, response_id
 from sinterlm.sampling.settings import Sampling
+from sinterlm.scoring.scorers import AnyScorer
 from sinterlm.store import Store
 from sinterlm.terminal.comparison import print_comparison
 from sinterlm.terminal.plan import print_plan
@@ -112,6 +114,20 @@ def test_a_server_without_a_price_has_unknown_money_and_a_model_of_this_machine_
     assert "paid: no price in the recipe" in " ".join(plan.notes)
     plan = plan_fusion(Fusion(load_recipe(fusion.recipe.prompts.path.parent / "recipe.yaml", ["output=x"]).recipe))
     assert plan.total["money"] == 0
+
+
+def test_a_plan_prices_a_judge(fusion: Fusion) -> None:
+    """The judge says what 12 answers and their prompts of 4 and at most 100 tokens take; it costs 1 and 2 a million."""
+    price = {"input": 1.0, "output": 2.0}
+    scorer = TypeAdapter[Any](AnyScorer).validate_python({"kind": "judge", "model": "j", "price": price})
+    recipe = fusion.recipe.model_copy(update={"scorer": scorer})
+    plan = plan_fusion(Fusion(recipe))
+    (scoring,) = (stage for stage in plan.stages if stage.name == "score-sources")
+    usage = scorer.expected_usage(12, 12 * (4 + 100))
+    assert scoring.money == pytest.approx((usage.prompt_tokens + 2 * usage.new_tokens) / 1e6)
+    assert [model.model for model in scoring.models] == ["judge j"]
+    unpriced = Fusion(recipe.model_copy(update={"scorer": scorer.model_copy(update={"price": None})}))
+    assert plan_fusion(unpriced).total["money"] is None
 
 
 def test_a_plan_learns_lengths_rates_and_prices_from_the_ledger(fusion: Fusion, store: Store) -> None:

@@ -118,6 +118,7 @@ def test_a_plan_from_a_preview_is_within_a_fifth_of_what_is_then_paid(recipe: Pa
     fusion = fusion_of(recipe)
     run_fusion(fusion.for_preview(10), SilentReporter())
     left = read_preview(fusion).left_to_ask
+    assert plan_fusion(fusion).to_json() == read_preview(fusion).plan.to_json(), "a run's own preview is its pilot"
     planned = {name: model.money for name, model in left.items()}
     assert {model.calls for model in left.values()} == {2 * (NUM_PROMPTS - 10)}
     run_fusion(fusion, SilentReporter(), until="sample-sources")

@@ -423,7 +423,11 @@ SEAMS: dict[str, list[Seam]] = {
                ({2}, True),
                given=(ON_RAY[0], "scorer={kind: reward-model, model: FOLDER/reward}", "prompts.path=few.jsonl"))
     ],
-    "budget.money": [Seam("budget.money=0.0", lambda d: "more than 0" in d.error, False, True)],
+    "budget.money": [
+        served("budget.money=0.001", lambda d: (len(d.requests) < 16, "budget is reached" in d.error), (False, False),
+               (True, True), given=("prompts.path=prompts.jsonl", "sources.s.price={output: 1000.0}",
+                                    "sources.s.concurrency=1"))
+    ],
     "budget.tokens": [of_source("budget.tokens=1", lambda d: len(d.letters()), 8, 4, given=TWO_SOURCES)],
     "budget.hours": [of_source("budget.hours=0.00000001", lambda d: len(d.letters()), 8, 4, given=TWO_SOURCES)],
     "until.rows": [Seam("until.rows=5", lambda d: len(d.ids()), 16, 5, given=("until={rows: 16}",))],

@@ -115,6 +115,13 @@ def test_the_rows_are_the_same_whatever_is_stored(recipe: Path, server: Scripted
     assert len(server.requests) == NUM_PROMPTS
 
 
+def test_without_until_the_same_run_asks_the_rest(recipe: Path, server: ScriptedServer, ids: list[str]) -> None:
+    carry_out(recipe)
+    assert rows_of(carry_out(recipe, "until=null")) == set(ids[::2])
+    assert len(server.requests) == NUM_PROMPTS
+    assert rows_of(carry_out(recipe)) == set(ids[:20:2])
+
+
 def test_no_more_candidates_are_asked_than_allowed(recipe: Path, server: ScriptedServer, ids: list[str]) -> None:
     fusion = carry_out(recipe, "until.candidates=15")
     assert len(server.requests) == 15

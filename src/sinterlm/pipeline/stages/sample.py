@@ -68,8 +68,9 @@ class SampleSources(Sample):
     needs = ("prompts",)
 
     def configuration(self, fingerprint: Fingerprint) -> object:
-        """How every source is asked."""
-        return {request.participant.name: describe_request(request, fingerprint) for request in self._round.requests}
+        """How every source is asked, and that the preference part is not asked here, if it is not."""
+        asked = {request.participant.name: describe_request(request, fingerprint) for request in self._round.requests}
+        return [asked, "without preference"] if self._fusion.gathers else asked
 
 
 class SampleTarget(Sample):
