@@ -20,6 +20,7 @@ from sinterlm.files import FINISHED, atomic_folder, find_model_damage, temporary
 from sinterlm.models import cached_fingerprint, fingerprint, load_model, load_tokenizer
 from sinterlm.records import Message, RowResponse, TrainingRow
 from sinterlm.training.checkpoints import CheckpointManifest, newest_whole_checkpoint
+from sinterlm.training.output_folder import Claim, _describe_changes
 from sinterlm.training.reference import ReferenceCache
 from sinterlm.training.train import train
 from tests.tiny import save_tiny
@@ -357,6 +358,18 @@ def test_a_damaged_marker_loses_no_checkpoints_without_a_word(
 
 
 # --- other settings --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"seed": 1}, "the same settings, by another version of Sinter"),
+        ({"seed": 2}, "other settings (seed 2 -> 1)"),
+        (None, "other rows or settings"),
+    ],
+)
+def test_what_another_training_differed_in(settings: dict[str, Any] | None, expected: str) -> None:
+    assert _describe_changes(Claim("before", settings), Claim("now", {"seed": 1})) == expected
 
 
 def test_other_settings_are_named_before_checkpoints_are_set_aside(stopped: Path, model: Path, tmp_path: Path) -> None:

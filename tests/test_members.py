@@ -14,7 +14,7 @@ import pytest
 from sinterlm import cli
 from sinterlm.objectives.named import resolve_objective
 from sinterlm.records import Message, Role, RowResponse, TrainingRow
-from sinterlm.training.members import Members, UnfitRow, find_members
+from sinterlm.training.members import Members, UnfitRow, find_members, with_pairs
 from tests.tiny import save_tiny
 
 ASKED = (Message("user", "What is the opposite of hot?"),)
@@ -330,3 +330,17 @@ def test_the_command_names_file_and_line(
     assert "rows.jsonl, line 2" in message
     assert said in message
     assert not output.exists()
+
+
+# --- some of the pairs ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_of_a_row_is_numbered_anew() -> None:
+    """Of three groups with a pair each, the second is left out."""
+    sources = [[response(role, source, weight=0.5) for role in ("chosen", "rejected")] for source in "abc"]
+    whole = members([each for pair in sources for each in pair], "fusepo")
+    assert whole.groups == (0, 0, 1, 1, 2, 2)
+    left = with_pairs(whole, [whole.pairs[0], whole.pairs[2]])
+    assert left.responses == (*sources[0], *sources[2])
+    assert left.pairs == ({"chosen": 0, "rejected": 1}, {"chosen": 2, "rejected": 3})
+    assert left.groups == (0, 0, 1, 1)
