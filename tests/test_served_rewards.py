@@ -13,7 +13,8 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
-from sinterlm.errors import CredentialsError, InputError, TryAgainError
+from sinterlm.errors import BudgetError, CredentialsError, InputError, TryAgainError
 from sinterlm.models import load_lone_tokenizer
 from sinterlm.pipeline.stored_scorer import Account, StoredScorer
 from sinterlm.recipe.load import load_recipe
@@ -324,6 +325,24 @@ def test_scores_before_an_error_are_kept(models: Mapping[str, Path], tmp_path: P
     values = [score.value for score in scores]
     assert values == sorted(values)
     assert values[0] < values[-1]
+
+
+def test_a_budget_ends_scoring_in_an_orderly_way(models: Mapping[str, Path], address: str, tmp_path: Path) -> None:
+    """After the three that try the server, five more are paid for: they are finished and kept."""
+
+    class Short(Account):
+        def supply(self, work: Iterable[Any]) -> Iterator[Any]:
+            return islice(work, 5)
+
+        def close(self) -> None:
+            raise BudgetError("no more")
+
+    entries = exchanges(*(f"{number} and {number}" for number in range(20)))
+    with Store(tmp_path / "store.sqlite") as store:
+        stored = StoredScorer(served(address, models["llama3"]), store, account=Short())
+        with pytest.raises(BudgetError, match="no more"):
+            stored.score(entries)
+        assert stored.look_up(entries).num_missing == 20 - 3 - 5
 
 
 @pytest.fixture(scope="module")
