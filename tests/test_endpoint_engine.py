@@ -472,7 +472,7 @@ def test_a_real_model_is_asked_for_as_many_answers_as_it_has_slots(llama: str) -
     assert stream(asking, items(1, 2)).generations == found.generations
     assert (found.notes, found.usage.requests) == ([], 1)
     assert 30 < one.num_prompt_tokens < 60
-    assert found.usage.new_tokens == one.num_tokens + two.num_tokens <= 24
+    assert 12 < found.usage.new_tokens == one.num_tokens + two.num_tokens <= 24
     assert one.served_by.startswith("SmolLM2-135M-Instruct.Q4_1.gguf, ")
 
 

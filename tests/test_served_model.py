@@ -143,6 +143,18 @@ def test_tokens_are_counted_as_the_server_says() -> None:
     assert requests().read(reply(said("5"), usage=None), PROMPT, [0]).usage == Usage()
 
 
+def test_tokens_of_further_answers_are_estimated_where_the_server_counts_the_first_only() -> None:
+    """llama.cpp says how many tokens its first answer has, also in `usage`."""
+    usage = {"prompt_tokens": 20, "completion_tokens": 4}
+    value = reply(said("12345678"), said("1234"), usage=usage, timings={"predicted_n": 4})
+    found = requests().read(value, PROMPT, [0, 1])
+    assert found.usage == Usage(0, 20, 0, 6)
+    assert [one.num_tokens for one in found.generations] == [4, 2]
+    few = requests(settings=SamplingSettings(max_new_tokens=2)).read(value, PROMPT, [0, 1])
+    assert few.usage.new_tokens == 4, "the limit holds for every answer"
+    assert requests().read(value | {"timings": {"predicted_n": 3}}, PROMPT, [0, 1]).usage.new_tokens == 4
+
+
 def test_more_answers_than_asked_for_are_left() -> None:
     assert len(requests().read(reply(said("5"), said("6")), PROMPT, [0]).generations) == 1
 

@@ -218,7 +218,12 @@ class Requests:
         usage = reply.usage or _Usage()
         served_by = _name_server(reply)
         texts = [self._text(choice) for choice in reply.choices]
-        counts = share_out(usage.completion_tokens, [len(text.answer) + len(text.reasoning) for text in texts])
+        sizes = [len(text.answer) + len(text.reasoning) for text in texts]
+        new_tokens = usage.completion_tokens
+        if len(texts) > 1 and reply.timings and reply.timings.predicted_n == new_tokens:
+            most = self._settings.max_new_tokens * len(texts)
+            new_tokens = min(most, round(new_tokens * sum(sizes) / max(sizes[0], 1)))  # llama.cpp counts the first only
+        counts = share_out(new_tokens, sizes)
         generations = [
             Generation(
                 prompt_id=prompt.id,
@@ -234,7 +239,7 @@ class Requests:
             for index, text, count in zip(indices, texts, counts, strict=False)
         ]
         cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
-        return Read(generations, Usage(0, usage.prompt_tokens, cached or 0, usage.completion_tokens), served_by)
+        return Read(generations, Usage(0, usage.prompt_tokens, cached or 0, new_tokens), served_by)
 
     def _text(self, choice: _Choice) -> _Text:
         """An answer, with its reasoning where the recipe wants it."""
@@ -369,11 +374,18 @@ class _Usage(BaseModel):
     prompt_tokens_details: _Cached | None = None
 
 
+class _Timings(BaseModel):
+    """What llama.cpp says of the first answer."""
+
+    predicted_n: int | None = None
+
+
 class _Reply(BaseModel):
     choices: Annotated[list[_Choice], Field(min_length=1)]
     model: str | None = None
     system_fingerprint: str | None = None
     usage: _Usage | None = None
+    timings: _Timings | None = None
 
 
 def _name_server(reply: _Reply) -> str:
