@@ -91,9 +91,12 @@ def counts_of(fusion: Fusion) -> dict[str, Any]:
     return dict(gather["counts"])
 
 
-def test_prompts_are_asked_until_there_are_enough_rows(recipe: Path, server: ScriptedServer, ids: list[str]) -> None:
+@pytest.mark.parametrize("score", ["all", "on-demand"])
+def test_prompts_are_asked_until_there_are_enough_rows(
+    recipe: Path, server: ScriptedServer, ids: list[str], score: str
+) -> None:
     """10 prompts give 5 rows, so as many again are asked: 20 prompts, 10 rows."""
-    fusion = carry_out(recipe)
+    fusion = carry_out(recipe, f"score={score}")
     assert rows_of(fusion) == set(ids[:20:2])
     assert len(server.requests) == 20
     counts = counts_of(fusion)
@@ -101,7 +104,7 @@ def test_prompts_are_asked_until_there_are_enough_rows(recipe: Path, server: Scr
     assert [stage["name"] for stage in status_of(fusion.output)["stages"]] == [
         "prompts", "sample-sources", "score-sources", "gather", "select-m", "train-m", "report",
     ]  # fmt: skip
-    more = carry_out(recipe, "until.rows=12")  # 12 give 6, 24 give 12
+    more = carry_out(recipe, "until.rows=12", f"score={score}")  # 12 give 6, 24 give 12
     assert rows_of(more) == set(ids[:24:2])
     assert len(server.requests) == 24, "the first 20 are stored"
 

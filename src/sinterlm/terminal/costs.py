@@ -15,8 +15,8 @@ MAX_NOTES = 20
 
 
 def print_spent(spent: Mapping[str, Any], console: Terminal, title: str = "spent") -> None:
-    """Print what ``describe_ledger`` returned as a table; nothing for a run that has asked no model."""
-    if not spent["models"]:
+    """Print what ``describe_ledger`` returned as a table; nothing for a run without a ledger."""
+    if not spent.get("models"):
         return
     table = Table("stage", "model", title=title, title_justify="left")
     for column in ("answers", "requests", "read", "cached", "written", "money", "time", "failed"):

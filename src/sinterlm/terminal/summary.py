@@ -41,11 +41,12 @@ def print_summary(run: Run, console: Terminal) -> None:
     summary = run.summary
     if not run.figures.models:
         console.say(f"{run.folder}: no held-out figures (not evaluated yet, or not in this recipe)")
+        print_spent(summary.get("spent", {}), console)
         return
     print_figures(run.figures, summary["scorers"]["held_out"], console)
     for name, found in summary.get("searches", {}).items():
         console.say(f"{name}: chosen on the development prompts: {describe_choice(found['chosen'])}")
-    print_spent(summary["spent"], console)
+    print_spent(summary.get("spent", {}), console)
     console.say(
         f"{summary['seconds']:.0f} s in all stages, at most {summary['peak_memory_bytes'] / 1e9:.1f} GB of memory",
     )
