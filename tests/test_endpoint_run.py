@@ -90,6 +90,36 @@ def test_a_server_that_fails_loses_no_answer_and_the_rest_is_asked_for_later(rec
     assert (usage.new_tokens, num_answers) == (8 * NUM_TRAINING, 2 * NUM_TRAINING)
 
 
+@pytest.mark.parametrize("told_apart", [False, True])
+def test_two_sources_that_would_share_their_answers_are_refused(recipe: Path, told_apart: bool) -> None:
+    """One revision at two addresses: a source each, or one source with both addresses."""
+    with serve(right) as one, serve(right) as two:
+        a, b = (
+            f"{{engine: endpoint, model: m, base_url: {server.url}, revision: {revision}, {SAMPLING}}}"
+            for server, revision in ((one, "r1"), (two, "r2" if told_apart else "r1"))
+        )
+        overrides = [f"sources={{a: {a}, b: {b}}}", "scorer={kind: exact-match}", "--until", "sample-sources"]
+        _, error = command("run", recipe, *overrides)
+        assert (error == "") == told_apart
+        assert told_apart or "sources.a and sources.b ask the same model in the same way" in error
+        assert len(one.requests) == len(two.requests) == (NUM_TRAINING if told_apart else 0)
+
+
+def test_a_prompt_that_a_server_finds_too_long_is_dropped_with_its_words(recipe: Path) -> None:
+    def script(request: dict[str, Any]) -> Answer:
+        is_first = request["messages"] == server.requests[0]["messages"]
+        return Answer(status=400, error="the prompt is too long, by far") if is_first else right(request)
+
+    with serve(script) as server:
+        overrides = [*asked_with(server.url), "scorer={kind: exact-match}", "--until", "sample-sources"]
+        _, error = command("run", recipe, *overrides)
+    assert error == ""
+    with Store(recipe.parent / "run" / "store.sqlite", read_only=True) as store:
+        (dropped,) = (drop for drop in store.dropped(".") if drop.reason == "prompt-too-long")
+    assert dropped.stage == "sample-sources"
+    assert "the prompt is too long, by far" in dropped.detail
+
+
 @pytest.mark.slow
 @pytest.mark.models
 def test_a_real_server_beside_a_model_in_this_process_is_fused_whole(recipe: Path) -> None:

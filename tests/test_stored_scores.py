@@ -496,7 +496,10 @@ def test_missing_files_and_keys_are_found_before_anything_is_asked(
         ),
         ({"kind": "judge", "model": "m", "base_url": ["http://x", 5]}, "expected a URL, or a list of URLs"),
         ({"kind": "judge", "model": "m", "base_url": []}, "expected a URL, or a list of URLs"),
-        ({"kind": "judge", "model": "m", "api_key": "k-secret"}, "scorer.api_key: this is where the key of a server would be"),
+        (
+            {"kind": "judge", "model": "m", "api_key": "k-secret"},
+            "scorer.api_key: this is where the key of a server would be",
+        ),
         (
             {"kind": "judge", "model": "m", "api_key_env": "k-secret"},
             "scorer.api_key_env: this is no name of a variable",

@@ -124,7 +124,8 @@ def _failed(run: RunContext, stage: str, name: str) -> Iterator[Dropped]:
 def _not_asked(stage: str, name: str, prompt: Prompt, response: Response, problem: str | None) -> Dropped:
     """The drop of a prompt that a participant cannot be asked; ``problem`` is why, if this command has asked."""
     if response.finish_reason == PROMPT_TOO_LONG:
-        detail = f"{response.num_prompt_tokens} tokens as {name} is asked"
+        tokens = response.num_prompt_tokens  # a server may not say how many there are
+        detail = f"{tokens} tokens as {name} is asked" if tokens else f"{name}: {problem or 'refused before'}"
     else:
         roles = ", ".join(message.role for message in prompt.messages)
         detail = f"{name}: {problem or f'refused before, with messages of the roles {roles}'}"

@@ -10,6 +10,7 @@ from contextlib import closing
 from itertools import chain
 from typing import ClassVar
 
+from sinterlm.errors import InputError
 from sinterlm.models import Fingerprint
 from sinterlm.pipeline.ask import engine_of
 from sinterlm.pipeline.forecast import Forecast, StagePlan
@@ -66,6 +67,26 @@ class SampleSources(Sample):
 
     round_name = "sources"
     needs = ("prompts",)
+
+    def check(self, inputs: Inputs) -> None:
+        """Check also that no two sources that are asked at the same time would be asked for the same answers.
+
+        Raises:
+            InputError: Two are, so each answer would be paid for twice and kept once.
+        """
+        super().check(inputs)
+        names: dict[str, str] = {}
+        for request in self._round.requests:
+            if not request.participant.config.runs_elsewhere:
+                continue
+            name = request.participant.name
+            other = names.setdefault(request.identity() or name, name)
+            if other != name:
+                raise InputError(
+                    f"sources.{other} and sources.{name} ask the same model in the same way, so every answer would be "
+                    "paid for twice and stored once. Make them one source with several base_url, or remove one; if "
+                    "different weights answer, give each source its own revision"
+                )
 
     def configuration(self, fingerprint: Fingerprint) -> object:
         """How every source is asked, and that the preference part is not asked here, if it is not."""
