@@ -63,6 +63,10 @@ class BatchServer:
     """Called with a call such as ``POST /batches`` before it is done; an HTTP status is sent in its place."""
     after: Callable[[str], bool | None] = lambda call: None
     """Called with a call when it is done; if it returns True, the connection is closed without a response."""
+    hidden: str = ""
+    """A field of jobs that their list leaves out."""
+    location: str = ""
+    """Where redirects point to."""
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, Json] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
@@ -186,6 +190,8 @@ def serve_batches(state: BatchServer) -> Iterator[BatchServer]:
             body = value if isinstance(value, bytes) else json.dumps(value).encode()
             with suppress(ConnectionError):
                 self.send_response(status)
+                if state.location:
+                    self.send_header("Location", state.location)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -214,7 +220,8 @@ def serve_batches(state: BatchServer) -> Iterator[BatchServer]:
                     ids = [batch["id"] for batch in newest]
                     start = ids.index(query["after"][0]) + 1 if "after" in query else 0
                     end = start + min(2, int(query["limit"][0]))  # pages of two, so that there are several
-                    return 200, {"object": "list", "data": newest[start:end], "has_more": end < len(newest)}
+                    page = [{k: v for k, v in batch.items() if k != state.hidden} for batch in newest[start:end]]
+                    return 200, {"object": "list", "data": page, "has_more": end < len(newest)}
                 case ["GET", "batches", name] if name in state.batches:
                     return 200, state.look_at(state.batches[name])
             return 404, {"error": {"message": f"no {path}"}}

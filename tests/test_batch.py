@@ -15,6 +15,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from sinterlm.errors import CredentialsError, InputError, TryAgainError
+from sinterlm.pipeline.fusion import Fusion
+from sinterlm.pipeline.plan import plan_fusion
+from sinterlm.recipe.load import load_recipe
 from sinterlm.records import Message, Prompt, SamplingSettings, Usage
 from sinterlm.sampling import provider_jobs
 from sinterlm.sampling.batch import BatchSource
@@ -39,14 +42,13 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Kept(dict[str, Job]):
-    """Jobs as the store keeps them: as JSON, and with their history."""
+    """Jobs as the store keeps them: as JSON."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.states: list[str] = []
+    def items(self) -> Any:
+        """The first job last: a store has them in any order."""
+        return reversed(super().items())
 
     def __setitem__(self, name: str, job: Job) -> None:
-        self.states.append(job.state)
         super().__setitem__(name, Job(job.state, json.loads(json.dumps(job.detail))))
 
 
@@ -304,8 +306,9 @@ def test_a_full_queue_is_waited_for(server: BatchServer, tmp_path: Path) -> None
 # --- calls that fail --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("forgets", ["metadata", "input_file_id"])
 def test_a_job_that_was_created_although_the_call_failed_is_not_created_again(
-    server: BatchServer, tmp_path: Path
+    server: BatchServer, tmp_path: Path, forgets: str
 ) -> None:
     """The connection breaks after the server has created the job, and jobs of other programs are newer."""
     broken: list[str] = []
@@ -314,6 +317,7 @@ def test_a_job_that_was_created_although_the_call_failed_is_not_created_again(
         if call != "POST /batches" or broken:
             return False
         broken.append(call)
+        server.hidden = forgets
         for _ in range(5):
             server.create({"input_file_id": "other", "endpoint": "/v1/chat/completions", "metadata": None})
         return True
@@ -379,8 +383,11 @@ def test_redirects_are_not_followed_and_keys_stay_secret(
 ) -> None:
     monkeypatch.setenv("VENDOR_KEY", "sk-canary")
     server.before = lambda call: 302
-    with pytest.raises(InputError, match="redirects"):
-        ask(server, Kept(), tmp_path, items(1), api_key_env="VENDOR_KEY")
+    with serve_batches(BatchServer()) as elsewhere:
+        server.location = f"{elsewhere.url}/files?token=secret"
+        with pytest.raises(InputError, match=rf"redirects to '{elsewhere.url}/files' \(code 302\)"):
+            ask(server, Kept(), tmp_path, items(1), api_key_env="VENDOR_KEY")
+    assert not elsewhere.calls
     server.before = lambda call: 401
     kept = Kept()
     with pytest.raises(CredentialsError, match="VENDOR_KEY") as error:
@@ -509,6 +516,7 @@ def test_a_program_is_waited_for_by_the_next_command(tmp_path: Path) -> None:
     assert [job.state for job in kept.values()] == [SUBMITTING]
     assert contents(ask_program(program(), kept, tmp_path, asked)) == expected(asked)
     assert set(num_asked(tmp_path).values()) == {1}
+    assert len(list(tmp_path.glob("*.lock"))) == 1, "no second program was started"
     killed.close()
 
 
@@ -538,10 +546,29 @@ def test_jobs_cost_less_and_a_plan_says_so() -> None:
     priced = source(price={"input": 2.0, "output": 8.0}, batch_discount=0.25)
     assert priced.money(usage) == pytest.approx(4.5)
     assert priced.compare_cost(usage) == (
-        "asked by jobs, each within 24h, for 4.50 instead of 6.00 than if asked directly and at once"
+        "asked by jobs, each within 24h, for 4.50; asked directly and at once, it would cost 6.00"
     )
     assert source().money(usage) is None
-    assert "50% less" in source().compare_cost(usage)
+    assert source().compare_cost(usage).endswith("for 50% less than if asked directly and at once")
+
+
+def test_a_plan_compares_jobs_with_asking_directly(tmp_path: Path) -> None:
+    rows = [{"id": f"p{n}", "prompt": f"How much is {n}", "answers": ["1"]} for n in range(6)]
+    (tmp_path / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(
+        "output: run\n"
+        "prompts: {path: questions.jsonl, split: {held_out: 0, sft: 6, preference: rest}}\n"
+        "target: {model: someone/small-1b}\n"
+        "sources: {jobs: {engine: batch, model: m, price: {output: 1000.0}, sampling: {max_new_tokens: 100}}}\n"
+        "scorer: {kind: exact-match}\n"
+        "sft: {select: {kind: best-of-sources}, train: {max_steps: 1}}\n"
+    )
+    plan = plan_fusion(Fusion(load_recipe(tmp_path / "recipe.yaml").recipe))
+    assert (
+        "jobs: asked by jobs, each within 24h, for 1.50; asked directly and at once, it would cost 3.00" in plan.notes
+    )
+    (model,) = next(stage for stage in plan.stages if stage.name == "sample-sources").models
+    assert model.money == pytest.approx(6 * 5 * 100 / 1e6 * 1000 / 2)
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,10 @@ class BatchSource(RemoteModel):
         if self.command:
             return ""
         jobs, directly = self.money(usage), super().money(usage)
-        share = f"{self.batch_discount:.0%} less" if jobs is None else f"{jobs:,.2f} instead of {directly:,.2f}"
-        return f"asked by jobs, each within {self.completion_window}, for {share} than if asked directly and at once"
+        begin = f"asked by jobs, each within {self.completion_window}, for "
+        if jobs is None:
+            return f"{begin}{self.batch_discount:.0%} less than if asked directly and at once"
+        return f"{begin}{jobs:,.2f}; asked directly and at once, it would cost {directly:,.2f}"
 
     def find_problems(self) -> Iterator[Problem]:
         """See :meth:`~sinterlm.sampling.settings.EngineSettings.find_problems`."""
