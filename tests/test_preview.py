@@ -98,6 +98,11 @@ def test_a_preview_trains_nothing_and_its_answers_are_not_paid_for_again(
     ]  # fmt: skip
     assert {stage["state"] for stage in status_of(preview)["stages"]} == {"done"}
     assert (preview / "report.html").is_file()
+    values = json.loads((preview / "summary.json").read_text())["source_values"]
+    good, poor = values["good"], values["poor"]
+    assert (good["answers"], good["mean_score"], good["best_with"], poor["best_without"]) == (20, 1.0, 1.0, 1.0)
+    assert good["best_without"] == poor["mean_score"], "the poor model's two answers are alike"
+    assert good["share"] + poor["share"] == 1.0
     assert "share of y_ws" in done.output
     asked = {request["messages"][0]["content"] for request in server.requests}
     run_fusion(fusion_of(recipe), SilentReporter(), until="select-m")

@@ -50,8 +50,13 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan with its sums, for ``--json``; a sum is None if a part of it is unknown."""
-        total = self.total
-        return {**asdict(self), "money": total["money"], "total": total}
+        return {**asdict(self), "money": self.money, "total": self.total}
+
+    @property
+    def money(self) -> float | None:
+        """What sampling and scoring will cost by the prices in the recipe; None if a part of it is unknown."""
+        money: float | None = self.total["money"]
+        return money
 
     @property
     def total(self) -> dict[str, Any]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import NamedTuple
 
-from sinterlm.pipeline.candidates import candidates_of
 from sinterlm.pipeline.finished import read_only
 from sinterlm.pipeline.forecast import ModelPlan
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.ledger import read_ledger
 from sinterlm.pipeline.plan import Plan, plan_fusion
-from sinterlm.pipeline.stage import RunContext
+from sinterlm.pipeline.source_values import read_source_values, training_candidates
 from sinterlm.records import Candidates
 from sinterlm.report.data import Ledger
-from sinterlm.selection.ranking import Truncated
-from sinterlm.selection.source_values import SourceValue, value_sources
+from sinterlm.selection.source_values import SourceValue
 from sinterlm.store import Store
 
 NUM_EXAMPLES = 3
@@ -53,26 +51,8 @@ def read_preview(fusion: Fusion) -> Preview:
         run = read_only(preview, store)
         return Preview(
             str(preview.output),
-            value_sources(
-                _candidates(run),
-                [source.name for source in preview.sources],
-                seed=preview.recipe.seed,
-                truncated=_truncated(preview),
-            ),
+            read_source_values(run),
             read_ledger(preview, store),
             plan_fusion(fusion, pilot=preview.output),
-            list(islice(_candidates(run), NUM_EXAMPLES)),
+            list(islice(training_candidates(run), NUM_EXAMPLES)),
         )
-
-
-def _candidates(run: RunContext) -> Iterator[Candidates]:
-    """The prompts that sources have answered for training: those of preference methods first."""
-    fusion = run.fusion
-    for part in reversed(fusion.training_parts):
-        yield from candidates_of(run, run.prompts(part), fusion.answers_to(part))
-
-
-def _truncated(fusion: Fusion) -> Truncated:
-    """Whether the last training takes answers that the token limit cut."""
-    rules = [getattr(training.select, "truncated", "drop") for training in fusion.trainings.values()]
-    return "keep" if rules and rules[-1] == "keep" else "drop"

@@ -12,6 +12,7 @@ from sinterlm.evaluation.figures import Evaluation
 from sinterlm.files import atomic_write
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.ledger import describe_ledger, read_ledger
+from sinterlm.pipeline.source_values import describe_values, read_source_values
 from sinterlm.pipeline.stage import RunContext, Shown
 
 
@@ -57,6 +58,8 @@ def summarise(run: RunContext, shown: Sequence[Shown]) -> dict[str, Any]:
         "reward_accuracies": {},
         "selections": {},
     }
+    if not run.fusion.trains:
+        summary["source_values"] = describe_values(read_source_values(run))
     for part in shown:
         for key, value in part.summary.items():
             summary[key] = {**summary.get(key, {}), **value} if isinstance(value, dict) else value
