@@ -127,8 +127,9 @@ def test_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-@pytest.mark.parametrize("number", thoughts._TAGS)
-def test_every_closing_tag_begins_with_a_mark(number: int) -> None:
-    """Texts without one are read no further."""
-    closing = thoughts._PAIRS[number].closing
-    assert thoughts._MARK.match(re.sub(r"^(\(\?:)?\\?", "", closing))
+@pytest.mark.parametrize("pair", thoughts._PAIRS, ids=[pair.opening for pair in thoughts._PAIRS])
+def test_every_tag_begins_as_is_looked_for_first(pair: thoughts._Pair) -> None:
+    """Texts that do not begin so, and texts without such a mark, are read no further."""
+    opening, closing = (re.sub(r"^(\(\?:)?\\?", "", tag) for tag in (pair.opening, pair.closing))
+    assert thoughts._BEGIN.match(opening)
+    assert pair.is_prose or thoughts._MARK.match(closing)

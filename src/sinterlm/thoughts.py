@@ -93,6 +93,8 @@ _CLOSING = [_compiled(pair.closing) for pair in _PAIRS]
 _TAGS = [number for number, pair in enumerate(_PAIRS) if not pair.is_prose]
 _MARK = re.compile(r"[<\[◁]")
 """What every closing tag begins with: most answers hold none of it, and are read no further."""
+_BEGIN = _compiled(r"[<\[◁ah]")
+"""What every opening tag, or sentence that opens a thought, begins with."""
 _ANY_CLOSING = _compiled("|".join(_PAIRS[number].closing for number in _TAGS))
 _OPENS = _compiled(r"[<\[◁](?:think(?:ing)?|thoughts?|reasoning|seed:think|longcat_think)[>\]▷]\s*\Z")
 _CLOSES = _compiled(rf"(?:{_ANY_CLOSING.pattern})\s*\Z")
@@ -168,6 +170,8 @@ class _Thought(NamedTuple):
 
 def _opened_thought(text: str, start: int) -> _Thought | None:
     """The thought that begins at ``start`` with an opening tag; without a closing tag, it extends to the text's end."""
+    if not _BEGIN.match(text, start):
+        return None
     for pair, opening, closing in zip(_PAIRS, _OPENING, _CLOSING, strict=True):
         if opened := opening.match(text, start):
             ends = (end for end in closing.finditer(text, opened.end()) if not _is_quoted(text, end))
