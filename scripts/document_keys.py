@@ -37,7 +37,8 @@ def _render(name: str, root: Schema, headings: Collection[str]) -> str:
     forms: dict[str, Schema] = {}
     for path in name.split(", "):
         for kind, form in _find_forms(path, root):
-            forms[path.rpartition(".")[2] if kind in forms or not kind else kind] = form
+            place = path.rpartition(".")[2].partition("[")[0]
+            forms[place if kind in forms or not kind else kind] = form
     keys = dict.fromkeys(key for form in forms.values() for key in form["properties"])
     rows = ((key, *_describe_key(key, forms, root)) for key in sorted(keys, key=lambda key: key not in PICKERS))
     return "".join(

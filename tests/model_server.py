@@ -6,6 +6,7 @@ It answers the OpenAI protocol, by a rule or with a real model, and can do what 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -28,11 +29,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--loading", type=float, default=0.0, help="seconds until it answers")
+    parser.add_argument("--slow", type=float, default=0.0, help="seconds that an answer takes")
     parser.add_argument("--crash-after", type=int, help="answers after which it ends")
     parser.add_argument("--crashes", type=Path, help="a file that counts crashes; --crash-after holds for --times")
     parser.add_argument("--times", type=int, default=10**6)
     parser.add_argument("--family", action="store_true", help="start a child and a grandchild that ignore SIGTERM")
     parser.add_argument("--say", default="", help="print this line 60 times, then end")
+    parser.add_argument("--alone", type=Path, help="a file: end if another server that names it is running")
     return parser.parse_args()
 
 
@@ -63,6 +66,9 @@ def main() -> None:
     if options.say:
         print("\n".join(f"{options.say} {number}" for number in range(60)), file=sys.stderr)
         sys.exit(3)
+    if options.alone:
+        options.held = options.alone.open("a")
+        fcntl.flock(options.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if options.family:
         spawn_family()
     print(f"pid {os.getpid()}", flush=True)
@@ -79,6 +85,7 @@ def main() -> None:
             nonlocal answers
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             answers += 1
+            time.sleep(options.slow)
             if options.crash_after is not None and answers > options.crash_after and may_crash(options):
                 print("out of luck", flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -67,6 +67,7 @@ from sinterlm.sampling.endpoint_engine import EndpointSource
 from sinterlm.sampling.engines import ENGINES
 from sinterlm.sampling.few_shot import load_few_shot
 from sinterlm.sampling.protocol import Item
+from sinterlm.sampling.managed import ManagedSource
 from sinterlm.sampling.recorded import RecordedSource
 from sinterlm.sampling.settings import AskedModel, PromptFormat, Sampling
 from sinterlm.sampling.transformers_engine import TransformersSource
@@ -377,6 +378,7 @@ SECTIONS: Mapping[str, Sequence[type[BaseModel]]] = {
     "split": [schema.Split],
     "A model in this process": [TransformersSource, schema.Target],
     "A model behind a server": [EndpointSource],
+    "A model in a server that Sinter starts": [ManagedSource, schema.ManagedTarget],
     "A model asked by jobs": [BatchSource],
     "price": [Price],
     "Recorded answers": [RecordedSource],

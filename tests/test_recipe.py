@@ -421,14 +421,14 @@ REFUSED = [
         "engine: recorder",
         "recipe.yaml:14",
         "sources.old-answers.engine",
-        "found 'recorder' (text), expected one of transformers, endpoint, batch, recorded; did you mean recorded?",
+        "found 'recorder' (text), expected one of transformers, endpoint, managed, batch, recorded; did you mean recorded?",
     ),
     (
         "engine: recorded, ",
         "",
         "recipe.yaml:14",
         "sources.old-answers.engine",
-        "missing, expected one of transformers, endpoint, batch, recorded",
+        "missing, expected one of transformers, endpoint, managed, batch, recorded",
     ),
     (
         "engine: recorded, ",

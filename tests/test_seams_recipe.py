@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -26,7 +27,7 @@ from sinterlm.errors import SandboxError
 from sinterlm.recipe.schema import Recipe
 from sinterlm.scoring.code.sandbox import check_isolation
 from tests.tiny import build_tokenizer
-from tests.world import NUM_PROMPTS, RECIPES, THOUGHT, Done, World, open_world
+from tests.world import NUM_PROMPTS, RECIPES, THOUGHT, Done, World, open_world, tokenizer_of
 
 pytestmark = pytest.mark.xdist_group("seams-recipe")  # the tests' shared fixtures are made once, in one process
 
@@ -392,7 +393,107 @@ def objective(change: str, kind: str, *, select: str = "kind: wrpo", trains: boo
 TRAIN = "{max_steps: 1, learning_rate: 0.01, per_device_train_batch_size: 16, max_length: 128}"
 ON_POLICY = "kind: on-policy"
 
+RELAY = "command: [FOLDER/bin/vllm, '{model}', --port, '{port}'], env: {RELAY_TO: URL}"
+SERVER = f"engine: managed, {RELAY}, sampling: {{num_samples: 2, max_new_tokens: 4}}"
+
+
+def managed(place: str, change: str, look: Look, before: Any, after: Any = CHANGES, given: Given = ()) -> Seam:
+    """Visible in the requests to the server that is started for a source (``sources.s``) or the target.
+
+    Args:
+        place: The model's place in the recipe.
+        change: The key and its value, after the place.
+        look: See :class:`Seam`.
+        before: See :class:`Seam`.
+        after: See :class:`Seam`.
+        given: Changes after the place in both runs.
+    """
+    of_target = place == "target"
+    form = "{%s, model: FOLDER/letters%s}" % (SERVER, ", protocol: chat" if of_target else "")
+    start = f"target={form}" if of_target else f"sources={{s: {form}}}"
+    until = "sample-target" if of_target else "sample-sources"
+    changes = (start, "prompts.path=few.jsonl", *(f"{place}.{each}" for each in given))
+    changed = f"{place}{change}" if change.startswith("=") else f"{place}.{change}"
+    return Seam(changed, look, before, after, given=changes, until=until)
+
+
+def managed_seams(key: str, place: str) -> dict[str, list[Seam]]:
+    """Entries of the keys that a managed source and a managed target have in common."""
+    named = of_requests("model")
+    thinks = ("arguments=[--served-model-name, thinker]",)
+    fails = ("arguments=[--served-model-name, flaky]", "max_retries=0")
+    slow = ("arguments=[--served-model-name, slow]", "max_retries=0")
+    dies = ("env={RELAY_TO: URL, RELAY_DIES: once}", "concurrency=1", "sampling.num_samples=1")
+    seams = {
+        "prompt": ("prompt.system=Be brief.", first_text, CHANGES, "Be brief."),
+        "sampling": ("sampling={temperature: 0.5}", of_requests("temperature", "max_tokens"), {(0.8, 4)}, {(0.5, 512)}),
+        "model": ("model=FOLDER/others", lambda d: {Path(r["model"]).name for r in d.requests}, {"letters"},
+                  {"others"}),
+        "extra_body": ("extra_body={top_k: 1}", of_requests("top_k"), {(None,)}, {(1,)}),
+        "revision": ("revision=fp8", lambda d: {row["identity"] for row in d.table("responses")}, CHANGES),
+        "concurrency": ("concurrency=1", lambda d: d.most_open, CHANGES, 1),
+        "command": ("command=[FOLDER/bin/vllm, '{model}', --port, '{port}', --served-model-name, other]",
+                    lambda d: {r["model"] for r in d.requests} == {"other"}, False, True),
+        "arguments": ("arguments=[--served-model-name, other]", named, CHANGES, {("other",)}),
+        "env": ("env={RELAY_TO: URL, RELAY_NAME: other}", named, CHANGES, {("other",)}),
+        "preset": ("={engine: managed, preset: vllm, protocol: chat, model: FOLDER/letters, env: {PATH: FOLDER/bin, "
+                   "RELAY_TO: URL}}", of_requests("top_k", "min_p"), {(None, None)}, {(-1, 0.0)}),
+        "reasoning": ("reasoning=%s" % ("apart" if place == "target" else "in-answer"),
+                      lambda d: THOUGHT in {row["content"] for row in d.table("responses")}, CHANGES, CHANGES, thinks),
+        "max_failed": ("max_failed=0.5", lambda d: "max_failed" in d.error, True, False, fails),
+        "max_retries": ("max_retries=0", lambda d: bool(d.error), False, True, fails[:1]),
+        "timeout_seconds": ("timeout_seconds=0.1", lambda d: bool(d.error), False, True, slow),
+        "health_timeout": ("health_timeout=0.001", lambda d: "did not answer within" in d.error, False, True),
+        "restarts": ("restarts=0", lambda d: "allows" in d.error, False, True, dies),
+    }  # fmt: skip
+    return {f"{key}.{name}": [managed(place, *seam)] for name, seam in seams.items()}
+
+
+SENDS_TOKENS = ("protocol=tokens", "model=FOLDER/asking")
+
+
+def sent_tokens(done: Done) -> str:
+    """The text of the token ids that a managed target's server was asked to continue."""
+    return str(tokenizer_of(done.folder.parents[1] / "asking").decode(done.requests[0]["prompt"]))
+
+
 SEAMS: dict[str, list[Seam]] = {
+    **managed_seams("target[managed]", "target"),
+    **managed_seams("sources.*[managed]", "sources.s"),
+    "target[managed].protocol": [
+        managed("target", "protocol=tokens", lambda d: {type(r.get("prompt")) for r in d.requests}, {type(None)},
+                {list})
+    ],
+    "sources.*[managed].protocol": [
+        managed("sources.s", "={engine: managed, protocol: completions, prompt: {few_shot: shots.yaml}, model: "
+                "FOLDER/letters, %s}" % RELAY, lambda d: "A shot\nA: Bang." in d.requests[0].get("prompt", ""), False,
+                True)
+    ],
+    "target[managed].chat_template_kwargs": [
+        managed("target", "chat_template_kwargs={mark: special}", lambda d: "<special" in sent_tokens(d), False, True,
+                SENDS_TOKENS)
+    ],
+    "target[managed].template_date": [
+        managed("target", "template_date=2020-05-03", lambda d: "03 May 2020" in sent_tokens(d), False, True,
+                SENDS_TOKENS)
+    ],
+    "target[managed].samples": [
+        managed("target", "samples={engine: recorded, path: own.jsonl}", lambda d: len(d.requests), CHANGES, 0)
+    ],
+    "target[managed].domains": [
+        managed("target", "domains=[even]", lambda d: "remove it" in d.error, False, True)
+    ],
+    "sources.*[managed].domains": [
+        managed("sources.s", "domains=[even]", lambda d: len({r["messages"][0]["content"] for r in d.requests}), 2, 1)
+    ],
+    "target[managed].active_billions": [
+        Seam("target.active_billions=70.0", lambda d: d.stage("sample-target")["gpu_hours"], until="",
+             given=(f"target={{{SERVER}, model: someone/else}}", "prompts.path=FOLDER/prompts.jsonl"))
+    ],
+    "sources.*[managed].active_billions": [
+        Seam("sources.s.active_billions=70.0", lambda d: d.stage("sample-sources")["gpu_hours"], until="",
+             given=(f"sources={{s: {{{SERVER}, model: someone/else}}}}", "prompts.path=FOLDER/prompts.jsonl"))
+    ],
     "output": [Seam("output=FOLDER/elsewhere", lambda d: (RECIPES[0].parent / "elsewhere/rows").is_dir(), False, True)],
     "workspace": [
         Seam("workspace=FOLDER/shared", lambda d: (RECIPES[0].parent / "shared/store.sqlite").is_file(), False, True)

@@ -131,6 +131,10 @@ def write_world(folder: Path) -> None:
         'template: "Q: {question}\\nA: {answer}\\n\\n"\nexamples: [{question: A shot, answer: Bang.}]\n'
     )
     (folder / "recipe.yaml").write_text(RECIPE.replace("FOLDER", str(folder)))
+    program = folder / "bin" / "vllm"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\n{Path(__file__).with_name('relay.py').read_text()}")
+    program.chmod(0o755)
 
 
 RIGHT = "def double(number):\n    return 2 * number\n"

@@ -73,7 +73,23 @@ class Price(Settings):
         return paid / 1e6
 
 
-class Server(Settings):
+class Patience(Settings):
+    """How patiently a server is asked."""
+
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Limit of one reply, from the request to its last byte."""
+    max_retries: Annotated[int, Field(ge=0)] = 8
+    """How often a request is repeated after a busy or failing server, or one that answered nonsense."""
+
+
+class Pace(Patience):
+    """How many requests a server gets at once."""
+
+    concurrency: Literal["auto"] | Positive = "auto"
+    """Requests at once to each server. ``auto`` finds out how many the server takes."""
+
+
+class Server(Patience):
     """A server that speaks the OpenAI protocol: where it is, and what it costs."""
 
     base_url: BaseUrls = OPENAI_URL
@@ -82,10 +98,6 @@ class Server(Settings):
     """The environment variable that holds the key. Without it, ``OPENAI_API_KEY`` for OpenAI's own server, and no key
     for any other.
     """
-    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """Limit of one reply, from the request to its last byte."""
-    max_retries: Annotated[int, Field(ge=0)] = 8
-    """How often a request is repeated after a busy or failing server, or one that answered nonsense."""
     price: Price | None = None
     """What tokens cost, for ``plan``, ``budget`` and the report."""
 
@@ -108,11 +120,9 @@ class Server(Settings):
             find_key(url, self.api_key_env)
 
 
-class Served(Server):
+class Served(Server, Pace):
     """A server that is asked directly, and how fast it may be asked."""
 
-    concurrency: Literal["auto"] | Positive = "auto"
-    """Requests at once to each server. ``auto`` finds out how many the server takes."""
     requests_per_minute: Positive | None = None
     """Limit of each server."""
     tokens_per_minute: Positive | None = None

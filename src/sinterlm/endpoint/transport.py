@@ -26,6 +26,7 @@ KEEP_SECONDS = 4.0
 
 _ENCODINGS = {"gzip": 31, "deflate": 47}
 """Accepted encodings of a body, and how zlib calls them. Others may expand without bound."""
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _LARGE_REQUEST = 2**20
 """aiohttp wants to be given larger bodies as files."""
 
@@ -114,8 +115,8 @@ class Transport:
             raise NoResponseError("disconnected", str(error) or type(error).__name__) from error
 
     def _proxy(self, url: URL) -> str | None:
-        """The proxy for requests to a server, from the environment."""
-        if not self._proxies:
+        """The proxy for requests to a server, from the environment; none for this machine, which no proxy reaches."""
+        if not self._proxies or url.host in _THIS_MACHINE:
             return None
         proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
         return None if proxy is None or urllib.request.proxy_bypass(url.host or "") else proxy

@@ -19,7 +19,16 @@ from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.pipeline.jobs import StoredJobs
 from sinterlm.pipeline.stage import RunContext
 from sinterlm.records import Prompt, Response, Spent, StoredResponse, Usage, response_id
-from sinterlm.sampling.protocol import Answered, Engine, Generation, HoldsAnswers, Item, KeepsJobs, Streams
+from sinterlm.sampling.protocol import (
+    Answered,
+    Engine,
+    Generation,
+    HoldsAnswers,
+    Item,
+    KeepsJobs,
+    KeepsLog,
+    Streams,
+)
 from sinterlm.store import RecordedResponse
 from sinterlm.streams import Spool
 
@@ -199,7 +208,10 @@ def _ask_one(
 def engine_of(run: RunContext, request: SamplingRequest) -> Engine:
     """Build the participant's engine, which reports where its weights are once they are loaded."""
     name = request.participant.name
-    return run.executor.engine(request, lambda placement: run.reporter.say(f"  {name}: loaded on {placement}"))
+    engine = run.executor.engine(request, lambda placement: run.reporter.say(f"  {name}: loaded on {placement}"))
+    if isinstance(engine, KeepsLog):
+        engine.log_to(run.fusion.log_path(name))
+    return engine
 
 
 def identity_of(request: SamplingRequest) -> str:

@@ -329,6 +329,10 @@ class Fusion:
         """The training rows of ``sft`` or a preference method."""
         return self.output / "rows" / f"{name}.parquet"
 
+    def log_path(self, participant: str) -> Path:
+        """What the programs print that an engine starts for a participant."""
+        return self.output / "logs" / f"{participant}.log"
+
     @property
     def matches_paths(self) -> tuple[Path, ...]:
         """The file of prompts left out as duplicates or benchmark questions; empty if the recipe looks for none."""

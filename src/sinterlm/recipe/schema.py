@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, create_model
 from pydantic_core import PydanticCustomError
 
-from sinterlm.components import union_of
+from sinterlm.components import by_engine, union_of
 from sinterlm.explain import Problem
 from sinterlm.models.settings import TemplateDate
 from sinterlm.objectives.named import ResolvedObjective, list_hyperparameters, resolve_objective
 from sinterlm.recipe.executors import AnyExecutor, Local
 from sinterlm.sampling.engines import Source
+from sinterlm.sampling.managed import ManagedTemplatedModel
 from sinterlm.sampling.recorded import RecordedSource
+from sinterlm.sampling.settings import AskedModel
 from sinterlm.sampling.transformers_engine import TransformersSource
 from sinterlm.scoring.scorers import AnyScorer
 from sinterlm.selection.policies import POLICIES
@@ -123,8 +125,8 @@ class Prompts(Settings):
     """How the prompts are split into parts."""
 
 
-class Target(TransformersSource):
-    """The model that is trained."""
+class TrainedModel(AskedModel):
+    """The model that is trained, whoever samples it."""
 
     samples: RecordedSource | None = None
     """Recorded answers for preference rows, instead of sampling the target."""
@@ -134,8 +136,25 @@ class Target(TransformersSource):
         if self.prompt.few_shot:
             reason = "the target is trained with its chat template and so must be asked with it; remove few_shot"
             yield Problem(("prompt", "few_shot"), reason)
+        else:
+            yield from super().find_problems()
         if self.domains:
             yield Problem(("domains",), "the target is asked every prompt of its part; remove it")
+
+
+class Target(TransformersSource, TrainedModel):
+    """The model that is trained, sampled in this process."""
+
+
+class ManagedTarget(ManagedTemplatedModel, TrainedModel):
+    """The model that is trained, sampled by a server that Sinter starts for every form of it."""
+
+
+if TYPE_CHECKING:
+    AnyTarget = Target | ManagedTarget
+else:
+    AnyTarget = by_engine(Target, ManagedTarget)
+    """The forms of the ``target:`` mapping, told apart by ``engine``, which need not be given."""
 
 
 if TYPE_CHECKING:
@@ -303,7 +322,7 @@ class Recipe(Settings):
     """
     prompts: Prompts
     """What the models are asked."""
-    target: Target
+    target: AnyTarget
     """The model that is trained."""
     sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
     """The models to learn from by name, at least one. A name must not begin with ``target`` or contain a ``/``.

@@ -62,9 +62,12 @@ class Asking(NamedTuple):
         if self.few_shot is not None:
             return text.split(self.few_shot.stop)[0].strip()
         text = text.strip()
+        return self.reopen_thought(text, prompt_tokens) if tokens and not self.is_finished(tokens) else text
+
+    def reopen_thought(self, text: str, prompt_tokens: Sequence[int]) -> str:
+        """A cut answer, with the opening tag of its thought if the prompt opened one that the answer does not close."""
         opened = opened_thought(str(self.tokenizer.decode(list(prompt_tokens[-_NUM_TAG_TOKENS:]))))
-        is_cut = opened and tokens and not self.is_finished(tokens) and split_thoughts(text).answer == text
-        return f"{opened.opening}\n{text}" if opened and is_cut else text
+        return f"{opened.opening}\n{text}" if opened and split_thoughts(text).answer == text else text
 
     def _decode(self, tokens: Sequence[int]) -> str:
         runs = groupby(tokens, key=self.thought_tokens.__contains__)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from sinterlm.endpoint.settings import Served, Server
-from sinterlm.errors import InputError, TryAgainError
+from sinterlm.errors import InputError
 from sinterlm.models import Fingerprint, fingerprint
 from sinterlm.records import PROMPT_REFUSED, Failure, Prompt, SamplingSettings, Usage
 from sinterlm.sampling.protocol import Answered, Generation, Item
 from sinterlm.sampling.served_model import Requests, ServedModel, check_reply
 from sinterlm.sampling.server_habits import NotAsked, ServerHabits
+from sinterlm.sampling.streamed import batches_by_prompt, sample_streamed
 from sinterlm.template import TemplateRefusal
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class EndpointEngine:
 
     def batches(self, items: Sequence[Item]) -> list[list[Item]]:
         """One batch for each prompt."""
-        return [list(group) for _, group in groupby(items, key=lambda item: item.prompt.id)]
+        return batches_by_prompt(items)
 
     def sample(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Generation]]:
         """Answer one batch after the other; :meth:`stream` asks for many at once.
@@ -145,13 +146,7 @@ class EndpointEngine:
         Raises:
             TryAgainError: An answer failed after all retries.
         """
-        for batch in batches:
-            found = {}
-            for answered in self.stream(batch):
-                for failure in answered.failures:
-                    raise TryAgainError(f"prompt {failure.prompt_id}: {failure.kind} ({failure.detail})")
-                found.update({(each.prompt_id, each.index): each for each in answered.generations})
-            yield [found[item.prompt.id, item.index] for item in batch]
+        return sample_streamed(self, batches)
 
     def close(self) -> None:
         """Give up what is in flight; may be called from any thread."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sinterlm.components import union_of, with_installed
 from sinterlm.sampling.batch import BatchSource
 from sinterlm.sampling.endpoint_engine import EndpointSource
+from sinterlm.sampling.managed import ManagedSource
 from sinterlm.sampling.recorded import RecordedSource
 from sinterlm.sampling.settings import EngineSettings
 from sinterlm.sampling.transformers_engine import TransformersSource
@@ -19,6 +20,7 @@ ENGINES: dict[str, type[EngineSettings]] = with_installed(
     {
         "transformers": TransformersSource,
         "endpoint": EndpointSource,
+        "managed": ManagedSource,
         "batch": BatchSource,
         "recorded": RecordedSource,
     },

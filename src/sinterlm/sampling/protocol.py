@@ -131,6 +131,15 @@ class KeepsJobs(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsLog(Protocol):
+    """An optional part of an engine that starts programs, which print."""
+
+    def log_to(self, path: Path) -> None:
+        """Add what they print to this file; call it before the first answer."""
+        ...
+
+
 class Unused(NamedTuple):
     """An answer that an engine holds and a run does not use."""
 

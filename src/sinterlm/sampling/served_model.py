@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, model_validator
 from sinterlm.chat import FewShot, fold_system, question_of, with_system
 from sinterlm.explain import Problem
 from sinterlm.records import PROMPT_REFUSED, FinishReason, Prompt, SamplingSettings, Usage, digest
+from sinterlm.sampling.asking import Asking
 from sinterlm.sampling.protocol import Generation
 from sinterlm.sampling.settings import AskedModel
 from sinterlm.thoughts import split_thoughts
@@ -65,8 +66,13 @@ class ServedModel(AskedModel):
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The share of answers that may fail, after all retries, before the source counts as failed."""
 
-    def requests(self, settings: SamplingSettings) -> Requests:
-        """What the server is asked for answers that are drawn by ``settings``."""
+    def requests(self, settings: SamplingSettings, asking: Asking | None = None) -> Requests:
+        """What the server is asked for answers that are drawn by ``settings``.
+
+        Args:
+            settings: How answers are drawn.
+            asking: See :class:`Requests`.
+        """
         return Requests(
             self.model,
             few_shot=self.prompt.load_few_shot(),
@@ -74,9 +80,10 @@ class ServedModel(AskedModel):
             settings=settings,
             extra_body=self.extra_body,
             reasoning=self.reasoning,
+            asking=asking,
         )
 
-    def name_answers(self, served_by: str, settings: SamplingSettings) -> str:
+    def name_answers(self, served_by: str, settings: SamplingSettings, **more: object) -> str:
         """The identity of answers: model, prompt format, sampling settings, and what tells apart who serves the model.
 
         A name alone does not say which weights answer, because many servers answer to any name.
@@ -84,6 +91,7 @@ class ServedModel(AskedModel):
         Args:
             served_by: The model's revision, or where it is served.
             settings: How answers are drawn.
+            **more: What else decides the answers, or takes the place of a part.
         """
         few_shot = self.prompt.load_few_shot()
         return digest(
@@ -97,6 +105,7 @@ class ServedModel(AskedModel):
                 "settings": asdict(settings),
                 "extra_body": self.extra_body,
                 "reasoning": self.reasoning,
+                **more,
             }
         )
 
@@ -131,6 +140,7 @@ class Requests:
         settings: How answers are drawn.
         extra_body: Further fields of every request.
         reasoning: Where reasoning goes.
+        asking: Makes token ids of prompts by the model's own chat template, so that the server applies none.
     """
 
     def __init__(
@@ -142,6 +152,7 @@ class Requests:
         settings: SamplingSettings,
         extra_body: Mapping[str, Any],
         reasoning: ReasoningRule,
+        asking: Asking | None = None,
     ) -> None:
         self._model = model
         self._few_shot = few_shot
@@ -149,11 +160,12 @@ class Requests:
         self._settings = settings
         self._extra_body = extra_body
         self._reasoning = reasoning
+        self._asking = asking
 
     @property
     def path(self) -> str:
         """Where requests are sent, below the base URL."""
-        return "/completions" if self._few_shot else "/chat/completions"
+        return "/completions" if self._few_shot or self._asking else "/chat/completions"
 
     @property
     def draws(self) -> bool:
@@ -189,7 +201,7 @@ class Requests:
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "seed": seed_of(settings.seed, prompt.content_hash, indices[0]),
-            **dict.fromkeys(LIMITS[:1] if self._few_shot else LIMITS, limit or settings.max_new_tokens),
+            **dict.fromkeys(LIMITS if self.path.startswith("/chat") else LIMITS[:1], limit or settings.max_new_tokens),
         }
         if len(indices) > 1:
             fields["n"] = len(indices)
@@ -201,6 +213,8 @@ class Requests:
         if self._few_shot:
             text = self._few_shot.prefix + self._few_shot.render(question_of(prompt.messages))
             return {"prompt": text, "stop": [self._few_shot.stop]}
+        if self._asking:
+            return {"prompt": self._asking.encode(prompt), "stop_token_ids": sorted(self._asking.end_tokens)}
         messages = with_system(prompt.messages, self._system)
         if not has_system_role:
             messages = fold_system(messages)
@@ -217,7 +231,7 @@ class Requests:
         reply = _Reply.model_validate(value)
         usage = reply.usage or _Usage()
         served_by = _name_server(reply)
-        texts = [self._text(choice) for choice in reply.choices]
+        texts = [self._text(choice, prompt) for choice in reply.choices]
         sizes = [len(text.answer) + len(text.reasoning) for text in texts]
         new_tokens = usage.completion_tokens
         if len(texts) > 1 and reply.timings and reply.timings.predicted_n == new_tokens:
@@ -241,20 +255,22 @@ class Requests:
         cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
         return Read(generations, Usage(0, usage.prompt_tokens, cached or 0, new_tokens), served_by)
 
-    def _text(self, choice: _Choice) -> _Text:
+    def _text(self, choice: _Choice, prompt: Prompt) -> _Text:
         """An answer, with its reasoning where the recipe wants it."""
         if choice.finish_reason == "content_filter":
             return _Text("", "", PROMPT_REFUSED, "the server's content filter has blocked the answer")
         finish_reason: FinishReason = "length" if choice.finish_reason in _CUT else "stop"
-        if choice.message is None:
-            assert self._few_shot
-            text, stop, _ = (choice.text or "").partition(self._few_shot.stop)  # some servers ignore or repeat it
+        message = choice.message or _Message(content=choice.text)
+        if self._few_shot:
+            text, stop, _ = (message.content or "").partition(self._few_shot.stop)  # some servers ignore or repeat it
             return _Text(text.strip(), "", "stop" if stop else finish_reason)
-        content = (choice.message.content or "").strip()
-        if not content and choice.message.refusal:
-            return _Text("", "", PROMPT_REFUSED, f"the model refused: {choice.message.refusal}")
+        content = (message.content or "").strip()
+        if not content and message.refusal:
+            return _Text("", "", PROMPT_REFUSED, f"the model refused: {message.refusal}")
+        if self._asking and finish_reason == "length":
+            content = self._asking.reopen_thought(content, self._asking.encode(prompt))
         said, answer = split_thoughts(content)
-        apart = choice.message.apart.strip()
+        apart = message.apart.strip()
         if self._reasoning == "apart":
             return _Text(answer.strip(), "\n\n".join(filter(None, (apart, said))), finish_reason)
         return _Text(f"<think>\n{apart}\n</think>\n\n{content}" if apart and not said else content, "", finish_reason)

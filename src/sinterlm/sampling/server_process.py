@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 """Servers listen on this machine only."""
 SHOWN_LINES = 50
 """How many of a server's last lines a message shows."""
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 5.0
 """How long a server may take to end by itself before it is killed."""
 
 _WATCHER = Path(__file__).with_name("server_watcher.py")
@@ -54,6 +54,8 @@ class ServerProcess:
         self.log = log
         self._command = [part.replace("{host}", HOST).replace("{port}", str(self.port)) for part in command]
         self._started = time.monotonic()
+        self.has_answered = False
+        """Whether :meth:`wait` has seen it answer."""
         self._grace_seconds = grace_seconds
         watched = [sys.executable, "-P", str(_WATCHER), str(os.getpid()), str(grace_seconds), *self._command]
         try:
@@ -76,6 +78,11 @@ class ServerProcess:
     def __str__(self) -> str:
         """The command as one would type it."""
         return shlex.join(self._command)
+
+    @property
+    def program(self) -> str:
+        """The name of its program."""
+        return Path(self._command[0]).name
 
     @property
     def url(self) -> str:
@@ -114,6 +121,7 @@ class ServerProcess:
                 )
             yield self.last_lines(1)
             time.sleep(_POLL_SECONDS)
+        self.has_answered = True
 
     def models(self) -> list[str] | None:
         """The names of the models that it serves; None if it does not answer yet."""
@@ -138,9 +146,13 @@ class ServerProcess:
             return "\n".join([_CONTROL.sub("", state) for state in states][-count:])
         return ""
 
+    def wait_for_end(self) -> int:
+        """Wait until it has ended; returns its exit code, 128 and the signal's number after a signal."""
+        return self._process.wait()
+
     def how_it_ended(self) -> str:
         """Its exit code or the signal that ended it, in words; only once it has ended."""
-        code = self._process.wait()
+        code = self.wait_for_end()
         number = -code if code < 0 else code - 128
         if number in {each.value for each in signal.Signals}:
             hint = ", perhaps because memory ran out" if number == signal.SIGKILL else ""

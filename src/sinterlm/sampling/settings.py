@@ -2,6 +2,7 @@
 
     EngineSettings  any source of answers
     AskedModel      a model that is sampled, wherever it runs
+    OwnModel        a model whose weights are on this machine
     LocalModel      a model that is loaded into this process
 
 An engine derives its settings from one of these, in its own file beside its code, and overrides what differs. The rest
@@ -59,7 +60,7 @@ class EngineSettings(Settings):
 
     @property
     def weights(self) -> str | None:
-        """The name of the model that is loaded into this process; None if there is none."""
+        """The name of the model whose weights are read on this machine; None if there is none."""
         return None
 
     @property
@@ -271,8 +272,11 @@ class AskedModel(EngineSettings):
         return f"{super().provenance(location)}, {'few-shot prompt' if self.prompt.few_shot else 'chat'}"
 
 
-class LocalModel(AskedModel, ChatModel):
-    """A model that is loaded into this process."""
+class OwnModel(AskedModel):
+    """A model whose weights are on this machine, in this process or in a server."""
+
+    if TYPE_CHECKING:
+        model: str
 
     active_billions: Annotated[float, Field(gt=0)] | None = None
     """Weights that each token passes through, in billions. Only ``sinterlm plan`` reads it, when the files are missing
@@ -303,6 +307,10 @@ class LocalModel(AskedModel, ChatModel):
         """See :meth:`EngineSettings.flops`."""
         size = self.num_weights
         return None if size is None else sampling_flops(size, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+
+
+class LocalModel(OwnModel, ChatModel):
+    """A model that is loaded into this process."""
 
     def identity(
         self,
