@@ -66,8 +66,8 @@ from sinterlm.sampling.batch import BatchSource
 from sinterlm.sampling.endpoint_engine import EndpointSource
 from sinterlm.sampling.engines import ENGINES
 from sinterlm.sampling.few_shot import load_few_shot
-from sinterlm.sampling.protocol import Item
 from sinterlm.sampling.managed import ManagedSource
+from sinterlm.sampling.protocol import Item
 from sinterlm.sampling.recorded import RecordedSource
 from sinterlm.sampling.settings import AskedModel, PromptFormat, Sampling
 from sinterlm.sampling.transformers_engine import TransformersSource

@@ -409,7 +409,7 @@ def managed(place: str, change: str, look: Look, before: Any, after: Any = CHANG
         given: Changes after the place in both runs.
     """
     of_target = place == "target"
-    form = "{%s, model: FOLDER/letters%s}" % (SERVER, ", protocol: chat" if of_target else "")
+    form = f"{{{SERVER}, model: FOLDER/letters{', protocol: chat' if of_target else ''}}}"
     start = f"target={form}" if of_target else f"sources={{s: {form}}}"
     until = "sample-target" if of_target else "sample-sources"
     changes = (start, "prompts.path=few.jsonl", *(f"{place}.{each}" for each in given))
@@ -424,7 +424,7 @@ def managed_seams(key: str, place: str) -> dict[str, list[Seam]]:
     fails = ("arguments=[--served-model-name, flaky]", "max_retries=0")
     slow = ("arguments=[--served-model-name, slow]", "max_retries=0")
     dies = ("env={RELAY_TO: URL, RELAY_DIES: once}", "concurrency=1", "sampling.num_samples=1")
-    seams = {
+    seams: dict[str, tuple[Any, ...]] = {
         "prompt": ("prompt.system=Be brief.", first_text, CHANGES, "Be brief."),
         "sampling": ("sampling={temperature: 0.5}", of_requests("temperature", "max_tokens"), {(0.8, 4)}, {(0.5, 512)}),
         "model": ("model=FOLDER/others", lambda d: {Path(r["model"]).name for r in d.requests}, {"letters"},
@@ -438,7 +438,7 @@ def managed_seams(key: str, place: str) -> dict[str, list[Seam]]:
         "env": ("env={RELAY_TO: URL, RELAY_NAME: other}", named, CHANGES, {("other",)}),
         "preset": ("={engine: managed, preset: vllm, protocol: chat, model: FOLDER/letters, env: {PATH: FOLDER/bin, "
                    "RELAY_TO: URL}}", of_requests("top_k", "min_p"), {(None, None)}, {(-1, 0.0)}),
-        "reasoning": ("reasoning=%s" % ("apart" if place == "target" else "in-answer"),
+        "reasoning": (f"reasoning={'apart' if place == 'target' else 'in-answer'}",
                       lambda d: THOUGHT in {row["content"] for row in d.table("responses")}, CHANGES, CHANGES, thinks),
         "max_failed": ("max_failed=0.5", lambda d: "max_failed" in d.error, True, False, fails),
         "max_retries": ("max_retries=0", lambda d: bool(d.error), False, True, fails[:1]),
@@ -466,7 +466,7 @@ SEAMS: dict[str, list[Seam]] = {
     ],
     "sources.*[managed].protocol": [
         managed("sources.s", "={engine: managed, protocol: completions, prompt: {few_shot: shots.yaml}, model: "
-                "FOLDER/letters, %s}" % RELAY, lambda d: "A shot\nA: Bang." in d.requests[0].get("prompt", ""), False,
+                f"FOLDER/letters, {RELAY}}}", lambda d: "A shot\nA: Bang." in d.requests[0].get("prompt", ""), False,
                 True)
     ],
     "target[managed].chat_template_kwargs": [

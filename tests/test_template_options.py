@@ -268,7 +268,7 @@ def test_keys_of_a_recipe_reach_sampling_training_and_scoring(recipe_path: Path)
     texts, identities = [], set()
     for fusion in (plain, dated, switched):
         target = fusion.recipe.target
-        assert isinstance(target, Target)
+        assert isinstance(target, LocalModel)
         asking = target.build(settings=SamplingSettings())._load().asking
         sampled = asking.encode(QUESTION)
         options = TemplateOptions.of(target.chat_template_kwargs, target.template_date)

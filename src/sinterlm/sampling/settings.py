@@ -289,16 +289,6 @@ class OwnModel(AskedModel):
         return self.model
 
     @property
-    def needs_machine(self) -> bool:
-        """See :attr:`EngineSettings.needs_machine`."""
-        return True
-
-    @property
-    def num_gpus(self) -> int:
-        """One, which ``device`` may rule out."""
-        return 0 if self.device == "cpu" else 1
-
-    @property
     def num_weights(self) -> float | None:
         """Weights that a token passes through; None if that is not known."""
         return count_weights(self.model, self.active_billions)
@@ -311,6 +301,16 @@ class OwnModel(AskedModel):
 
 class LocalModel(OwnModel, ChatModel):
     """A model that is loaded into this process."""
+
+    @property
+    def needs_machine(self) -> bool:
+        """See :attr:`EngineSettings.needs_machine`."""
+        return True
+
+    @property
+    def num_gpus(self) -> int:
+        """One, which ``device`` may rule out."""
+        return 0 if self.device == "cpu" else 1
 
     def identity(
         self,
