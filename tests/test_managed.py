@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from sinterlm.chat import encode_prompt
 from sinterlm.errors import InputError, ToleranceError
@@ -19,6 +23,7 @@ from sinterlm.records import Message, Prompt, SamplingSettings
 from sinterlm.sampling.managed import ManagedSource, ManagedTemplatedModel
 from sinterlm.sampling.protocol import Answered, Item
 from sinterlm.sampling.served_model import seed_of
+from sinterlm.sampling.transformers_engine import TransformersSource
 from tests.model_server import answer
 from tests.tiny import save_tiny
 
@@ -207,3 +212,105 @@ def test_llama_cpp_gets_the_prompt_that_the_chat_template_here_makes(tmp_path: P
     for (country, _), (_, tokens) in by_protocol[0].items():
         messages = (Message("system", "Be brief."), Message("user", f"What is the capital of {country}?"))
         assert tokens == len(encode_prompt(tokenizer, messages))
+
+
+# --- what a recipe may say --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"env": {"HF_TOKEN": "x"}}, "HF_TOKEN sounds like one; set it in the environment of the command"),
+        ({"env": {"VLLM_API_KEY": "x"}}, "VLLM_API_KEY sounds like one"),
+        ({"arguments": ["--api-key=x"]}, "no --api-key"),
+        ({"command": []}, "at least 1 item"),
+        ({"restarts": -1}, "greater than or equal to 0"),
+        ({"health_timeout": 0.0}, "greater than 0"),
+        ({"preset": "ollama"}, "'vllm', 'sglang', 'llama-server' or 'transformers'"),
+    ],
+)
+def test_wrong_values_are_refused(model: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(said)):
+        source(model, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "said"),
+    [
+        ({"preset": "vllm"}, "command", "both are given"),
+        ({"command": None}, "preset", "neither is given"),
+        ({"command": ["vllm", "serve", "{model}"]}, "command", "a port that Sinter chooses"),
+        ({"command": None, "preset": "llama-server"}, "model", "GGUF files only"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(model: Path, keys: dict[str, Any], key: str, said: str) -> None:
+    [problem] = source(model, **keys).find_problems()
+    assert problem.path == (key,)
+    assert said in problem.text
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "said"),
+    [
+        ({"command": None, "preset": "transformers"}, "preset", "takes no token ids"),
+        ({"command": ["serve", "--port", "{port}"]}, "command", "put {model} where its folder belongs"),
+        ({"command": None, "preset": "llama-server", "model": SMOLLM2}, "preset", "cannot read the models"),
+    ],
+)
+def test_a_target_must_reach_its_server(model: Path, keys: dict[str, Any], key: str, said: str) -> None:
+    given = source(model).model_dump(exclude_unset=True) | keys
+    [problem] = ManagedTemplatedModel.model_validate(given).find_problems()
+    assert problem.path == (key,)
+    assert said in problem.text
+
+
+def test_a_program_that_is_not_there_is_said_before_the_run(model: Path) -> None:
+    preset = source(model, command=None, preset="vllm", env={"PATH": "/nowhere"})
+    with pytest.raises(InputError, match=r"s: the program 'vllm' of its server is not on this machine; install vllm"):
+        preset.check("s")
+    source(model).check("s")
+
+
+def test_what_names_the_answers(model: Path, tmp_path: Path) -> None:
+    """Weights, asking and sampling do; how the server is started does not."""
+    other = tmp_path / "other"
+    save_tiny(other, seed=1)
+
+    def name(of: ManagedSource = source(model), **more: Any) -> str | None:  # noqa: B008  a setting is immutable
+        return of.identity(settings=SETTINGS, **more)
+
+    assert name() == name(source(model, "--slow", "0", env={"A": "b"}, restarts=0, concurrency=9, health_timeout=1.0))
+    moved = tmp_path / "moved"
+    shutil.copytree(model, moved)
+    assert name() == name(location=str(moved)), "the folder's name is no part of it"
+    others = [
+        name(location=str(other)),
+        name(source(model, revision="fp8")),
+        name(source(model, prompt={"system": "Be brief."})),
+        name(source(model, extra_body={"top_k": 5})),
+        source(model).identity(settings=replace(SETTINGS, seed=6)),
+        TransformersSource(model=str(model)).identity(settings=SETTINGS),
+        name(source(model), fingerprint=lambda _: None),
+    ]
+    assert others[-1] is None
+    assert len({name(), *others}) == 8
+
+
+def test_a_preset_draws_as_the_recipe_says(model: Path) -> None:
+    prompt = Prompt("p", (Message("user", "Question?"),))
+
+    def body(preset: str, settings: SamplingSettings, *listed: str) -> dict[str, Any]:
+        asked = source(model, command=None, preset=preset, extra_body={"min_p": 0.1})
+        return asked._requests(str(model), settings, listed).body(prompt, [0])
+
+    penalised = replace(SETTINGS, repetition_penalty=1.5)
+    vllm = body("vllm", SETTINGS, "other")
+    assert (vllm["top_k"], vllm["min_p"], vllm["repetition_penalty"]) == (-1, 0.1, 1.0), "a recipe's field goes first"
+    assert body("vllm", penalised)["repetition_penalty"] == 1.5
+    assert body("llama-server", penalised)["repeat_penalty"] == 1.5
+    config = json.loads(body("transformers", SETTINGS)["generation_config"])
+    assert (config["do_sample"], config["top_k"]) == (True, 0)
+    assert config["eos_token_id"] is not None
+    assert vllm["model"] == "other"
+    assert body("vllm", SETTINGS, "other", "tiny")["model"] == "tiny"
+    assert body("transformers", SETTINGS, "other")["model"] == str(model), "it lists what is cached, not what it serves"

@@ -421,7 +421,8 @@ REFUSED = [
         "engine: recorder",
         "recipe.yaml:14",
         "sources.old-answers.engine",
-        "found 'recorder' (text), expected one of transformers, endpoint, managed, batch, recorded; did you mean recorded?",
+        "found 'recorder' (text), expected one of transformers, endpoint, managed, batch, recorded; did you mean "
+        "recorded?",
     ),
     (
         "engine: recorded, ",
