@@ -199,6 +199,17 @@ def test_one_of_the_two_limits_is_enough(refused: str, message: str, left: dict[
     assert 1 <= sum(refused in request for request in server.requests) <= 3
 
 
+def test_no_answer_is_asked_for_without_a_limit() -> None:
+    """Whatever a server says, an answer must end."""
+
+    def script(request: dict[str, Any]) -> Answer:
+        return refusal(f"Unsupported parameter: '{next(name for name in request if name.startswith('max_'))}'")
+
+    with serve(script) as server, pytest.raises(InputError, match="Unsupported parameter"):
+        stream(engine(server), items(2 * MAX_REFUSED))
+    assert all(any(name.startswith("max_") for name in request) for request in server.requests)
+
+
 def test_a_server_that_takes_neither_seed_nor_top_p_gets_none() -> None:
     def script(request: dict[str, Any]) -> Answer:
         found = [name for name in ("seed", "top_p") if name in request]
