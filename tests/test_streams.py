@@ -16,7 +16,7 @@ from sinterlm.errors import TryAgainError
 from sinterlm.records import Candidates, Dropped, Message, Prompt, RowResponse, TrainingRow
 from sinterlm.report.data import ReportData, RunFacts
 from sinterlm.report.prompt_browser import PromptBrowser
-from sinterlm.streams import SPOOL_BYTES, Reread, Spool, chunks
+from sinterlm.streams import SPOOL_BYTES, Reread, Shelf, Spool, chunks
 
 
 def test_a_spool_is_read_as_often_as_wanted_and_takes_a_file_once_it_is_large() -> None:
@@ -48,6 +48,14 @@ def test_what_is_reread_is_read_each_time(tmp_path: Path) -> None:
     assert (list(lines), len(lines), "a" in lines, "b" in lines) == (["a"], 1, True, False)
     path.write_text("a\nb\n")
     assert list(lines) == ["a", "b"]
+
+
+def test_a_shelf_keeps_the_first_record_of_a_key() -> None:
+    shelf: Shelf[tuple[str, float | None]] = Shelf()
+    assert shelf.setdefault("a", ("first", 0.1)) == ("first", 0.1)
+    assert shelf.setdefault("b", ("other", None)) == ("other", None)
+    assert shelf.setdefault("a", ("second", 0.2)) == ("first", 0.1)
+    assert (shelf.get("a"), shelf.get("b"), shelf.get("c")) == (("first", 0.1), ("other", None), None)
 
 
 def test_chunks_hold_every_item_in_order() -> None:

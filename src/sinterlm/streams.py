@@ -1,16 +1,18 @@
-"""Streams of records that may not fit in memory: in chunks, in a temporary file, or read anew each time."""
+"""Records that may not fit in memory: in chunks, in temporary files, or read anew each time."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import sqlite3
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 from weakref import finalize
 
+from sinterlm.errors import TryAgainError
 from sinterlm.files import full_disk_said
 
 Item = TypeVar("Item")
@@ -90,3 +92,38 @@ class Spool(Collection[Item]):
 
     def __contains__(self, item: object) -> bool:
         return any(item == own for own in self)
+
+
+class Shelf(Generic[Item]):
+    """Records by key in a temporary database, which has no name and is gone once nobody refers to it."""
+
+    def __init__(self) -> None:
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        finalize(self, self._database.close)
+        self._database.executescript(
+            "PRAGMA journal_mode = OFF; CREATE TABLE shelf (key TEXT PRIMARY KEY, item BLOB) WITHOUT ROWID; BEGIN"
+        )
+
+    def setdefault(self, key: str, item: Item) -> Item:
+        """Keep ``item``, unless there is one of this key; returns the one that is kept.
+
+        Raises:
+            TryAgainError: The disk of temporary files is full.
+        """
+        try:
+            is_new = self._database.execute(
+                "INSERT OR IGNORE INTO shelf VALUES (?, ?)", (key, pickle.dumps(item))
+            ).rowcount
+        except sqlite3.OperationalError as error:
+            raise TryAgainError(
+                f"{tempfile.gettempdir()}: {error}; free some space, or set TMPDIR to a folder on a larger disk, and "
+                "rerun the command"
+            ) from error
+        kept = item if is_new else self.get(key)
+        assert kept is not None
+        return kept
+
+    def get(self, key: str) -> Item | None:
+        """The record of this key; None if there is none."""
+        found = self._database.execute("SELECT item FROM shelf WHERE key = ?", (key,)).fetchone()
+        return pickle.loads(found[0]) if found else None

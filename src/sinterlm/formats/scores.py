@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +51,8 @@ class _OfPrompt(_ScoreRecord):
     prompt: Question
 
 
-def read_scores(path: Path) -> list[RecordedScore]:
-    """Read scores from JSON Lines or Parquet.
+def read_scores(path: Path) -> Iterator[RecordedScore]:
+    """Yield scores from JSON Lines or Parquet.
 
     A line has ``prompt_id`` or ``prompt`` (text or messages), ``score``, and either ``response`` (or ``content``) or
     ``source`` and ``index``; and optionally ``passed`` (true or false). So a file of recorded answers with a ``score``
@@ -60,10 +61,13 @@ def read_scores(path: Path) -> list[RecordedScore]:
     Raises:
         InputError: A line has another shape, or there is none at all.
     """
-    scores = [score for line in read_lines(path) for score in _parse_scores(line)]
-    if not scores:
+    is_empty = True
+    for line in read_lines(path):
+        for score in _parse_scores(line):
+            is_empty = False
+            yield score
+    if is_empty:
         raise InputError(f"{path}: there is no score in it; expected lines with `prompt_id`, `response` and `score`")
-    return scores
 
 
 def _parse_scores(line: Line) -> list[RecordedScore]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from sinterlm.errors import InputError
 from sinterlm.files import file_sha256
@@ -13,14 +13,21 @@ from sinterlm.records import Score, digest
 from sinterlm.scoring.protocol import Exchange, no_score
 from sinterlm.scoring.settings import BuildPart, ScorerSettings
 from sinterlm.settings import InputPath
+from sinterlm.streams import Shelf
 
 if TYPE_CHECKING:
     from sinterlm.formats import RecordedScore
 
 NO_RECORDED_SCORE = "no-recorded-score"
 
-_Key = tuple[str, str, object]
-"""What names the prompt (``id`` or ``content``), that name, and the answer: its text, or its source and index."""
+
+class _Recorded(NamedTuple):
+    """What is kept of a recorded score."""
+
+    value: float
+    passed: bool | None
+    place: str
+    """File and line, for messages."""
 
 
 class RecordedScores(ScorerSettings):
@@ -93,21 +100,21 @@ class RecordedScorer:
         """Forget the scores that were read."""
         self.__dict__.pop("_scores", None)
 
-    def _score_one(self, exchange: Exchange, recorded: RecordedScore | None) -> Score:
+    def _score_one(self, exchange: Exchange, recorded: _Recorded | None) -> Score:
         if recorded is None:
             return no_score(exchange, self.identity, NO_RECORDED_SCORE, f"{self._path.name} has none", {})
         return Score(exchange.response.id, self.identity, recorded.value, recorded.passed)
 
-    def _find(self, exchange: Exchange) -> RecordedScore | None:
-        return next((self._scores[key] for key in _keys_of(exchange) if key in self._scores), None)
+    def _find(self, exchange: Exchange) -> _Recorded | None:
+        return next((found for key in _keys_of(exchange) if (found := self._scores.get(key))), None)
 
     @cached_property
-    def _scores(self) -> dict[_Key, RecordedScore]:
+    def _scores(self) -> Shelf[_Recorded]:
         from sinterlm.formats import read_scores
 
-        scores: dict[_Key, RecordedScore] = {}
+        scores: Shelf[_Recorded] = Shelf()
         for recorded in read_scores(self._path):
-            same = scores.setdefault(_key(recorded), recorded)
+            same = scores.setdefault(_key_of(recorded), _Recorded(recorded.value, recorded.passed, recorded.place))
             if (same.value, same.passed) != (recorded.value, recorded.passed):
                 raise InputError(
                     f"{recorded.place}: scores an answer differently from {same.place} ({recorded.value:g}, not "
@@ -117,17 +124,22 @@ class RecordedScorer:
         return scores
 
 
-def _key(recorded: RecordedScore) -> _Key:
+def _key_of(recorded: RecordedScore) -> str:
     by, prompt = ("content", recorded.content_hash or "") if recorded.prompt_id is None else ("id", recorded.prompt_id)
-    return by, prompt, (recorded.source, recorded.index) if recorded.response is None else recorded.response
+    return _key(by, prompt, [recorded.source, recorded.index] if recorded.response is None else recorded.response)
 
 
-def _keys_of(exchange: Exchange) -> Iterator[_Key]:
+def _keys_of(exchange: Exchange) -> Iterator[str]:
     """The keys under which the answer's score may be found, the most exact first."""
     prompt, response = exchange
-    for answer in ((response.source, response.index), response.content.strip()):
-        yield "id", prompt.id, answer
-        yield "content", prompt.content_hash, answer
+    for answer in ([response.source, response.index], response.content.strip()):
+        yield _key("id", prompt.id, answer)
+        yield _key("content", prompt.content_hash, answer)
+
+
+def _key(by: str, prompt: str, answer: object) -> str:
+    """Names a prompt, by ``id`` or ``content``, and an answer to it, by its text or by its source and index."""
+    return digest([by, prompt, answer])
 
 
 def _describe(exchange: Exchange) -> str:
