@@ -171,6 +171,36 @@ def test_a_vllm_that_gives_only_probabilities_is_refused(
         scorer.score(exchanges(*CONTENTS))
 
 
+@pytest.mark.parametrize(
+    ("raw", "sigmoid", "is_taken"),
+    [
+        ((0.659, 2.0, -1.0), (0.659, 0.88, 0.27), True),  # the sigmoid of 0.659 is 0.659
+        ((3.0, 2.0, -1.0), (3.0, 2.0, -1.0), True),  # a model without a sigmoid
+        ((0.3, 0.2, 4.0), (0.3, 0.2, 4.0), True),
+        ((0.3, 0.2, 0.9), (0.3, 0.2, 0.9), False),
+        ((0.3, 0.2, 0.9), (0.3001, 0.2001, 0.8999), False),  # rounded in another way
+    ],
+)
+def test_outputs_are_taken_for_raw_only_if_they_are(
+    models: Mapping[str, Path], raw: Sequence[float], sigmoid: Sequence[float], is_taken: bool
+) -> None:
+    lengths: dict[int, int] = {}
+
+    def script(request: Mapping[str, Any]) -> Answer:
+        number = lengths.setdefault(len(request["input"]), len(lengths))
+        value = (sigmoid if request["use_activation"] else raw)[number]
+        return Answer(body=json.dumps({"data": [{"probs": [value]}]}))
+
+    entries = exchanges("a", "b, b, b.", "c, c, c, c, c, c, c, c.")
+    with serve(script) as server:
+        scorer = served(server.url, models["llama3"], "", concurrency=1)
+        if is_taken:
+            assert [score.value for score in scorer.score(entries)] == list(raw)
+        else:
+            with pytest.raises(InputError, match="may be a probability"):
+                scorer.score(entries)
+
+
 def test_a_regression_has_no_sigmoid(models: Mapping[str, Path], address: str, tmp_path: Path) -> None:
     """Its config says so, and then a server that ignores the switch gives what the model does."""
     folder = shutil.copytree(models["llama3"], tmp_path / "regression")
