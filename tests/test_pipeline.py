@@ -447,7 +447,8 @@ def test_whole_numbers_are_shown_in_full_and_names_as_they_are() -> None:
     assert show_counts({"tokens": 1234567, "mean score": 0.32891}) == "tokens: 1234567, mean score: 0.32891"
     entry = {"name": "train-[sft]", "state": "done", "counts": {"[b] answers": 1234567}}
     said = StringIO()
-    print_status({"output": "runs/[a]", "stages": [entry], "dropped": {}}, Terminal(file=said, width=120))
+    nothing = {"dropped": {}, "spent": {"models": []}, "failed": [], "notes": []}
+    print_status({"output": "runs/[a]", "stages": [entry], **nothing}, Terminal(file=said, width=120))
     assert {"runs/[a]", "train-[sft]", "[b]", "1234567"} <= set(said.getvalue().split())
 
 
