@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ import pytest
 from pydantic import TypeAdapter
 
 from sinterlm.errors import SandboxError
+from sinterlm.records import Score
+from sinterlm.scoring.by_domain import ByDomainScorer
 from sinterlm.scoring.code.sandbox import check_isolation
-from sinterlm.scoring.protocol import Exchange, Scorer
+from sinterlm.scoring.exact_match import ExactMatchScorer
+from sinterlm.scoring.protocol import ANSWERS_AT_ONCE, Exchange, Scorer, answers_at_once
 from sinterlm.scoring.scorers import SCORERS, SERVED, AnyScorer
 from sinterlm.scoring.settings import build_scorer
+from sinterlm.scoring.thought_policy import ThoughtPolicy
 from sinterlm.store import Store
 from tests.answers import answered
 from tests.chat_server import serve
@@ -158,3 +162,30 @@ def test_another_policy_scores_anew_what_it_reads_otherwise(folder: Path, tmp_pa
         refused = [row for row in store._read("SELECT detail FROM scores") if "holds-thoughts" in row["detail"]]
         assert len(refused) == 4
         assert "thoughts: refuse" in json.loads(refused[0]["detail"])["problem"]
+
+
+def test_a_scorer_says_how_many_answers_it_likes_at_once() -> None:
+    """A judge behind a server likes many; so does whatever it is a part of."""
+
+    class Many(ExactMatchScorer):
+        answers_at_once = 512
+
+    class Few(ExactMatchScorer):
+        answers_at_once = 3
+
+    assert answers_at_once(NoWish()) == ANSWERS_AT_ONCE == 64
+    assert answers_at_once(ThoughtPolicy(Many(), "strip"), Few()) == 512
+    assert answers_at_once(ByDomainScorer({"a": Few()}, ThoughtPolicy(Many(), "refuse"))) == 512
+    assert answers_at_once(ByDomainScorer({"a": Few()}, Few())) == 3
+
+
+class NoWish:
+    """A scorer of an installed package, which says nothing about it."""
+
+    identity, needs_answers = "none", False
+
+    def score(self, exchanges: Sequence[Exchange]) -> list[Score]:
+        return []
+
+    def close(self) -> None:
+        pass
