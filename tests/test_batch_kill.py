@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
 import subprocess
 import sys
@@ -113,7 +114,6 @@ def spent(recipe: Path) -> Sequence[int]:
 @pytest.mark.timeout(120)
 def test_kills_at_every_step_pay_nothing_twice(server: BatchServer, target: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, target, f"base_url: '{server.url}'")
-    kill_at(recipe, server, "POST /files", when="before")
     kill_at(recipe, server, "POST /files", when="after")
     assert not server.batches
     kill_at(recipe, server, "POST /batches", when="before", number=2)
@@ -134,8 +134,6 @@ def test_kills_at_every_step_pay_nothing_twice(server: BatchServer, target: Path
 @pytest.mark.timeout(900)
 def test_forty_kills_at_any_moment_pay_nothing_twice(target: Path, tmp_path: Path) -> None:
     """Also while the server lets jobs expire in part."""
-    import random
-
     rng = random.Random(0)
     for round_number in range(8):
         folder = tmp_path / str(round_number)
@@ -158,6 +156,7 @@ def test_forty_kills_at_any_moment_pay_nothing_twice(target: Path, tmp_path: Pat
             assert spent(recipe)[2] == NUM_PROMPTS * NUM_SAMPLES
 
 
+@pytest.mark.slow  # in short: test_batch.test_a_program_is_waited_for_by_the_next_command
 @pytest.mark.timeout(120)
 def test_a_program_outlives_a_killed_command(target: Path, tmp_path: Path) -> None:
     command = [
