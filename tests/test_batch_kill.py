@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -62,8 +63,10 @@ def run_to_the_end(recipe: Path) -> None:
     assert process.returncode == 0, said
 
 
-def kill_at(recipe: Path, server: BatchServer, call: str, *, when: str, number: int = 1) -> None:
-    """Kill the command when it makes a call for the ``number``-th time, before or after the server has done it."""
+def kill_at(
+    recipe: Path, server: BatchServer, call: str, *, when: str, number: int = 1, how: int = signal.SIGKILL
+) -> None:
+    """End the command when it makes a call for the ``number``-th time, before or after the server has done it."""
     reached, killed, seen = threading.Event(), threading.Event(), Counter[str]()
 
     def hold(made: str) -> bool:
@@ -81,8 +84,9 @@ def kill_at(recipe: Path, server: BatchServer, call: str, *, when: str, number: 
     with start(recipe) as process:
         while not reached.wait(0.05):
             assert process.poll() is None, process.communicate()[0]
-        process.kill()
-        process.communicate()
+        process.send_signal(how)
+        said, _ = process.communicate(timeout=8)
+        assert process.returncode == (130 if how == signal.SIGINT else -how), said
     killed.set()
     server.before, server.after = lambda made: None, lambda made: None
 
@@ -120,7 +124,7 @@ def test_kills_at_every_step_pay_nothing_twice(server: BatchServer, target: Path
     assert len(server.batches) == 1
     kill_at(recipe, server, "POST /batches", when="after")
     assert len(server.batches) == 2
-    kill_at(recipe, server, "GET /batches", when="after", number=2)
+    kill_at(recipe, server, "GET /batches", when="after", number=2, how=signal.SIGINT)
     kill_at(recipe, server, "GET /files/content", when="before", number=2)
     assert 0 < len(rows(recipe)) < NUM_PROMPTS * NUM_SAMPLES
     run_to_the_end(recipe)

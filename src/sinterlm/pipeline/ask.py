@@ -7,7 +7,7 @@ machine are asked one after another meanwhile. A model that fails does not stop 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,14 +80,14 @@ def ask(run: RunContext, stage: str, requests: Sequence[SamplingRequest], prompt
         for place in places:
             request, result = requests[place], results[place]
             try:
-                _ask_one(run, stage, request, request.asked(prompts), result, closers)
+                _ask_one(run, stage, request, request.asked(prompts), result, engines)
                 _check_failures(request, result)
             except SinterError as error:
                 result.error = error
                 if len(requests) > 1:
                     run.reporter.say(f"  {request.participant.name} failed, the others are still asked: {error}")
 
-    closers: list[Callable[[], None]] = []
+    engines: list[Engine] = []
     at_work: list[Event] = []
     elsewhere: dict[str, list[int]] = {}
     for place, request in enumerate(requests):
@@ -100,11 +100,10 @@ def ask(run: RunContext, stage: str, requests: Sequence[SamplingRequest], prompt
     except BaseException:
         run.halt.stop()
         try:
+            _close([engine for engine in engines if isinstance(engine, KeepsJobs)])  # jobs need nobody to wait for them
             _wait(at_work, GRACE_SECONDS)
         finally:
-            for close in list(closers):
-                with suppress(Exception):  # the error that is on its way says more
-                    close()
+            _close(list(engines))
             _wait(at_work, CLOSING_SECONDS)
         raise
     try:
@@ -181,14 +180,13 @@ def _ask_one(
     request: SamplingRequest,
     prompts: Sequence[Prompt],
     result: Asked,
-    closers: list[Callable[[], None]],
+    engines: list[Engine],
 ) -> None:
     engine = engine_of(run, request)
-    close = engine.close
-    closers.append(close)
-    if isinstance(engine, KeepsJobs):
-        engine.keep_jobs(StoredJobs(run.store, identity_of(request)), run.fusion.workspace / "jobs")
+    engines.append(engine)
     try:
+        if isinstance(engine, KeepsJobs):
+            engine.keep_jobs(StoredJobs(run.store, identity_of(request)), run.fusion.workspace / "jobs")
         if isinstance(engine, Streams):
             _stream(run, stage, request, engine, prompts, result)
             return
@@ -201,8 +199,14 @@ def _ask_one(
         batches = engine.batches([Item(prompt, index) for prompt in prompts for index in range(request.num_samples)])
         _sample(run, stage, request, engine, batches, result)
     finally:
-        closers.remove(close)
-        close()
+        engines.remove(engine)
+        engine.close()
+
+
+def _close(engines: Iterable[Engine]) -> None:
+    for engine in engines:
+        with suppress(Exception):  # the error that is on its way says more
+            engine.close()
 
 
 def engine_of(run: RunContext, request: SamplingRequest) -> Engine:

@@ -27,7 +27,7 @@ from threading import Event
 from typing import IO, Any, Final, NamedTuple, Protocol
 
 from sinterlm.endpoint.replies import parse_json, refusal_kind, said, shown
-from sinterlm.errors import InputError, TryAgainError
+from sinterlm.errors import InputError, SinterError, TryAgainError
 from sinterlm.files import full_disk_said, make_folder
 from sinterlm.records import PROMPT_REFUSED, Failure, Usage
 from sinterlm.sampling.protocol import Answered, Generation, Item, Job, JobBook
@@ -226,6 +226,13 @@ class JobEngine:
 
     def stream(self, items: Iterable[Item]) -> Iterator[Answered]:
         """See :meth:`~sinterlm.sampling.protocol.Streams.stream`."""
+        try:
+            yield from self._stream(items)
+        except SinterError:
+            if not self._closed.is_set():  # a call that was under way may have been given up
+                raise
+
+    def _stream(self, items: Iterable[Item]) -> Iterator[Answered]:
         self._recover()
         supply = self._grouped(self._without_job(items))
         while not self._closed.is_set():
