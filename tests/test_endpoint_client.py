@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ import psutil
 import pytest
 
 from sinterlm.cli import exit_code
-from sinterlm.endpoint import Endpoint, Received, RequestFailed, RequestRefused, client, host
+from sinterlm.endpoint import Endpoint, Received, RequestFailed, RequestRefused, client, host, transport
 from sinterlm.endpoint.host import retry_after
 from sinterlm.endpoint.keys import NO_KEY
 from sinterlm.endpoint.limiter import TRIPS_AFTER
@@ -347,6 +351,63 @@ def test_a_server_that_is_not_there_is_given_up_after_a_while(
     with pytest.raises(TryAgainError, match=r"cannot be reached \(.*\), for \d s; start the server"):
         list(ask_all(Endpoint(server.url, max_retries=100), 50))
     assert 0.9 < time.monotonic() - started < 8
+
+
+def test_a_server_that_does_not_answer_at_all_is_given_up_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its queue of connections is full, so that it is silent."""
+    monkeypatch.setattr(transport, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening:
+        address = listening.getsockname()
+        others = [socket.socket() for _ in range(4)]
+        for other in others:
+            other.setblocking(False)
+            other.connect_ex(address)
+        started = time.monotonic()
+        failed = outcome(Endpoint(f"http://127.0.0.1:{address[1]}/v1", max_retries=0, timeout_seconds=60))
+        for other in others:
+            other.close()
+    assert isinstance(failed, RequestFailed)
+    assert (failed.kind, failed.detail) == ("unreachable", "no connection within 0.3 s")
+    assert time.monotonic() - started < 5
+
+
+def test_a_server_that_was_given_up_is_asked_again_by_the_next_map(
+    monkeypatch: pytest.MonkeyPatch, no_backoff: None
+) -> None:
+    monkeypatch.setattr(host, "FIRST_PATIENCE_SECONDS", 0.0)
+    with serve_faults() as first:
+        pass
+    endpoint = Endpoint(first.url, concurrency=8)
+    with pytest.raises(TryAgainError):
+        list(ask_all(endpoint, 50))
+    assert endpoint.state == "0 in flight, limit 8, not answering"
+    with serve_faults(port=int(first.url.split(":")[2].split("/")[0])):
+        assert sum(map(len, ask_all(endpoint, 50))) == 50
+
+
+def test_a_certificate_that_nobody_signed_is_said_at_once(tmp_path: Path) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(10)
+
+        def accept() -> None:
+            with suppress(OSError):
+                connection, _ = listening.accept()
+                connection.settimeout(10)
+                context.wrap_socket(connection, server_side=True).close()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        error = outcome(Endpoint(f"https://127.0.0.1:{listening.getsockname()[1]}/v1"))
+        thread.join()
+    assert isinstance(error, InputError)
+    assert "certificate verify failed" in str(error)
 
 
 def test_a_server_that_is_started_again_gets_what_was_not_answered(no_backoff: None) -> None:

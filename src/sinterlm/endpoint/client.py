@@ -145,7 +145,7 @@ class Endpoint:
         if not self._hosts:
             self._hosts = [Host(url, **self._host_settings) for url in self._base_urls]
         for host in self._hosts:
-            host.error = None
+            host.begin()
         self._results = results = SimpleQueue[Any]()
         left, has_more, outstanding = iter(jobs), True, 0
         with ExitStack() as stack:

@@ -75,15 +75,19 @@ class Host:
         self._timeout_seconds = timeout_seconds
         self._on_note = on_note
         self.limiter = Limiter(time.monotonic, limit)
-        self.breaker = Breaker(time.monotonic, random.random)
         self._requests = requests_per_minute and Rate(time.monotonic, requests_per_minute)
         self._tokens = tokens_per_minute and Rate(time.monotonic, tokens_per_minute)
+        self._has_answered = self._has_replied = False
+        self._num_rests = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Give the server another chance, whatever has happened; only its limits stay known."""
+        self.breaker = Breaker(time.monotonic, random.random)
         self.error: SinterError | None = None
         """Why it is not asked any more."""
-        self._has_answered = self._has_replied = False
         self._failing_since: float | None = None
         self._last_failure = TryFailed("unreachable", "")
-        self._num_rests = 0
 
     # --- when it may be asked ----------------------------------------------------------------------------------------
 

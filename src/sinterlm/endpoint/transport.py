@@ -21,6 +21,7 @@ from sinterlm.endpoint.replies import MAX_SHOWN, FailureKind, shown
 MAX_BYTES = 16 * 2**20
 """The largest response: a reply of a million tokens fits."""
 CONNECT_SECONDS = 30.0
+"""How long it may take to find a server and connect to it."""
 KEEP_SECONDS = 4.0
 """How long an idle connection is kept: uvicorn, below most servers of models, closes it after five seconds."""
 
@@ -68,7 +69,7 @@ class Transport:
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout = aiohttp.ClientTimeout(
-            total=timeout_seconds, sock_connect=min(timeout_seconds, CONNECT_SECONDS), ceil_threshold=60
+            total=timeout_seconds, connect=min(timeout_seconds, CONNECT_SECONDS), ceil_threshold=60
         )
         self._proxies = urllib.request.getproxies()
 
@@ -102,7 +103,7 @@ class Transport:
                 raw = await _read(response)
                 return Response(response.status, response.headers, _decode(raw, response))
         except aiohttp.ConnectionTimeoutError as error:
-            raise NoResponseError("unreachable", f"no connection within {self._timeout.sock_connect:g} s") from error
+            raise NoResponseError("unreachable", f"no connection within {self._timeout.connect:g} s") from error
         except TimeoutError as error:
             raise NoResponseError("timed-out", "the whole response took too long") from error
         except aiohttp.ClientConnectorCertificateError as error:
