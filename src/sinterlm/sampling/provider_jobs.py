@@ -94,6 +94,8 @@ class ProviderJobs:
         self._variable = key_variable(base_url, api_key_env)
         self._key = find_key(base_url, api_key_env)
         self._closed = Event()
+        self._give_up: Callable[[], object] | None = None
+        """Ends the call that is under way."""
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=min(CONNECT_SECONDS, timeout_seconds), sock_read=timeout_seconds
         )
@@ -176,8 +178,11 @@ class ProviderJobs:
                     yield from results
 
     def close(self) -> None:
-        """See :meth:`~sinterlm.sampling.jobs.Runner.close`."""
+        """See :meth:`~sinterlm.sampling.jobs.Runner.close`; a call that is under way is given up."""
         self._closed.set()
+        if self._give_up is not None:
+            with suppress(RuntimeError):  # it has just ended
+                self._give_up()
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -279,6 +284,10 @@ class ProviderJobs:
         """
 
         async def send() -> None:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            assert task
+            self._give_up = partial(loop.call_soon_threadsafe, task.cancel)
+            self._check_open()
             headers = {"authorization": f"Bearer {self._key}", "user-agent": "sinterlm"}
             # The environment's proxies are used. Redirects are not followed: another server must not get the prompts.
             async with (
@@ -294,6 +303,11 @@ class ProviderJobs:
             asyncio.run(send())  # calls are few, and the engine has a thread of its own
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise _TransientError(str(error) or type(error).__name__) from error
+        except asyncio.CancelledError:
+            self._check_open()
+            raise
+        finally:
+            self._give_up = None
 
     def _again(self, doing: str, call: Callable[[], Returned]) -> Returned:
         """Make a call, again after transient failures.
