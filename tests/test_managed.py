@@ -214,6 +214,24 @@ def test_llama_cpp_gets_the_prompt_that_the_chat_template_here_makes(tmp_path: P
         assert tokens == len(encode_prompt(tokenizer, messages))
 
 
+@pytest.mark.slow
+def test_transformers_serve_reads_the_prompt_and_draws(model: Path, tmp_path: Path) -> None:
+    """It has no cache of the hub to list, gives one answer to a request, and by itself would draw nothing."""
+    for package in ("fastapi", "uvicorn"):
+        pytest.importorskip(package)
+    env = {"PATH": str(Path(sys.executable).parent), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "none")}
+    keys = {"engine": "managed", "model": str(model), "preset": "transformers", "protocol": "chat", "env": env}
+    settings_of = ManagedTemplatedModel.model_validate(keys)
+    with closing(settings_of.build(settings=SETTINGS)) as engine:
+        engine.log_to(tmp_path / "serve.log")
+        answers = list(engine.stream(items(2, samples=2)))
+    found = told(answers)
+    assert found["p0", 0] != found["p0", 1]
+    tokenizer = load_lone_tokenizer(str(model)).tokenizer
+    tokens = {len(encode_prompt(tokenizer, item.prompt.messages)) for item in items(2)}
+    assert {each.num_prompt_tokens for answered in answers for each in answered.generations} == tokens
+
+
 # --- what a recipe may say --------------------------------------------------------------------------------------------
 
 

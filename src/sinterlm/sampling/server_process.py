@@ -28,8 +28,8 @@ GRACE_SECONDS = 5.0
 _WATCHER = Path(__file__).with_name("server_watcher.py")
 _SHOWN_BYTES = 64 * 1024
 _POLL_SECONDS = 0.2
-_ASK_SECONDS = 5.0
-"""How long a server that is loading may take to say so."""
+_ASK_SECONDS = 30.0
+"""How long a server may take to list its models: `transformers serve` looks through the hub's cache."""
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 """Colours and other commands to a terminal."""
 
@@ -124,11 +124,13 @@ class ServerProcess:
         self.has_answered = True
 
     def models(self) -> list[str] | None:
-        """The names of the models that it serves; None if it does not answer yet."""
+        """The names of the models that it serves, empty if it does not say; None if it does not answer yet."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=_ASK_SECONDS)  # never through a proxy
         try:
             connection.request("GET", "/v1/models")
             response = connection.getresponse()
+            if response.status == 500:  # a loading server says 503; `transformers serve` fails without a hub's cache
+                return []
             listed = json.loads(response.read())["data"] if response.status == 200 else None
             return None if listed is None else [str(model["id"]) for model in listed]
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
