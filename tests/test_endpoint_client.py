@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import shutil
@@ -25,6 +26,7 @@ from sinterlm.endpoint.host import retry_after
 from sinterlm.endpoint.keys import NO_KEY
 from sinterlm.endpoint.limiter import TRIPS_AFTER
 from sinterlm.endpoint.settings import Price, Served
+from sinterlm.endpoint.turns import Turns
 from sinterlm.errors import CredentialsError, InputError, SinterError, TryAgainError
 from sinterlm.records import Usage
 from sinterlm.testing import FAULTS, FaultServer, serve_faults
@@ -492,6 +494,31 @@ def test_a_map_that_is_closed_does_not_wait_for_replies(is_closed_by: str) -> No
                 assert next(results) == [0]
         assert time.monotonic() - started < 1.5
         assert endpoint.state == "0 in flight, limit 4"
+
+
+def test_a_request_that_is_cancelled_when_it_gets_its_turn_gives_it_back() -> None:
+    async def take_and_cancel() -> int:
+        server = host.Host(
+            "http://127.0.0.1:9/v1",
+            api_key_env=None,
+            limit=1,
+            requests_per_minute=None,
+            tokens_per_minute=None,
+            timeout_seconds=1.0,
+            on_note=print,
+        )
+        turns = Turns([server])
+        _, first = await turns.take(0, None)
+        second = asyncio.create_task(turns.take(0, None))
+        await asyncio.sleep(0)
+        server.give_up(first)
+        turns.give()
+        assert server.limiter.in_flight == 1, "it is the second one's turn"
+        second.cancel()
+        await asyncio.wait([second])
+        return server.limiter.in_flight
+
+    assert asyncio.run(take_and_cancel()) == 0
 
 
 def test_what_was_found_out_is_known_to_the_next_map() -> None:
