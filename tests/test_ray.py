@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import platform
 import random
 import re
@@ -10,10 +9,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
@@ -21,14 +20,12 @@ from ray.cluster_utils import Cluster
 
 from sinterlm.errors import InputError, TryAgainError
 from sinterlm.pipeline.executors.fleet import Fleet
-from sinterlm.pipeline.executors.worker import Done, Home, StreamWorker, Worker, release
+from sinterlm.pipeline.executors.worker import Home, Worker, release
 from sinterlm.pipeline.fusion import Fusion
 from sinterlm.pipeline.progress import SilentReporter, Task
 from sinterlm.pipeline.run import run_fusion
 from sinterlm.recipe.executors import Placement
 from sinterlm.recipe.load import load_recipe
-from sinterlm.records import Failure, Prompt, Usage
-from sinterlm.sampling.protocol import Answered, Generation, Item
 from tests.fake_ray import FakeRay, Reference
 from tests.tiny_fusion import write_tiny_fusion
 
@@ -153,6 +150,18 @@ def test_an_interrupted_run_leaves_no_worker(tmp_path: Path, number: signal.Sign
     assert made(tmp_path / "run") == made(tmp_path / "local")
 
 
+def test_nothing_listens_at_the_address(tmp_path: Path) -> None:
+    recipe = write_tiny_fusion(tmp_path)
+    with pytest.raises(InputError, match=r"no Ray cluster at 127\.0\.0\.1:9 .*refused.*; give the HOST:PORT"):
+        fuse(
+            recipe, tmp_path / "run", Watcher(), "executor={kind: ray, address: '127.0.0.1:9'}", until="sample-sources"
+        )
+    with pytest.raises(InputError, match=r"executor\.address.*is an address of Ray Client"):
+        fuse(recipe, tmp_path / "run", Watcher(), "executor={kind: ray, address: 'ray://a:1'}", until="sample-sources")
+    with pytest.raises(InputError, match=r"executor\.sources\.tinny.*did you mean tiny"):
+        fuse(recipe, tmp_path / "run", Watcher(), "executor={kind: ray, sources: {tinny: {}}}", until="sample-sources")
+
+
 class Doubling:
     """Doubles every number of a unit; what it builds is a scorer to the workers."""
 
@@ -171,7 +180,7 @@ class Doubling:
 
 
 def fleet(copied: Any = None, placement: Placement | None = None, **settings: Any) -> Fleet:
-    how: dict[str, Any] = {"num_gpus": 1, "is_stream": False, "say": lambda line: None} | settings
+    how: dict[str, Any] = {"num_gpus": 1, "say": lambda line: None} | settings
     return Fleet("gemma", copied or Doubling(), placement or Placement(), **how)
 
 
@@ -277,71 +286,3 @@ def test_a_node_without_a_models_folder_is_named(tmp_path: Path) -> None:
         Worker(Doubling()).start(home)
     with pytest.raises(InputError, match=r"has Sinter .*, but this is 0\.0\.1; install the same on every node"):
         Worker(Doubling()).start(home._replace(release="0.0.1"))
-
-
-class Server:
-    """Answers four items at a time in any order, by its own clock, as a server does; `boom` ends it."""
-
-    def stream(self, items: Iterable[Item]) -> Iterator[Answered]:
-        held: list[Item] = []
-        for item in items:
-            if item.index == 99:
-                raise InputError("boom")
-            held.append(item)
-            if len(held) == 4:
-                rng = random.Random(item.prompt.id)
-                rng.shuffle(held)
-                first, *rest = held
-                yield Answered([], [Failure(first.prompt.id, first.index, "timed-out")], Usage(1, 2, 0, 3), ["note"])
-                yield Answered([said(item) for item in rest], usage=Usage(3, 6, 0, 9))
-                held.clear()
-
-    def batches(self, items: Sequence[Item]) -> list[list[Item]]:
-        raise AssertionError
-
-    def sample(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Generation]]:
-        raise AssertionError
-
-    def close(self) -> None:
-        pass
-
-
-class CopiedServer(NamedTuple):
-    paths: dict[str, Path] = {}
-
-    def build(self, say: Callable[[str], None]) -> Server:
-        return Server()
-
-
-def said(item: Item) -> Generation:
-    return Generation(item.prompt.id, item.index, f"{item.prompt.id}-{item.index}", "stop", 2, 3)
-
-
-def ask_server(units: Sequence[Sequence[Item]]) -> list[Done]:
-    async def ask() -> list[Done]:
-        worker = StreamWorker(CopiedServer())
-        worker.start(Home("server", release(), {}))
-        try:
-            return await asyncio.gather(*(worker.work(unit) for unit in units))
-        finally:
-            worker.close()
-
-    return asyncio.run(asyncio.wait_for(ask(), 20))
-
-
-def test_a_worker_with_a_server_answers_many_units_at_once() -> None:
-    """Units of three items, which the server answers four at a time: no answer or cost is lost or given twice."""
-    units = [[Item(Prompt(f"p{number}", ()), index) for index in range(3)] for number in range(8)]
-    done = ask_server(units)
-    for unit, (answers, _, _) in zip(units, done, strict=True):
-        given = [(g.prompt_id, g.index) for answered in answers for g in (*answered.generations, *answered.failures)]
-        assert sorted(given) == [(item.prompt.id, item.index) for item in unit]
-    everything = [answered for answers, _, _ in done for answered in answers]
-    assert sum((answered.usage for answered in everything), Usage()) == Usage(24, 48, 0, 72)
-    assert sum(len(answered.notes) for answered in everything) == 6
-    assert done[-1].has_room
-
-
-def test_a_server_that_cannot_answer_any_more_ends_the_work() -> None:
-    with pytest.raises(InputError, match=r"node .*: boom"):
-        ask_server([[Item(Prompt("p", ()), 0)], [Item(Prompt("q", ()), 99)]])

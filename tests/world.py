@@ -419,6 +419,7 @@ def watched(done: Done, *, trains: bool) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         done.cluster.install(patch)
+        patch.setattr("sinterlm.pipeline.executors.ray_executor.Connection._check_address", lambda connection: None)
         patch.setattr(LlamaModel, "forward", read)
         patch.setattr(Trainer, "train", trained)
         if not trains:

@@ -19,8 +19,7 @@ class Placement(Settings):
     """What one copy of a model or scorer gets, all of it on one node, and the number of copies."""
 
     gpus: Annotated[int, Field(ge=0)] | None = None
-    """GPUs of a copy; by default what it needs: 1, for a server as many as its command names, and none on a cluster
-    without GPUs.
+    """GPUs of a copy; by default 1, and none on a cluster without GPUs or for a model with ``device: cpu``.
     """
     cpus: Positive = 1
     """CPU cores of a copy, and the threads that it computes with on a CPU."""

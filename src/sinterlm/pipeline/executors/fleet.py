@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from sinterlm.errors import InputError, TryAgainError
-from sinterlm.pipeline.executors.worker import Copied, Done, Home, StreamWorker, Worker, release
+from sinterlm.pipeline.executors.worker import Copied, Done, Home, Worker, release
 from sinterlm.recipe.executors import Placement
 
 MAX_TRIES = 5
@@ -32,8 +32,8 @@ COUNT_SECONDS = 5.0
 """How often the cluster's nodes are counted."""
 CLOSE_SECONDS = 10.0
 """How long a worker may take to release what it holds."""
-MAX_DEPTH = 512
-"""Most units that a worker holds at once."""
+DEPTH = 2
+"""Units that a worker holds at once: one that it computes and one that waits for it."""
 
 
 class Needs(NamedTuple):
@@ -67,15 +67,13 @@ class _Actor:
     handle: Any
     starting: Any
     """The reference of its start; None once it runs."""
-    depth: int
-    """Units that it may hold: one that it computes, and others that wait for it."""
     node: str = ""
     tasks: dict[Any, _Task] = field(default_factory=dict)
     """What it has been given, by the reference of the result."""
 
     @property
     def room(self) -> int:
-        return 0 if self.starting else self.depth - len(self.tasks)
+        return 0 if self.starting else DEPTH - len(self.tasks)
 
 
 class Fleet:
@@ -86,7 +84,6 @@ class Fleet:
         copied: What every worker builds.
         placement: What a worker occupies, and how many there are.
         num_gpus: GPUs that a worker needs, if the placement does not say.
-        is_stream: Whether a worker answers many units at once.
         say: Told what happens, line by line.
         on_loaded: Told where weights are loaded.
     """
@@ -98,7 +95,6 @@ class Fleet:
         placement: Placement,
         *,
         num_gpus: int,
-        is_stream: bool,
         say: Callable[[str], None],
         on_loaded: Callable[[str], None] = lambda placement: None,
     ) -> None:
@@ -106,7 +102,6 @@ class Fleet:
         self._copied = copied
         self._placement = placement
         self._num_gpus = num_gpus
-        self._is_stream = is_stream
         self._say = say
         self._on_loaded = on_loaded
         self._actors: list[_Actor] = []
@@ -160,15 +155,12 @@ class Fleet:
 
     def close(self) -> None:
         """Stop every worker. One that is idle releases first what it holds."""
-        idle = [actor.handle.close.remote() for actor in self._actors if actor.node and self._can_close(actor)]
+        idle = [actor.handle.close.remote() for actor in self._actors if actor.node and not actor.tasks]
         with suppress(RayError):
             ray.wait(idle, num_returns=len(idle), timeout=CLOSE_SECONDS) if idle else None
         for actor in self._actors:
             ray.kill(actor.handle)
         self._actors.clear()
-
-    def _can_close(self, actor: _Actor) -> bool:
-        return self._is_stream or not actor.tasks  # a busy worker that takes one call at a time would not hear it
 
     def _forget(self) -> None:
         """Give up what an earlier call has left in flight, because it was closed before its end."""
@@ -203,7 +195,7 @@ class Fleet:
         self._counted = now
         wanted = self._room()
         needs = self._needs()
-        actor_class = ray.remote(StreamWorker if self._is_stream else Worker)
+        actor_class = ray.remote(Worker)
         for _ in range(len(self._actors), wanted if most is None else min(wanted, most)):
             handle = actor_class.options(
                 num_cpus=needs.cpus,
@@ -213,7 +205,7 @@ class Fleet:
                 scheduling_strategy="SPREAD",
             ).remote(self._copied)
             starting = handle.start.remote(Home(self._what, release(), self._copied.paths))
-            self._actors.append(_Actor(handle, starting, depth=8 if self._is_stream else 2))
+            self._actors.append(_Actor(handle, starting))
 
     def _await(self) -> Iterator[tuple[_Task, Done]]:
         """Wait until something happens for a while; yields what has been computed."""
@@ -240,8 +232,6 @@ class Fleet:
                 continue
             done: Done = value
             self._losses, self._changed = 0, time.monotonic()
-            if done.has_room:
-                actor.depth = min(actor.depth + 1, MAX_DEPTH)
             for placement in done.said:
                 self._on_loaded(f"{placement}, node {actor.node}")
             yield actor.tasks.pop(reference), done

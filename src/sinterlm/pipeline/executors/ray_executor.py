@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING
 
-from sinterlm.errors import InputError, first_line
+from sinterlm.errors import InputError, Terminated, first_line
 from sinterlm.pipeline.executors.worker import CopiedEngine, CopiedScorer
 from sinterlm.pipeline.fusion import SamplingRequest
 from sinterlm.recipe.executors import Placement, Ray
 from sinterlm.records import Score
-from sinterlm.sampling.protocol import Answered, Engine, Generation, Item, Streams
+from sinterlm.sampling.protocol import Engine, Generation, Item
 from sinterlm.scoring.protocol import Exchange, Given, Scorer, Supply, in_order
 from sinterlm.scoring.settings import ScorerSettings
 from sinterlm.streams import chunks
@@ -26,6 +26,10 @@ ANSWERS_AT_ONCE = 64
 """Answers that a worker scores at a time."""
 MAX_BATCHES = 64
 """Batches that a scorer likes to be given at once, so that a cluster is busy until the last of them."""
+
+
+CONNECT_SECONDS = 5.0
+"""How long the head node may take to answer."""
 
 
 class RayExecutor:
@@ -46,17 +50,16 @@ class RayExecutor:
         asked, engine = request.participant, request.build_engine(on_loaded)
         if not asked.config.needs_machine:
             return engine
-        is_stream = isinstance(engine, Streams)
         placement = self._settings.sources.get(asked.name, Placement())
         if asked.name.startswith("target"):
             placement = self._settings.target
 
         def start() -> Fleet:
             return self._connection.fleet(
-                asked.name, CopiedEngine(request), placement, asked.config.num_gpus, is_stream, on_loaded
+                asked.name, CopiedEngine(request), placement, asked.config.num_gpus, on_loaded
             )
 
-        return (RemoteStream if is_stream else RemoteEngine)(engine, start)
+        return RemoteEngine(engine, start)
 
     def scorer(self, scorer: Scorer, config: ScorerSettings) -> Scorer:
         """See :meth:`~sinterlm.pipeline.executors.Executor.scorer`."""
@@ -95,7 +98,6 @@ class Connection:
         copied: CopiedEngine | CopiedScorer,
         placement: Placement,
         num_gpus: int,
-        is_stream: bool = False,
         on_loaded: Callable[[str], None] = lambda placement: None,
     ) -> Fleet:
         """Connect, and return the workers of an engine or scorer; see there for the arguments."""
@@ -103,9 +105,7 @@ class Connection:
             self._connect()
         from sinterlm.pipeline.executors.fleet import Fleet
 
-        return Fleet(
-            what, copied, placement, num_gpus=num_gpus, is_stream=is_stream, say=self._say, on_loaded=on_loaded
-        )
+        return Fleet(what, copied, placement, num_gpus=num_gpus, say=self._say, on_loaded=on_loaded)
 
     def close(self) -> None:
         """Disconnect. Ray then ends what this process still has on the cluster, and a cluster that it has started."""
@@ -129,6 +129,7 @@ class Connection:
 
         if ray.is_initialized():  # also by a program that calls Sinter
             return
+        self._check_address()
         # A cluster that Ray starts here would otherwise report its use to Ray's makers.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         on_terminate = signal.getsignal(signal.SIGTERM)
@@ -138,12 +139,11 @@ class Connection:
                     ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
                 except ConnectionError as error:
                     if self._address != "auto":
-                        raise InputError(
-                            f"executor: no Ray cluster at {self._address} ({first_line(error)}); start one "
-                            "(`ray start --head`), or use address: local"
-                        ) from error
+                        raise InputError(f"executor: {self._address}: {first_line(error)}") from error
             if not ray.is_initialized():
                 ray.init(address="local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        except SystemExit:  # Ray's own handler of SIGTERM
+            raise Terminated from None
         finally:
             if threading.current_thread() is threading.main_thread():  # Ray's own handler would end without a word
                 signal.signal(signal.SIGTERM, on_terminate)
@@ -152,6 +152,23 @@ class Connection:
         cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         resources = (count(len(nodes), "node"), count(cpus, "CPU core"), count(gpus, "GPU"))
         self._say(f"Ray cluster: {', '.join(resources)}")
+
+    def _check_address(self) -> None:
+        """Knock at the head node's port: Ray would try for minutes, and then say little.
+
+        Raises:
+            InputError: Nothing listens there.
+        """
+        if self._address in ("auto", "local"):
+            return
+        host, _, port = self._address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"executor: no Ray cluster at {self._address} ({first_line(error)}); give the HOST:PORT of its head "
+                "node (`ray start --head --port 6379`), or use address: local"
+            ) from error
 
 
 class _Remote:
@@ -199,16 +216,6 @@ class RemoteEngine(_Remote):
         """Answer every batch; each yielded list is a whole batch's."""
         for _, generations in self.fleet.work(batches):
             yield generations
-
-
-class RemoteStream(RemoteEngine):
-    """An engine whose items are answered on a cluster one by one, e.g. by a server on every node."""
-
-    def stream(self, items: Iterable[Item]) -> Iterator[Answered]:
-        """See :meth:`~sinterlm.sampling.protocol.Streams.stream`."""
-        prompts = (list(group) for _, group in groupby(items, key=lambda item: item.prompt.id))
-        for _, answers in self.fleet.work(prompts):
-            yield from answers
 
 
 class RemoteScorer(_Remote):
