@@ -424,6 +424,7 @@ def managed_seams(key: str, place: str) -> dict[str, list[Seam]]:
     fails = ("arguments=[--served-model-name, flaky]", "max_retries=0")
     slow = ("arguments=[--served-model-name, slow]", "max_retries=0")
     dies = ("env={RELAY_TO: URL, RELAY_DIES: once}", "concurrency=1", "sampling.num_samples=1")
+    silent = ("command=[sh, -c, 'sleep 2', '{port}']", "restarts=0")
     seams: dict[str, tuple[Any, ...]] = {
         "prompt": ("prompt.system=Be brief.", first_text, CHANGES, "Be brief."),
         "sampling": ("sampling={temperature: 0.5}", of_requests("temperature", "max_tokens"), {(0.8, 4)}, {(0.5, 512)}),
@@ -443,7 +444,7 @@ def managed_seams(key: str, place: str) -> dict[str, list[Seam]]:
         "max_failed": ("max_failed=0.5", lambda d: "max_failed" in d.error, True, False, fails),
         "max_retries": ("max_retries=0", lambda d: bool(d.error), False, True, fails[:1]),
         "timeout_seconds": ("timeout_seconds=0.1", lambda d: bool(d.error), False, True, slow),
-        "health_timeout": ("health_timeout=0.001", lambda d: "did not answer within" in d.error, False, True),
+        "health_timeout": ("health_timeout=0.001", lambda d: "did not answer within" in d.error, False, True, silent),
         "restarts": ("restarts=0", lambda d: "allows" in d.error, False, True, dies),
     }  # fmt: skip
     return {f"{key}.{name}": [managed(place, *seam)] for name, seam in seams.items()}
@@ -899,7 +900,6 @@ SEAMS: dict[str, list[Seam]] = {
     "scorer[reward-model endpoint].base_url": [
         rewarded("scorer.base_url=http://127.0.0.1:9/v1", lambda d: (len(d.requests), "127.0.0.1:9" in d.error),
                  CHANGES, (0, True), given=("scorer.max_retries=0",)),
-        rewarded("scorer.base_url=[http://127.0.0.1:9/v1, URL]", lambda d: "127.0.0.1:9" in d.said, False, True),
     ],
     "scorer[reward-model endpoint].api_key_env": [
         rewarded("scorer.api_key_env=SEAMS_KEY", lambda d: {h["authorization"] for h in d.headers}, CHANGES,
