@@ -424,7 +424,7 @@ def managed_seams(key: str, place: str) -> dict[str, list[Seam]]:
     fails = ("arguments=[--served-model-name, flaky]", "max_retries=0")
     slow = ("arguments=[--served-model-name, slow]", "max_retries=0")
     dies = ("env={RELAY_TO: URL, RELAY_DIES: once}", "concurrency=1", "sampling.num_samples=1")
-    silent = ("command=[sh, -c, 'sleep 2', '{port}']", "restarts=0")
+    silent = ("command=[sh, -c, 'sleep 2', '{port}', '{model}']", "restarts=0")
     seams: dict[str, tuple[Any, ...]] = {
         "prompt": ("prompt.system=Be brief.", first_text, CHANGES, "Be brief."),
         "sampling": ("sampling={temperature: 0.5}", of_requests("temperature", "max_tokens"), {(0.8, 4)}, {(0.5, 512)}),
