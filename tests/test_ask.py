@@ -212,6 +212,18 @@ def test_a_model_that_fails_does_not_stop_the_others(world: World) -> None:
     assert "\nc: the key is refused\nd: the key is refused" in str(caught.value)
 
 
+def test_an_unexpected_error_in_a_thread_is_raised(world: World) -> None:
+    """Otherwise the stage would count as done without the answers."""
+
+    def fail(engine: Engine, items: Iterable[Item]) -> Iterator[Answered]:
+        yield Answered([generation(next(iter(items)))])
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        world.ask(a=fail)
+    assert len(world.answers()) == 1
+
+
 @pytest.mark.parametrize(("tolerated", "error"), [(0.34, None), (0.32, ToleranceError)])
 def test_failed_requests_are_kept_and_asked_for_again(world: World, tolerated: float, error: type | None) -> None:
     def fail_one(engine: Engine, items: Iterable[Item]) -> Iterator[Answered]:

@@ -6,13 +6,14 @@ machine are asked one after another meanwhile. A model that fails does not stop 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
-from threading import Event, Thread
+from threading import Thread
 
 from sinterlm.errors import BudgetError, InputError, SinterError, ToleranceError
 from sinterlm.pipeline.fusion import SamplingRequest
@@ -30,7 +31,7 @@ from sinterlm.sampling.protocol import (
     Streams,
 )
 from sinterlm.store import RecordedResponse
-from sinterlm.streams import Spool
+from sinterlm.streams import Spool, chunks
 
 PROMPTS_AT_ONCE = 256
 """Prompts whose missing answers are looked up at a time."""
@@ -88,7 +89,7 @@ def ask(run: RunContext, stage: str, requests: Sequence[SamplingRequest], prompt
                     run.reporter.say(f"  {request.participant.name} failed, the others are still asked: {error}")
 
     engines: list[Engine] = []
-    at_work: list[Event] = []
+    at_work: list[Future[None]] = []
     elsewhere: dict[str, list[int]] = {}
     for place, request in enumerate(requests):
         if request.participant.config.runs_elsewhere:
@@ -97,6 +98,8 @@ def ask(run: RunContext, stage: str, requests: Sequence[SamplingRequest], prompt
         at_work = [_start(partial(work, places)) for places in elsewhere.values()]
         work([place for place in range(len(requests)) if not requests[place].participant.config.runs_elsewhere])
         _wait(at_work)
+        for done in at_work:
+            done.result()  # raises what is no SinterError: no stage may count as done after it
     except BaseException:
         run.halt.stop()
         try:
@@ -114,30 +117,32 @@ def ask(run: RunContext, stage: str, requests: Sequence[SamplingRequest], prompt
     return results
 
 
-def _start(work: Callable[[], None]) -> Event:
-    """Work in a thread of its own, which does not keep an interrupted process alive; the event says that it has ended.
+def _start(work: Callable[[], None]) -> Future[None]:
+    """Work in a thread of its own, which does not keep an interrupted process alive, and keep how it ends.
 
-    (``Thread.join`` is no help: in CPython 3.11 an interrupt in it lets a thread at work count as ended.)
+    (``Thread.join`` is no help: in CPython 3.11 an interrupt in it lets a thread at work count as ended. A pool waits
+    for its threads when the process ends.)
     """
-    ended = Event()
+    future: Future[None] = Future()
 
     def to_the_end() -> None:
         try:
             work()
-        finally:
-            ended.set()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
 
     Thread(target=to_the_end, daemon=True).start()
-    return ended
+    return future
 
 
-def _wait(at_work: Sequence[Event], seconds: float | None = None) -> None:
+def _wait(at_work: Sequence[Future[None]], seconds: float = math.inf) -> None:
     """Wait until all work has ended, at most so long."""
-    end = None if seconds is None else time.monotonic() + seconds
-    for ended in at_work:
-        # In short steps, so that an interrupt arrives at once on every system.
-        while not ended.wait(0.1) and (end is None or time.monotonic() < end):
-            pass
+    end = time.monotonic() + seconds
+    # In short steps, so that an interrupt arrives at once on every system.
+    while wait(at_work, timeout=0.1).not_done and time.monotonic() < end:
+        pass
 
 
 def _describe_left(requests: Sequence[SamplingRequest], results: Sequence[Asked]) -> str:
@@ -276,10 +281,10 @@ def _sample(
     identity = identity_of(request)
     stored = run.store.response_ids(identity)
     pending = [batch for batch in batches if any(_key(identity, item) not in stored for item in batch)]
-    items = [item for batch in pending for item in batch]
     if pending:
         answers = map(_without_requests, engine.sample(run.within_budget(pending)))
-        _write(run, stage, request, answers, {item.prompt.id: item.prompt for item in items}, len(items), result)
+        prompts = {item.prompt.id: item.prompt for batch in pending for item in batch}
+        _write(run, stage, request, answers, prompts, sum(map(len, pending)), result)
 
 
 def _without_requests(generations: Sequence[Generation]) -> Answered:
@@ -306,8 +311,7 @@ def _lacking(
 ) -> Iterator[tuple[str, Sequence[int]]]:
     """Yield, by prompt id, the sample indices that the store lacks. Of prompts of one text only the first is asked."""
     identity, seen = identity_of(request), set()
-    rest = iter(prompts)
-    while chunk := list(islice(rest, PROMPTS_AT_ONCE)):
+    for chunk in chunks(prompts, PROMPTS_AT_ONCE):
         stored = run.store.sample_indices(identity, [prompt.content_hash for prompt in chunk])
         for prompt in chunk:
             indices = [index for index in range(request.num_samples) if (prompt.content_hash, index) not in stored]

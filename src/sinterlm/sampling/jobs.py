@@ -20,7 +20,6 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from threading import Event
@@ -33,6 +32,8 @@ from sinterlm.records import PROMPT_REFUSED, Failure, Usage
 from sinterlm.sampling.protocol import Answered, Generation, Item, Job, JobBook
 from sinterlm.sampling.served_model import Requests, check_reply
 from sinterlm.sampling.server_habits import NotAsked, ServerHabits
+from sinterlm.sampling.streamed import sample_streamed
+from sinterlm.streams import chunks
 from sinterlm.template import TemplateRefusal
 
 SUBMITTING: Final = "submitting"
@@ -206,18 +207,8 @@ class JobEngine:
         return [list(items)] if items else []
 
     def sample(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[Generation]]:
-        """Answer batch after batch by :meth:`stream`.
-
-        Raises:
-            TryAgainError: An item failed.
-        """
-        for batch in batches:
-            found = {}
-            for answered in self.stream(batch):
-                for failure in answered.failures:
-                    raise TryAgainError(f"prompt {failure.prompt_id}: {failure.kind} ({failure.detail})")
-                found.update({(each.prompt_id, each.index): each for each in answered.generations})
-            yield [found[item.prompt.id, item.index] for item in batch]
+        """Answer batch after batch by :meth:`stream`."""
+        return sample_streamed(self, batches)
 
     def close(self) -> None:
         """Stop waiting for jobs; the next command collects what they answer. May be called from any thread."""
@@ -375,8 +366,7 @@ class JobEngine:
         reading = _Reading(
             job, self._requests, self._habits, self._runner.place, limits=self._limits, split=self._split
         )
-        lines = self._runner.results(job.name, job.handle, self._folder)
-        while chunk := list(islice(lines, LINES_AT_ONCE)):
+        for chunk in chunks(self._runner.results(job.name, job.handle, self._folder), LINES_AT_ONCE):
             yield reading.read(chunk)
         missing, job.wanted = job.wanted, {}
         for span in job.spans:
