@@ -900,6 +900,8 @@ SEAMS: dict[str, list[Seam]] = {
     "scorer[reward-model endpoint].base_url": [
         rewarded("scorer.base_url=http://127.0.0.1:9/v1", lambda d: (len(d.requests), "127.0.0.1:9" in d.error),
                  CHANGES, (0, True), given=("scorer.max_retries=0",)),
+        rewarded("scorer.base_url=[http://127.0.0.1:9/v1, URL]", lambda d: bool(d.requests), False, True,
+                 given=("scorer.base_url=http://127.0.0.1:9/v1", "scorer.max_retries=1")),
     ],
     "scorer[reward-model endpoint].api_key_env": [
         rewarded("scorer.api_key_env=SEAMS_KEY", lambda d: {h["authorization"] for h in d.headers}, CHANGES,
