@@ -378,6 +378,16 @@ def test_a_job_that_the_server_does_not_know_is_refused_or_asked_again(server: B
     assert contents(ask(server, kept, tmp_path, asked, lost_jobs="ask-again")) == expected(asked)
 
 
+def test_a_password_in_netrc_does_not_take_the_place_of_the_key(
+    server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login someone password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("VENDOR_KEY", "sk-canary")
+    ask(server, Kept(), tmp_path, items(1), api_key_env="VENDOR_KEY")
+    assert server.keys == {"Bearer sk-canary"}
+
+
 def test_redirects_are_not_followed_and_keys_stay_secret(
     server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

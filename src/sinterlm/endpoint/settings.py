@@ -27,7 +27,8 @@ def _check_url(url: object) -> str:
         raise expected("a URL, or a list of URLs")
     if "@" in url or "?" in url:
         found = f"this URL has {'a user' if '@' in url else 'parameters'} (not shown, because there may be a key)"
-        raise misfit(f"{found}; remove it, and name the environment variable of the key in api_key_env", "a URL without a key")
+        remedy = "remove it, and name the environment variable of the key in api_key_env"
+        raise misfit(f"{found}; {remedy}", "a URL without a key")
     if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", url):
         raise expected("http:// or https://, a host, and a path such as /v1, without a key or password")
     return url.rstrip("/")

@@ -98,7 +98,7 @@ class Transport:
         data = body if len(body) < _LARGE_REQUEST else io.BytesIO(body)
         try:
             async with self._session.post(
-                url, data=data, headers=headers, proxy=self._proxy(url), allow_redirects=False
+                url, data=data, headers=headers, proxy=find_proxy(url, self._proxies), allow_redirects=False
             ) as response:
                 raw = await _read(response)
                 return Response(response.status, response.headers, _decode(raw, response))
@@ -115,12 +115,20 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             raise NoResponseError("disconnected", str(error) or type(error).__name__) from error
 
-    def _proxy(self, url: URL) -> str | None:
-        """The proxy for requests to a server, from the environment; none for this machine, which no proxy reaches."""
-        if not self._proxies or url.host in _THIS_MACHINE:
-            return None
-        proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
-        return None if proxy is None or urllib.request.proxy_bypass(url.host or "") else proxy
+
+def find_proxy(url: URL, proxies: Mapping[str, str]) -> str | None:
+    """The proxy for requests to a server; none for this machine, which no proxy reaches.
+
+    (aiohttp's own ``trust_env`` also reads ``~/.netrc``, and puts what it finds there in place of the key.)
+
+    Args:
+        url: The server.
+        proxies: Those of the environment (:func:`urllib.request.getproxies`).
+    """
+    if not proxies or url.host in _THIS_MACHINE:
+        return None
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    return None if proxy is None or urllib.request.proxy_bypass(url.host or "") else proxy
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import time
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -20,10 +21,12 @@ from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 from sinterlm.endpoint.host import retry_after
 from sinterlm.endpoint.keys import NO_KEY, find_key, key_variable
 from sinterlm.endpoint.replies import parse_json, said, shown, without_secrets
+from sinterlm.endpoint.transport import CONNECT_SECONDS, find_proxy
 from sinterlm.errors import CredentialsError, InputError, SinterError, TryAgainError
 from sinterlm.files import full_disk_said
 from sinterlm.sampling.jobs import Handle, Progress, is_json
@@ -32,7 +35,6 @@ Returned = TypeVar("Returned")
 
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
 """A call waits a random part of this before its second try, of twice as much before its third, ..."""
-CONNECT_SECONDS = 30.0
 MAX_PAGES = 1000
 """Pages of the list of jobs that are searched."""
 CLOCKS_DIFFER_SECONDS = 86_400.0
@@ -289,10 +291,12 @@ class ProviderJobs:
             self._give_up = partial(loop.call_soon_threadsafe, task.cancel)
             self._check_open()
             headers = {"authorization": f"Bearer {self._key}", "user-agent": "sinterlm"}
-            # The environment's proxies are used. Redirects are not followed: another server must not get the prompts.
+            url = URL(self.place + path)
+            proxy = find_proxy(url, urllib.request.getproxies())
+            # Redirects are not followed: another server must not get the prompts.
             async with (
-                aiohttp.ClientSession(headers=headers, timeout=self._timeout, trust_env=True) as session,
-                session.request(method, self.place + path, allow_redirects=False, **options) as response,
+                aiohttp.ClientSession(headers=headers, timeout=self._timeout) as session,
+                session.request(method, url, proxy=proxy, allow_redirects=False, **options) as response,
             ):
                 if 200 <= response.status < 300:
                     await read(response)
