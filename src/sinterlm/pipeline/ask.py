@@ -259,8 +259,6 @@ def _look_up(
                     finish_reason=generation.finish_reason,
                     num_prompt_tokens=generation.num_prompt_tokens,
                     num_tokens=generation.num_tokens,
-                    reasoning=generation.reasoning,
-                    served_by=generation.served_by,
                 ),
             )
 
