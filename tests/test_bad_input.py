@@ -273,11 +273,7 @@ def test_usage_errors_end_with_2(sinterlm: Command) -> None:
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_then_resumed(recipe: Path, sent: signal.Signals, code: int) -> None:
-    # This test may be a shell's background job, and those pass on to children that SIGINT is ignored.
-    program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from sinterlm.cli import main; main()"
-    )
-    command = [sys.executable, "-c", program, "run", str(recipe), "--until", "train-sft"]
+    command = [sys.executable, "-m", "sinterlm", "run", str(recipe), "--until", "train-sft"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:

@@ -534,9 +534,7 @@ def test_a_redirect_is_not_followed(status: int, monkeypatch: pytest.MonkeyPatch
 
 def test_an_interrupt_does_not_wait_for_replies() -> None:
     program = """
-import signal
 from tests.test_judge import answered, judge
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with it ignored
 try:
     judge({url!r}, concurrency=4, timeout_seconds=60.0).score([answered(str(number)) for number in range(8)])
 except KeyboardInterrupt:

@@ -106,7 +106,7 @@ def test_a_crashed_server_is_started_again_and_asked_for_what_is_left(model: Pat
 def test_a_server_that_ends_again_and_again_is_given_up(model: Path, tmp_path: Path) -> None:
     answers: list[Answered] = []
     given_up = r"(?s)ended 2 times in the middle .* SIGKILL.*\| out of luck"
-    with closing(source(model, "--crash-after", "2", restarts=1).build(settings=SETTINGS)) as engine:
+    with closing(source(model, "--crash-after", "2", restarts=1, concurrency=1).build(settings=SETTINGS)) as engine:
         engine.log_to(tmp_path / "tiny.log")
         with pytest.raises(ToleranceError, match=given_up) as error:
             answers.extend(engine.stream(items(50)))
